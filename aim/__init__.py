@@ -1,0 +1,1 @@
+"""Activation-Informed Merging: calibration text, activation importance, relaxation."""

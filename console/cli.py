@@ -1,0 +1,86 @@
+"""The edge of every script: parse flags, run, print an error once, return the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from console.errors import ProjectError, UsageError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-sentence errors, the nearest known flag, and `--a-b` read as `--a_b`."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.rstrip('.')} (`python {self.prog} --help` lists the flags).")
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        argv = [underscored(a) for a in (sys.argv[1:] if args is None else args)]
+        parsed, rest = self.parse_known_args(argv, namespace)
+        if rest:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f"unknown argument {rest[0]!r}.{nearest(rest[0], known)}")
+        return parsed
+
+
+def underscored(argument: str) -> str:
+    """Spell a long flag with underscores, as the original scripts do: `--save-path=x` -> `--save_path=x`."""
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    if flag.startswith("--no-"):
+        return flag[:5] + flag[5:].replace("-", "_") + equals + value
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags every script has."""
+    parser.add_argument("--quiet", action="store_true", help="no progress bars and no remarks; errors still print")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def say(message: str, quiet: bool = False) -> None:
+    """Print a remark on stderr; stdout is for results."""
+    if not quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run `main(argv)`; turn errors into one sentence on stderr and an exit code (2 usage, 1 failure)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return main(arguments) or 0
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        sentence, code = explain(error)
+        print(f"error: {sentence}", file=sys.stderr)
+        return code
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """Return one sentence for an error, and its exit code."""
+    if isinstance(error, ProjectError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted; nothing was left half-written.", 130
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "the output"
+        return f"No space left on the device while writing {where}; nothing was left half-written.", 1
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename or 'no file named'}.", 1
+    text = " ".join(str(error).split())
+    return f"Unexpected {type(error).__name__}: {text}. Run again with --debug for the traceback.", 1

@@ -1,0 +1,40 @@
+"""The project's exceptions: raised where the fact is known, printed once at the edge by `console.cli.run`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ProjectError(Exception):
+    """Base of all errors meant for the user; the message is one clear sentence."""
+
+    exit_code = 1
+
+
+class UsageError(ProjectError):
+    """What was asked for cannot be right: a flag, a name, a path. Exit code 2."""
+
+    exit_code = 2
+
+
+class FailureError(ProjectError):
+    """What was asked for is right but could not be done: a broken file, no space. Exit code 1."""
+
+
+class CheckpointError(FailureError):
+    """A checkpoint that cannot be read or written; names the file or tensor."""
+
+
+class CalibrationError(FailureError):
+    """Calibration text or activations that cannot be used."""
+
+
+class EvaluationError(FailureError):
+    """A benchmark or model that cannot be evaluated."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the known word closest to `word`, or an empty string."""
+    match = difflib.get_close_matches(word.lower(), {k.lower(): k for k in known}, n=1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""

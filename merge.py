@@ -1,0 +1,106 @@
+"""Merge fine-tuned models into one checkpoint: `python merge.py --method ties --help` shows a method's parameters."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from console.cli import Parser, add_output_flags, run, say
+from merging.recipe import DTYPES, make_recipe, read_config
+from merging.registry import MergeMethod, all_methods, find_method
+
+OUTPUT_KEYS = ("save_path", "device", "max_shard_size", "overwrite")
+EXAMPLE = (
+    "example: python merge.py --method ties --base_model BASE --models_to_merge A,B,C --save_path OUT --density 0.2"
+)
+
+
+def make_parser(method: MergeMethod | None) -> Parser:
+    """Return the parser with the flags of one method (or of every method, where none is chosen yet)."""
+    parser = Parser(
+        prog="merge.py",
+        description=f"{method.title}: {method.summary} ({method.paper})." if method else __doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.HelpFormatter,
+    )
+    listed = "; ".join(f"{m.name}: {m.summary}" for m in all_methods().values())
+    parser.add_argument("--method", help=f"how to merge. {listed}")
+    parser.add_argument("--base_model", help="the base: a folder or hub id (optional for linear)")
+    parser.add_argument("--models_to_merge", metavar="A,B,C", help="the fine-tuned models, by folder or hub id")
+    parser.add_argument("--save_path", type=Path, help="folder for the merged checkpoint")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with the same keys; flags win over it")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the output (default: bfloat16)")
+    parser.add_argument(
+        "--numerics",
+        choices=("float32", "reference"),
+        help="float32: one rounding at the end (default); reference: the original's bf16 arithmetic, bit for bit",
+    )
+    parser.add_argument("--seed", type=int, help="of DARE's masks (default: 42)")
+    parser.add_argument("--omega", type=float, help="relax the merge by AIM in the same pass, with this omega")
+    parser.add_argument("--importance", type=Path, metavar="FILE", help="the base's importance file, for --omega")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
+    parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is in --save_path")
+    add_output_flags(parser)
+    group = parser.add_argument_group(f"parameters of {method.name}" if method else "parameters of the methods")
+    for name, parameter, users in method_flags(method):
+        default = "" if method is None else f" (default: {parameter.default}; {parameter.source})"
+        whose = "" if method else f" [{', '.join(users)}]"
+        text = (parameter.help + default + whose).replace("%", "%%")
+        if parameter.type == "bool":
+            group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            metavar = "X or X,Y,Z" if parameter.per_model else parameter.type.upper()
+            group.add_argument(f"--{name}", metavar=metavar, help=text)
+    return parser
+
+
+def method_flags(method: MergeMethod | None) -> list[tuple[str, Any, list[str]]]:
+    """Return (name, parameter, methods that have it) for the chosen method, or for all."""
+    flags: dict[str, tuple[str, Any, list[str]]] = {}
+    for m in [method] if method else all_methods().values():
+        for name, parameter in m.parameters.items():
+            flags.setdefault(name, (name, parameter, []))[2].append(m.name)
+    return list(flags.values())
+
+
+def take(key: str, flags: dict[str, Any], config: dict[str, Any]) -> Any:
+    """Remove and return a key from the flags or else from the YAML; None where neither has it."""
+    from_config = config.pop(key, None)
+    return flags.pop(key, from_config)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, merge, say where."""
+    early = Parser(add_help=False)
+    early.add_argument("--method")
+    chosen, _ = early.parse_known_args(argv)
+    asks_help = bool({"-h", "--help"} & set(argv))
+    parser = make_parser(find_method(chosen.method) if chosen.method and asks_help else None)
+    flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
+    quiet = flags.pop("quiet")
+    flags.pop("debug")
+    config = read_config(flags.pop("config")) if "config" in flags else {}
+    asked = {key: take(key, flags, config) for key in (*OUTPUT_KEYS, "omega", "importance")}
+    recipe = make_recipe(flags, config)
+    if asked["save_path"] is None:
+        parser.error("--save_path is missing: the folder for the merged checkpoint")
+    given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
+    from merging.run import Output, merge
+
+    relaxing = None
+    if asked["omega"] is not None or asked["importance"] is not None:
+        from aim.run import relaxing_of
+
+        relaxing = relaxing_of(recipe, asked["omega"], asked["importance"])
+    output = Output(**{**given, "save_path": Path(given["save_path"])}, quiet=quiet)
+    folder = merge(recipe, output, relaxing)
+    say(f"Merged {len(recipe.models)} models with {recipe.method} into {folder}.", quiet)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

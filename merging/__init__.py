@@ -1,0 +1,1 @@
+"""Merging: a merge is a function of tensors, streamed by name."""

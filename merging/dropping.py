@@ -1,0 +1,49 @@
+"""DARE's drop and rescale, shared by its two methods. Yu et al. 2023, arXiv:2311.03099."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.sparsify import keep_mask
+from merging.tensors import Block, PerBlock, TensorGroup
+
+
+def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Return, for each block, the models' masks (n, rows, ...) and the factors that rescale what is kept."""
+    density = parameters["density"]
+
+    def mask(model: int, block: Block) -> Tensor:
+        shape = torch.Size((block.stop - block.start, *group.shape[1:]))
+        if density[model] >= 1:
+            return torch.ones(shape, dtype=torch.bool, device=group.device)
+        drawn = keep_mask(block, shape, name=group.name, model=model, density=density[model], seed=group.seed)
+        return drawn.to(group.device)
+
+    def l1_ratio(model: int) -> float:
+        before = after = 0.0
+        for block in group.blocks():
+            magnitude = group.task_vector(model, block).abs_().double()
+            before += float(magnitude.sum())
+            after += float((magnitude * mask(model, block)).sum())
+        return before / after if before > 1e-7 and after > 1e-7 else 1.0
+
+    def factor(model: int) -> float:
+        if density[model] >= 1 or density[model] <= 0 or parameters["rescale"] == "none":
+            return 1.0
+        return 1.0 / density[model] if parameters["rescale"] == "paper" else l1_ratio(model)
+
+    models = range(len(density))
+    factors = [factor(i) for i in models]
+    return lambda block: {"masks": torch.stack([mask(i, block) for i in models]), "factors": factors}
+
+
+def drop_and_rescale(task_vectors: Tensor, masks: Tensor, factors: Sequence[float]) -> Tensor:
+    """Return m_t * tau_t * factor_t; task_vectors and masks (n, rows, ...) -> (n, rows, ...).
+
+    With the factor 1/density the expectation over masks is the task vector itself (DARE, equation 2).
+    """
+    return torch.stack([tau * mask * factor for tau, mask, factor in zip(task_vectors, masks, factors, strict=True)])

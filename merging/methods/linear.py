@@ -1,0 +1,31 @@
+"""Linear average of models (model soups). Wortsman et al. 2022, arXiv:2203.05482."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from merging.consensus import nonzero_total, weighted_sum
+from merging.reference import linear_reference
+from merging.registry import merge_method
+
+
+def linear(base: Tensor | None, finetuned: Tensor, *, weights: Sequence[float], normalize: bool) -> Tensor:
+    """theta = sum_t w_t theta_t [ / sum_t w_t, if normalize ]
+
+    finetuned (n, rows, ...), weights n floats -> (rows, ...); the base does not enter. The average is taken around
+    the first model, so that equal models give that model exactly, for any number of them.
+    """
+    if not normalize:
+        return weighted_sum(finetuned, weights)
+    anchor = finetuned[0]
+    return anchor + weighted_sum(finetuned - anchor, weights) / nonzero_total(weights)
+
+
+def reference(base: Tensor | None, finetuned: Sequence[Tensor], *, weights: Sequence[float], normalize: bool) -> Tensor:
+    """The original's arithmetic on whole bf16 tensors."""
+    return linear_reference(finetuned, weights=weights, normalize=normalize)
+
+
+METHOD = merge_method(reference=reference)(linear)

@@ -1,0 +1,43 @@
+"""Task arithmetic. Ilharco et al. 2023, arXiv:2212.04089."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from merging.consensus import nonzero_total, weighted_sum
+from merging.reference import task_arithmetic_reference
+from merging.registry import merge_method
+
+
+def add_task_vectors(
+    base: Tensor, task_vectors: Tensor, weights: Sequence[float], scaling: float, normalize: bool
+) -> Tensor:
+    """theta = theta_0 + lambda * sum_t w_t tau_t [ / sum_t w_t, if normalize ]
+
+    base (rows, ...), task_vectors (n, rows, ...) -> (rows, ...).
+    """
+    merged = weighted_sum(task_vectors, weights)
+    if normalize:
+        merged /= nonzero_total(weights)
+    return base + merged * scaling
+
+
+def task_arithmetic(
+    base: Tensor, finetuned: Tensor, *, weights: Sequence[float], scaling: float, normalize: bool
+) -> Tensor:
+    """Add the weighted task vectors tau_t = theta_t - theta_0; finetuned (n, rows, ...) -> (rows, ...)."""
+    return add_task_vectors(base, finetuned - base, weights, scaling, normalize)
+
+
+def reference(
+    base: Tensor, finetuned: Sequence[Tensor], *, weights: Sequence[float], scaling: float, normalize: bool
+) -> Tensor:
+    """The original's arithmetic on whole bf16 tensors."""
+    return task_arithmetic_reference(
+        base, finetuned, weights=weights, consensus=False, normalize=normalize, scaling=scaling
+    )
+
+
+METHOD = merge_method(reference=reference)(task_arithmetic)

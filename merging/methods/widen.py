@@ -1,0 +1,146 @@
+"""WIDEN: merging by weight disentanglement. Yu et al. 2024, arXiv:2408.03092.
+
+A weight matrix is split into column magnitudes and directions. How far each moved from the base ranks the columns of a
+model; ranks compete across models by softmax; columns ranked above average get a calibrated score instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from console.errors import CheckpointError
+from merging.registry import merge_method
+from merging.tensors import Block, PerBlock, TensorGroup
+
+TILE_ELEMENTS = 1 << 18
+"""Rows are summed in fp64 over tiles of this fixed size, so that no rank depends on block size or threads."""
+
+
+def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Compute the coefficient of each column (or, for vectors, each entry) of each model from the whole tensor."""
+    ratio = parameters["above_average_value_ratio"]
+    calibration = parameters["score_calibration_value"]
+    if len(group.shape) > 2:
+        raise CheckpointError(
+            f"widen is defined for vectors and matrices, and {group.name} is {list(group.shape)}; use another method."
+        )
+    if len(group.shape) == 1:
+        significance = torch.stack([_task_vector(group, i).abs().double() for i in range(len(group.finetuned))])
+        coefficients = _score(significance, significance > ratio * significance.mean(1, keepdim=True), calibration)
+        return lambda block: {"coefficients": coefficients[:, block.rows]}
+    magnitude_moved, direction_moved = _column_differences(group)
+    columns = magnitude_moved.shape[1]
+    scores = []
+    for moved in (magnitude_moved, direction_moved):
+        position = _positions(moved)
+        # rank > ratio * mean(rank), in whole numbers: the mean of 0..d-1 is (d - 1) / 2
+        above = position > ratio * (columns - 1) / 2
+        scores.append(_score(position / columns, above, calibration))
+    coefficients = (scores[0] + scores[1]) / 2
+    if group.is_embedding:
+        return lambda block: {"coefficients": coefficients[:, block.rows, None]}
+    return lambda block: {"coefficients": coefficients[:, None, :]}
+
+
+def widen(base: Tensor, finetuned: Tensor, *, coefficients: Tensor) -> Tensor:
+    """theta = theta_0 + sum_t c_t * tau_t, with a coefficient per model and column
+
+    base (rows, ...), finetuned (n, rows, ...), coefficients broadcastable to finetuned -> (rows, ...).
+    """
+    total = torch.zeros_like(base)
+    for tensor, coefficient in zip(finetuned, coefficients, strict=True):
+        total += (tensor - base) * coefficient
+    return base + total
+
+
+def _score(rank: Tensor, above: Tensor, calibration: float) -> Tensor:
+    """softmax over the models of their ranks; the calibration value where a rank is above average; (n, d) fp32."""
+    competing = torch.softmax(rank, dim=0)
+    return torch.where(above, torch.full_like(competing, calibration), competing).float()
+
+
+def _positions(moved: Tensor) -> Tensor:
+    """Position of each column in the ascending order of its model, equal ones in index order; (n, d) fp64."""
+    order = torch.argsort(moved, dim=1, stable=True)
+    position = torch.empty_like(moved)
+    ascending = torch.arange(moved.shape[1], dtype=moved.dtype, device=moved.device)
+    return position.scatter_(1, order, ascending.expand_as(moved))
+
+
+def _task_vector(group: TensorGroup, model: int) -> Tensor:
+    return group.task_vector(model, Block(0, group.shape[0], 1))
+
+
+def _column_differences(group: TensorGroup) -> tuple[Tensor, Tensor]:
+    """Return |m_t - m_0| and 1 - cos(W_t, W_0) per column, (n, d) fp64.
+
+    A column is an input channel (axis 1), or a token (axis 0) of the input embedding. A column of zeros has no
+    direction: its difference is NaN, which ranks highest, as in the published code.
+    """
+    n, columns = len(group.finetuned), group.shape[0] if group.is_embedding else group.shape[1]
+    sums = {
+        key: torch.zeros(n, columns, dtype=torch.float64, device=group.device) for key in ("models", "base", "product")
+    }
+    row_elements = group.elements // group.shape[0]
+    step = max(1, TILE_ELEMENTS // row_elements)
+    for start in range(0, group.shape[0], step):
+        tile = Block(start, min(group.shape[0], start + step), row_elements)
+        base, models = group.base_block(tile).double(), group.model_blocks(tile).double()
+        where = (slice(None), tile.rows) if group.is_embedding else (slice(None), slice(None))
+        axis = -1 if group.is_embedding else -2
+        sums["models"][where] += models.square().sum(axis)
+        sums["base"][where] += base.square().sum(axis)
+        sums["product"][where] += (models * base).sum(axis)
+    model_norm, base_norm = sums["models"].sqrt(), sums["base"].sqrt()
+    cosine = sums["product"] / (model_norm * base_norm)
+    return (model_norm - base_norm).abs(), 1 - cosine
+
+
+def reference(
+    base: Tensor,
+    finetuned: Sequence[Tensor],
+    *,
+    above_average_value_ratio: float,
+    score_calibration_value: float,
+    is_embedding: bool,
+) -> Tensor:
+    """The published code's expressions on whole tensors in their own dtype (bf16): norms, ranks and scores alike."""
+    ratio, calibration = above_average_value_ratio, score_calibration_value
+
+    def score(values: Tensor) -> Tensor:
+        above = values > values.mean(dim=1, keepdim=True) * ratio
+        competing = torch.softmax(values, dim=0)
+        competing[above] = calibration
+        return competing
+
+    def ranks(moved: Tensor) -> Tensor:
+        order = torch.argsort(moved, dim=1, descending=False, stable=True)
+        ascending = torch.arange(moved.shape[1], device=moved.device).expand_as(moved)
+        return torch.zeros_like(moved, dtype=torch.float32).scatter_(1, order, (ascending / moved.shape[1]).float())
+
+    if base.dim() == 1:
+        task_vectors = torch.stack([tensor - base for tensor in finetuned])
+        merged = base + (task_vectors * score(task_vectors.abs())).sum(dim=0)
+        return merged.to(base.dtype)
+    theta_0 = base.T if is_embedding else base
+    models = [tensor.T if is_embedding else tensor for tensor in finetuned]
+    base_norm = torch.norm(theta_0, p=2, dim=0)
+    norms = [torch.norm(tensor, p=2, dim=0) for tensor in models]
+    magnitude = torch.stack([(norm - base_norm).abs() for norm in norms])
+    direction = torch.stack(
+        [
+            1 - torch.cosine_similarity(tensor / norm, theta_0 / base_norm, dim=0)
+            for tensor, norm in zip(models, norms, strict=True)
+        ]
+    )
+    coefficients = 0.5 * (score(ranks(magnitude)) + score(ranks(direction)))
+    task_vectors = torch.stack([tensor - theta_0 for tensor in models])
+    merged = theta_0 + (task_vectors * coefficients.unsqueeze(1)).sum(dim=0)
+    return (merged.T if is_embedding else merged).to(base.dtype).contiguous()
+
+
+METHOD = merge_method(reference=reference, prepare=coefficients_of)(widen)

@@ -1,0 +1,96 @@
+"""One named tensor of all the models, and the blocks of rows it is read in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of one tensor per block, so that temporaries stay small. No result depends on it."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows `start:stop` of a tensor with `row_elements` elements per row."""
+
+    start: int
+    stop: int
+    row_elements: int
+
+    @property
+    def rows(self) -> slice:
+        """The rows as an index into the tensor."""
+        return slice(self.start, self.stop)
+
+    @property
+    def offset(self) -> int:
+        """Index of the block's first element in the flattened tensor."""
+        return self.start * self.row_elements
+
+    @property
+    def elements(self) -> int:
+        """Number of elements in the block."""
+        return (self.stop - self.start) * self.row_elements
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """The same tensor in the base and in every fine-tuned model, as stored, with at least one dimension.
+
+    base (rows, ...) or None where the method has none; finetuned: n tensors (rows, ...). Blocks are read in fp32 on
+    `device`. `is_embedding` marks an input embedding, whose columns in the sense of WIDEN are its rows.
+    """
+
+    name: str
+    base: Tensor | None
+    finetuned: tuple[Tensor, ...]
+    device: torch.device
+    seed: int = 42
+    is_embedding: bool = False
+    block_elements: int = BLOCK_ELEMENTS
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tensor."""
+        return self.finetuned[0].shape
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the whole tensor."""
+        return self.finetuned[0].numel()
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the blocks in order."""
+        rows = self.shape[0]
+        row_elements = self.elements // rows if rows else 0
+        step = max(1, self.block_elements // max(1, row_elements))
+        for start in range(0, rows, step):
+            yield Block(start, min(rows, start + step), row_elements)
+
+    def base_block(self, block: Block) -> Tensor:
+        """Return the base's rows (rows, ...) in fp32."""
+        assert self.base is not None
+        return self.base[block.rows].to(self.device, torch.float32)
+
+    def model_blocks(self, block: Block) -> Tensor:
+        """Return the models' rows, stacked (n, rows, ...), in fp32."""
+        shape = (len(self.finetuned), block.stop - block.start, *self.shape[1:])
+        stacked = torch.empty(shape, dtype=torch.float32, device=self.device)
+        for i, tensor in enumerate(self.finetuned):
+            stacked[i].copy_(tensor[block.rows])
+        return stacked
+
+    def task_vector(self, model: int, block: Block) -> Tensor:
+        """Return tau_t = theta_t - theta_0 of one model for the block's rows (rows, ...), in fp32."""
+        return self.finetuned[model][block.rows].to(self.device, torch.float32) - self.base_block(block)
+
+
+PerBlock: TypeAlias = Callable[[Block], Mapping[str, Any]]
+"""What a method needs for one block beyond its parameters, by argument name."""
+
+Prepare: TypeAlias = Callable[[TensorGroup, Mapping[str, Any]], PerBlock]
+"""Reads a whole tensor once, before its blocks are merged: thresholds, column norms, mask streams."""

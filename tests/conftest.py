@@ -1,0 +1,37 @@
+"""Fixtures shared by the tests: a family of tiny real Llamas, and how to run the scripts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub; a missing file is then an error at once
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+
+from tests.tiny import fine_tune, make_llama, write_texts
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bf16 base, three fine-tuned models a, b, c of its shape, and calibration text."""
+    folder = tmp_path_factory.mktemp("family")
+    base = make_llama(folder / "base")
+    tuned = {name: fine_tune(base, folder / name, seed=i) for i, name in enumerate("abc", 1)}
+    return {"base": base, **tuned, "text": write_texts(folder / "text.jsonl")}
+
+
+@pytest.fixture(scope="session")
+def run_script():  # type: ignore[no-untyped-def]
+    """Run a script from the repository root as a user does; returns the finished process with its text."""
+
+    def run(*arguments: object, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env}, timeout=300)
+
+    return run

@@ -1,0 +1,315 @@
+"""Reading and writing checkpoints: shards, .bin, staging, vocabulary, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from console.errors import CheckpointError, FailureError, UsageError
+from merging import preflight
+from merging.checkpoint import CheckpointRef, open_checkpoint
+from merging.recipe import make_recipe
+from merging.run import Output, merge
+from merging.vocabulary import align
+from merging.writer import parse_size
+from tests.tiny import VOCABULARY, fine_tune, make_llama, weights
+
+
+def merged(method: str, base: Path | None, models: list[Path], out: Path, size: str = "5GB", **flags: object) -> Path:
+    """Merge folders, quietly."""
+    given = {"method": method, "models_to_merge": list(map(str, models)), **flags}
+    if base is not None:
+        given["base_model"] = str(base)
+    return merge(make_recipe(given, {}), Output(out, max_shard_size=size, quiet=True))
+
+
+def test_reference_names() -> None:
+    """`org/name@revision` splits at the last @; a folder with an @ in it does not."""
+    assert CheckpointRef.parse("org/name@abc") == CheckpointRef("org/name", "abc")
+    assert CheckpointRef.parse("org/name").is_hub_id
+    assert not CheckpointRef.parse("./folder/none").is_hub_id
+
+
+@pytest.mark.parametrize("layout", ["sharded", "bin", "sharded bin"])
+def test_layout_of_the_inputs_does_not_matter(family, tmp_path: Path, layout: str) -> None:
+    """The same weights in shards or as .bin, whole or sharded, give the same merged bytes."""
+    plain = merged("ties", family["base"], [family["a"], family["b"]], tmp_path / "plain")
+    again = tmp_path / "a"
+    model = AutoModelForCausalLM.from_pretrained(family["a"], dtype="auto")
+    if layout == "sharded":
+        model.save_pretrained(again, max_shard_size="60KB")
+        assert len(list(again.glob("*.safetensors"))) > 1
+    else:
+        again.mkdir()
+        (again / "config.json").write_text((family["a"] / "config.json").read_text())
+        state = {name: tensor.clone() for name, tensor in weights(family["a"]).items()}
+        names = sorted(state)
+        parts = [names] if layout == "bin" else [names[:10], names[10:]]
+        files = ["pytorch_model.bin"] if layout == "bin" else [f"pytorch_model-{i:05d}-of-00002.bin" for i in (1, 2)]
+        for part, file in zip(parts, files, strict=True):
+            torch.save({name: state[name] for name in part}, again / file)
+        if layout == "sharded bin":
+            index = {"weight_map": {n: f for part, f in zip(parts, files, strict=True) for n in part}}
+            (again / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    other = merged("ties", family["base"], [again, family["b"]], tmp_path / "other")
+    assert (plain / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_shards_of_the_output(family, tmp_path: Path) -> None:
+    """Sharded output holds the same tensors, an index with the true total, shards under the size, and loads."""
+    whole = merged("dare_ties", family["base"], [family["a"], family["b"]], tmp_path / "whole")
+    shards = merged("dare_ties", family["base"], [family["a"], family["b"]], tmp_path / "shards", size="40KB")
+    index = json.loads((shards / "model.safetensors.index.json").read_text())
+    one, many = weights(whole), weights(shards)
+    assert one.keys() == many.keys() == index["weight_map"].keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+    assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in one.values())
+    files = sorted(shards.glob("*.safetensors"))
+    assert [f.name for f in files] == [
+        f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
+    ]
+    assert AutoModelForCausalLM.from_pretrained(shards).config.vocab_size == VOCABULARY
+
+
+def test_what_stands_in_the_output(family, tmp_path: Path) -> None:
+    """Exactly these files; the tokenizer's byte for byte the base's; generation config; card; run record."""
+    out = merged("ties", family["base"], [family["a"], family["b"]], tmp_path / "out")
+    assert {f.name for f in out.iterdir()} == {
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "run_record.json",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    assert (out / "tokenizer.json").read_bytes() == (family["base"] / "tokenizer.json").read_bytes()
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    record = json.loads((out / "run_record.json").read_text())
+    assert record["lineage"]["method"] == "ties"
+    assert record["recipe"]["density"] == [0.2, 0.2]
+    assert record["sources"]["density"].startswith("default: TIES")
+    assert (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
+    assert AutoTokenizer.from_pretrained(out).decode([5, 6]) == "w5 w6"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_dtype_of_the_output(family, tmp_path: Path, dtype: str) -> None:
+    """--dtype rounds the one fp32 result; every floating-point tensor has it, and the config says so."""
+    exact = weights(merged("linear", None, [family["a"], family["b"]], tmp_path / "exact", dtype="float32"))
+    out = merged("linear", None, [family["a"], family["b"]], tmp_path / "out", dtype=dtype)
+    for name, tensor in weights(out).items():
+        assert torch.equal(tensor, exact[name].to(getattr(torch, dtype)))
+    assert json.loads((out / "config.json").read_text())["dtype"] == dtype
+
+
+def test_linear_with_a_base_takes_only_its_tokenizer(family, tmp_path: Path) -> None:
+    """A base given to linear changes no weight, and supplies tokenizer and config."""
+    without = merged("linear", None, [family["a"], family["b"]], tmp_path / "1")
+    with_base = merged("linear", family["base"], [family["a"], family["b"]], tmp_path / "2")
+    assert (without / "model.safetensors").read_bytes() == (with_base / "model.safetensors").read_bytes()
+
+
+def test_no_dependence_on_hash_seed(family, tmp_path: Path, run_script) -> None:
+    """Law 19: weights, config and tokenizer are the same for any PYTHONHASHSEED."""
+    contents = []
+    for seed in ("0", "5"):
+        out = tmp_path / seed
+        models = f"{family['a']},{family['b']}"
+        done = run_script(
+            "merge.py", "--method", "linear", "--models_to_merge", models, "--save_path", out, PYTHONHASHSEED=seed
+        )
+        assert done.returncode == 0, done.stderr
+        names = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json")
+        contents.append([(out / name).read_bytes() for name in names])
+    assert contents[0] == contents[1]
+
+
+# vocabulary
+
+
+def test_alignment_by_hand() -> None:
+    """Rows follow token strings: reordered, missing, extra and padding rows, worked by hand."""
+    donor = {"a": 0, "b": 1, "c": 2}
+    alignment = align(donor, 5, {"b": 0, "a": 1, "d": 2}, 5)
+    assert alignment is not None
+    assert alignment.rows == (1, 0, -1, 3, 4)
+    assert (alignment.missing, alignment.extra) == (("c",), ("d",))
+    rows = torch.tensor([[10.0], [11], [12], [13], [14]])
+    fill = torch.tensor([[0.0], [0], [7], [0], [0]])
+    assert alignment.apply(rows, fill).flatten().tolist() == [11, 10, 7, 13, 14]
+    same = align(donor, 3, {**donor, "pad": 3}, 4)
+    assert same is not None
+    assert same.rows is None
+    assert same.extra == ("pad",)
+
+
+def test_vocabulary_of_the_original_trio(family, tmp_path: Path, capsys) -> None:
+    """Law 18, the original's own trio in miniature: base of 320 rows; models with [PAD] and with <pad> at row 320;
+    one whose tokenizer lists a token without a row. The result has the base's rows and tokenizer, and it is said."""
+    a = fine_tune(family["base"], tmp_path / "a", seed=1, extra=("[PAD]",))
+    b = fine_tune(family["base"], tmp_path / "b", seed=2, extra=("<pad>",))
+    c = fine_tune(family["base"], tmp_path / "c", seed=3)
+    tokenizer = AutoTokenizer.from_pretrained(c)
+    tokenizer.add_tokens(["<ghost>"])
+    tokenizer.save_pretrained(c)
+    recipe = make_recipe({"method": "task_arithmetic", "base_model": str(family["base"]),
+                          "models_to_merge": f"{a},{b},{c}"}, {})  # fmt: skip
+    out = merge(recipe, Output(tmp_path / "out"))
+    said = capsys.readouterr().err
+    assert "has 321 rows" in said
+    assert "'[PAD]'" in said
+    assert "'<pad>'" in said
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == VOCABULARY
+    base, result = weights(family["base"]), weights(out)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        expected = base[name].float()
+        for model in (a, b, c):
+            expected = expected + (weights(model)[name][:VOCABULARY].float() - base[name].float())
+        assert torch.equal(result[name], expected.bfloat16()), name
+    assert len(AutoTokenizer.from_pretrained(out)) <= VOCABULARY
+
+
+def test_model_with_fewer_rows(tmp_path: Path) -> None:
+    """Law 18: a model that lacks a token of the base leaves that row as the base has it, and says so."""
+    base = make_llama(tmp_path / "base", vocab=321, extra=("[PAD]",))
+    small = make_llama(tmp_path / "small", seed=5, vocab=320)
+    out = merged("task_arithmetic", base, [small], tmp_path / "out")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(weights(out)[name][320], weights(base)[name][320])
+        assert torch.equal(weights(out)[name][:320], weights(small)[name])
+
+
+def test_reordered_tokens_are_followed(family, tmp_path: Path) -> None:
+    """Two tokenizers with two tokens exchanged: rows are exchanged with them, not matched by number."""
+    other = fine_tune(family["base"], tmp_path / "other", seed=3)
+    file = other / "tokenizer.json"
+    data = json.loads(file.read_text())
+    data["model"]["vocab"]["w10"], data["model"]["vocab"]["w11"] = 11, 10
+    file.write_text(json.dumps(data))
+    state = weights(other)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name][[10, 11]] = state[name][[11, 10]]
+    save_file(state, other / "model.safetensors", {"format": "pt"})
+    straight = fine_tune(family["base"], tmp_path / "straight", seed=3)
+    one = merged("ties", family["base"], [other], tmp_path / "1")
+    two = merged("ties", family["base"], [straight], tmp_path / "2")
+    assert all(torch.equal(weights(one)[name], tensor) for name, tensor in weights(two).items())
+
+
+# what is refused
+
+
+def broken(folder: Path, how: str) -> Path:
+    """Break a copy of a model in one way."""
+    import shutil
+
+    copy = folder / how.replace(" ", "_")
+    shutil.copytree(folder / "base", copy)
+    file = copy / "model.safetensors"
+    if how == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif how == "wrong header length":
+        file.write_bytes((10**12).to_bytes(8, "little") + file.read_bytes()[8:])
+    elif how == "no weights":
+        file.unlink()
+    elif how == "no config":
+        (copy / "config.json").unlink()
+    elif how == "missing shard":
+        index = {"weight_map": {"x": "model-00002-of-00002.safetensors"}}
+        file.unlink()
+        (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif how == "pickled code":
+        file.unlink()
+        torch.save({"x": Path("evil")}, copy / "pytorch_model.bin")
+    elif how == "other shape":
+        state = load_file(file)
+        state["model.layers.0.mlp.up_proj.weight"] = torch.zeros(5, 48, dtype=torch.bfloat16)
+        save_file(state, file)
+    elif how == "fewer layers":
+        state = {k: v for k, v in load_file(file).items() if "layers.1" not in k}
+        save_file(state, file)
+    elif how == "extra tensor":
+        save_file({**load_file(file), "value_head.weight": torch.zeros(3)}, file)
+    elif how == "NaN inside":
+        state = load_file(file)
+        state["model.norm.weight"][3] = float("nan")
+        save_file(state, file)
+    return copy
+
+
+REFUSED = [
+    ("truncated", "cut short"),
+    ("wrong header length", "its header claims"),
+    ("no weights", "holds no weights"),
+    ("no config", "has no config.json"),
+    ("missing shard", "model-00002-of-00002.safetensors, which is not in the folder"),
+    ("pickled code", "is not unpickled"),
+    ("other shape", r"model\.layers\.0\.mlp\.up_proj\.weight is \[96, 48\] in .* and \[5, 48\]"),
+    ("fewer layers", r"has no tensor model\.layers\.1\..*and 6 more"),
+    ("extra tensor", "has a tensor value_head.weight, which"),
+    ("NaN inside", "model.norm.weight of the result is not finite"),
+]
+
+
+@pytest.mark.parametrize(("how", "message"), REFUSED)
+def test_broken_input_is_named_and_nothing_written(tmp_path: Path, how: str, message: str) -> None:
+    """Each broken checkpoint is refused with a sentence that names the file or tensor; no folder is left behind."""
+    base = make_llama(tmp_path / "base")
+    model = broken(tmp_path, how)
+    with pytest.raises(CheckpointError, match=message):
+        merged("task_arithmetic", base, [model], tmp_path / "out")
+    assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+def test_no_space(family, tmp_path: Path, monkeypatch) -> None:
+    """A disk that is too full is refused before the first byte."""
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(FailureError, match="No space for the output"):
+        merged("ties", family["base"], [family["a"]], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_write_leaves_nothing(family, tmp_path: Path, monkeypatch) -> None:
+    """An error in the middle of writing leaves neither the target nor the staging folder, and an old target whole."""
+    from merging.writer import ShardedWriter
+
+    out = merged("linear", None, [family["a"]], tmp_path / "out")
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    calls = []
+    real = ShardedWriter.write
+
+    def failing(self, name, tensor):
+        calls.append(name)
+        if len(calls) == 5:
+            raise OSError(28, "No space left on device")
+        real(self, name, tensor)
+
+    monkeypatch.setattr(ShardedWriter, "write", failing)
+    recipe = make_recipe({"method": "linear", "models_to_merge": str(family["b"])}, {})
+    with pytest.raises(OSError, match="No space"):
+        merge(recipe, Output(out, overwrite=True, quiet=True))
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwrite_replaces_the_whole_folder(family, tmp_path: Path) -> None:
+    """A non-empty target is refused without --overwrite, and replaced whole with it: no stale file stays."""
+    out = merged("linear", None, [family["a"]], tmp_path / "out", size="40KB")
+    with pytest.raises(UsageError, match="not empty"):
+        merged("linear", None, [family["b"]], out)
+    recipe = make_recipe({"method": "linear", "models_to_merge": str(family["b"])}, {})
+    merge(recipe, Output(out, overwrite=True, quiet=True))
+    assert [f.name for f in out.glob("*.safetensors*")] == ["model.safetensors"]
+    opened = open_checkpoint(str(out))
+    assert torch.equal(opened.read("lm_head.weight"), weights(family["b"])["lm_head.weight"])
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1GiB", 2**30), ("200mb", 2 * 10**8), ("7", 7)])
+def test_sizes(text: str, size: int) -> None:
+    """GB counts in powers of ten, GiB in powers of two."""
+    assert parse_size(text) == size

@@ -1,0 +1,350 @@
+"""Laws of the merge methods on single tensors, through the same loop that files go through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from merging.registry import all_methods, find_method
+from merging.sparsify import keep_mask, kept_count, trim, trim_threshold
+from merging.stream import Job, merge_group
+from merging.tensors import Block, TensorGroup
+
+METHODS = sorted(all_methods())
+DELTA_METHODS = [name for name in METHODS if find_method(name).base == "required"]
+CPU = torch.device("cpu")
+
+
+def defaults(method: str, n: int, **changed: object) -> dict[str, object]:
+    """The method's parameters with their defaults, some changed."""
+    parameters = find_method(method).parameters
+    return {name: p.for_models(changed.get(name, p.default), n) for name, p in parameters.items()}
+
+
+def merge(
+    method, base, finetuned, *, dtype=torch.float32, seed=42, block=1 << 20, name="w", embedding=False, **changed
+):
+    """Merge whole tensors by the blockwise loop."""
+    group = TensorGroup(name, base, tuple(finetuned), CPU, seed, embedding, block)
+    implementation = find_method(method).implementation()
+    return merge_group(group, Job(implementation, defaults(method, len(finetuned), **changed), CPU, seed), dtype)
+
+
+def tensors(n: int, shape=(24, 20), *, seed: int = 0, std: float = 0.02, dtype=torch.bfloat16):
+    """A base and n fine-tuned tensors of bounded exponents, as real checkpoints have."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=generator) + 3.0 * torch.sign(torch.randn(shape, generator=generator))
+    return base.to(dtype), [(base + std * torch.randn(shape, generator=generator)).to(dtype) for _ in range(n)]
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's bytes, so that NaN and signed zeros compare too."""
+    return tensor.contiguous().view(torch.uint8)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_dare_at_density_one_is_task_arithmetic(seed: int) -> None:
+    """Law 1: density 1 drops nothing, so dare_linear is task_arithmetic bit for bit, for any seed."""
+    base, models = tensors(3)
+    dare = merge("dare_linear", base, models, density=1, seed=seed)
+    assert torch.equal(bits(dare), bits(merge("task_arithmetic", base, models)))
+
+
+def test_dare_ties_equals_ties_only_with_the_same_normalize() -> None:
+    """Law 2: at density 1, dare_ties is ties where normalize agrees, and not with the defaults."""
+    base, models = tensors(3)
+    for normalize in (True, False):
+        dare = merge("dare_ties", base, models, density=1, normalize=normalize)
+        assert torch.equal(dare, merge("ties", base, models, density=1, normalize=normalize))
+    assert not torch.equal(merge("dare_ties", base, models, density=1), merge("ties", base, models, density=1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_model_is_returned(method: str) -> None:
+    """Law 4: one model, weight 1, density 1, gives that model exactly (bf16 inputs, bounded exponents)."""
+    base, models = tensors(1)
+    changed = {"density": 1} if "density" in find_method(method).parameters else {}
+    assert torch.equal(merge(method, base, models, dtype=torch.bfloat16, **changed), models[0])
+
+
+@pytest.mark.parametrize("method", DELTA_METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_models_equal_to_the_base_give_the_base(method: str, dtype: torch.dtype) -> None:
+    """Law 5: all models equal to the base give the base bit for bit, whatever the method."""
+    base, _ = tensors(1, dtype=dtype)
+    assert torch.equal(bits(merge(method, base, [base] * 3, dtype=dtype)), bits(base))
+
+
+@pytest.mark.parametrize("n", range(2, 9))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_average_of_equal_models(n: int, dtype: torch.dtype) -> None:
+    """Law 6: linear of n equal models is that model exactly, for every n."""
+    _, (model,) = tensors(1, dtype=dtype)
+    assert torch.equal(bits(merge("linear", None, [model] * n, dtype=dtype)), bits(model))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.startswith("dare")])
+def test_order_of_models_does_not_matter(method: str) -> None:
+    """Law 7: reversing the models changes no bf16 result by more than one unit in the last place."""
+    base, models = tensors(3)
+    forward = merge(method, base, models, dtype=torch.bfloat16)
+    backward = merge(method, base, models[::-1], dtype=torch.bfloat16)
+    ulp = (forward.view(torch.int16).int() - backward.view(torch.int16).int()).abs()
+    assert int(ulp.max()) <= 1
+
+
+def test_linear_weights_scale() -> None:
+    """Law 8: multiplying all weights by c changes nothing when normalised, and multiplies the result by c when not."""
+    _, models = tensors(3)
+    weights = [0.5, 0.25, 2.0]
+    scaled = [4 * w for w in weights]
+    assert torch.equal(merge("linear", None, models, weights=weights), merge("linear", None, models, weights=scaled))
+    plain = merge("linear", None, models, weights=weights, normalize=False)
+    assert torch.equal(4 * plain, merge("linear", None, models, weights=scaled, normalize=False))
+
+
+def test_scaling_is_a_common_weight() -> None:
+    """Law 9: task arithmetic with weights w and scaling lambda is that with weights lambda * w."""
+    base, models = tensors(3)
+    left = merge("task_arithmetic", base, models, weights=[0.5, 1, 2], scaling=0.5)
+    assert torch.equal(left, merge("task_arithmetic", base, models, weights=[0.25, 0.5, 1]))
+
+
+def test_sign_election_by_hand() -> None:
+    """Law 10: base 0, task vectors [1,1,0,-1] and [-1,0,0,1] elect + where they cancel: ties gives [1,1,0,1]."""
+    models = [torch.tensor([1.0, 1, 0, -1]), torch.tensor([-1.0, 0, 0, 1])]
+    assert merge("ties", torch.zeros(4), models, density=1).tolist() == [1, 1, 0, 1]
+
+
+def test_agreeing_signs() -> None:
+    """Law 11: where all signs agree, ties adds the mean of the task vectors and dare_ties their sum."""
+    base = torch.zeros(6)
+    deltas = torch.rand(3, 6) + 0.5
+    assert torch.allclose(merge("ties", base, list(deltas), density=1), deltas.mean(0), rtol=1e-6)
+    assert torch.allclose(merge("dare_ties", base, list(deltas), density=1), deltas.sum(0), rtol=1e-6)
+
+
+def test_identical_models() -> None:
+    """Law 12: ties of n equal models is task arithmetic of one; dare_ties adds n times the task vector."""
+    base, (model,) = tensors(1)
+    one = merge("task_arithmetic", base, [model])
+    assert torch.equal(merge("ties", base, [model] * 4, density=1), one)
+    four = base.float() + 4 * (model.float() - base.float())
+    assert torch.equal(merge("dare_ties", base, [model] * 4, density=1), four)
+
+
+def test_trim_keeps_the_largest() -> None:
+    """Law 13: density 0.25 of 8 distinct magnitudes keeps exactly the 2 largest, with their values."""
+    delta = torch.tensor([0.1, -0.8, 0.3, 0.2, 0.5, -0.4, 0.7, 0.6])
+    merged = merge("ties", torch.zeros(8), [delta], density=0.25)
+    assert merged.tolist() == pytest.approx([0, -0.8, 0, 0, 0, 0, 0.7, 0])
+
+
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.2, 0.5, 0.77, 0.999])
+@pytest.mark.parametrize("levels", [2, 50, None])
+@pytest.mark.parametrize("block", [64, 10_000, 1 << 20])
+def test_trim_count_is_exact(density: float, levels: int | None, block: int) -> None:
+    """Exactly max(1, floor(density * n)) entries survive, none smaller than one that does not, with ties or without."""
+    generator = torch.Generator().manual_seed(3)
+    delta = torch.randn(700, 500, generator=generator)
+    if levels:  # coarse magnitudes: many equal ones, as bf16 task vectors have
+        delta = (delta * levels / 4).round().clamp(-levels, levels) + delta.sign() * 0.5
+    group = TensorGroup("w", torch.zeros_like(delta), (delta,), CPU, block_elements=block)
+    limit = trim_threshold(group, 0, density)
+    trimmed = torch.cat([trim(group.task_vector(0, b), limit, b) for b in group.blocks()])
+    assert int((trimmed != 0).sum()) == kept_count(density, delta.numel())
+    survivors, rest = trimmed[trimmed != 0].abs(), delta[trimmed == 0].abs()
+    assert survivors.min() >= rest.max()
+
+
+def test_equal_entries_are_spread_evenly() -> None:
+    """Of equal entries, the survivors are spread evenly in index order: of 1000 every fourth."""
+    merged = merge("ties", torch.zeros(1000), [torch.ones(1000)], density=0.25, block=130)
+    positions = merged.nonzero().squeeze(1)
+    assert len(positions) == 250
+    assert set(positions.diff().tolist()) == {4}
+
+
+def test_dare_rate_and_factor() -> None:
+    """Law 14: of 10^6 entries a share of 0.3 +- 0.003 is kept, each multiplied by 1/0.3 in fp32; l1 keeps the norm."""
+    delta = torch.randn(1000, 1000)
+    base = torch.zeros_like(delta)
+    merged = merge("dare_linear", base, [delta], density=0.3)
+    kept = merged != 0
+    assert abs(float(kept.float().mean()) - 0.3) < 0.003
+    assert torch.equal(merged[kept], delta[kept] * (1 / 0.3))
+    l1 = merge("dare_linear", base, [delta], density=0.3, rescale="l1")
+    assert float(l1.double().abs().sum() / delta.double().abs().sum()) == pytest.approx(1, abs=1e-5)
+    plain = merge("dare_linear", base, [delta], density=0.3, rescale="none")
+    assert torch.equal(plain[kept], delta[kept])
+    assert torch.equal(plain != 0, kept)
+
+
+def test_masks_depend_on_seed_position_name_and_index_only() -> None:
+    """Law 15: a mask is cut from one stream per (seed, position, name): any block of it is the same; others differ."""
+    whole = keep_mask(Block(0, 100, 7), torch.Size((100, 7)), name="w", model=0, density=0.4, seed=1)
+    for start, stop in [(0, 1), (1, 2), (3, 50), (49, 100), (99, 100)]:
+        part = keep_mask(Block(start, stop, 7), torch.Size((stop - start, 7)), name="w", model=0, density=0.4, seed=1)
+        assert torch.equal(part, whole[start:stop])
+    shape = torch.Size((200, 100))
+    for other in ({"seed": 2}, {"model": 1}, {"name": "v"}):
+        arguments = {"name": "w", "model": 0, "density": 0.5, "seed": 1}
+        a = keep_mask(Block(0, 200, 100), shape, **arguments)
+        b = keep_mask(Block(0, 200, 100), shape, **{**arguments, **other})
+        assert abs(float((a == b).float().mean()) - 0.5) < 0.02  # independent masks agree by chance
+
+
+def test_mask_is_fixed_for_all_time() -> None:
+    """The mask of a given key never changes between versions: its first 16 entries are pinned by numpy's Philox."""
+    import hashlib
+
+    key = int.from_bytes(hashlib.sha256(b"42|0|w").digest()[:16], "little")
+    words = np.random.Philox(key=key).random_raw(8)
+    expected = [int(w >> shift & 0xFFFFFFFF) < 2**31 for w in map(int, words) for shift in (0, 32)]
+    mask = keep_mask(Block(0, 16, 1), torch.Size((16,)), name="w", model=0, density=0.5, seed=42)
+    assert mask.tolist() == expected
+
+
+def test_dare_is_unbiased() -> None:
+    """Law 16: dare_linear averaged over 400 seeds is task arithmetic within 5 standard errors in every entry."""
+    generator = torch.Generator().manual_seed(1)
+    delta = torch.randn(40, generator=generator)
+    samples = torch.stack([merge("dare_linear", torch.zeros(40), [delta], density=0.4, seed=s) for s in range(400)])
+    error = (samples.double().mean(0) - delta).abs()
+    standard = delta.abs() * ((1 - 0.4) / 0.4 / 400) ** 0.5
+    assert (error <= 5 * standard).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [(m, shape) for m in METHODS for shape in [(37, 30), (513,), (5, 4, 6)] if (m, len(shape)) != ("widen", 3)],
+)
+def test_blocks_do_not_change_the_result(method: str, shape: tuple[int, ...]) -> None:
+    """House law 2: the result is the same bit for bit for any block size and any thread count."""
+    base, models = tensors(3, shape)
+    results = []
+    threads = torch.get_num_threads()
+    for block, n_threads in ((1, 1), (64, 2), (1 << 20, 1)):
+        torch.set_num_threads(n_threads)
+        results.append(merge(method, base, models, block=block))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(bits(result), bits(results[0])) for result in results)
+
+
+# WIDEN
+
+
+def widen_by_the_paper(base, models, ratio=1.0, calibration=1.0, embedding=False):
+    """WIDEN's equations written out in fp64 with numpy, one column at a time."""
+    theta0 = base.double().numpy()
+    thetas = [m.double().numpy() for m in models]
+    if theta0.ndim == 1:
+        significance = [np.abs(t - theta0) for t in thetas]
+        coefficients = score_of(significance, ratio, calibration)
+        return theta0 + sum(c * (t - theta0) for c, t in zip(coefficients, thetas, strict=True))
+    if embedding:
+        theta0, thetas = theta0.T, [t.T for t in thetas]
+    d = theta0.shape[1]
+    ranks: dict[str, list[np.ndarray]] = {"magnitude": [], "direction": []}
+    for theta in thetas:
+        magnitude, direction = [], []
+        for j in range(d):
+            a, b = theta[:, j], theta0[:, j]
+            norm_a, norm_b = np.sqrt((a**2).sum()), np.sqrt((b**2).sum())
+            magnitude.append(abs(norm_a - norm_b))
+            direction.append(1 - (a / norm_a) @ (b / norm_b))
+        for key, values in (("magnitude", magnitude), ("direction", direction)):
+            rank = np.empty(d)
+            rank[np.argsort(values, kind="stable")] = np.arange(d) / d
+            ranks[key].append(rank)
+    # the mean of the ranks 0, 1/d, ..., (d-1)/d is (d-1)/2d; a mean taken in floating point may fall below the middle
+    scores = [score_of(r, ratio, calibration, (d - 1) / 2 / d) for r in ranks.values()]
+    merged = theta0.copy()
+    for m, theta in enumerate(thetas):
+        merged += (theta - theta0) * (0.5 * (scores[0][m] + scores[1][m]))
+    return merged.T if embedding else merged
+
+
+def score_of(values, ratio, calibration, mean=None):
+    """Softmax over the models; the calibration value above ratio times the average."""
+    exponentials = [np.exp(v) for v in values]
+    total = sum(exponentials)
+    return [
+        np.where(v > ratio * (v.mean() if mean is None else mean), calibration, e / total)
+        for v, e in zip(values, exponentials, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("shape", "embedding"), [((30, 21), False), ((30, 21), True), ((33,), False)])
+@pytest.mark.parametrize(("ratio", "calibration"), [(1.0, 1.0), (1.3, 0.6), (0.0, 2.0)])
+def test_widen_is_the_paper(shape, embedding, ratio, calibration) -> None:
+    """WIDEN equals its equations written out in fp64, on matrices, embeddings and vectors, to fp32 accuracy."""
+    base, models = tensors(3, shape, dtype=torch.float32)
+    merged = merge(
+        "widen", base, models, embedding=embedding, above_average_value_ratio=ratio, score_calibration_value=calibration
+    )
+    expected = widen_by_the_paper(base, models, ratio, calibration, embedding)
+    assert np.abs(merged.double().numpy() - expected).max() < 1e-6
+
+
+def test_widen_without_competition_is_task_arithmetic() -> None:
+    """Law 20: one model is returned; ratio -1 with calibration 1 is task arithmetic."""
+    base, models = tensors(3)
+    everything = merge("widen", base, models, above_average_value_ratio=-1)
+    assert torch.equal(everything, merge("task_arithmetic", base, models))
+
+
+def test_widen_of_identical_models() -> None:
+    """Law 21: of two identical models each column gets 0, 1/2 or 1 on top; each rank selects floor(d/2) columns."""
+    base, (model,) = tensors(1, (64, 50), std=0.3, dtype=torch.float32)
+    merged = merge("widen", base, [model, model])
+    ratio = ((merged - base) / (model - base)).median(0).values - 1
+    hits = ratio / 0.5
+    assert torch.allclose(hits, hits.round(), atol=1e-3)
+    assert set(hits.round().int().tolist()) <= {0, 1, 2}
+    assert int(hits.round().sum()) == 2 * (50 // 2)  # floor(d / 2) columns by magnitude and as many by direction
+
+
+def test_widen_permutes_with_its_columns() -> None:
+    """Law 22: permuting the columns of all models permutes the result; a row of zeros in an embedding stays finite."""
+    base, models = tensors(2, (40, 31), dtype=torch.float32)
+    order = torch.randperm(31)
+    permuted = merge("widen", base[:, order], [m[:, order] for m in models])
+    assert torch.equal(permuted, merge("widen", base, models)[:, order])
+    zeroed = base.clone()
+    zeroed[5] = 0
+    assert torch.isfinite(merge("widen", zeroed, models, embedding=True)).all()
+    assert torch.isfinite(merge("widen", zeroed, [zeroed, models[0]], embedding=True)).all()
+
+
+def test_widen_refuses_higher_dimensions() -> None:
+    """WIDEN is defined for vectors and matrices; anything else is refused by the tensor's name."""
+    from console.errors import CheckpointError
+
+    base, models = tensors(2, (3, 4, 5))
+    with pytest.raises(CheckpointError, match=r"conv\.weight"):
+        merge("widen", base, models, name="conv.weight")
+
+
+# registry
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_yaml_is_the_signature(method: str) -> None:
+    """A method's YAML has exactly the parameters of its function, and a source for every default."""
+    import inspect
+
+    spec = find_method(method)
+    taken = set(inspect.signature(spec.implementation().reference).parameters)
+    assert set(spec.parameters) == taken - {"base", "finetuned", "is_embedding"}
+    assert all(p.source and p.help for p in spec.parameters.values())
+    assert spec.paper.startswith("https://arxiv.org/abs/")
+    assert Path(f"merging/methods/{method}.py").exists()
+
+
+def test_aliases() -> None:
+    """The original's spellings of WIDEN are the same method."""
+    assert find_method("WIDEN") is find_method("widen") is find_method("widen_merging")
