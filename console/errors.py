@@ -36,5 +36,6 @@ class EvaluationError(FailureError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known word closest to `word`, or an empty string."""
-    match = difflib.get_close_matches(word.lower(), {k.lower(): k for k in known}, n=1, cutoff=0.5)
-    return f" Did you mean {match[0]!r}?" if match else ""
+    original = {k.lower(): k for k in known}
+    match = difflib.get_close_matches(word.lower(), original, n=1, cutoff=0.5)
+    return f" Did you mean {original[match[0]]!r}?" if match else ""

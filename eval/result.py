@@ -1,0 +1,101 @@
+"""The result of evaluating one model, and its JSON: lm-eval's layout with one key of ours, "aim"."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from console.errors import EvaluationError
+
+SCHEMA = 1
+COLUMNS = ("HumanEval", "MBPP", "MMLU", "MATH", "GSM8K", "IFEval")
+"""The paper's six benchmarks, in its tables' order."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of one benchmark, in percent; `stderr` in percent points, None where there is none."""
+
+    metric: str
+    value: float
+    stderr: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a checkpoint comes from, as its run record says; `method` is None for a model that was not merged."""
+
+    method: str | None = None
+    base_model: str | None = None
+    models: tuple[str, ...] = ()
+    omega: float | None = None
+
+    @classmethod
+    def of_checkpoint(cls, model: str) -> Lineage:
+        """Read `run_record.json` in a local checkpoint folder; a checkpoint without one was not merged here."""
+        record = Path(model) / "run_record.json"
+        if not record.is_file():
+            return cls()
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))["lineage"]
+            return cls(found["method"], found["base_model"], tuple(found["models"]), found["omega"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvaluationError(f"{record} is not a run record of merge.py or performAIM.py ({error}).") from error
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores of one model by benchmark name, with what is needed to trust and repeat them."""
+
+    model: str
+    scores: Mapping[str, Score]
+    lineage: Lineage = Lineage()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    harness: Mapping[str, Any] = field(default_factory=dict)
+    """lm-eval's own result dictionary without samples: results, configs, versions, n-shot, ..."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return lm-eval's dictionary with our part under "aim"."""
+        ours = {
+            "schema": SCHEMA,
+            "model": self.model,
+            "lineage": asdict(self.lineage),
+            "scores": {name: asdict(score) for name, score in self.scores.items()},
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+        }
+        return {**self.harness, "aim": ours}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], source: str = "results") -> EvalResult:
+        """Read what `to_json` wrote. Raises EvaluationError naming `source` for anything else."""
+        ours = data.get("aim") if isinstance(data, Mapping) else None
+        if not isinstance(ours, Mapping) or ours.get("schema") != SCHEMA:
+            raise EvaluationError(f"{source} is not a results file of evaluate_model.py (schema {SCHEMA}).")
+        try:
+            lineage = dict(ours["lineage"])
+            lineage["models"] = tuple(lineage["models"])
+            return cls(
+                model=ours["model"],
+                scores={name: Score(**score) for name, score in ours["scores"].items()},
+                lineage=Lineage(**lineage),
+                settings=ours["settings"],
+                versions=ours["versions"],
+                harness={k: v for k, v in data.items() if k != "aim"},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(f"{source} is a results file with a part missing or unknown: {error}.") from error
+
+    @classmethod
+    def load(cls, path: Path) -> EvalResult:
+        """Read a results file. Raises EvaluationError for a file that is cut short or of another kind."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise EvaluationError(f"{path} is not JSON, perhaps cut short ({error}).") from error
+        return cls.from_json(data, str(path))

@@ -1,0 +1,99 @@
+"""Draw Pareto fronts with and without AIM, two benchmarks at a time, or curves over omega, as PNG and SVG.
+
+python scripts/plot_pareto.py results/ --out results/pareto
+python scripts/plot_pareto.py configs/paper_results.json --x GSM8K --y MBPP --only "Code + Math"
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from console.cli import Parser, add_output_flags, run, say
+from console.errors import UsageError, nearest
+from eval.hypervolume import read_rule
+from eval.plots import curved, plot_omega_curves, plot_pareto, save
+from eval.report import all_gains
+from eval.rows import Models, load, parse_names
+
+
+def parser() -> Parser:
+    p = Parser(prog="scripts/plot_pareto.py", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("results", nargs="+", type=Path, help="results files, or folders searched for the newest per model")
+    p.add_argument(
+        "--out",
+        type=Path,
+        metavar="STEM",
+        help="write STEM.png and STEM.svg (default: results/pareto or results/omega)",
+    )
+    p.add_argument("--x", metavar="BENCHMARK", help="benchmark across (default: every pair, one panel each)")
+    p.add_argument("--y", metavar="BENCHMARK", help="benchmark upwards")
+    p.add_argument(
+        "--only", metavar="LABEL", help='only merges of these models, such as "Code + Math", and their models'
+    )
+    p.add_argument("--omega_curves", action="store_true", help="draw scores and HV gain against omega instead")
+    p.add_argument("--population", default="merged", metavar="RULE", help="for HV gain: merged, paper, or a file")
+    p.add_argument(
+        "--names", action="append", default=[], metavar="PATH=LABEL,...", help="what to call models in the plot"
+    )
+    add_output_flags(p)
+    return p
+
+
+def chosen_pairs(columns: Sequence[str], x: str | None, y: str | None) -> list[tuple[str, str]]:
+    """Return the pairs of benchmarks to draw: one, all with a given one, or all."""
+    for name in (x, y):
+        if name is not None and name not in columns:
+            raise UsageError(
+                f"No result has the benchmark {name!r}; there are {', '.join(columns)}.{nearest(name, columns)}"
+            )
+    if x is not None and x == y:
+        raise UsageError(f"--x and --y are both {x}; a front needs two benchmarks.")
+    if len(columns) < 2:
+        raise UsageError("A Pareto front needs results of at least two benchmarks.")
+    if x is not None or y is not None:
+        return [(a, b) for a in ([x] if x else columns) for b in ([y] if y else columns) if a != b]
+    return list(itertools.combinations(columns, 2))
+
+
+def only(models: Models, label: str) -> Models:
+    """Keep the merges called `label`, the models they merge, and the base."""
+    families = tuple(f for f in models.families if label in (f.label, " + ".join(f.members)))
+    if not families:
+        known = list(dict.fromkeys(f.label for f in models.families))
+        raise UsageError(
+            f"--only {label!r}: the merges are of {'; '.join(known) or 'no models'}.{nearest(label, known)}"
+        )
+    members = {m for f in families for m in f.members}
+    others = {m for f in models.families for m in f.members} - members
+    return replace(models, families=families, sources=tuple(s for s in models.sources if s.label not in others))
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+
+    def remark(sentence: str) -> None:
+        say(sentence, args.quiet)
+
+    models = load(args.results, parse_names(args.names), remark)
+    models = only(models, args.only) if args.only else models
+    if args.omega_curves:
+        if not curved(models):
+            raise UsageError("Omega curves need AIM results of one merge at two omegas or more; none has them.")
+        gains, _ = all_gains(models, read_rule(args.population), remark)
+        figure = plot_omega_curves(models, gains)
+    else:
+        figure = plot_pareto(models, chosen_pairs(models.columns, args.x, args.y), remark)
+    stem = args.out or Path("results") / ("omega" if args.omega_curves else "pareto")
+    for path in save(figure, stem):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
