@@ -14,6 +14,9 @@ from eval.result import COLUMNS, EvalResult, Lineage, Score
 
 Remark = Callable[[str], None]
 
+COLLECTION = "results_collection"
+"""The "format" of a file that holds several models' results, as scripts/collect_results.py writes it."""
+
 METHOD_NAMES = {
     "dare_linear": "DARE Task Arithmetic",
     "dare_ties": "DARE Ties",
@@ -86,7 +89,7 @@ def load(paths: Sequence[Path], names: Mapping[str, str], remark: Remark) -> Mod
     results: dict[str, EvalResult] = {}
     names = dict(names)
     for path in paths:
-        found, given = _read(path, remark)
+        found, given = read_results(path, remark)
         names = {**given, **names}
         for result in found:
             key = _key(result.model)
@@ -202,7 +205,7 @@ def _source_order(results: Sequence[EvalResult], label_of: Callable[[str], str])
     return list(dict.fromkeys(map(label_of, every)))
 
 
-def _read(path: Path, remark: Remark) -> tuple[list[EvalResult], Mapping[str, str]]:
+def read_results(path: Path, remark: Remark) -> tuple[list[EvalResult], Mapping[str, str]]:
     """Read one argument: its results, and the labels it brings itself."""
     if path.is_dir():
         files = sorted(path.rglob("results_*.json"), key=lambda f: (f.name, str(f)))
@@ -225,6 +228,13 @@ def _read(path: Path, remark: Remark) -> tuple[list[EvalResult], Mapping[str, st
         raise EvaluationError(f"{path} is not JSON, perhaps cut short ({error}).") from error
     if isinstance(data, Mapping) and data.get("format") == "paper_results":
         return _paper(data, path)
+    if isinstance(data, Mapping) and data.get("format") == COLLECTION:
+        entries = data.get("results")
+        if not isinstance(entries, list):
+            raise EvaluationError(f"{path} is a collection of results without a list of them.")
+        return [_checked(EvalResult.from_json({"aim": entry}, str(path)), path) for entry in entries], data.get(
+            "names", {}
+        )
     return [_checked(EvalResult.from_json(data, str(path)), path)], {}
 
 

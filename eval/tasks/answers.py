@@ -1,0 +1,108 @@
+"""From a generation to its final answer, and the answer to a normal form: strings only, no mathematics.
+
+The rules are those of the reference's evaluation (in the line of the MATH data set's public grading code and ToRA's).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+NUMBER = re.compile(r"-?\d*\.?\d+")
+_UNITS = (
+    "degrees?|cm|mm|km|meters?|metres?|centimeters?|feet|foot|ft|inch|inches|miles?|yards?|units?|square|sq|cubic|"
+    "seconds?|minutes?|hours?|days?|weeks?|months?|years?|dollars?|cents?|percent|mph|kph|grams?|kg|pounds?|ounces?|"
+    "liters?|gallons?|people|students?|points?|ways|times|pm|am|a\\.m\\.?|p\\.m\\.?"
+)
+_WRAPPED_UNIT = re.compile(
+    rf"(?<=[\d}})])\\?\s*\\(?:text|mbox|mathrm|textrm)\s*\{{\s*(?:{_UNITS})(?:\s+(?:{_UNITS}))*\.?\s*\}}(?:\^\{{?\d\}}?)?"
+)
+_BARE_UNIT = re.compile(rf"(?<=[\d}})])\s*(?:{_UNITS})(?:\s+(?:{_UNITS}))*(?:\^\{{?\d\}}?)?$")
+_WRAPPER = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf|textit)\s*\{([^{}]*)\}")
+_LEADING_VARIABLE = re.compile(r"^\s*\\?[A-Za-z]{1,2}(?:_\{?\w\}?)?\s*(?:=|\\in(?![a-z]))\s*")
+
+
+def extract(text: str) -> str:
+    """Return the final answer of a generation or a gold solution, normalised; "" where it has none.
+
+    First rule that applies: the "final answer is $...$. I hope" form, the last \\boxed, the text after the last
+    "he answer is", after the last "final answer is", the last number.
+    """
+    if "final answer is $" in text and "$. I hope" in text:
+        found = text.split("final answer is $", 1)[1].split("$. I hope", 1)[0].strip()
+    elif "boxed" in text:
+        found = _boxed(text.split("boxed")[-1])
+    elif "he answer is" in text:
+        found = text.split("he answer is")[-1].strip()
+    elif "final answer is" in text:  # cannot follow the rule above it, kept because the reference lists it
+        found = text.split("final answer is")[-1].strip()
+    else:
+        numbers = NUMBER.findall(text.replace(",", ""))
+        found = numbers[-1] if numbers else ""
+    found = re.sub(r"\n\s*", "", found).removeprefix(":").removesuffix(".").removesuffix("/")
+    return normalise(found)
+
+
+def _boxed(rest: str) -> str:
+    """What follows "boxed": the balanced braces' content, or everything up to the next dollar sign."""
+    if not rest.startswith("{"):
+        return rest.split("$")[0].strip()
+    depth = 0
+    for place, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return rest[1:place]
+    return rest[1:]
+
+
+def normalise(answer: str) -> str:
+    """Return the answer in normal form: one spelling for fractions, roots, spaces, degrees, percent and units."""
+    text = answer.strip().replace("\n", "").rstrip(".").strip()
+    text = re.sub(r"(?<!\\)\\[!,;:]|(?<!\\)\\[()]", "", text)  # spacing and inline-mathematics marks
+    text = re.sub(r"(?<!\\)\\ ", " ", text)  # but not the row break of a matrix
+    for old, new in (
+        ("~", " "),
+        ("{,}", ","),
+        ("tfrac", "frac"),
+        ("dfrac", "frac"),
+        ("cfrac", "frac"),
+        ("\\left", ""),
+        ("\\right", ""),
+        ("bmatrix", "pmatrix"),
+        ("^{\\circ}", ""),
+        ("^\\circ", ""),
+        ("\\degree", ""),
+        ("\\$", ""),
+        ("$", ""),
+        ("\\%", "%"),
+    ):
+        text = text.replace(old, new)
+    text = re.sub(r"\{array\}(\{[lcr|]*\})?", "{pmatrix}", text)
+    text = _WRAPPED_UNIT.sub("", text)
+    text = _WRAPPER.sub(r"\1", text).strip()
+    text = _BARE_UNIT.sub("", text)
+    text = text.replace("%", "")
+    text = re.sub(r"(?<!\d)\.(?=\d)", "0.", text)
+    text = re.sub(r"(\d+\.\d*?)0+(?!\d)", r"\1", text)
+    text = re.sub(r"(?<=\d)\.(?!\d)", "", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text) if not re.search(r"[(\[{]", text) else text
+    if text.count("=") == 1:
+        text = _LEADING_VARIABLE.sub("", text)
+    elif "\\in" in text:
+        text = re.sub(r"^\s*[A-Za-z]\s*\\in(?![a-z])\s*", "", text)
+    text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\0", text).replace(" ", "").replace("\0", " ")
+    text = text.replace("\u2212", "-").replace("\u03c0", "\\pi")
+    text = re.sub(r"\\sqrt(?=[^{\[])(\\[A-Za-z]+|.)", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<![\\a-z])sqrt\(?(\d+)\)?", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\frac(\d)(\d)(?!\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac([^{\\])(\{[^{}]*\})", r"\\frac{\1}\2", text)
+    text = re.sub(r"\\frac(\{[^{}]*\})([^{\\])", r"\\frac\1{\2}", text)
+    text = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)
+    return text.rstrip(".")
+
+
+def gold_of(doc: Mapping[str, str]) -> str:
+    """The gold answer of an item: what follows #### in GSM8K, the answer extracted from the solution in MATH."""
+    if "solution" in doc:
+        return extract(doc["solution"])
+    return normalise(doc["answer"].split("####")[-1])

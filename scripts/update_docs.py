@@ -1,0 +1,59 @@
+"""Fill the generated tables of README.md and REPRODUCTION.md from the committed results.
+
+A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what
+`python scripts/make_tables.py ARGUMENTS` prints. A test fails where a document differs from its results.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from console.cli import Parser, add_output_flags, run
+from console.errors import FailureError
+
+DOCUMENTS = ("README.md", "REPRODUCTION.md")
+TABLES = re.compile(r"(<!-- tables: (?P<arguments>.*?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
+
+
+def tables(arguments: str) -> str:
+    """Return what make_tables.py prints for the arguments, headings one level deeper. Raises FailureError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "scripts/make_tables.py", *shlex.split(arguments), "--csv", f"{scratch}/tables.csv"]
+        done = subprocess.run([*command, "--quiet"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise FailureError(f"make_tables.py {arguments}: {done.stderr.strip()}")
+    return re.sub(r"^#", "##", done.stdout, flags=re.MULTILINE)
+
+
+def filled(text: str) -> str:
+    """Return a document with its tables made anew."""
+    return TABLES.sub(lambda m: f"{m[1]}\n{tables(m['arguments'])}\n{m[3]}", text)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser(prog="scripts/update_docs.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a document differs")
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
+    for name in DOCUMENTS:
+        file = ROOT / name
+        before = file.read_text(encoding="utf-8")
+        after = filled(before)
+        if before != after and args.check:
+            raise FailureError(f"{name} differs from its results; run python scripts/update_docs.py.")
+        if before != after:
+            file.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
