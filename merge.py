@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     if asked["omega"] is not None or asked["importance"] is not None:
         from aim.run import relaxing_of
 
-        relaxing = relaxing_of(recipe, asked["omega"], asked["importance"])
+        relaxing = relaxing_of(recipe, asked["omega"], asked["importance"], quiet)
     output = Output(**{**given, "save_path": Path(given["save_path"])}, quiet=quiet)
     folder = merge(recipe, output, relaxing)
     say(f"Merged {len(recipe.models)} models with {recipe.method} into {folder}.", quiet)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aim.calibration import Calibration
 from console.cli import say
 from console.errors import CalibrationError, CheckpointError, UsageError
-from merging.checkpoint import FLOATS, Checkpoint, open_checkpoint
+from merging.checkpoint import FLOATS, Checkpoint, open_all
 from merging.preflight import Plan, check_space, plan
 from merging.recipe import MergeRecipe
 from merging.registry import Implementation
@@ -138,7 +138,9 @@ class Relaxer:
         return f"Relaxing {relaxed} tensors with omega {self.omega:g}{'; ' + rest if rest else ''}."
 
 
-def relaxing_of(recipe: MergeRecipe, omega: float | None, importance_file: str | Path | None) -> Relaxing:
+def relaxing_of(
+    recipe: MergeRecipe, omega: float | None, importance_file: str | Path | None, quiet: bool = False
+) -> Relaxing:
     """Return AIM for the loop of a merge. Raises UsageError where omega, importance or base is missing."""
     if omega is None or importance_file is None:
         raise UsageError("AIM in one pass needs both --omega and --importance FILE (performAIM.py makes such a file).")
@@ -159,7 +161,7 @@ def relaxing_of(recipe: MergeRecipe, omega: float | None, importance_file: str |
         found.check_base(fingerprint(base), base.name, file)
         made.append(Relaxer(found, float(omega), relax_tied=recipe.numerics == "reference"))
         made[0].plan(merge_plan)
-        say(made[0].sentence())
+        say(made[0].sentence(), quiet)
         return made[0]
 
     return Relaxing(omega=float(omega), make=make, details=lambda: made[0].details())
@@ -180,7 +182,9 @@ def importance_of(base: Checkpoint, settings: Settings, device: torch.device, qu
         say(f"Importance from {file}. {summary(dict(found.calibration))}", quiet)
         return found
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     texts = load_texts(settings.calibration)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder)
@@ -229,7 +233,7 @@ def perform(
     settings.calibration.check()
     check_target(output.save_path, output.overwrite)
     max_shard_bytes = parse_size(output.max_shard_size)
-    merged, base = open_checkpoint(merged_name), open_checkpoint(base_name)
+    merged, base = open_all([merged_name, base_name])
     if merged.folder.resolve() == base.folder.resolve():
         raise UsageError(f"--merged_model and --pretrained_model_name are both {merged.name}: nothing to relax.")
     relax_plan = plan(merged, [merged, base], "bfloat16" if settings.reference and dtype is None else dtype)

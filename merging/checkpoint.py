@@ -7,7 +7,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -168,7 +168,7 @@ def locate(ref: CheckpointRef, weights: bool) -> Path:
     patterns = SMALL_FILES + (["*.safetensors", "pytorch_model*.bin"] if weights else [])
     try:
         cached = Path(snapshot_download(ref.path, revision=ref.revision, local_files_only=True))
-        if not weights or _has_weights(cached) or constants.HF_HUB_OFFLINE:
+        if not weights or _complete(cached) or constants.HF_HUB_OFFLINE:
             return cached
     except (hub.LocalEntryNotFoundError, OSError):
         pass
@@ -204,8 +204,20 @@ def _hub_files(ref: CheckpointRef) -> list[str]:
     return list_repo_files(ref.path, revision=ref.revision)
 
 
-def _has_weights(folder: Path) -> bool:
-    return any((folder / name).exists() for name in WEIGHT_FILES) or any(folder.glob("*.safetensors"))
+def _complete(folder: Path) -> bool:
+    """Whether a cached snapshot has its weights: a whole file, or every shard that its index names."""
+    for name in WEIGHT_FILES:
+        if (folder / name).exists():
+            shards = read_json(folder / name, "").get("weight_map", {}) if name.endswith(".json") else {}
+            return all((folder / shard).exists() for shard in shards.values())
+    return any(folder.glob("*.safetensors"))
+
+
+def open_all(names: Sequence[str]) -> list[Checkpoint]:
+    """Open several checkpoints; every one of them is found before the first weight is downloaded."""
+    for name in names:
+        locate(CheckpointRef.parse(name), weights=False)
+    return [open_checkpoint(name) for name in names]
 
 
 def open_checkpoint(text: str) -> Checkpoint:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from console.cli import say
-from merging.checkpoint import Checkpoint, open_checkpoint
+from merging.checkpoint import Checkpoint, open_all
 from merging.preflight import Plan, check_distinct, check_space, plan
 from merging.recipe import MergeRecipe, remarks
 from merging.registry import find_method
@@ -46,8 +46,8 @@ def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None)
     check_target(output.save_path, output.overwrite)
     max_shard_bytes = parse_size(output.max_shard_size)
     method = find_method(recipe.method)
-    models = [open_checkpoint(name) for name in recipe.models]
-    donor = open_checkpoint(recipe.base_model) if recipe.base_model else models[0]
+    opened = open_all([*recipe.models, *([recipe.base_model] if recipe.base_model else [])])
+    models, donor = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
     base = donor if method.base == "required" else None
     check_distinct(donor if recipe.base_model else None, models)
     merge_plan = plan(donor, [*models, base] if base else models, recipe.dtype)

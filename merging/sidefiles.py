@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from merging.checkpoint import Checkpoint, read_json
+from merging.checkpoint import Checkpoint, CheckpointRef, read_json
 from merging.preflight import Plan
 from merging.vocabulary import is_vocabulary_tensor
 
@@ -113,7 +113,8 @@ def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def write_card(folder: Path, title: str, lineage: Mapping[str, Any], recipe: Mapping[str, Any], paper: str) -> None:
     """Write README.md with front matter for the hub's model tree and the recipe in YAML."""
-    parents = [m for m in (lineage["base_model"], *lineage["models"]) if m and not Path(m).exists()]
+    named = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
+    parents = [ref.path for ref in named if ref.is_hub_id]
     front = {
         **({"base_model": parents} if parents else {}),
         "library_name": "transformers",

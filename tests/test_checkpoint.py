@@ -126,6 +126,34 @@ def test_no_dependence_on_hash_seed(family, tmp_path: Path, run_script) -> None:
     assert contents[0] == contents[1]
 
 
+def hub_cache(folder: Path, **models: Path) -> None:
+    """Lay local models out as the hub's cache does: models--org--name/snapshots/COMMIT, with refs/main."""
+    import shutil
+
+    for name, source in models.items():
+        home = folder / f"models--org--{name}"
+        commit = f"{len(name):040x}"
+        (home / "refs").mkdir(parents=True)
+        (home / "refs" / "main").write_text(commit)
+        shutil.copytree(source, home / "snapshots" / commit)
+
+
+def test_cached_hub_ids_offline(family, tmp_path: Path, run_script) -> None:
+    """Hub ids that are in the hub's cache work without internet, with @revision too, and their commit is recorded."""
+    hub_cache(tmp_path / "hub", base=family["base"], a=family["a"])
+    out = tmp_path / "out"
+    done = run_script(
+        "merge.py", "--method", "ties", "--base_model", "org/base@main", "--models_to_merge", "org/a",
+        "--save_path", out, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    local = merged("ties", family["base"], [family["a"]], tmp_path / "local")
+    assert (out / "model.safetensors").read_bytes() == (local / "model.safetensors").read_bytes()
+    inputs = json.loads((out / "run_record.json").read_text())["inputs"]
+    assert {i["name"]: i["commit"] for i in inputs} == {"org/base@main": f"{4:040x}", "org/a": f"{1:040x}"}
+    assert "base_model:\n- org/base\n- org/a\n" in (out / "README.md").read_text()
+
+
 # vocabulary
 
 
