@@ -24,7 +24,6 @@ def make_parser(method: MergeMethod | None) -> Parser:
         prog="merge.py",
         description=f"{method.title}: {method.summary} ({method.paper})." if method else __doc__,
         epilog=EXAMPLE,
-        formatter_class=argparse.HelpFormatter,
     )
     listed = "; ".join(f"{m.name}: {m.summary}" for m in all_methods().values())
     parser.add_argument("--method", help=f"how to merge. {listed}")
@@ -53,7 +52,8 @@ def make_parser(method: MergeMethod | None) -> Parser:
         if parameter.type == "bool":
             group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            metavar = "X or X,Y,Z" if parameter.per_model else parameter.type.upper()
+            plain = f"{{{','.join(parameter.choices)}}}" if parameter.choices else parameter.type.upper()
+            metavar = "X or X,Y,Z" if parameter.per_model else plain
             group.add_argument(f"--{name}", metavar=metavar, help=text)
     return parser
 
