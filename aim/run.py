@@ -58,8 +58,11 @@ class Relaxer:
     relax_tied: bool
     account: dict[str, str] = field(default_factory=dict)
 
-    def plan(self, merge_plan: Plan) -> Plan:
-        """Decide for every tensor whether it is relaxed, and why not. Raises CheckpointError where shapes differ."""
+    def check(self, merge_plan: Plan) -> None:
+        """Decide for every tensor whether it is relaxed, and why not.
+
+        Raises CheckpointError where shapes differ, or where nothing would be relaxed.
+        """
         tied_head = "lm_head.weight" not in {t.name for t in merge_plan.tensors}
         for tensor in merge_plan.tensors:
             name = tensor.name
@@ -71,7 +74,11 @@ class Relaxer:
                     raise CheckpointError(
                         f"Tensor {name} is {list(tensor.shape)}, and the importance of it has {channels} channels."
                     )
-        return merge_plan
+        if "relaxed" not in self.account.values():
+            raise CheckpointError(
+                f"The importance measured on {self.importance.base['name']} belongs to none of the tensors "
+                f"(the first is {merge_plan.tensors[0].name}); nothing would be relaxed."
+            )
 
     def _source(self, name: str) -> str:
         """The tensor whose activation belongs to `name`: the tied head's for the input embedding."""
@@ -160,7 +167,7 @@ def relaxing_of(
         found = Importance.load(file)
         found.check_base(fingerprint(base), base.name, file)
         made.append(Relaxer(found, float(omega), relax_tied=recipe.numerics == "reference"))
-        made[0].plan(merge_plan)
+        made[0].check(merge_plan)
         say(made[0].sentence(), quiet)
         return made[0]
 
@@ -246,7 +253,7 @@ def perform(
 
     device = stream.resolve_device(output.device)
     relaxer = Relaxer(importance_of(base, settings, device, output.quiet), omega, settings.relax_tied)
-    relaxer.plan(relax_plan)
+    relaxer.check(relax_plan)
     say(relaxer.sentence(), output.quiet)
     identity = Implementation(lambda base, finetuned: finetuned[0], None, lambda base, finetuned: finetuned[0])
     job = stream.Job(identity, {}, device, reference=settings.reference, relaxation=relaxer)

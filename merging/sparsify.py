@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from console.errors import CheckpointError
 from merging.tensors import Block, TensorGroup
 
 SAMPLE = 1 << 16
@@ -39,7 +40,7 @@ def trim_threshold(group: TensorGroup, model: int, density: float) -> Threshold 
     """Find the trim threshold of one model's task vector, exactly, in two passes over its blocks.
 
     A sample brackets the k-th magnitude; one pass counts what lies above the bracket and collects what lies in it.
-    Returns None where nothing is trimmed (density 1).
+    Returns None where nothing is trimmed (density 1). Raises CheckpointError for a tensor with NaN in it.
     """
     keep = kept_count(density, group.elements)
     if keep >= group.elements:
@@ -50,6 +51,10 @@ def trim_threshold(group: TensorGroup, model: int, density: float) -> Threshold 
     if not above < keep <= above + sum(map(len, inside.values())):  # the sample misled; take everything
         above, inside = _collect(group, magnitudes, -1.0, np.inf)
     candidates = np.concatenate(list(inside.values()))
+    if len(candidates) < keep - above:  # NaN compares with nothing
+        raise CheckpointError(
+            f"Tensor {group.name} holds NaN in the base or in model {model + 1}; it cannot be trimmed."
+        )
     value = np.partition(candidates, len(candidates) - (keep - above))[len(candidates) - (keep - above)]
     larger = above + int((candidates > value).sum())
     equal_before, seen = {}, 0

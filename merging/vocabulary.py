@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -55,18 +56,24 @@ def is_vocabulary_tensor(name: str, checkpoint: Checkpoint) -> bool:
 
 @lru_cache(maxsize=32)
 def token_ids(folder: Path) -> Mapping[str, int] | None:
-    """Return {token string: id} of the tokenizer in a model folder, or None where there is no tokenizer."""
-    fast = folder / "tokenizer.json"
-    if fast.is_file():
-        data = json.loads(fast.read_text(encoding="utf-8"))
-        vocabulary = data["model"]["vocab"]
-        if isinstance(vocabulary, list):  # Unigram: a list of [token, score]
-            vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
-        return {**vocabulary, **{added["content"]: added["id"] for added in data.get("added_tokens", [])}}
-    if any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")):
-        from transformers import AutoTokenizer
+    """Return {token string: id} of the tokenizer in a model folder, or None where there is no tokenizer.
 
-        return AutoTokenizer.from_pretrained(folder).get_vocab()
+    Raises CheckpointError for tokenizer files that cannot be read.
+    """
+    fast = folder / "tokenizer.json"
+    try:
+        if fast.is_file():
+            data = json.loads(fast.read_text(encoding="utf-8"))
+            vocabulary = data["model"]["vocab"]
+            if isinstance(vocabulary, list):  # Unigram: a list of [token, score]
+                vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
+            return {**vocabulary, **{added["content"]: added["id"] for added in data.get("added_tokens", [])}}
+        if any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")):
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(folder).get_vocab()
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise CheckpointError(f"The tokenizer in {folder} cannot be read ({error!r}).") from error
     return None
 
 

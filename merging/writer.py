@@ -54,7 +54,12 @@ def staged(save_path: Path, overwrite: bool = False) -> Iterator[Path]:
         replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
         if target.exists():
             target.rename(replaced)
-        stage.rename(target)
+        try:
+            stage.rename(target)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)

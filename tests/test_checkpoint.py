@@ -291,6 +291,27 @@ def test_broken_input_is_named_and_nothing_written(tmp_path: Path, how: str, mes
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
 
+def test_nan_is_named_by_trimming_too(tmp_path: Path) -> None:
+    """TIES, which ranks magnitudes before it writes, names a tensor with NaN as well: few of them, or most."""
+    base = make_llama(tmp_path / "base")
+    few = broken(tmp_path, "NaN inside")
+    with pytest.raises(CheckpointError, match=r"Tensor model\.norm\.weight of the result is not finite"):
+        merged("ties", base, [few], tmp_path / "out")
+    state = weights(few)
+    state["model.norm.weight"][:] = float("nan")
+    save_file(state, few / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"Tensor model\.norm\.weight holds NaN"):
+        merged("ties", base, [few], tmp_path / "out")
+
+
+def test_broken_tokenizer_is_named(family, tmp_path: Path) -> None:
+    """A tokenizer file that is no JSON is an error that names its folder, before any weight is read."""
+    model = fine_tune(family["base"], tmp_path / "model", seed=1)
+    (model / "tokenizer.json").write_text("{broken")
+    with pytest.raises(CheckpointError, match=r"The tokenizer in .*model cannot be read"):
+        merged("ties", family["base"], [model], tmp_path / "out")
+
+
 def test_no_space(family, tmp_path: Path, monkeypatch) -> None:
     """A disk that is too full is refused before the first byte."""
     import shutil
