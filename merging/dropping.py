@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merging.sparsify import keep_mask
-from merging.tensors import Block, PerBlock, TensorGroup
+from merging.tensors import Block, PerBlock, TensorGroup, ordered_sum
 
 
 def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
@@ -25,10 +25,10 @@ def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
 
     def l1_ratio(model: int) -> float:
         before = after = 0.0
-        for block in group.blocks():
-            magnitude = group.task_vector(model, block).abs_().double()
-            before += float(magnitude.sum())
-            after += float((magnitude * mask(model, block)).sum())
+        for tile in group.tiles():
+            magnitude = group.task_vector(model, tile).abs_()
+            before += ordered_sum(magnitude)
+            after += ordered_sum(magnitude * mask(model, tile))
         return before / after if before > 1e-7 and after > 1e-7 else 1.0
 
     def factor(model: int) -> float:

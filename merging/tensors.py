@@ -11,6 +11,8 @@ from torch import Tensor
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of one tensor per block, so that temporaries stay small. No result depends on it."""
+TILE_ELEMENTS = 1 << 18
+"""Elements per tile of a sum over a whole tensor. Fixed: the order of a floating-point sum is part of its result."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,16 @@ class TensorGroup:
 
     def blocks(self) -> Iterator[Block]:
         """Yield the blocks in order."""
+        return self._cut(self.block_elements)
+
+    def tiles(self) -> Iterator[Block]:
+        """Yield blocks whose size never changes, for sums over the whole tensor."""
+        return self._cut(TILE_ELEMENTS)
+
+    def _cut(self, elements: int) -> Iterator[Block]:
         rows = self.shape[0]
         row_elements = self.elements // rows if rows else 0
-        step = max(1, self.block_elements // max(1, row_elements))
+        step = max(1, elements // max(1, row_elements))
         for start in range(0, rows, step):
             yield Block(start, min(rows, start + step), row_elements)
 
@@ -87,6 +96,19 @@ class TensorGroup:
     def task_vector(self, model: int, block: Block) -> Tensor:
         """Return tau_t = theta_t - theta_0 of one model for the block's rows (rows, ...), in fp32."""
         return self.finetuned[model][block.rows].to(self.device, torch.float32) - self.base_block(block)
+
+
+def ordered_sum(x: Tensor) -> float:
+    """Return the sum of all elements in fp64, added in an order that no number of threads changes.
+
+    A full reduction is split by threads; sums of fixed rows, and then of their few totals, are not.
+    """
+    flat = x.flatten().double()
+    rows = torch.nn.functional.pad(flat, (0, -len(flat) % 1024)).view(-1, 1024)
+    while len(rows) > 1:
+        totals = rows.sum(1)
+        rows = torch.nn.functional.pad(totals, (0, -len(totals) % 1024)).view(-1, 1024)
+    return float(rows[0].cpu().sum()) if len(rows) else 0.0
 
 
 PerBlock: TypeAlias = Callable[[Block], Mapping[str, Any]]

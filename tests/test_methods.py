@@ -11,7 +11,7 @@ import torch
 from merging.registry import all_methods, find_method
 from merging.sparsify import keep_mask, kept_count, trim, trim_threshold
 from merging.stream import Job, merge_group
-from merging.tensors import Block, TensorGroup
+from merging.tensors import Block, TensorGroup, ordered_sum
 
 METHODS = sorted(all_methods())
 DELTA_METHODS = [name for name in METHODS if find_method(name).base == "required"]
@@ -232,6 +232,25 @@ def test_blocks_do_not_change_the_result(method: str, shape: tuple[int, ...]) ->
         results.append(merge(method, base, models, block=block))
     torch.set_num_threads(threads)
     assert all(torch.equal(bits(result), bits(results[0])) for result in results)
+
+
+def test_l1_rescaling_does_not_depend_on_blocks() -> None:
+    """House law 2 for DARE's l1 factor, a sum over the whole tensor: the same bits for any block and thread count."""
+    base, models = tensors(2, (600, 700))
+    threads = torch.get_num_threads()
+    results = []
+    for block, n_threads in ((1000, 1), (1 << 20, 2)):
+        torch.set_num_threads(n_threads)
+        results.append(merge("dare_ties", base, models, rescale="l1", density=0.3, block=block))
+    torch.set_num_threads(threads)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("n", [0, 1, 1023, 1024, 1025, 3_000_001])
+def test_ordered_sum(n: int) -> None:
+    """The ordered sum is the sum, to fp64 accuracy, for any length."""
+    x = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    assert ordered_sum(x) == pytest.approx(float(x.double().sum()), abs=1e-9)
 
 
 # WIDEN

@@ -16,9 +16,6 @@ from console.errors import CheckpointError
 from merging.registry import merge_method
 from merging.tensors import Block, PerBlock, TensorGroup
 
-TILE_ELEMENTS = 1 << 18
-"""Rows are summed in fp64 over tiles of this fixed size, so that no rank depends on block size or threads."""
-
 
 def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
     """Compute the coefficient of each column (or, for vectors, each entry) of each model from the whole tensor."""
@@ -79,16 +76,14 @@ def _column_differences(group: TensorGroup) -> tuple[Tensor, Tensor]:
     """Return |m_t - m_0| and 1 - cos(W_t, W_0) per column, (n, d) fp64.
 
     A column is an input channel (axis 1), or a token (axis 0) of the input embedding. A column of zeros has no
-    direction: its difference is NaN, which ranks highest, as in the published code.
+    direction: its difference is NaN, which ranks highest, as in the published code. Sums are taken in fp64 over tiles
+    of a fixed size, so that no rank depends on block size or threads.
     """
     n, columns = len(group.finetuned), group.shape[0] if group.is_embedding else group.shape[1]
     sums = {
         key: torch.zeros(n, columns, dtype=torch.float64, device=group.device) for key in ("models", "base", "product")
     }
-    row_elements = group.elements // group.shape[0]
-    step = max(1, TILE_ELEMENTS // row_elements)
-    for start in range(0, group.shape[0], step):
-        tile = Block(start, min(group.shape[0], start + step), row_elements)
+    for tile in group.tiles():
         base, models = group.base_block(tile).double(), group.model_blocks(tile).double()
         where = (slice(None), tile.rows) if group.is_embedding else (slice(None), slice(None))
         axis = -1 if group.is_embedding else -2
