@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from console.cli import Parser, add_output_flags, run, say
+from console.files import user_path
 from eval.settings import BACKENDS, DEFAULT_LENGTH, DTYPES, Settings
 from eval.tasks.prompts import TEMPLATES
 
@@ -33,11 +34,11 @@ def parser() -> Parser:
     p.add_argument("--batch_size", default="auto", help="rows per batch, or auto")
     p.add_argument(
         "--data_dir",
-        type=Path,
+        type=user_path,
         help="folder of benchmark data laid out like the hub; nothing else is then read "
         "(default: Data where that exists, before the hub)",
     )
-    p.add_argument("--include_path", type=Path, help="folder of further lm-eval task files")
+    p.add_argument("--include_path", type=user_path, help="folder of further lm-eval task files")
     p.add_argument("--math_prompt_type", choices=tuple(TEMPLATES), default="wcot", help="prompt of math and gsm8k")
     p.add_argument("--math_max_tokens", type=int, default=1024, help="new tokens per answer of math and gsm8k")
     p.add_argument("--max_gen_toks", type=int, help="fewer new tokens per answer of lm-eval's generation tasks")
@@ -48,7 +49,7 @@ def parser() -> Parser:
         help="let HumanEval and MBPP run what the model writes, contained",
     )
     p.add_argument("--seed", type=int, default=1234, help="of every random choice")
-    p.add_argument("--save_path", type=Path, default=Path("results"), help="folder the results are added to")
+    p.add_argument("--save_path", type=user_path, default=Path("results"), help="folder the results are added to")
     add_output_flags(p)
     return p
 
@@ -61,6 +62,7 @@ def names(value: str) -> tuple[str, ...]:
 def main(argv: Sequence[str]) -> int:
     """Evaluate as the flags say; print the table, and on stderr where the results are."""
     a = parser().parse_args(argv)
+    model = str(user_path(a.model)) if a.model.startswith("~") else a.model
     default_data = Path("Data") if Path("Data").is_dir() else None
     settings = Settings(
         benchmarks=names(a.benchmarks),
@@ -88,8 +90,8 @@ def main(argv: Sequence[str]) -> int:
     from eval.harness import evaluate_with_samples, preflight
     from eval.store import save, table
 
-    preflight(a.model, settings, a.save_path)
-    result, samples = evaluate_with_samples(a.model, settings)
+    preflight(model, settings, a.save_path)
+    result, samples = evaluate_with_samples(model, settings)
     written = save(result, samples, a.save_path)
     print(table(result))
     say(f"Results: {written}", a.quiet)

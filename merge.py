@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from console.cli import Parser, add_output_flags, run, say
+from console.errors import UsageError
+from console.files import user_path
 from merging.recipe import DTYPES, make_recipe, read_config
 from merging.registry import MergeMethod, all_methods, find_method
 
 OUTPUT_KEYS = ("save_path", "device", "max_shard_size", "overwrite")
+RUN_KEYS = {
+    "save_path": Path, "device": str, "max_shard_size": str, "overwrite": bool, "omega": float, "importance": Path,
+}  # fmt: skip
+NAMES = {Path: "path", str: "word", bool: "true or false", float: "number"}
 EXAMPLE = (
     "example: python merge.py --method ties --base_model BASE --models_to_merge A,B,C --save_path OUT --density 0.2"
 )
@@ -29,8 +35,8 @@ def make_parser(method: MergeMethod | None) -> Parser:
     parser.add_argument("--method", help=f"how to merge. {listed}")
     parser.add_argument("--base_model", help="the base: a folder or hub id (optional for linear)")
     parser.add_argument("--models_to_merge", metavar="A,B,C", help="the fine-tuned models, by folder or hub id")
-    parser.add_argument("--save_path", type=Path, help="folder for the merged checkpoint")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with the same keys; flags win over it")
+    parser.add_argument("--save_path", type=user_path, help="folder for the merged checkpoint")
+    parser.add_argument("--config", type=user_path, metavar="FILE", help="YAML with the same keys; flags win over it")
     parser.add_argument("--dtype", choices=DTYPES, help="of the output (default: bfloat16)")
     parser.add_argument(
         "--numerics",
@@ -39,7 +45,7 @@ def make_parser(method: MergeMethod | None) -> Parser:
     )
     parser.add_argument("--seed", type=int, help="of DARE's masks (default: 42)")
     parser.add_argument("--omega", type=float, help="relax the merge by AIM in the same pass, with this omega")
-    parser.add_argument("--importance", type=Path, metavar="FILE", help="the base's importance file, for --omega")
+    parser.add_argument("--importance", type=user_path, metavar="FILE", help="the base's importance file, for --omega")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
     parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is in --save_path")
@@ -68,9 +74,20 @@ def method_flags(method: MergeMethod | None) -> list[tuple[str, Any, list[str]]]
 
 
 def take(key: str, flags: dict[str, Any], config: dict[str, Any]) -> Any:
-    """Remove and return a key from the flags or else from the YAML; None where neither has it."""
+    """Remove a key from the flags and the YAML and return it in its type, the flag winning; None where neither has it.
+
+    Raises UsageError for a value of another type.
+    """
     from_config = config.pop(key, None)
-    return flags.pop(key, from_config)
+    value = flags.pop(key, from_config)
+    kind = RUN_KEYS[key]
+    if value is None or isinstance(value, kind):
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return user_path(value)
+    raise UsageError(f"{key} must be a {NAMES[kind]}, found {value!r}.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,11 +101,11 @@ def main(argv: Sequence[str]) -> int:
     quiet = flags.pop("quiet")
     flags.pop("debug")
     config = read_config(flags.pop("config")) if "config" in flags else {}
-    asked = {key: take(key, flags, config) for key in (*OUTPUT_KEYS, "omega", "importance")}
+    asked = {key: take(key, flags, config) for key in RUN_KEYS}
     recipe = make_recipe(flags, config)
     if asked["save_path"] is None:
         parser.error("--save_path is missing: the folder for the merged checkpoint")
-    given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
+    output = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
     from merging.run import Output, merge
 
     relaxing = None
@@ -96,8 +113,7 @@ def main(argv: Sequence[str]) -> int:
         from aim.run import relaxing_of
 
         relaxing = relaxing_of(recipe, asked["omega"], asked["importance"], quiet)
-    output = Output(**{**given, "save_path": Path(given["save_path"])}, quiet=quiet)
-    folder = merge(recipe, output, relaxing)
+    folder = merge(recipe, Output(**output, quiet=quiet), relaxing)
     say(f"Merged {len(recipe.models)} models with {recipe.method} into {folder}.", quiet)
     return 0
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from aim.calibration import Calibration
-from aim.run import Settings, perform
+from aim.measure import Settings
+from aim.run import perform
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
+from console.files import user_path
 from merging.recipe import DTYPES
 from merging.run import Output
+
+
+def expanded(text: str) -> str:
+    """A local file with ~ expanded; pile stays itself."""
+    return text if text == "pile" else str(user_path(text))
 
 
 def make_parser() -> Parser:
@@ -20,9 +26,12 @@ def make_parser() -> Parser:
     parser.add_argument("--merged_model", required=True, help="the merged checkpoint: a folder or hub id")
     parser.add_argument("--pretrained_model_name", required=True, help="its base: a folder or hub id")
     parser.add_argument("--omega", type=float, default=0.4, help="relaxation floor: 1 leaves the merge, 0 is strongest")
-    parser.add_argument("--save_path", required=True, type=Path, help="folder for the relaxed checkpoint")
+    parser.add_argument("--save_path", required=True, type=user_path, help="folder for the relaxed checkpoint")
     parser.add_argument(
-        "--calibration", default="pile", help="pile (mit-han-lab/pile-val-backup) or a local .jsonl or .txt file"
+        "--calibration",
+        type=expanded,
+        default="pile",
+        help="pile (mit-han-lab/pile-val-backup) or a local .jsonl or .txt file",
     )
     parser.add_argument("--n_samples", type=int, default=256, help="texts to keep")
     parser.add_argument("--block_size", type=int, default=512, help="tokens per block; longer texts are dropped")
@@ -30,7 +39,10 @@ def make_parser() -> Parser:
     parser.add_argument("--seed", type=int, default=42, help="of the shuffling of the calibration texts")
     parser.add_argument("--batch_size", type=int, help="blocks at a time (default: 1 on a CPU, 8 on a GPU)")
     parser.add_argument(
-        "--importance", type=Path, metavar="FILE", help="reuse this importance file, or compute it and save it there"
+        "--importance",
+        type=user_path,
+        metavar="FILE",
+        help="reuse this importance file, or compute it and save it there",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, help="of the output (default: the merged checkpoint's)")

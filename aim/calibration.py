@@ -71,7 +71,7 @@ def load_texts(calibration: Calibration) -> Iterable[str]:
     elif calibration.source.endswith(".jsonl"):
         rows = _read_json_lines(calibration)
     else:
-        text = Path(calibration.source).read_text(encoding="utf-8")
+        text = _read_text(calibration.source)
         paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
         rows = datasets.Dataset.from_dict({calibration.text_field: paragraphs})
     if calibration.text_field not in rows.column_names:
@@ -81,11 +81,18 @@ def load_texts(calibration: Calibration) -> Iterable[str]:
     return rows.shuffle(seed=calibration.seed)[calibration.text_field]
 
 
+def _read_text(source: str) -> str:
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{source} is not text in UTF-8 (byte {error.start}).") from error
+
+
 def _read_json_lines(calibration: Calibration) -> Any:
     import datasets
 
     texts = []
-    for number, line in enumerate(Path(calibration.source).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_read_text(calibration.source).splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,15 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
+def stored_names(names: Iterable[str], stored: Collection[str], prefix: str) -> dict[str, str]:
+    """Map parameter names to those in the checkpoint, which may lack (or have) the inner model's prefix."""
+    found = {}
+    for name in names:
+        bare = name.removeprefix(f"{prefix}.")
+        found[name] = next((n for n in (name, bare, f"{prefix}.{name}") if n in stored), name)
+    return found
+
+
 def measured_axis(module: nn.Module) -> int | None:
     """Return the axis of `module.weight` that its input channels run along, or None for what is not measured.
 
@@ -171,7 +180,7 @@ def collect(
     handles = []
     for name, module in model.named_modules():
         axis = measured_axis(module)
-        if axis is not None:
+        if axis is not None and not (reference and "embed" in name):  # the original goes by the name
             weight = module.weight
             assert isinstance(weight, Tensor)
             accumulators[f"{name}.weight"] = Accumulator(weight.shape[axis], reference)

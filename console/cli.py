@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message.rstrip('.')} (`python {self.prog} --help` lists the flags).")
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
-        argv = [underscored(a) for a in (sys.argv[1:] if args is None else args)]
+        argv = with_negative_values([underscored(a) for a in (sys.argv[1:] if args is None else args)])
         parsed, rest = self.parse_known_args(argv, namespace)
         if rest:
             known = [flag for action in self._actions for flag in action.option_strings]
@@ -50,6 +51,17 @@ def underscored(argument: str) -> str:
     if flag.startswith("--no-"):
         return flag[:5] + flag[5:].replace("-", "_") + equals + value
     return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def with_negative_values(argv: Sequence[str]) -> list[str]:
+    """Join `--weights -0.5,1` into `--weights=-0.5,1`, which argparse would take for two flags."""
+    joined: list[str] = []
+    for argument in argv:
+        if re.match(r"-[\d.]", argument) and joined and re.fullmatch(r"--\w+", joined[-1]):
+            joined[-1] += "=" + argument
+        else:
+            joined.append(argument)
+    return joined
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:

@@ -103,6 +103,7 @@ def preflight(model: Any, settings: Settings, save_path: Path | None = None) -> 
     benchmarks = settings.chosen()
     if isinstance(model, str):
         check_model(model, settings.apply_chat_template, settings.max_model_len)
+        Lineage.of_checkpoint(model)  # a broken run record is said now, not after hours of scoring
     if save_path is not None:
         check_save_path(save_path)
     if settings.offline:

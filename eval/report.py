@@ -187,7 +187,10 @@ def _notes(
 ) -> Iterator[str]:
     """What stands beside the tables: how many items, what the gain is and over which population, which omega."""
     if models.limit is not None:
-        yield f"Scores (some or all) are of at most {models.limit} items of a benchmark (--limit): small samples."
+        yield (
+            f"Scores (some or all) are of --limit {models.limit} items of a benchmark, at least one of each of its "
+            "subjects: small samples."
+        )
     if not models.families:
         return
     d = len(models.columns)

@@ -13,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console.errors import CheckpointError, UsageError
+from console.errors import CheckpointError
+from console.files import read_json
+from merging.hub import WEIGHT_FILES, CheckpointRef, locate, shards_of, weight_map
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,40 +28,6 @@ DTYPES = {
 """safetensors' name of a dtype -> torch's name and bytes per element."""
 CODES = {name: code for code, (name, _) in DTYPES.items()}
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
-WEIGHT_FILES = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
-
-
-@dataclass(frozen=True)
-class CheckpointRef:
-    """A local folder, or a hub id `org/name` with an optional `@revision`."""
-
-    path: str
-    revision: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> CheckpointRef:
-        """Read `folder`, `org/name` or `org/name@revision`. Raises UsageError for an empty name."""
-        text = text.strip()
-        if not text:
-            raise UsageError("A model name is empty; give a folder or a hub id such as org/name.")
-        if Path(text).expanduser().is_dir() or "@" not in text:
-            return cls(text)
-        path, _, revision = text.rpartition("@")
-        return cls(path, revision)
-
-    @property
-    def is_hub_id(self) -> bool:
-        """True for a name that is no local folder but has the form of a hub id."""
-        return not Path(self.path).expanduser().is_dir() and bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.path))
-
-    def __str__(self) -> str:
-        return f"{self.path}@{self.revision}" if self.revision else self.path
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
@@ -109,7 +77,8 @@ class Checkpoint:
     @property
     def text_config(self) -> Mapping[str, Any]:
         """The language model's part of the config (a vision-language model nests it)."""
-        return self.config.get("text_config", self.config)
+        nested = self.config.get("text_config")
+        return nested if isinstance(nested, Mapping) else self.config
 
     def read(self, name: str) -> Tensor:
         """Return the tensor as stored, memory-mapped, on the CPU. Raises CheckpointError where it cannot be read."""
@@ -135,82 +104,35 @@ class Checkpoint:
 
 
 def load_pickled(file: Path) -> dict[str, Tensor]:
-    """Memory-map a PyTorch .bin of tensors, refusing anything that would need arbitrary unpickling."""
+    """Memory-map a PyTorch .bin of tensors, refusing anything that would need arbitrary unpickling.
+
+    Raises CheckpointError for such a file, for one that is broken, and for one that is no mapping of names to tensors.
+    """
     import pickle
 
     import torch
 
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written before torch 1.6: no memory map of that format
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds more than tensors and is not unpickled, because a pickle can run code; "
             "convert it to safetensors on a machine where you trust it."
         ) from error
-    except RuntimeError:  # written before torch 1.6: no memory map of that format
-        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        what = first_line(error)
+        raise CheckpointError(f"{file} is not a whole PyTorch file ({what}); download it again.") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{file} should map names to tensors (a state dict), and does not.")
+    return state
 
 
-def locate(ref: CheckpointRef, weights: bool) -> Path:
-    """Return the folder of a checkpoint, downloading the small files or (weights=True) all it needs from the hub.
-
-    The hub's own cache, token and environment are used; the cache is tried first. Raises UsageError where there is no
-    such folder, CheckpointError where the hub cannot give the model.
-    """
-    local = Path(ref.path).expanduser()
-    if local.is_dir():
-        return local
-    if not ref.is_hub_id:
-        raise UsageError(f"Model {ref} is no folder here, and not a hub id of the form org/name.")
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub import errors as hub
-
-    patterns = SMALL_FILES + (["*.safetensors", "pytorch_model*.bin"] if weights else [])
-    try:
-        cached = Path(snapshot_download(ref.path, revision=ref.revision, local_files_only=True))
-        if not weights or _complete(cached) or constants.HF_HUB_OFFLINE:
-            return cached
-    except (hub.LocalEntryNotFoundError, OSError):
-        pass
-    if constants.HF_HUB_OFFLINE:
-        raise CheckpointError(
-            f"Model {ref} is no folder here and not in the hub's cache, and HF_HUB_OFFLINE is set; "
-            f"run `hf download {ref.path}` where there is internet."
-        )
-    try:
-        if weights and any(f.endswith(".safetensors") for f in _hub_files(ref)):
-            patterns.remove("pytorch_model*.bin")
-        return Path(snapshot_download(ref.path, revision=ref.revision, allow_patterns=patterns))
-    except hub.GatedRepoError as error:
-        raise CheckpointError(
-            f"Model {ref} is gated: accept its licence on its hub page, then run `hf auth login`."
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise UsageError(f"Model {ref.path} has no revision {ref.revision!r} on the hub.") from error
-    except hub.RepositoryNotFoundError as error:
-        raise UsageError(
-            f"Model {ref} is no folder here and not on the hub (or private: then run `hf auth login`)."
-        ) from error
-    except Exception as error:
-        raise CheckpointError(
-            f"Model {ref} is no folder here, not in the hub's cache, and the hub cannot be reached "
-            f"({type(error).__name__}); run `hf download {ref.path}` where there is internet, or give a local folder."
-        ) from error
-
-
-def _hub_files(ref: CheckpointRef) -> list[str]:
-    from huggingface_hub import list_repo_files
-
-    return list_repo_files(ref.path, revision=ref.revision)
-
-
-def _complete(folder: Path) -> bool:
-    """Whether a cached snapshot has its weights: a whole file, or every shard that its index names."""
-    for name in WEIGHT_FILES:
-        if (folder / name).exists():
-            shards = read_json(folder / name, "").get("weight_map", {}) if name.endswith(".json") else {}
-            return all((folder / shard).exists() for shard in shards.values())
-    return any(folder.glob("*.safetensors"))
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def open_all(names: Sequence[str]) -> list[Checkpoint]:
@@ -235,26 +157,12 @@ def open_checkpoint(text: str) -> Checkpoint:
     return Checkpoint(ref, folder, tensors, config, commit)
 
 
-def read_json(file: Path, missing: str) -> dict[str, Any]:
-    """Read a JSON object. Raises CheckpointError with the sentence `missing`, or naming a broken file."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(missing) from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}).") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} should hold a JSON object.")
-    return data
-
-
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
     index = next((folder / n for n in WEIGHT_FILES if n.endswith(".json") and (folder / n).exists()), None)
     if (folder / "model.safetensors").exists():
         files = [folder / "model.safetensors"]
     elif index is not None:
-        weight_map = read_json(index, "").get("weight_map", {})
-        files = [folder / name for name in sorted(set(weight_map.values()))]
+        files = [folder / name for name in shards_of(index)]
     else:
         files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
@@ -268,7 +176,7 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
                 raise CheckpointError(f"Tensor {name} is in both {tensors[name].file.name} and {file.name}.")
             tensors[name] = info
     if index is not None and index.exists() and len(files) > 1:
-        lacking = [name for name in weight_map if name not in tensors]
+        lacking = [name for name in weight_map(index) if name not in tensors]
         if lacking:
             raise CheckpointError(f"{index} names tensor {lacking[0]}, which is in no file ({len(lacking)} such).")
     return tensors
@@ -291,9 +199,9 @@ def _headers(file: Path) -> dict[str, TensorInfo]:
         end = max((spec["data_offsets"][1] for spec in header.values()), default=0) + 8 + length
         if end > size:
             raise ValueError(f"{end} bytes expected, {size} found: cut short")
-    except (ValueError, struct.error, KeyError, TypeError) as error:
+        return {
+            name: TensorInfo(tuple(spec["shape"]), DTYPES.get(spec["dtype"], (spec["dtype"], 0))[0], file)
+            for name, spec in header.items()
+        }
+    except (ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is not a whole safetensors file ({error}); download it again.") from error
-    return {
-        name: TensorInfo(tuple(spec["shape"]), DTYPES.get(spec["dtype"], (spec["dtype"], 0))[0], file)
-        for name, spec in header.items()
-    }

@@ -59,6 +59,9 @@ def check_distinct(base: Checkpoint | None, models: Sequence[Checkpoint]) -> Non
 def plan(donor: Checkpoint, others: Sequence[Checkpoint], dtype: str | None) -> Plan:
     """Lay every tensor of `donor` beside its counterpart in each of the `others` (the donor may be one of them).
 
+    A donor that ties its output head to its embedding and yet stores both is written with the embedding alone (the two
+    are compared, the only weights read here).
+
     dtype: of the output's floating-point tensors; None keeps the donor's. Raises CheckpointError naming the first
     three differences where shapes or names do not fit.
     """
@@ -66,17 +69,21 @@ def plan(donor: Checkpoint, others: Sequence[Checkpoint], dtype: str | None) -> 
     notes: list[str] = []
     left_out: dict[str, tuple[str, ...]] = {}
     columns: list[dict[str, tuple[str, Alignment | None]]] = []
+    head = _stored_twice(donor)
+    if head is not None:
+        notes.append(f"{donor.name} ties {head} to its embedding and stores both: the embedding alone is written.")
+    wanted = {name: info for name, info in donor.tensors.items() if name != head}
     for other in others:
-        matched, extra = _match(donor, other, problems, notes)
+        matched, extra = _match(donor, wanted, other, problems, notes)
         columns.append(matched)
         if extra:
             left_out[other.name] = extra
-            notes.append(f"{other.name}: {len(extra)} computed buffers left out ({extra[0]}).")
+            notes.append(f"{other.name}: left out {', '.join(extra[:3])}, which {donor.name} computes or ties.")
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(f"The models do not fit together: {'; '.join(problems[:3])}{more}.")
     tensors = []
-    for name, info in donor.tensors.items():
+    for name, info in wanted.items():
         is_float = info.dtype in FLOATS
         if info.dtype not in CODES:
             raise CheckpointError(f"{donor.name}: tensor {name} is stored as {info.dtype}, which cannot be merged.")
@@ -95,14 +102,29 @@ def plan(donor: Checkpoint, others: Sequence[Checkpoint], dtype: str | None) -> 
     return Plan(tuple(tensors), tuple(dict.fromkeys(notes)), left_out)
 
 
+def _stored_twice(donor: Checkpoint) -> str | None:
+    """The output head of a checkpoint that ties it and stores it besides, equal to its embedding."""
+    head = next((name for name in donor.tensors if HEAD.search(name)), None)
+    embedding = next((name for name in donor.tensors if INPUT_EMBEDDING.search(name)), None)
+    if head is None or embedding is None or not donor.ties_embeddings:
+        return None
+    if donor.tensors[head].shape != donor.tensors[embedding].shape:
+        return None
+    return head if donor.read(head).equal(donor.read(embedding)) else None
+
+
 def _match(
-    donor: Checkpoint, other: Checkpoint, problems: list[str], notes: list[str]
+    donor: Checkpoint,
+    wanted: Mapping[str, TensorInfo],
+    other: Checkpoint,
+    problems: list[str],
+    notes: list[str],
 ) -> tuple[dict[str, tuple[str, Alignment | None]], tuple[str, ...]]:
     """Find the other checkpoint's tensor for each of the donor's; collect what does not fit."""
     matched: dict[str, tuple[str, Alignment | None]] = {}
     if other is donor:
-        return {name: (name, None) for name in donor.tensors}, ()
-    for name, info in donor.tensors.items():
+        return {name: (name, None) for name in wanted}, ()
+    for name, info in wanted.items():
         source = name if name in other.tensors else _tied_source(name, other)
         if source is None:
             problems.append(f"{other.name} has no tensor {name} {list(info.shape)}, which {donor.name} has")
@@ -118,7 +140,7 @@ def _match(
         elif theirs.shape != info.shape:
             problems.append(f"{name} is {list(info.shape)} in {donor.name} and {list(theirs.shape)} in {other.name}")
     used = {source for source, _ in matched.values()}
-    extra = [name for name in other.tensors if name not in used and name not in donor.tensors]
+    extra = [name for name in other.tensors if name not in used and name not in wanted]
     for name in extra:
         if HEAD.search(name) and donor.ties_embeddings and not other.ties_embeddings:
             problems.append(f"{other.name} has an output head of its own ({name}) and {donor.name} ties it")
@@ -146,6 +168,11 @@ def _aligned(
             "their rows cannot be matched by token"
         )
         return None
+    if len(alignment.missing) > rows / 2:
+        problems.append(
+            f"{other.name} has only {rows - len(alignment.missing)} of the {rows} tokens of {donor.name}: "
+            "their tokenizers are not of one family"
+        )
     sentence = describe(other.name, donor.name, their_rows, alignment)
     if sentence:
         notes.append(sentence)

@@ -52,7 +52,9 @@ def read_config(file: Path) -> dict[str, Any]:
         raise UsageError(f"--config {file} does not exist.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {file} is not valid YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(data, dict):
+    except OSError as error:
+        raise UsageError(f"--config {file} cannot be read ({error.strerror}).") from error
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise UsageError(f"--config {file} should hold keys and values, such as `method: ties`.")
     return data
 
@@ -110,6 +112,8 @@ def remarks(recipe: MergeRecipe) -> list[str]:
     if densities and all(d >= 1 for d in densities):
         what = "trims" if recipe.method == "ties" else "drops"
         said.append(f"density 1: {recipe.method} {what} nothing.")
+    if recipe.method != "ties" and any(d == 0 for d in densities):
+        said.append("density 0: everything of that model is dropped.")
     if len(recipe.models) == 1:
         said.append("One model: there is nothing to reconcile.")
     return said
@@ -141,6 +145,8 @@ def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
 
 def _seed(value: Any) -> int:
     try:
+        if isinstance(value, float | bool):
+            raise ValueError
         return int(value)
     except (TypeError, ValueError):
         raise UsageError(f"seed must be a whole number, found {value!r}.") from None

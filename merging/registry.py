@@ -51,6 +51,8 @@ class Parameter:
             raise UsageError(f"{self.name} must be a {self.type}, found {value!r}.") from None
         if self.choices and parsed not in self.choices:
             raise UsageError(f"{self.name} must be one of {', '.join(self.choices)}, found {value!r}.")
+        if self.type == "float" and not math.isfinite(parsed):
+            raise UsageError(f"{self.name} must be a finite number, found {value}.")
         if self.type in ("float", "int") and not self.minimum <= parsed <= self.maximum:
             raise UsageError(f"{self.name} must be in [{self.minimum:g}, {self.maximum:g}], found {value}.")
         return parsed

@@ -13,7 +13,7 @@ from merging.checkpoint import Checkpoint, open_all
 from merging.preflight import Plan, check_distinct, check_space, plan
 from merging.recipe import MergeRecipe, remarks
 from merging.registry import find_method
-from merging.sidefiles import copy_tokenizer, describe_inputs, write_card, write_configs, write_record
+from merging.sidefiles import copy_tokenizer, describe_inputs, make_configs, write_card, write_configs, write_record
 from merging.writer import ShardedWriter, check_target, parse_size, staged
 
 
@@ -36,6 +36,7 @@ class Relaxing:
     """
 
     omega: float
+    importance_file: Path
     make: Callable[[Checkpoint, Plan], Any]
     details: Callable[[], Mapping[str, Any]]
 
@@ -43,15 +44,17 @@ class Relaxing:
 def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None) -> Path:
     """Merge as the recipe says and return the folder. Raises UsageError, CheckpointError or FailureError."""
     started = time.perf_counter()
-    check_target(output.save_path, output.overwrite)
+    check_target(output.save_path, output.overwrite, [relaxing.importance_file] if relaxing else [])
     max_shard_bytes = parse_size(output.max_shard_size)
     method = find_method(recipe.method)
     opened = open_all([*recipe.models, *([recipe.base_model] if recipe.base_model else [])])
     models, donor = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
     base = donor if method.base == "required" else None
     check_distinct(donor if recipe.base_model else None, models)
+    check_target(output.save_path, output.overwrite, [checkpoint.folder for checkpoint in opened])
     merge_plan = plan(donor, [*models, base] if base else models, recipe.dtype)
-    for note in (*remarks(recipe), *merge_plan.notes):
+    configs = make_configs(donor, models, merge_plan)
+    for note in (*remarks(recipe), *merge_plan.notes, *copied(merge_plan)):
         say(note, output.quiet)
     check_space(output.save_path, merge_plan.bytes)
     relaxation = relaxing.make(donor, merge_plan) if relaxing else None
@@ -60,26 +63,29 @@ def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None)
     job = stream.Job(
         implementation=method.implementation(),
         parameters=recipe.parameters,
-        device=stream.resolve_device(output.device),
+        device=stream.resolve_device("cpu" if recipe.numerics == "reference" else output.device),
         seed=recipe.seed,
         reference=recipe.numerics == "reference",
         relaxation=relaxation,
     )
     lineage = {
         "method": recipe.method,
-        "base_model": recipe.base_model,
-        "models": list(recipe.models),
+        "base_model": donor.ref.full_name if recipe.base_model else None,
+        "models": [model.ref.full_name for model in models],
         "omega": relaxing.omega if relaxing else None,
     }
+    asked = recipe.as_yaml_dict()
+    if relaxing:
+        asked |= {"omega": relaxing.omega, "importance": str(relaxing.importance_file)}
     with staged(output.save_path, output.overwrite) as folder:
         writer = ShardedWriter(folder, merge_plan.tensors, max_shard_bytes)
         stream.run(merge_plan, job, base, models, donor, writer, output.quiet)
         writer.close()
         tokenizer_files = copy_tokenizer(donor, folder)
-        write_configs(donor, models, folder, merge_plan)
-        write_card(folder, output.save_path.name, lineage, recipe.as_yaml_dict(), method.paper)
+        write_configs(folder, configs)
+        write_card(folder, output.save_path.name, lineage, asked, method.paper)
         details = {
-            "recipe": recipe.as_yaml_dict(),
+            "recipe": asked,
             "sources": dict(recipe.sources),
             "inputs": describe_inputs(_unique(donor, models)),
             "tensors": {
@@ -98,6 +104,12 @@ def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None)
     if not tokenizer_files:
         say(f"{donor.name} has no tokenizer files; the result has none.", output.quiet)
     return output.save_path
+
+
+def copied(merge_plan: Plan) -> list[str]:
+    """Return the sentence on tensors that are copied from the donor because they hold no floating-point numbers."""
+    names = [tensor.name for tensor in merge_plan.tensors if not tensor.is_float]
+    return [f"Copied, not merged: {', '.join(names[:3])} ({len(names)} tensors of whole numbers)."] if names else []
 
 
 def _unique(donor: Checkpoint, models: list[Checkpoint]) -> list[Checkpoint]:

@@ -13,18 +13,15 @@ from typing import Any
 
 import yaml
 
-from merging.checkpoint import Checkpoint, CheckpointRef, read_json
+from console.errors import CheckpointError
+from console.files import read_json
+from merging.checkpoint import Checkpoint
+from merging.hub import CheckpointRef
 from merging.preflight import Plan
-from merging.vocabulary import is_vocabulary_tensor
+from merging.vocabulary import is_vocabulary_tensor, token_ids
+from merging.writer import RECORD
 
 VERSION = "0.1.0"
-RECORD = "run_record.json"
-NOT_TOKENIZER = {
-    "config.json",
-    "generation_config.json",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-}
 TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
                    "*.model", "*.tiktoken", "preprocessor_config.json", "processor_config.json")  # fmt: skip
 
@@ -32,15 +29,16 @@ TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_to
 def copy_tokenizer(donor: Checkpoint, folder: Path) -> list[str]:
     """Copy the donor's tokenizer files byte for byte; returns their names (empty where it has none)."""
     names = {file.name for pattern in TOKENIZER_FILES for file in donor.folder.glob(pattern) if file.is_file()}
-    for name in sorted(names - NOT_TOKENIZER):
+    for name in sorted(names):
         shutil.copyfile(donor.folder / name, folder / name)
-    return sorted(names - NOT_TOKENIZER)
+    return sorted(names)
 
 
-def write_configs(donor: Checkpoint, others: Sequence[Checkpoint], folder: Path, plan: Plan) -> None:
-    """Write config.json (dtype and vocabulary as the tensors have them) and generation_config.json.
+def make_configs(donor: Checkpoint, others: Sequence[Checkpoint], plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return {file name: content} of config.json and generation_config.json.
 
-    The generation config is the donor's with the union of everybody's end-of-sequence ids that have a row.
+    The config's dtype and vocabulary are as the tensors have them. The generation config is the donor's, with
+    everybody's end-of-sequence tokens as the donor numbers them. Raises CheckpointError for ids that are no numbers.
     """
     config = dict(donor.config)
     dtypes = {tensor.dtype for tensor in plan.tensors if tensor.is_float}
@@ -50,13 +48,18 @@ def write_configs(donor: Checkpoint, others: Sequence[Checkpoint], folder: Path,
     rows = min((t.shape[0] for t in plan.tensors if is_vocabulary_tensor(t.name, donor)), default=None)
     if rows is not None and "vocab_size" in config:
         config["vocab_size"] = rows
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     generation = _generation_config(donor)
-    ids = [i for checkpoint in (donor, *others) for i in _end_ids(checkpoint) if rows is None or i < rows]
+    ids = [i for checkpoint in (donor, *others) for i in _end_ids(checkpoint, donor) if rows is None or i < rows]
     union = list(dict.fromkeys(ids))
     if union:
         generation["eos_token_id"] = union[0] if len(union) == 1 else union
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    return {"config.json": config, "generation_config.json": generation}
+
+
+def write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what `make_configs` returned."""
+    for name, content in configs.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -67,9 +70,17 @@ def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"_from_model_config": True, **kept}
 
 
-def _end_ids(checkpoint: Checkpoint) -> list[int]:
+def _end_ids(checkpoint: Checkpoint, donor: Checkpoint) -> list[int]:
+    """The checkpoint's end-of-sequence ids as the donor numbers those tokens; tokens that it lacks are left out."""
     ids = _generation_config(checkpoint).get("eos_token_id")
-    return [] if ids is None else list(ids) if isinstance(ids, list) else [ids]
+    listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(isinstance(i, int) for i in listed):
+        raise CheckpointError(f"{checkpoint.name}: eos_token_id should be a number or a list of them, found {ids!r}.")
+    theirs, ours = token_ids(checkpoint.folder), token_ids(donor.folder)
+    if checkpoint is donor or theirs is None or ours is None:
+        return listed
+    token_of = {i: token for token, i in theirs.items()}
+    return [ours[token_of[i]] for i in listed if token_of.get(i) in ours]
 
 
 def versions() -> dict[str, str]:
@@ -105,10 +116,18 @@ def write_record(folder: Path, lineage: Mapping[str, Any], details: Mapping[str,
 
 
 def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the lineage in a checkpoint's run record, or that of a checkpoint that was not merged here."""
+    """Return the lineage in a checkpoint's run record, or that of a checkpoint that was not merged here.
+
+    Raises CheckpointError for a run record that lacks it.
+    """
     file = checkpoint.folder / RECORD
     unmerged: dict[str, Any] = {"method": None, "base_model": None, "models": [], "omega": None}
-    return dict(read_json(file, "").get("lineage", unmerged)) if file.is_file() else unmerged
+    if not file.is_file():
+        return unmerged
+    found = read_json(file, "").get("lineage")
+    if not isinstance(found, dict) or found.keys() != unmerged.keys() or not isinstance(found["models"], list):
+        raise CheckpointError(f"{file} is not a run record of merge.py or performAIM.py; remove it to go on without.")
+    return found
 
 
 def write_card(folder: Path, title: str, lineage: Mapping[str, Any], recipe: Mapping[str, Any], paper: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from math import floor
 
 import numpy as np
 import torch
@@ -32,8 +34,11 @@ class Threshold:
 
 
 def kept_count(density: float, elements: int) -> int:
-    """Return how many entries of a tensor survive trimming: exactly max(1, floor(density * elements))."""
-    return min(elements, max(1, int(density * elements)))
+    """Return how many entries of a tensor survive trimming: exactly max(1, floor(density * elements)).
+
+    The density counts as the decimal that was written: 0.57 of 100 is 57, though 0.57 * 100 is below 57 in binary.
+    """
+    return min(elements, max(1, floor(Fraction(repr(density)) * elements)))
 
 
 def trim_threshold(group: TensorGroup, model: int, density: float) -> Threshold | None:

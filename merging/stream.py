@@ -141,4 +141,8 @@ def _by_reference(group: TensorGroup, job: Job) -> Tensor:
 def check_finite(name: str, tensor: Tensor) -> None:
     """Refuse a tensor with NaN or infinity in it. Raises CheckpointError naming it."""
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        raise CheckpointError(f"Tensor {name} of the result is not finite; look for NaN or infinity in the inputs.")
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"Tensor {name} of the result is not finite: an input or a weight is NaN or infinite, "
+            f"or {kind} cannot hold the result."
+        )

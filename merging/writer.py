@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -19,6 +19,8 @@ from merging.preflight import TensorPlan
 if TYPE_CHECKING:
     from torch import Tensor
 
+RECORD = "run_record.json"
+"""The file that marks a checkpoint written here and tells how it was made."""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -30,19 +32,35 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def check_target(save_path: Path, overwrite: bool) -> None:
-    """Refuse a target that holds something, unless it may be replaced. Raises UsageError."""
-    if save_path.is_file():
+def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a target that holds something, or that touches an input. Raises UsageError.
+
+    With `overwrite` a folder is replaced only where it holds a checkpoint that was written here (its run record), and
+    never where it is, contains or lies in one of the `inputs` or the current folder.
+    """
+    target = save_path.resolve()
+    if target.exists() and not target.is_dir():
         raise UsageError(f"--save_path {save_path} is a file; give a folder.")
-    if save_path.is_dir() and any(save_path.iterdir()) and not overwrite:
+    for path in inputs:
+        taken = path.resolve()
+        if target == taken or target in taken.parents or taken in target.parents:
+            raise UsageError(f"--save_path {save_path} would write over or into the input {path}; give another folder.")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
         raise UsageError(f"--save_path {save_path} is not empty; give another folder or add --overwrite.")
+    if not (target / RECORD).is_file() or target in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(
+            f"--save_path {save_path} holds something that is no checkpoint written here (it has no {RECORD}); "
+            "--overwrite does not replace it: give another folder."
+        )
 
 
 @contextmanager
 def staged(save_path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `save_path` that takes its place at the end, and vanishes on any error."""
     check_target(save_path, overwrite)
-    target = save_path.absolute()
+    target = save_path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = target.with_name(f".{target.name}.partial-{os.getpid()}")
     stage.mkdir()

@@ -22,7 +22,7 @@ from console.errors import UsageError
 METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "widen")
 FAST_METHODS = ("task_arithmetic", "ties")
 OMEGA = 0.4
-MARK = "quickstart.json"
+MARK = "made_by_quickstart.json"
 NAMES = {"base": "Base", "addition": "Addition", "strings": "Strings", "brackets": "Brackets"}
 
 
@@ -37,7 +37,7 @@ def parser() -> Parser:
 
 def fresh(folder: Path) -> None:
     """Empty the folder of an earlier quickstart. Raises UsageError for a folder that holds something else."""
-    if folder.is_dir() and (folder / MARK).is_file():
+    if folder.is_dir() and (folder / MARK).is_file() and not folder.is_symlink():
         shutil.rmtree(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"--save_path {folder} holds something that no quickstart made; give another folder.")
@@ -112,7 +112,8 @@ def relax_all(family, out: Path, merged: Sequence[Path], quiet: bool) -> list[Pa
     from tqdm import tqdm
 
     from aim.calibration import Calibration
-    from aim.run import Settings, perform
+    from aim.measure import Settings
+    from aim.run import perform
     from merging.run import Output
 
     calibration = Calibration(str(family.calibration), n_samples=1024, block_size=64)

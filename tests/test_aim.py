@@ -10,8 +10,9 @@ import torch
 
 from aim.calibration import Calibration, cut, load_texts
 from aim.importance import Importance, collect
+from aim.measure import Settings
 from aim.relax import importance, relax
-from aim.run import Settings, perform
+from aim.run import perform
 from console.errors import CalibrationError, CheckpointError, UsageError
 from merging.recipe import make_recipe
 from merging.run import Output, merge
@@ -202,6 +203,75 @@ def test_one_pass_is_two_passes_with_one_rounding_less(
     assert json.loads((one / "run_record.json").read_text())["lineage"]["omega"] == 0.4
 
 
+def test_existing_importance_binds(family, merged: Path, settings: Settings, tmp_path: Path) -> None:
+    """An importance file that stands is not silently another one: other numerics or other calibration are refused."""
+    from dataclasses import replace
+
+    perform(str(merged), str(family["base"]), 0.3, settings, Output(tmp_path / "0", quiet=True), None)
+    output = Output(tmp_path / "out", quiet=True)
+    with pytest.raises(CheckpointError, match="was measured with --numerics float32"):
+        perform(str(merged), str(family["base"]), 0.3, replace(settings, reference=True), output, None)
+    other = replace(settings, calibration=replace(settings.calibration, n_samples=5))
+    with pytest.raises(UsageError, match="was measured with --n_samples 40, and 5 is asked for"):
+        perform(str(merged), str(family["base"]), 0.3, other, output, None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_importance_is_not_lost_in_the_target(family, merged: Path, settings: Settings, tmp_path: Path) -> None:
+    """An importance file inside --save_path is refused before anything is measured: the folder would replace it."""
+    from dataclasses import replace
+
+    out = tmp_path / "out"
+    inside = replace(settings, importance_file=out / "imp.safetensors")
+    with pytest.raises(UsageError, match="would write over or into the input"):
+        perform(str(merged), str(family["base"]), 0.3, inside, Output(out, quiet=True), None)
+    assert not out.exists()
+
+
+def test_gpt2_without_its_prefix(tmp_path: Path) -> None:
+    """GPT-2 as the hub stores it (names without `transformer.`) is relaxed, its Conv1D along axis 0."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tests.tiny import make_tokenizer
+
+    folders = []
+    for i in range(2):
+        torch.manual_seed(i)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_positions=64, n_embd=16, n_layer=1, n_head=2))
+        folder = tmp_path / f"m{i}"
+        model.save_pretrained(folder)
+        state = {k.removeprefix("transformer."): v for k, v in weights(folder).items()}
+        from safetensors.torch import save_file
+
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        make_tokenizer(folder, 60)
+        folders.append(folder)
+    text = write_texts(tmp_path / "text.jsonl")
+    settings = Settings(Calibration(str(text), n_samples=20, block_size=42), importance_file=tmp_path / "imp")
+    out = perform(str(folders[1]), str(folders[0]), 0.0, settings, Output(tmp_path / "out", quiet=True), "float32")
+    base, before, after = weights(folders[0]), weights(folders[1]), weights(out)
+    name = "h.0.mlp.c_fc.weight"
+    a = Importance.load(tmp_path / "imp").activations[name].double()
+    s = (a / a.max())[:, None]
+    expected = before[name].double() - s * (before[name].double() - base[name].double())
+    assert (after[name].double() - expected).abs().max() < 1e-6
+    assert torch.equal(after["h.0.mlp.c_fc.bias"], before["h.0.mlp.c_fc.bias"])
+
+
+def test_card_of_local_models_names_no_hub_id(family, merged: Path, settings: Settings, tmp_path: Path) -> None:
+    """Local folders never appear as base_model in the card, whatever the current folder; the recipe of a one-pass
+    merge has omega and the importance file."""
+    from aim.run import relaxing_of
+
+    perform(str(merged), str(family["base"]), 0.3, settings, Output(tmp_path / "0", quiet=True), None)
+    recipe = make_recipe({"method": "ties", "base_model": str(family["base"]), "models_to_merge": str(family["a"])}, {})
+    out = merge(recipe, Output(tmp_path / "one", quiet=True), relaxing_of(recipe, 0.4, settings.importance_file, True))
+    front, body = (out / "README.md").read_text().split("---\n", 2)[1:]
+    assert "base_model" not in front
+    assert "omega: 0.4\n" in body
+    assert "importance: " in body
+
+
 @pytest.mark.parametrize("relax_tied", [False, True])
 def test_tied_embeddings(tmp_path: Path, relax_tied: bool) -> None:
     """A tied matrix is an embedding and stays merged, unless it is asked to be relaxed as the head it also is."""
@@ -244,6 +314,21 @@ def test_cut_by_hand() -> None:
     assert sample.blocks.tolist() == [[1, 1, 2, 3], [1, 4, 2, 1]]
     assert (sample.account["texts_read"], sample.account["texts_too_long"], sample.account["texts_kept"]) == (4, 1, 3)
     assert sample.account["tokens_dropped_at_the_end"] == 1
+
+
+def test_block_longer_than_the_model(family, merged: Path, tmp_path: Path) -> None:
+    """Blocks of more positions than the base has are refused before the model is loaded."""
+    settings = Settings(Calibration(str(family["text"]), block_size=2049))
+    with pytest.raises(UsageError, match="is more than the 2048 positions"):
+        perform(str(merged), str(family["base"]), 0.3, settings, Output(tmp_path / "out"), None)
+
+
+def test_binary_text(tmp_path: Path) -> None:
+    """A file that is no UTF-8 is named."""
+    file = tmp_path / "t.txt"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CalibrationError, match="is not text in UTF-8"):
+        load_texts(Calibration(str(file)))
 
 
 def test_too_little_text() -> None:

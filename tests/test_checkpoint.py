@@ -358,6 +358,118 @@ def test_overwrite_replaces_the_whole_folder(family, tmp_path: Path) -> None:
     assert torch.equal(opened.read("lm_head.weight"), weights(family["b"])["lm_head.weight"])
 
 
+def test_overwrite_never_touches_an_input(tmp_path: Path) -> None:
+    """A target that is, contains or lies in an input is refused, with --overwrite too, and every input stays whole."""
+    models = tmp_path / "models"
+    base = make_llama(models / "base")
+    a = fine_tune(base, models / "a", seed=1)
+    for folder in (models, base, a):  # as if all had been written here, and so could be replaced
+        (folder / "run_record.json").write_text("{}")
+    before = {f: f.read_bytes() for f in models.rglob("*") if f.is_file()}
+    recipe = make_recipe({"method": "ties", "base_model": str(base), "models_to_merge": str(a)}, {})
+    link = tmp_path / "link"
+    link.symlink_to(a)
+    for target in (a, base, models, a / "inside", link, models / "." / "a"):
+        with pytest.raises(UsageError, match="would write over or into the input"):
+            merge(recipe, Output(target, overwrite=True, quiet=True))
+    assert {f: f.read_bytes() for f in models.rglob("*") if f.is_file()} == before
+
+
+def test_overwrite_replaces_only_what_was_written_here(family, tmp_path: Path) -> None:
+    """--overwrite refuses a folder without a run record: it may hold somebody's work."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years")
+    recipe = make_recipe({"method": "linear", "models_to_merge": str(family["a"])}, {})
+    with pytest.raises(UsageError, match="no checkpoint written here"):
+        merge(recipe, Output(mine, overwrite=True, quiet=True))
+    assert (mine / "thesis.txt").read_text() == "years"
+
+
+def test_symlinked_target(family, tmp_path: Path) -> None:
+    """A link as --save_path keeps pointing to its folder, which is replaced; nothing else is left beside it."""
+    real = merged("linear", None, [family["a"]], tmp_path / "real")
+    (tmp_path / "link").symlink_to(real)
+    recipe = make_recipe({"method": "linear", "models_to_merge": str(family["b"])}, {})
+    merge(recipe, Output(tmp_path / "link", overwrite=True, quiet=True))
+    assert (tmp_path / "link").is_symlink()
+    assert torch.equal(weights(real)["lm_head.weight"], weights(family["b"])["lm_head.weight"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_tied_head_stored_twice(tmp_path: Path) -> None:
+    """A base that ties its head and stores both matrices, as .bin files do, gives a tied result with one matrix."""
+    base = make_llama(tmp_path / "base", tied=True)
+    a = fine_tune(base, tmp_path / "a", seed=1)
+    plain = merged("dare_ties", base, [a], tmp_path / "plain")
+    for folder in (base, a):
+        state = weights(folder)
+        state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+    out = merged("dare_ties", base, [a], tmp_path / "out")
+    assert (out / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_end_tokens_follow_their_string(family, tmp_path: Path) -> None:
+    """End-of-sequence ids are united by token: a model whose </s> has another number adds nothing, one whose end is
+    another token adds that token as the base numbers it."""
+    other = fine_tune(family["base"], tmp_path / "other", seed=3)
+    data = json.loads((other / "tokenizer.json").read_text())
+    data["model"]["vocab"]["</s>"], data["model"]["vocab"]["w7"] = 7, 2
+    for added in data["added_tokens"]:
+        if added["content"] == "</s>":
+            added["id"] = 7
+    (other / "tokenizer.json").write_text(json.dumps(data))
+    for ids, expected in ((7, 2), ([7, 9], [2, 9])):
+        (other / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        out = merged("ties", family["base"], [other], tmp_path / f"out{ids}")
+        assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == expected
+
+
+def test_tokenizers_of_different_families(family, tmp_path: Path) -> None:
+    """A model that shares hardly any token with the base is refused, rather than its embedding thrown away."""
+    other = fine_tune(family["base"], tmp_path / "other", seed=3)
+    data = json.loads((other / "tokenizer.json").read_text())
+    data["model"]["vocab"] = {"<unk>": 0}
+    data["added_tokens"] = []
+    (other / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="not of one family"):
+        merged("ties", family["base"], [other], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pytorch_model.bin", b"", "is not a whole PyTorch file"),
+        ("pytorch_model.bin", b"cut" * 50, "is not"),
+        ("model.safetensors", (2).to_bytes(8, "little") + b"{}", "holds no|has no tensor"),
+        ("model.safetensors", (14).to_bytes(8, "little") + b'{"x":{"a":[]}}', "is not a whole safetensors file"),
+        ("model.safetensors.index.json", b'{"weight_map": ["x"]}', "has no weight_map"),
+        ("model.safetensors.index.json", b"[]", "should hold a JSON object"),
+    ],
+)
+def test_broken_files_are_named(family, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    """Files that are empty, cut or of another form are named, in one sentence."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text((family["a"] / "config.json").read_text())
+    (model / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        merged("ties", family["base"], [model], tmp_path / "out")
+
+
+def test_bin_of_something_else(family, tmp_path: Path) -> None:
+    """A .bin that nests its state dict is no mapping of names to tensors, and is refused."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text((family["a"] / "config.json").read_text())
+    torch.save({"state_dict": {"x": torch.zeros(2)}}, model / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="should map names to tensors"):
+        merged("ties", family["base"], [model], tmp_path / "out")
+
+
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1GiB", 2**30), ("200mb", 2 * 10**8), ("7", 7)])
 def test_sizes(text: str, size: int) -> None:
     """GB counts in powers of ten, GiB in powers of two."""

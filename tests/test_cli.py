@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import pytest
+
+from tests.conftest import ROOT
 from tests.tiny import make_llama, weights
 
 
@@ -61,6 +65,50 @@ def test_help_of_a_method(run_script) -> None:
     assert "--above_average_value_ratio" not in done.stdout
 
 
+def yaml(tmp_path: Path, text: str) -> Path:
+    """A recipe of one line in a file of its own."""
+    file = tmp_path / f"{abs(hash(text))}.yaml"
+    file.write_text(text + "\n")
+    return file
+
+
+def test_negative_weights(family, tmp_path: Path, run_script) -> None:
+    """`--weights -0.5,1.5` is a value, not a flag: it merges with a negative weight."""
+    done = run_script(
+        "merge.py", "--method", "task_arithmetic", "--base_model", family["base"], "--models_to_merge",
+        f"{family['a']},{family['b']}", "--weights", "-0.5,1.5", "--save_path", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "run_record.json").read_text())["recipe"]["weights"] == [-0.5, 1.5]
+
+
+def test_the_original_evaluation_command(family, tmp_path: Path, run_script) -> None:
+    """The original's third command: refused by one sentence that names the flag; with the flag, all six benchmarks."""
+    data = Path(os.environ.get("AIM_DATA_DIR", ROOT.parent / "shared" / "data"))
+    command = ["evaluate_model.py", "--model", family["a"]]
+    done = run_script(*command)
+    assert done.returncode == 2
+    assert "--allow_code_execution" in done.stderr
+    if not (data / "hub").is_dir():
+        pytest.skip("set AIM_DATA_DIR to a folder with the benchmarks' files to run the rest")
+    done = run_script(
+        *command, "--allow_code_execution", "--data_dir", data, "--limit", "1", "--math_max_tokens", "4",
+        "--max_gen_toks", "4", "--save_path", tmp_path / "results",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for benchmark in ("HumanEval", "MBPP", "MMLU", "MATH", "GSM8K", "IFEval"):
+        assert f"| {benchmark}" in done.stdout
+    (file,) = (tmp_path / "results").rglob("results_*.json")
+    assert set(json.loads(file.read_text())["aim"]["scores"]) == {
+        "HumanEval",
+        "MBPP",
+        "MMLU",
+        "MATH",
+        "GSM8K",
+        "IFEval",
+    }
+
+
 def bad(family: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[object], int, str]]:
     """Every mistake: the command, its exit code, and a part of its sentence."""
     other = make_llama(tmp_path / "other", layers=3, hidden=32)
@@ -99,6 +147,15 @@ def bad(family: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[object]
         "bad size": ([*m, *out, "--method", "ties", "--max_shard_size", "5XB"], 2, "must be a size such as 5GB"),
         "no config": (["merge.py", "--config", tmp_path / "none.yaml"], 2, "does not exist"),
         "omega alone": ([*m, *out, "--method", "ties", "--omega", "0.4"], 2, "needs both --omega and --importance"),
+        "yaml of other types": (["merge.py", "--config", yaml(tmp_path, "omega: abc")], 2, "omega must be a number"),
+        "yaml overwrite": (["merge.py", "--config", yaml(tmp_path, 'overwrite: "no"')], 2, "overwrite must be a true"),
+        "yaml path": (["merge.py", "--config", yaml(tmp_path, "save_path: 5")], 2, "save_path must be a path"),
+        "yaml key": (["merge.py", "--config", yaml(tmp_path, "1: 2")], 2, "should hold keys and values"),
+        "seed": (["merge.py", "--config", yaml(tmp_path, "seed: 42.7")], 2, "--method is missing"),
+        "weights nan": ([*m, *out, "--method", "ties", "--weights", "nan"], 2, "weights must be a finite number"),
+        "aim onto its base": ([*p, "--save_path", base, "--overwrite"], 2, "no checkpoint written here"),
+        "aim into its base": ([*p, "--save_path", base / "x"], 2, "would write over or into the input"),
+        "importance is a folder": ([*p, *out, "--importance", full], 2, "is a folder"),
         "omega outside": ([*p, *out, "--omega", "1.5"], 2, "--omega must be in [0, 1]"),
         "no calibration": ([*p, *out], 1, "pass a local file with --calibration"),
         "no calibration file": ([*p, *out, "--calibration", "none.jsonl"], 2, "does not exist"),

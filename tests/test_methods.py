@@ -155,9 +155,20 @@ def test_trim_count_is_exact(density: float, levels: int | None, block: int) -> 
     group = TensorGroup("w", torch.zeros_like(delta), (delta,), CPU, block_elements=block)
     limit = trim_threshold(group, 0, density)
     trimmed = torch.cat([trim(group.task_vector(0, b), limit, b) for b in group.blocks()])
-    assert int((trimmed != 0).sum()) == kept_count(density, delta.numel())
+    assert (
+        int((trimmed != 0).sum())
+        == {0: 1, 0.001: 350, 0.2: 70_000, 0.5: 175_000, 0.77: 269_500, 0.999: 349_650}[density]
+    )
     survivors, rest = trimmed[trimmed != 0].abs(), delta[trimmed == 0].abs()
     assert survivors.min() >= rest.max()
+
+
+@pytest.mark.parametrize(
+    ("density", "n", "kept"), [(0.57, 100, 57), (0.29, 100, 29), (0.3, 7, 2), (1e-9, 5, 1), (1, 5, 5)]
+)
+def test_density_counts_as_written(density: float, n: int, kept: int) -> None:
+    """The count is the floor of the decimal density times n: 0.57 of 100 is 57, which binary arithmetic makes 56."""
+    assert kept_count(density, n) == kept
 
 
 def test_equal_entries_are_spread_evenly() -> None:

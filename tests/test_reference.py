@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from aim.calibration import Calibration
-from aim.run import Settings, perform
+from aim.measure import Settings
+from aim.run import perform
 from merging.recipe import make_recipe
 from merging.run import Output, merge
 from tests.tiny import weights
