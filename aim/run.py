@@ -14,7 +14,7 @@ from console.errors import UsageError
 from merging.checkpoint import Checkpoint, open_all
 from merging.preflight import Plan, check_space, plan
 from merging.recipe import MergeRecipe
-from merging.registry import Implementation
+from merging.registry import Implementation, find_method
 from merging.run import Output, Relaxing, copied
 from merging.sidefiles import (
     copy_tokenizer,
@@ -37,7 +37,7 @@ def relaxing_of(
     if omega is None or importance_file is None:
         raise UsageError("AIM in one pass needs both --omega and --importance FILE (performAIM.py makes such a file).")
     check_omega(omega)
-    if recipe.base_model is None or recipe.method == "linear":
+    if recipe.base_model is None or find_method(recipe.method).base == "donor":
         raise UsageError(f"AIM in one pass needs a method with a base; {recipe.method} has none: use performAIM.py.")
     file = importance_file
     if not file.is_file():

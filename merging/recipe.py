@@ -74,6 +74,8 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
         raise UsageError("--models_to_merge is missing: give the fine-tuned models as A,B,C.")
     if len(models) < method.min_models:
         raise UsageError(f"{method.name} needs at least {method.min_models} models, {len(models)} given.")
+    if len(models) > method.max_models:
+        raise UsageError(f"{method.name} takes {method.max_models} model besides the base, {len(models)} given.")
     base = given.get("base_model")
     if base is None and method.base == "required":
         raise UsageError(f"{method.name} needs --base_model: it merges what each model changed of its base.")
@@ -95,13 +97,18 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
 
 
 def _check(recipe: MergeRecipe, method: MergeMethod) -> None:
+    if recipe.numerics == "reference" and not method.has_reference:
+        raise UsageError(f"--numerics reference repeats the original program, which had no {method.name}.")
     densities = recipe.parameters.get("density", [])
     if recipe.numerics == "reference" and any(d < 1 for d in densities):
         raise UsageError(
             "--numerics reference reproduces the original program, which merged at density 1; add --density 1."
         )
     weights = recipe.parameters.get("weights", [1.0])
-    if method.base == "donor" and recipe.parameters.get("normalize") and abs(sum(weights)) < 1e-8:
+    divides = recipe.parameters.get("normalize_weights") or (
+        method.base == "donor" and recipe.parameters.get("normalize")
+    )
+    if divides and abs(sum(weights)) < 1e-8:
         raise UsageError(f"{method.name} divides by the sum of the weights, which is 0; change --weights.")
 
 
@@ -125,6 +132,8 @@ def _value(
     for source, values in (("flag", flags), ("config", config)):
         if values.get(name) is not None:
             return parameter.for_models(values[name], n), source
+    if parameter.default is None:
+        raise UsageError(f"--{name} must be given: {parameter.help}.")
     return parameter.for_models(parameter.default, n), f"default: {parameter.source}"
 
 

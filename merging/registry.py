@@ -86,12 +86,16 @@ class Implementation:
 
     merge: Callable[..., Any]
     prepare: Prepare | None
-    reference: Callable[..., Any]
+    reference: Callable[..., Any] | None
 
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A method as the user sees it; `base` is "required" or "donor" (gives only tokenizer and config)."""
+    """A method as the user sees it.
+
+    `base` is "required", "optional" (the method works on task vectors where it is given), or "donor" (gives only
+    tokenizer and config). `has_reference`: the original program had it, so --numerics reference can repeat it.
+    """
 
     name: str
     title: str
@@ -99,6 +103,8 @@ class MergeMethod:
     summary: str
     base: str
     min_models: int
+    max_models: float
+    has_reference: bool
     aliases: tuple[str, ...]
     parameters: Mapping[str, Parameter]
 
@@ -108,8 +114,10 @@ class MergeMethod:
         return module.METHOD
 
 
-def merge_method(*, reference: Callable[..., Any], prepare: Prepare | None = None) -> Callable[..., Implementation]:
-    """Bind a block function to its whole-tensor preparation and its reference arithmetic."""
+def merge_method(
+    *, reference: Callable[..., Any] | None = None, prepare: Prepare | None = None
+) -> Callable[[Callable[..., Any]], Implementation]:
+    """Bind a block function to its whole-tensor preparation and to the original's arithmetic, where it has them."""
     return lambda merge: Implementation(merge, prepare, reference)
 
 
@@ -157,6 +165,8 @@ def _read_method(path: Path) -> MergeMethod:
         summary=data["summary"],
         base=data["base"],
         min_models=data.get("min_models", 1),
+        max_models=data.get("max_models", math.inf),
+        has_reference=data.get("reference", True),
         aliases=tuple(data.get("aliases", ())),
         parameters=parameters,
     )

@@ -49,7 +49,7 @@ def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None)
     method = find_method(recipe.method)
     opened = open_all([*recipe.models, *([recipe.base_model] if recipe.base_model else [])])
     models, donor = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
-    base = donor if method.base == "required" else None
+    base = donor if method.base == "required" or (method.base == "optional" and recipe.base_model) else None
     check_distinct(donor if recipe.base_model else None, models)
     check_target(output.save_path, output.overwrite, [checkpoint.folder for checkpoint in opened])
     merge_plan = plan(donor, [*models, base] if base else models, recipe.dtype)

@@ -131,7 +131,9 @@ def _by_reference(group: TensorGroup, job: Job) -> Tensor:
     base = None if group.base is None else group.base.to(torch.bfloat16)
     finetuned = [tensor.to(torch.bfloat16) for tensor in group.finetuned]
     known = {**job.parameters, "is_embedding": group.is_embedding}
-    merged = job.implementation.reference(base, finetuned, **accepted(job.implementation.reference, known))
+    reference = job.implementation.reference
+    assert reference is not None  # the recipe was checked
+    merged = reference(base, finetuned, **accepted(reference, known))
     if job.relaxation is not None:
         assert base is not None
         merged = job.relaxation.reference(group.name, base, merged)

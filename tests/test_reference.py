@@ -61,6 +61,61 @@ def test_float32_agrees_with_mergekit(family, tmp_path: Path, method: str, extra
         assert (mine[name] - tensor).abs().max() <= 2e-7 * tensor.abs().max() + 1e-9, name
 
 
+NEWER = [
+    ("slerp", {"t": 0.3}, 1),
+    ("slerp", {"t": 0.8}, 1),
+    ("nearswap", {"t": 0.005}, 1),
+    ("karcher", {}, 3),
+    ("karcher", {"max_iter": 2, "tol": 1e-3}, 3),
+    ("multislerp", {}, 3),
+    ("multislerp", {"normalize_weights": False}, 2),
+    ("multislerp", {"weights": [0.2, 0.5, 1.5]}, 3),
+    ("model_stock", {}, 3),
+    ("model_stock", {"filter_wise": True}, 3),
+    ("ram", {}, 3),
+    ("ram", {"epsilon": 0.01}, 3),
+    ("ramplus_tl", {}, 3),
+    ("ramplus_tl", {"epsilon": 0.01, "r": 0.5, "alpha": 0.6}, 3),
+    ("passthrough", {}, 1),
+    ("passthrough", {"scale": 0.5}, 1),
+]
+
+
+WITH_BASE = {"karcher": [False], "passthrough": [False], "multislerp": [True, False]}
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "n", "with_base"), [(*case, b) for case in NEWER for b in WITH_BASE.get(case[0], [True])]
+)
+def test_newer_methods_agree_with_mergekit(family, tmp_path: Path, method, parameters, n, with_base) -> None:
+    """In float32 every tensor agrees with mergekit 0.1.5 to 2e-6 of its largest value, in every parameter."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    from merging.registry import find_method
+
+    models = [str(family[name]) for name in "abc"[:n]]
+    shared = {k: v for k, v in parameters.items() if k not in ("weights", "scale")}
+    weights_of = parameters.get("weights", [1.0] * n)
+    entries = []
+    for model, weight in zip(models, weights_of, strict=True):
+        own = {"weight": weight} if "weights" in find_method(method).parameters else {}
+        own |= {"scale": parameters["scale"]} if "scale" in parameters else {}
+        entries.append({"model": model, **({"parameters": own} if own else {})})
+    base = {"base_model": str(family["base"])} if with_base else {}
+    if method == "slerp":
+        entries.insert(0, {"model": str(family["base"])})
+    config = {"merge_method": method, **base, "models": entries, "parameters": shared, "dtype": "float32"}
+    run_merge(MergeConfiguration.model_validate(config), str(tmp_path / "theirs"), MergeOptions(quiet=True))
+    theirs = weights(tmp_path / "theirs")
+    recipe = make_recipe({"method": method, **base, "models_to_merge": models, "dtype": "float32", **parameters}, {})
+    mine = weights(merge(recipe, Output(tmp_path / "mine", quiet=True)))
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert (mine[name] - tensor).abs().max() <= 2e-6 * tensor.abs().max() + 1e-9, name
+
+
 @pytest.mark.parametrize("density", [0.2, 0.5])
 def test_trimmed_ties_agrees_with_mergekit(family, tmp_path: Path, density: float) -> None:
     """TIES below density 1 agrees with mergekit in float32 where magnitudes are distinct (float32 task vectors)."""

@@ -1,0 +1,58 @@
+"""Karcher mean: the point of the sphere nearest to all models' directions, times their mean norm. arXiv:2603.04972."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.consensus import weighted_sum
+from merging.gram import gram, length, norms
+from merging.registry import merge_method
+from merging.tensors import PerBlock, TensorGroup
+
+
+def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Iterate in the span of the models: m <- exp_m(mean of log_m(u_i)), from the inner products alone."""
+    tol, n = parameters["tol"], len(group.finetuned)
+    if n == 1:
+        return lambda block: {"coefficients": [1.0]}
+    products = gram(group)
+    lengths = norms(products)
+    used = [i for i in range(n) if float(lengths[i]) > tol]
+    if not used:
+        return lambda block: {"coefficients": [0.0] * n}
+    units = torch.zeros(n, n, dtype=torch.float64)
+    for i in used:
+        units[i, i] = 1.0 / lengths[i]
+    mean = units.sum(0) / len(used)
+    size = length(mean, products)
+    mean = units[used[0]] if size < tol else mean / size
+    for _ in range(parameters["max_iter"]):
+        tangent = torch.zeros(n, dtype=torch.float64)
+        for i in used:
+            dot = max(-1.0, min(1.0, float(mean @ products @ units[i])))
+            theta = math.acos(dot)
+            if theta >= tol:
+                tangent += (theta / math.sin(theta)) * (units[i] - dot * mean) / len(used)
+        step = length(tangent, products)
+        if step < tol:
+            break
+        mean = math.cos(step) * mean + math.sin(step) * tangent / step
+        mean = mean / length(mean, products)
+    result = mean * float(lengths.sum()) / n
+    return lambda block: {"coefficients": result.tolist()}
+
+
+def karcher(base: Tensor | None, finetuned: Tensor, *, coefficients: Sequence[float]) -> Tensor:
+    """theta = sum_t c_t theta_t, the spherical mean of the directions at the mean of the norms
+
+    finetuned (n, rows, ...) -> (rows, ...); the base does not enter.
+    """
+    return weighted_sum(finetuned, coefficients)
+
+
+METHOD = merge_method(prepare=coefficients_of)(karcher)

@@ -1,0 +1,50 @@
+"""Model Stock: the angle between models tells how far from the base to go. Jang et al. 2024, arXiv:2403.19522."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.gram import gram
+from merging.registry import merge_method
+from merging.tensors import Block, PerBlock, TensorGroup
+
+
+def interpolation_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Compute t from the mean cosine between task vectors: of the whole tensor, or of each row (`filter_wise`)."""
+    n = len(group.finetuned)
+    if not parameters["filter_wise"] or len(group.shape) == 1:
+        whole = _ratio(gram(group, relative=True)[None], n)
+        return lambda block: {"t": whole.float().to(group.device)}
+
+    def rows(block: Block) -> dict[str, Any]:
+        tau = (group.model_blocks(block) - group.base_block(block)).double()
+        products = torch.einsum("i...d,j...d->...ij", tau, tau)
+        return {"t": _ratio(products, n).float()[..., None]}
+
+    return rows
+
+
+def _ratio(products: Tensor, n: int) -> Tensor:
+    """t = n c / (1 + (n - 1) c) for the mean pairwise cosine c; products (..., n, n) -> (...); 0 at its singularity."""
+    length = products.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    pairs = list(itertools.combinations(range(n), 2))
+    cosines = [products[..., i, j] / (length[..., i] * length[..., j]).clamp(min=1e-6) for i, j in pairs]
+    c = torch.stack([x.clamp(-1, 1) for x in cosines]).mean(0)
+    below = 1 + (n - 1) * c
+    return torch.where(below.abs() < 1e-6, torch.zeros_like(c), n * c / torch.where(below == 0, 1.0, below))
+
+
+def model_stock(base: Tensor, finetuned: Tensor, *, t: Tensor) -> Tensor:
+    """theta = theta_0 + t * mean_i(theta_i - theta_0), t = n cos / (1 + (n - 1) cos)
+
+    base (rows, ...), finetuned (n, rows, ...), t broadcastable -> (rows, ...).
+    """
+    return base + (finetuned - base).mean(0) * t
+
+
+METHOD = merge_method(prepare=interpolation_of)(model_stock)

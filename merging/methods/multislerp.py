@@ -1,0 +1,58 @@
+"""Multi-SLERP: a weighted barycentre on the sphere of directions. C. Goddard 2025, as in mergekit 0.1.5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from console.errors import CheckpointError
+from merging.consensus import weighted_sum
+from merging.gram import gram, length, norms
+from merging.registry import merge_method
+from merging.tensors import PerBlock, TensorGroup
+
+
+def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Compute each model's coefficient from the inner products of the tensors (of the task vectors, with a base).
+
+    u_i = x_i / |x_i|; m = sum w_i u_i normalised; v = sum w_i (u_i - <u_i, m> m); the result is
+    (cos|v| m + sin|v| v / |v|) * sum w_i |x_i|. Raises CheckpointError where three or more directions cancel.
+    """
+    eps = parameters["eps"]
+    w = torch.tensor(parameters["weights"], dtype=torch.float64)
+    if parameters["normalize_weights"]:
+        w = w / w.sum()
+    if len(w) == 1:
+        return lambda block: {"coefficients": [1.0]}
+    products = gram(group, relative=group.base is not None)
+    lengths = norms(products)
+    unit = 1.0 / (lengths + eps)
+    mean = w * unit
+    size = length(mean, products)
+    if size < eps:
+        if len(w) > 2 and float(lengths.max()) > eps:
+            raise CheckpointError(f"{group.name}: the models' directions cancel; use other --weights.")
+        return lambda block: {"coefficients": w.tolist()}
+    mean = mean / size
+    dots = (products @ mean) * unit
+    tangent = w * unit - float((w * dots).sum()) * mean
+    angle = length(tangent, products) + eps
+    result = mean * torch.cos(torch.tensor(angle)) + tangent * (torch.sin(torch.tensor(angle)) / angle)
+    result = result * float((lengths * w).sum())
+    return lambda block: {"coefficients": result.tolist()}
+
+
+def multislerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Sequence[float]) -> Tensor:
+    """theta = [theta_0 +] sum_t c_t x_t, x_t the models' tensors, or with a base their task vectors
+
+    base (rows, ...) or None, finetuned (n, rows, ...) -> (rows, ...).
+    """
+    if base is None:
+        return weighted_sum(finetuned, coefficients)
+    return base + weighted_sum(finetuned - base, coefficients)
+
+
+METHOD = merge_method(prepare=coefficients_of)(multislerp)

@@ -1,0 +1,38 @@
+"""Reinforced Agent Merging Plus, tensor-local: unique changes amplified where a model shares much. arXiv:2601.13572."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from merging.methods.ram import changes, combine
+from merging.registry import merge_method
+from merging.tensors import PerBlock, TensorGroup
+
+
+def scales_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Count each model's shared and unique changes over the tensor: scale 1 + r * min(shared / unique, alpha)."""
+    n, epsilon = len(group.finetuned), parameters["epsilon"]
+    shared, unique = [0] * n, [0] * n
+    for block in group.blocks():
+        _, changed, count = changes(group.base_block(block), group.model_blocks(block), epsilon)
+        for i in range(n):
+            shared[i] += int((changed[i] & (count > 1)).sum())
+            unique[i] += int((changed[i] & (count == 1)).sum())
+    ratio = [s / max(u, epsilon) for s, u in zip(shared, unique, strict=True)]
+    scales = [1 + parameters["r"] * min(max(x, 0.0), parameters["alpha"]) for x in ratio]
+    return lambda block: {"unique_scale": scales}
+
+
+def ramplus_tl(base: Tensor, finetuned: Tensor, *, epsilon: float, unique_scale: list[float]) -> Tensor:
+    """As ram, with the changes of one model alone multiplied by that model's scale
+
+    base (rows, ...), finetuned (n, rows, ...) -> (rows, ...).
+    """
+    task_vectors, changed, count = changes(base, finetuned, epsilon)
+    return combine(base, task_vectors, changed, count, unique_scale)
+
+
+METHOD = merge_method(prepare=scales_of)(ramplus_tl)

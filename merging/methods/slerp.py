@@ -1,0 +1,40 @@
+"""Spherical linear interpolation between the base and one model. Shoemake 1985 (SIGGRAPH), on whole weight tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from merging.gram import gram, norms
+from merging.registry import merge_method
+from merging.tensors import PerBlock, TensorGroup
+
+COLLINEAR = 0.9995
+"""Beyond this |cosine| the arc is as good as a line, and its formula loses all digits."""
+
+
+def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Compute the two coefficients from the angle between the base's and the model's whole tensors."""
+    t = parameters["t"]
+    products = gram(group, with_base=True)
+    length = [x if x > 1e-8 else 1.0 for x in norms(products).tolist()]
+    cosine = max(-1.0, min(1.0, float(products[0, 1]) / (length[0] * length[1])))
+    pair = (1.0 - t, t)
+    if abs(cosine) <= COLLINEAR:
+        theta = math.acos(cosine)
+        pair = (math.sin((1.0 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta))
+    return lambda block: {"coefficients": pair}
+
+
+def slerp(base: Tensor, finetuned: Tensor, *, coefficients: Sequence[float]) -> Tensor:
+    """theta = sin((1 - t) phi) / sin(phi) theta_0 + sin(t phi) / sin(phi) theta_1, phi the angle between them
+
+    base (rows, ...), finetuned (1, rows, ...) -> (rows, ...); a straight line where they are collinear.
+    """
+    return base * coefficients[0] + finetuned[0] * coefficients[1]
+
+
+METHOD = merge_method(prepare=coefficients_of)(slerp)
