@@ -52,7 +52,8 @@ def make_parser(method: MergeMethod | None) -> Parser:
     add_output_flags(parser)
     group = parser.add_argument_group(f"parameters of {method.name}" if method else "parameters of the methods")
     for name, parameter, users in method_flags(method):
-        default = "" if method is None else f" (default: {parameter.default}; {parameter.source})"
+        given = f"default: {parameter.default}; " if parameter.default is not None else ""
+        default = "" if method is None else f" ({given}{parameter.source})"
         whose = "" if method else f" [{', '.join(users)}]"
         text = (parameter.help + default + whose).replace("%", "%%")
         if parameter.type == "bool":
