@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from merging.sparsify import keep_mask
-from merging.tensors import Block, PerBlock, TensorGroup, ordered_sum
+from merging.tensors import Block, PerBlock, TensorGroup, row_sums
 
 
 def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
@@ -23,26 +24,32 @@ def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
         drawn = keep_mask(block, shape, name=group.name, model=model, density=density[model], seed=group.seed)
         return drawn.to(group.device)
 
-    def l1_ratio(model: int) -> float:
-        before = after = 0.0
-        for tile in group.tiles():
-            magnitude = group.task_vector(model, tile).abs_()
-            before += ordered_sum(magnitude)
-            after += ordered_sum(magnitude * mask(model, tile))
-        return before / after if before > 1e-7 and after > 1e-7 else 1.0
-
     def factor(model: int) -> float:
         if density[model] >= 1 or density[model] <= 0 or parameters["rescale"] == "none":
             return 1.0
-        return 1.0 / density[model] if parameters["rescale"] == "paper" else l1_ratio(model)
+        return 1.0 / density[model] if parameters["rescale"] == "paper" else l1_factor(group, model, mask)
 
     models = range(len(density))
     factors = [factor(i) for i in models]
     return lambda block: {"masks": torch.stack([mask(i, block) for i in models]), "factors": factors}
 
 
-def drop_and_rescale(task_vectors: Tensor, masks: Tensor, factors: Sequence[float]) -> Tensor:
+def l1_factor(group: TensorGroup, model: int, mask: Callable[[int, Block], Tensor]) -> float:
+    """Return |tau|_1 / |m * tau|_1 over the whole tensor, or 1 where either vanishes (mergekit's rescaling)."""
+    before: list[float] = []
+    after: list[float] = []
+    for block in group.blocks():
+        magnitude = group.task_vector(model, block).abs_()
+        before += row_sums(magnitude).tolist()
+        after += row_sums(magnitude * mask(model, block)).tolist()
+    whole, kept = math.fsum(before), math.fsum(after)
+    return whole / kept if whole > 1e-7 and kept > 1e-7 else 1.0
+
+
+def drop_and_rescale(task_vectors: Tensor, masks: Tensor, factors: Sequence[float | Tensor]) -> Tensor:
     """Return m_t * tau_t * factor_t; task_vectors and masks (n, rows, ...) -> (n, rows, ...).
+
+    A factor is a number, or a tensor (rows, ...) with one for each entry.
 
     With the factor 1/density the expectation over masks is the task vector itself (DARE, equation 2).
     """

@@ -104,6 +104,12 @@ def _check(recipe: MergeRecipe, method: MergeMethod) -> None:
         raise UsageError(
             "--numerics reference reproduces the original program, which merged at density 1; add --density 1."
         )
+    for density, epsilon in zip(densities, recipe.parameters.get("epsilon", []) if densities else [], strict=False):
+        if density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
+            raise UsageError(
+                f"{recipe.method} keeps entries with probability density - epsilon to density + epsilon, which must "
+                f"lie between 0 and 1; found {density:g} and {epsilon:g}."
+            )
     weights = recipe.parameters.get("weights", [1.0])
     divides = recipe.parameters.get("normalize_weights") or (
         method.base == "donor" and recipe.parameters.get("normalize")

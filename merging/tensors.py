@@ -111,6 +111,16 @@ def ordered_sum(x: Tensor) -> float:
     return float(rows[0].cpu().sum()) if len(rows) else 0.0
 
 
+def row_sums(x: Tensor) -> Tensor:
+    """Return the sum of each row (rows, ...) -> (rows,) in fp64, whatever rows stand beside it.
+
+    Their exactly rounded total (math.fsum) then depends on no block size and no number of threads.
+    """
+    flat = x.reshape(len(x), -1).double()
+    pad = -flat.shape[1] % 1024
+    return torch.nn.functional.pad(flat, (0, pad)).view(len(flat), -1, 1024).sum(2).sum(1)
+
+
 PerBlock: TypeAlias = Callable[[Block], Mapping[str, Any]]
 """What a method needs for one block beyond its parameters, by argument name."""
 

@@ -17,7 +17,9 @@ METHODS = sorted(all_methods())
 NEEDED = {"slerp": {"t": 0.3}, "nearswap": {"t": 0.01}}
 """Parameters without a default."""
 SPHERICAL = ("slerp", "multislerp", "karcher")
+STOCHASTIC = ("dare_linear", "dare_ties", "della", "della_linear")
 SINGLE = [name for name in METHODS if find_method(name).max_models == 1]
+RETURNS_ONE = [m for m in METHODS if find_method(m).min_models == 1 and m not in (*NEEDED, "arcee_fusion")]
 DELTA_METHODS = [name for name in METHODS if find_method(name).base == "required"]
 CPU = torch.device("cpu")
 
@@ -45,6 +47,11 @@ def tensors(n: int, shape=(24, 20), *, seed: int = 0, std: float = 0.02, dtype=t
     return base.to(dtype), [(base + std * torch.randn(shape, generator=generator)).to(dtype) for _ in range(n)]
 
 
+def how_many(method: str) -> int:
+    """Three models, or as many as the method takes."""
+    return int(min(3, find_method(method).max_models))
+
+
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's bytes, so that NaN and signed zeros compare too."""
     return tensor.contiguous().view(torch.uint8)
@@ -67,7 +74,7 @@ def test_dare_ties_equals_ties_only_with_the_same_normalize() -> None:
     assert not torch.equal(merge("dare_ties", base, models, density=1), merge("ties", base, models, density=1))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if find_method(m).min_models == 1 and m not in NEEDED])
+@pytest.mark.parametrize("method", RETURNS_ONE)
 def test_one_model_is_returned(method: str) -> None:
     """Law 4: one model, weight 1, density 1, gives that model exactly (bf16 inputs, bounded exponents)."""
     base, models = tensors(1)
@@ -80,7 +87,7 @@ def test_one_model_is_returned(method: str) -> None:
 def test_models_equal_to_the_base_give_the_base(method: str, dtype: torch.dtype) -> None:
     """Law 5: all models equal to the base give the base bit for bit, whatever the method."""
     base, _ = tensors(1, dtype=dtype)
-    same = [base] * (1 if method in SINGLE else 3)
+    same = [base] * how_many(method)
     merged = merge(method, base, same, dtype=dtype)
     if method in SPHERICAL:  # angles and norms: to rounding
         assert torch.allclose(merged.float(), base.float(), rtol=1e-6)
@@ -96,10 +103,10 @@ def test_average_of_equal_models(n: int, dtype: torch.dtype) -> None:
     assert torch.equal(bits(merge("linear", None, [model] * n, dtype=dtype)), bits(model))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not m.startswith("dare") and m not in SINGLE])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in (*STOCHASTIC, *SINGLE)])
 def test_order_of_models_does_not_matter(method: str) -> None:
     """Law 7: reversing the models changes no bf16 result by more than one unit in the last place."""
-    base, models = tensors(3)
+    base, models = tensors(how_many(method))
     forward = merge(method, base, models, dtype=torch.bfloat16)
     backward = merge(method, base, models[::-1], dtype=torch.bfloat16)
     ulp = (forward.view(torch.int16).int() - backward.view(torch.int16).int()).abs()
@@ -245,7 +252,7 @@ def test_dare_is_unbiased() -> None:
 )
 def test_blocks_do_not_change_the_result(method: str, shape: tuple[int, ...]) -> None:
     """House law 2: the result is the same bit for bit for any block size and any thread count."""
-    base, models = tensors(1 if method in SINGLE else 3, shape)
+    base, models = tensors(how_many(method), shape)
     results = []
     threads = torch.get_num_threads()
     for block, n_threads in ((1, 1), (64, 2), (1 << 20, 1)):
@@ -320,6 +327,47 @@ def test_ram_by_hand() -> None:
     # model 1 shares 1 of 2 changes, ratio 1 (cut to alpha 0.2): unique changes times 1 + 0.1 * 0.2
     plus = merge("ramplus_tl", torch.zeros(4), models)
     assert plus.tolist() == pytest.approx([1.02, 3, 3.06, 0])
+
+
+def test_density_one_makes_them_equal() -> None:
+    """Law 3: at density 1 breadcrumbs and della_linear are task arithmetic, della and breadcrumbs_ties are ties."""
+    base, models = tensors(3)
+    plain, elected = merge("task_arithmetic", base, models), merge("ties", base, models, density=1)
+    assert torch.equal(merge("breadcrumbs", base, models, density=1), plain)
+    assert torch.equal(merge("della_linear", base, models, density=1), plain)
+    assert torch.equal(merge("della", base, models, density=1), elected)
+    assert torch.equal(merge("breadcrumbs_ties", base, models, density=1, normalize=True), elected)
+
+
+def test_breadcrumbs_keeps_the_band() -> None:
+    """Law 17: of 1..1000, density 0.9 and gamma 0.01 keep 91..990; gamma 0 keeps 101..1000, not nothing."""
+    delta = torch.arange(1.0, 1001)
+    for gamma, first, last in ((0.01, 91, 990), (0.0, 101, 1000)):
+        kept = merge("breadcrumbs", torch.zeros(1000), [delta], density=0.9, gamma=gamma)
+        assert kept[kept != 0].tolist() == list(range(first, last + 1))
+    equal = merge("breadcrumbs", torch.zeros(1000), [torch.ones(1000)], density=0.5, gamma=0.2, block=130)
+    assert int(equal.sum()) == 500  # the count holds where all magnitudes are equal
+
+
+def test_della_keeps_large_entries_more_often() -> None:
+    """DELLA: the entry of rank r is kept with probability d - e + 2 e r / (n - 1), and 1/p makes it unbiased."""
+    row = torch.tensor([0.1, 0.4, 0.2, 0.8, 0.6])
+    delta = row.repeat(20_000, 1)
+    merged = merge("della_linear", torch.zeros_like(delta), [delta], density=0.5, epsilon=0.3)
+    share = (merged != 0).float().mean(0)
+    expected = torch.tensor([0.2, 0.5, 0.35, 0.8, 0.65])
+    assert torch.allclose(share, expected, atol=0.015)
+    assert torch.allclose(merged.mean(0), row, rtol=0.04)
+    l1 = merge("della_linear", torch.zeros_like(delta), [delta], density=0.5, epsilon=0.3, rescale="l1")
+    assert float(l1.double().sum() / delta.double().sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_sce_by_hand() -> None:
+    """SCE: model weights are the shares of the mean squares, minority signs are erased, the rest averaged by weight."""
+    models = [torch.tensor([3.0, 1.0, 0.0]), torch.tensor([1.0, -2.0, 0.0])]  # mean squares 10/3 and 5/3
+    merged = merge("sce", torch.zeros(3), models)
+    assert merged.tolist() == pytest.approx([(2 * 3 + 1) / 3, -2, 0])
+    assert merge("sce", torch.zeros(3), models, select_topk=0.5).tolist() == pytest.approx([0, -2, 0])
 
 
 # WIDEN
@@ -432,6 +480,7 @@ def test_yaml_is_the_signature(method: str) -> None:
         assert set(spec.parameters) == taken - {"base", "finetuned", "is_embedding"}
     else:  # taken by the block function, or read by name before it
         code = inspect.getsource(inspect.getmodule(functions.merge))
+        code += inspect.getsource(inspect.getmodule(functions.prepare)) if functions.prepare else ""
         taken = set(inspect.signature(functions.merge).parameters)
         assert all(name in taken or f'parameters["{name}"]' in code for name in spec.parameters)
     assert all(p.source and p.help for p in spec.parameters.values())

@@ -12,7 +12,7 @@ from aim.measure import Settings
 from aim.run import perform
 from merging.recipe import make_recipe
 from merging.run import Output, merge
-from tests.tiny import weights
+from tests.tiny import fine_tune, make_llama, weights
 
 PAIRS = [("linear", {}), ("task_arithmetic", {}), ("ties", {"density": 1}), ("dare_linear", {"density": 1}),
          ("dare_ties", {"density": 1})]  # fmt: skip
@@ -77,17 +77,36 @@ NEWER = [
     ("ramplus_tl", {}, 3),
     ("ramplus_tl", {"epsilon": 0.01, "r": 0.5, "alpha": 0.6}, 3),
     ("passthrough", {}, 1),
+    ("nuslerp", {"weights": [0.3, 0.9]}, 2),
+    ("nuslerp", {"nuslerp_flatten": False}, 2),
+    ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True, "weights": [2, 1]}, 2),
+    ("sce", {}, 3),
+    ("sce", {"select_topk": 0.4}, 3),
+    ("arcee_fusion", {}, 1),
+    ("breadcrumbs", {"density": [0.5, 0.7, 0.9], "gamma": [0.1, 0.01, 0.05]}, 3),
+    ("breadcrumbs", {"density": 0.6, "gamma": 0.05, "rescale": "l1", "scaling": 0.7}, 3),
+    ("breadcrumbs_ties", {"density": 0.8, "gamma": 0.02, "normalize": True}, 3),
+    ("della", {"density": 1}, 3),
+    ("della_linear", {"density": 1}, 3),
     ("passthrough", {"scale": 0.5}, 1),
 ]
 
 
-WITH_BASE = {"karcher": [False], "passthrough": [False], "multislerp": [True, False]}
+@pytest.fixture(scope="module")
+def family32(tmp_path_factory) -> dict[str, Path]:
+    """A float32 family: magnitudes are distinct, so that what is selected does not hang on equal entries."""
+    folder = tmp_path_factory.mktemp("family32")
+    base = make_llama(folder / "base", dtype=torch.float32)
+    return {"base": base, **{name: fine_tune(base, folder / name, seed=i) for i, name in enumerate("abc", 1)}}
+
+
+WITH_BASE = {"karcher": [False], "passthrough": [False], "multislerp": [True, False], "nuslerp": [True, False]}
 
 
 @pytest.mark.parametrize(
     ("method", "parameters", "n", "with_base"), [(*case, b) for case in NEWER for b in WITH_BASE.get(case[0], [True])]
 )
-def test_newer_methods_agree_with_mergekit(family, tmp_path: Path, method, parameters, n, with_base) -> None:
+def test_newer_methods_agree_with_mergekit(family32, tmp_path: Path, method, parameters, n, with_base) -> None:
     """In float32 every tensor agrees with mergekit 0.1.5 to 2e-6 of its largest value, in every parameter."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
@@ -95,17 +114,24 @@ def test_newer_methods_agree_with_mergekit(family, tmp_path: Path, method, param
 
     from merging.registry import find_method
 
-    models = [str(family[name]) for name in "abc"[:n]]
-    shared = {k: v for k, v in parameters.items() if k not in ("weights", "scale")}
+    models = [str(family32[name]) for name in "abc"[:n]]
+    names = {"scaling": "lambda"}
+    per_model = (
+        ("weights", "scale", "density", "gamma", "epsilon") if method not in ("ram", "ramplus_tl") else ("weights",)
+    )
+    shared = {names.get(k, k): v == "l1" if k == "rescale" else v for k, v in parameters.items() if k not in per_model}
+    if "rescale" in find_method(method).parameters:
+        shared.setdefault("rescale", False)
     weights_of = parameters.get("weights", [1.0] * n)
     entries = []
-    for model, weight in zip(models, weights_of, strict=True):
+    for i, (model, weight) in enumerate(zip(models, weights_of, strict=True)):
         own = {"weight": weight} if "weights" in find_method(method).parameters else {}
-        own |= {"scale": parameters["scale"]} if "scale" in parameters else {}
+        given = {k: v for k, v in parameters.items() if k in per_model and k != "weights"}
+        own |= {k: v[i] if isinstance(v, list) else v for k, v in given.items()}
         entries.append({"model": model, **({"parameters": own} if own else {})})
-    base = {"base_model": str(family["base"])} if with_base else {}
+    base = {"base_model": str(family32["base"])} if with_base else {}
     if method == "slerp":
-        entries.insert(0, {"model": str(family["base"])})
+        entries.insert(0, {"model": str(family32["base"])})
     config = {"merge_method": method, **base, "models": entries, "parameters": shared, "dtype": "float32"}
     run_merge(MergeConfiguration.model_validate(config), str(tmp_path / "theirs"), MergeOptions(quiet=True))
     theirs = weights(tmp_path / "theirs")
@@ -117,12 +143,9 @@ def test_newer_methods_agree_with_mergekit(family, tmp_path: Path, method, param
 
 
 @pytest.mark.parametrize("density", [0.2, 0.5])
-def test_trimmed_ties_agrees_with_mergekit(family, tmp_path: Path, density: float) -> None:
+def test_trimmed_ties_agrees_with_mergekit(family32, tmp_path: Path, density: float) -> None:
     """TIES below density 1 agrees with mergekit in float32 where magnitudes are distinct (float32 task vectors)."""
-    from tests.tiny import fine_tune, make_llama
-
-    base = make_llama(tmp_path / "base32", dtype=torch.float32)
-    models = [fine_tune(base, tmp_path / f"m{i}", seed=i) for i in range(3)]
+    base, models = family32["base"], [family32[name] for name in "abc"]
     theirs = mergekit_merge("ties", base, models, tmp_path / "theirs", "float32", density=density)
     mine = ours("ties", base, models, tmp_path / "mine", dtype="float32", density=density)
     for name, tensor in theirs.items():

@@ -11,7 +11,8 @@ from torch import Tensor
 from merging.consensus import disjoint_sum
 from merging.reference import task_arithmetic_reference
 from merging.registry import merge_method
-from merging.sparsify import Threshold, trim, trim_threshold
+from merging.selection import Threshold
+from merging.sparsify import trim, trim_threshold
 from merging.tensors import Block, PerBlock, TensorGroup
 
 

@@ -1,0 +1,65 @@
+"""DELLA's MAGPRUNE, shared by its two methods: the larger an entry of its row, the likelier it is kept.
+
+Deep et al. 2024, arXiv:2406.11617.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.dropping import l1_factor
+from merging.sparsify import keep_mask
+from merging.tensors import Block, PerBlock, TensorGroup
+
+
+def probabilities(magnitude: Tensor, density: float, epsilon: float) -> Tensor:
+    """Return p = density - epsilon + 2 epsilon * rank / (d - 1) for the rank 0..d-1 of each entry along axis 1.
+
+    magnitude (rows, d, ...) -> the same shape; equal magnitudes rank in index order, and a row of one
+    entry has p = density.
+    """
+    d = magnitude.shape[1]
+    if d == 1:
+        return torch.full_like(magnitude, density)
+    order = torch.argsort(magnitude, dim=1, stable=True)
+    rank = torch.argsort(order, dim=1, stable=True).to(magnitude.dtype)
+    return density - epsilon + 2 * epsilon * (rank / (d - 1))
+
+
+def magprune_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Return, for each block, which entries stay (n, rows, ...) and the factors that rescale them.
+
+    rescale: paper, 1/p of each entry; l1, mergekit's ratio of norms; none. A vector is one row.
+    """
+    densities, epsilons = parameters["density"], parameters["epsilon"]
+    whole = Block(0, group.shape[0], 1)
+
+    def chance(model: int, block: Block) -> Tensor:
+        if len(group.shape) == 1:
+            magnitude = group.task_vector(model, whole).abs_()[None]
+            return probabilities(magnitude, densities[model], epsilons[model])[0, block.rows]
+        return probabilities(group.task_vector(model, block).abs_(), densities[model], epsilons[model])
+
+    def mask(model: int, block: Block) -> Tensor:
+        shape = torch.Size((block.stop - block.start, *group.shape[1:]))
+        if densities[model] >= 1:
+            return torch.ones(shape, dtype=torch.bool, device=group.device)
+        p = chance(model, block)
+        drawn = keep_mask(block, shape, name=group.name, model=model, density=p, seed=group.seed)
+        return drawn.to(group.device)
+
+    rescale = parameters["rescale"]
+    models = range(len(densities))
+    fixed = [l1_factor(group, i, mask) if rescale == "l1" and densities[i] < 1 else 1.0 for i in models]
+
+    def factor(model: int, block: Block) -> float | Tensor:
+        return 1.0 / chance(model, block) if rescale == "paper" and densities[model] < 1 else fixed[model]
+
+    return lambda block: {
+        "masks": torch.stack([mask(i, block) for i in models]),
+        "factors": [factor(i, block) for i in models],
+    }

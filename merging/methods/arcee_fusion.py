@@ -1,0 +1,52 @@
+"""Arcee Fusion: take over one model's entries of exceptional importance. As in mergekit 0.1.5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.registry import merge_method
+from merging.selection import top_threshold
+from merging.tensors import Block, PerBlock, TensorGroup
+
+EPS = 1e-8
+
+
+def fused_entries_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Mark entries whose importance |tau| * KL(softmax(row) || softmax(base row)) is at least median + 1.5 IQR.
+
+    The quantiles are exact; mergekit samples a million entries of larger tensors.
+    """
+    whole = Block(0, group.shape[0], 1)
+    vector = _importance(group.base_block(whole), group.model_blocks(whole)[0]) if len(group.shape) == 1 else None
+
+    def importance(block: Block) -> Tensor:
+        if vector is not None:  # the softmax of a vector runs over all of it
+            return vector[block.rows]
+        return _importance(group.base_block(block), group.model_blocks(block)[0])
+
+    def quantile(q: float) -> float:
+        larger_or_equal = group.elements - int(q * (group.elements - 1))
+        found = top_threshold(group, importance, larger_or_equal)
+        return found.value if found else min(float(importance(block).min()) for block in group.blocks())
+
+    low, median, high = (quantile(q) for q in (0.25, 0.5, 0.75))
+    limit = torch.tensor(median, dtype=torch.float32) + 1.5 * (torch.tensor(high) - torch.tensor(low)).float()
+    return lambda block: {"fused": importance(block) >= limit.to(group.device)}
+
+
+def _importance(base: Tensor, model: Tensor) -> Tensor:
+    p, q = torch.softmax(model, dim=-1) + EPS, torch.softmax(base, dim=-1) + EPS
+    divergence = (p * torch.log(p / q)).sum(-1, keepdim=True)
+    return (model - base).abs() * divergence.clamp(min=0)
+
+
+def arcee_fusion(base: Tensor, finetuned: Tensor, *, fused: Tensor) -> Tensor:
+    """theta = theta_1 where fused, theta_0 elsewhere; base (rows, ...), finetuned (1, rows, ...) -> (rows, ...)."""
+    return torch.where(fused, finetuned[0], base)
+
+
+METHOD = merge_method(prepare=fused_entries_of)(arcee_fusion)

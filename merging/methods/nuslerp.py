@@ -1,0 +1,69 @@
+"""NuSLERP: the arc between two models, or with a base between their task vectors. As in mergekit 0.1.5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.gram import gram
+from merging.registry import merge_method
+from merging.tensors import Block, PerBlock, TensorGroup
+
+
+def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Compute the pair's coefficients: one for the tensor (nuslerp_flatten), or one for each row or column.
+
+    t = w_2 / (w_1 + w_2), one half where the weights cancel. Without flattening, each vector along the last axis has an
+    angle of its own; with nuslerp_row_wise each vector along the first axis.
+    """
+    first, second = parameters["weights"]
+    t = second / (first + second) if abs(first + second) >= 1e-6 else 0.5
+    relative = group.base is not None
+
+    def pair(block: Block) -> Tensor:
+        models = group.model_blocks(block)
+        return (models - group.base_block(block) if relative else models).double()
+
+    if parameters["nuslerp_flatten"] or len(group.shape) == 1:
+        g = gram(group, relative)
+        whole = _arc(g[0, 0], g[1, 1], g[0, 1], t).to(group.device)
+        return lambda block: {"coefficients": whole}
+    if not parameters["nuslerp_row_wise"]:
+
+        def rows(block: Block) -> dict[str, Any]:
+            x, y = pair(block)
+            xx, yy, xy = ((a * b).sum(-1, keepdim=True) for a, b in ((x, x), (y, y), (x, y)))
+            return {"coefficients": _arc(xx, yy, xy, t)}
+
+        return rows
+    sums = torch.zeros(3, *group.shape[1:], dtype=torch.float64, device=group.device)
+    for tile in group.tiles():
+        x, y = pair(tile)
+        sums += torch.stack([(x * x).sum(0), (y * y).sum(0), (x * y).sum(0)])
+    columns = _arc(sums[0], sums[1], sums[2], t)
+    return lambda block: {"coefficients": columns}
+
+
+def _arc(xx: Tensor, yy: Tensor, xy: Tensor, t: float) -> Tensor:
+    """Coefficients (2, ...) fp32 from squared norms and the inner product; a line where the pair is collinear."""
+    cosine = (xy / (xx.sqrt().clamp(min=1e-7) * yy.sqrt().clamp(min=1e-7))).clamp(-1, 1)
+    straight = 1 - cosine.square() <= 1e-16
+    theta = torch.acos(torch.where(straight, 0.0, cosine))
+    a, b = torch.sin((1 - t) * theta) / torch.sin(theta), torch.sin(t * theta) / torch.sin(theta)
+    return torch.stack([torch.where(straight, 1 - t, a), torch.where(straight, t, b)]).float()
+
+
+def nuslerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Tensor) -> Tensor:
+    """theta = [theta_0 +] a x_1 + b x_2, x_t the models' tensors, or with a base their task vectors
+
+    base (rows, ...) or None, finetuned (2, rows, ...), coefficients (2, broadcastable) -> (rows, ...).
+    """
+    x, y = finetuned if base is None else finetuned - base
+    merged = x * coefficients[0] + y * coefficients[1]
+    return merged if base is None else base + merged
+
+
+METHOD = merge_method(prepare=coefficients_of)(nuslerp)

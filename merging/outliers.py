@@ -1,0 +1,59 @@
+"""Model Breadcrumbs' mask, shared by its two methods. Davari and Belilovsky 2023, arXiv:2312.06795.
+
+Of each task vector the largest magnitudes (outliers) and the smallest are dropped; the band between them stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import floor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.dropping import l1_factor
+from merging.selection import Threshold, select, spread, top_threshold
+from merging.tensors import Block, PerBlock, TensorGroup
+
+
+def band(density: float, gamma: float, elements: int) -> tuple[int, int]:
+    """Return how many outliers are dropped and how many entries are kept: floor(gamma n) and floor(density n).
+
+    Where both together exceed n, fewer outliers are dropped.
+    """
+    keep = floor(Fraction(repr(density)) * elements)
+    outliers = floor(Fraction(repr(gamma)) * elements)
+    return min(outliers, elements - keep), keep
+
+
+def band_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+    """Return, for each block, which entries stay (n, rows, ...) and the factors that rescale them."""
+    pairs = [band(d, g, group.elements) for d, g in zip(parameters["density"], parameters["gamma"], strict=True)]
+
+    def magnitude(model: int, block: Block) -> Tensor:
+        return group.task_vector(model, block).abs_()
+
+    def limits_of(model: int) -> tuple[Threshold | None, Threshold | None]:
+        outliers, keep = pairs[model]
+        upper = top_threshold(group, lambda b: magnitude(model, b), outliers) if outliers else None
+        return upper, top_threshold(group, lambda b: magnitude(model, b), outliers + keep)
+
+    models = range(len(pairs))
+    limits = [limits_of(i) for i in models]
+
+    def mask(model: int, block: Block) -> Tensor:
+        values = magnitude(model, block)
+        upper, lower = limits[model]
+        keep = pairs[model][1]
+        if keep == 0:
+            return torch.zeros_like(values, dtype=torch.bool)
+        if upper is None:
+            return select(values, lower, block)
+        if lower is not None and upper.value == lower.value:  # the whole band is of one magnitude
+            return spread(values == lower.value, lower.equal_before[block.start], keep, lower.equal)
+        return select(values, lower, block) & ~select(values, upper, block)
+
+    factors = [l1_factor(group, i, mask) if parameters["rescale"] == "l1" else 1.0 for i in models]
+    return lambda block: {"masks": torch.stack([mask(i, block) for i in models]), "factors": factors}
