@@ -1,4 +1,7 @@
-"""DARE with task arithmetic. Yu et al. 2023, arXiv:2311.03099."""
+"""DARE with task arithmetic. Yu et al. 2023, arXiv:2311.03099.
+
+theta = theta_0 + lambda * sum_t w_t (m_t * tau_t) / density_t,  m_t ~ Bernoulli(density_t)
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from merging.dropping import drop_and_rescale, masks_of
-from merging.methods.task_arithmetic import add_task_vectors
+from merging.dropping import masks_of
 from merging.reference import task_arithmetic_reference
 from merging.registry import merge_method
-
-
-def dare_linear(
-    base: Tensor,
-    finetuned: Tensor,
-    *,
-    weights: Sequence[float],
-    scaling: float,
-    normalize: bool,
-    masks: Tensor,
-    factors: Sequence[float],
-) -> Tensor:
-    """theta = theta_0 + lambda * sum_t w_t (m_t * tau_t) / density_t, m_t ~ Bernoulli(density_t)
-
-    base (rows, ...), finetuned (n, rows, ...), masks (n, rows, ...) -> (rows, ...).
-    """
-    task_vectors = drop_and_rescale(finetuned - base, masks, factors)
-    return add_task_vectors(base, task_vectors, weights, scaling, normalize)
+from merging.sparse_sum import add_sparse
 
 
 def reference(
@@ -46,4 +31,4 @@ def reference(
     )
 
 
-METHOD = merge_method(reference=reference, prepare=masks_of)(dare_linear)
+METHOD = merge_method(reference=reference, prepare=masks_of)(add_sparse)
