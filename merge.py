@@ -33,7 +33,7 @@ def make_parser(method: MergeMethod | None) -> Parser:
     )
     listed = "; ".join(f"{m.name}: {m.summary}" for m in all_methods().values())
     parser.add_argument("--method", help=f"how to merge. {listed}")
-    parser.add_argument("--base_model", help="the base: a folder or hub id (optional for linear)")
+    parser.add_argument("--base_model", help="the base: a folder or hub id (optional where a method needs none)")
     parser.add_argument("--models_to_merge", metavar="A,B,C", help="the fine-tuned models, by folder or hub id")
     parser.add_argument("--save_path", type=user_path, help="folder for the merged checkpoint")
     parser.add_argument("--config", type=user_path, metavar="FILE", help="YAML with the same keys; flags win over it")

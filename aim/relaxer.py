@@ -31,6 +31,7 @@ class Relaxer:
     omega: float
     relax_tied: bool
     account: dict[str, str] = field(default_factory=dict)
+    _scaled: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def check(self, merge_plan: Plan) -> None:
         """Decide for every tensor whether it is relaxed, and why not.
@@ -78,8 +79,10 @@ class Relaxer:
 
         if self.account[name] != "relaxed":
             return merged
-        s = importance(self.importance.activations[self._source(name)].to(merged.device))
-        return relax(base, merged, self._along(name, s, merged.dim(), block.rows), self.omega)
+        if block.start == 0 or name not in self._scaled:  # once for a tensor's blocks, which come in order
+            activation = self.importance.activations[self._source(name)]
+            self._scaled = {name: importance(activation).to(merged.device)}
+        return relax(base, merged, self._along(name, self._scaled[name], merged.dim(), block.rows), self.omega)
 
     def reference(self, name: str, base: Tensor, merged: Tensor) -> Tensor:
         """Relax a whole bf16 tensor with the original's arithmetic."""

@@ -1,4 +1,4 @@
-"""DARE's drop and rescale, shared by its two methods. Yu et al. 2023, arXiv:2311.03099."""
+"""DARE's masks, and the rescaling that Breadcrumbs and DELLA share with it. Yu et al. 2023, arXiv:2311.03099."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def l1_factor(group: TensorGroup, model: int, mask: Callable[[int, Block], Tenso
     after: list[float] = []
     for block in group.blocks():
         magnitude = group.task_vector(model, block).abs_()
-        before += row_sums(magnitude).tolist()
-        after += row_sums(magnitude * mask(model, block)).tolist()
+        before += row_sums(magnitude)
+        after += row_sums(magnitude * mask(model, block))
     whole, kept = math.fsum(before), math.fsum(after)
     return whole / kept if whole > 1e-7 and kept > 1e-7 else 1.0
 

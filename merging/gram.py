@@ -6,28 +6,33 @@ weighted sum is then taken block by block.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from merging.tensors import TensorGroup, ordered_sum
+from merging.tensors import TensorGroup, row_sums
 
 
 def gram(group: TensorGroup, relative: bool = False, with_base: bool = False) -> Tensor:
     """Return <x_i, x_j> (n, n) fp64 on the CPU over the models' tensors.
 
-    relative: of the task vectors instead; with_base: the base first, then the models. Summed over tiles of fixed size.
+    relative: of the task vectors instead; with_base: the base first, then the models. Rows are summed alone, and their
+    total is rounded once, so that no block size or thread count enters.
     """
     n = len(group.finetuned) + with_base
-    products = torch.zeros(n, n, dtype=torch.float64)
-    for tile in group.tiles():
-        x = group.model_blocks(tile).double()
+    pairs: dict[tuple[int, int], list[float]] = {(i, j): [] for i in range(n) for j in range(i + 1)}
+    for block in group.blocks():
+        x = group.model_blocks(block).double()
         if relative or with_base:
-            base = group.base_block(tile).double()
+            base = group.base_block(block).double()
             x = x - base if relative else torch.cat([base[None], x])
-        for i in range(n):
-            for j in range(i + 1):
-                products[i, j] += ordered_sum(x[i] * x[j])
-    return products + products.tril(-1).T
+        for (i, j), rows in pairs.items():
+            rows += row_sums(x[i] * x[j])
+    products = torch.zeros(n, n, dtype=torch.float64)
+    for (i, j), rows in pairs.items():
+        products[i, j] = products[j, i] = math.fsum(rows)
+    return products
 
 
 def norms(products: Tensor) -> Tensor:

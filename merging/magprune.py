@@ -44,22 +44,28 @@ def magprune_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBloc
             return probabilities(magnitude, densities[model], epsilons[model])[0, block.rows]
         return probabilities(group.task_vector(model, block).abs_(), densities[model], epsilons[model])
 
-    def mask(model: int, block: Block) -> Tensor:
+    def draw(model: int, block: Block, p: Tensor | None) -> Tensor:
         shape = torch.Size((block.stop - block.start, *group.shape[1:]))
-        if densities[model] >= 1:
+        if p is None:
             return torch.ones(shape, dtype=torch.bool, device=group.device)
-        p = chance(model, block)
         drawn = keep_mask(block, shape, name=group.name, model=model, density=p, seed=group.seed)
         return drawn.to(group.device)
 
     rescale = parameters["rescale"]
     models = range(len(densities))
-    fixed = [l1_factor(group, i, mask) if rescale == "l1" and densities[i] < 1 else 1.0 for i in models]
+    dropping = [density < 1 for density in densities]
+    fixed = [
+        l1_factor(group, i, lambda model, block: draw(model, block, chance(model, block)))
+        if rescale == "l1" and dropping[i]
+        else 1.0
+        for i in models
+    ]
 
-    def factor(model: int, block: Block) -> float | Tensor:
-        return 1.0 / chance(model, block) if rescale == "paper" and densities[model] < 1 else fixed[model]
+    def per_block(block: Block) -> dict[str, Any]:
+        chances = [chance(i, block) if dropping[i] else None for i in models]
+        return {
+            "masks": torch.stack([draw(i, block, chances[i]) for i in models]),
+            "factors": [1.0 / p if rescale == "paper" and p is not None else fixed[i] for i, p in enumerate(chances)],
+        }
 
-    return lambda block: {
-        "masks": torch.stack([mask(i, block) for i in models]),
-        "factors": [factor(i, block) for i in models],
-    }
+    return per_block

@@ -6,15 +6,13 @@ Of each task vector the largest magnitudes (outliers) and the smallest are dropp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
-from math import floor
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from merging.dropping import l1_factor
-from merging.selection import Threshold, select, spread, top_threshold
+from merging.selection import Threshold, select, share, spread, top_threshold
 from merging.tensors import Block, PerBlock, TensorGroup
 
 
@@ -23,9 +21,8 @@ def band(density: float, gamma: float, elements: int) -> tuple[int, int]:
 
     Where both together exceed n, fewer outliers are dropped.
     """
-    keep = floor(Fraction(repr(density)) * elements)
-    outliers = floor(Fraction(repr(gamma)) * elements)
-    return min(outliers, elements - keep), keep
+    keep = share(density, elements)
+    return min(share(gamma, elements), elements - keep), keep
 
 
 def band_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:

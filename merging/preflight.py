@@ -10,7 +10,7 @@ from pathlib import Path
 
 from console.errors import CheckpointError, FailureError, UsageError
 from merging.checkpoint import CODES, FLOATS, Checkpoint, TensorInfo, tensor_bytes
-from merging.vocabulary import INPUT_EMBEDDING, Alignment, align, describe, is_vocabulary_tensor, token_ids
+from merging.vocabulary import INPUT_EMBEDDING, Alignment, alignment_of, describe, is_vocabulary_tensor
 
 COMPUTED_BUFFER = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
 """Buffers that old checkpoints store and transformers recomputes; models may differ in having them."""
@@ -161,7 +161,7 @@ def _aligned(
     problems: list[str], notes: list[str],
 ) -> Alignment | None:  # fmt: skip
     rows, their_rows = ours.shape[0], theirs.shape[0]
-    alignment = align(token_ids(donor.folder), rows, token_ids(other.folder), their_rows)
+    alignment = alignment_of(donor.folder, rows, other.folder, their_rows)
     if alignment is None:
         problems.append(
             f"{name} has {rows} rows in {donor.name} and {their_rows} in {other.name}, and without a tokenizer in both "

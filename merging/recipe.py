@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,11 @@ class MergeRecipe:
 
     def as_yaml_dict(self) -> dict[str, Any]:
         """Return the recipe as --config takes it."""
-        data = asdict(self)
         return {
             "method": self.method,
             **({"base_model": self.base_model} if self.base_model else {}),
             "models_to_merge": list(self.models),
-            **data["parameters"],
+            **self.parameters,
             "dtype": self.dtype,
             "numerics": self.numerics,
             "seed": self.seed,

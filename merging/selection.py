@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
 from typing import TypeAlias
 
 import numpy as np
@@ -32,6 +34,14 @@ class Threshold:
     equal: int
     equal_kept: int
     equal_before: dict[int, int]
+
+
+def share(fraction: float, count: int) -> int:
+    """Return floor(fraction * count), the fraction being the decimal that was written.
+
+    0.57 of 100 is 57, though 0.57 * 100 is below 57 in binary.
+    """
+    return floor(Fraction(repr(fraction)) * count)
 
 
 def top_threshold(group: TensorGroup, values: Values, keep: int) -> Threshold | None:
@@ -72,8 +82,8 @@ def _bracket(group: TensorGroup, values: Values, keep: int) -> tuple[float, floa
         first = -block.offset % stride
         pieces.append(_flat(values, block)[first::stride])
     sample = np.sort(np.concatenate(pieces))[::-1]
-    share = keep / group.elements
-    centre, margin = share * len(sample), 6 * np.sqrt(len(sample) * share * (1 - share)) + 8
+    part = keep / group.elements
+    centre, margin = part * len(sample), 6 * np.sqrt(len(sample) * part * (1 - part)) + 8
     upper, lower = int(centre - margin), int(centre + margin)
     high = float(sample[upper]) if upper >= 0 else np.inf
     low = float(sample[lower]) if lower < len(sample) else -1.0

@@ -1,25 +1,20 @@
-"""Making task vectors sparse: trim by magnitude (TIES, Breadcrumbs), drop at random and rescale (DARE)."""
+"""Making task vectors sparse: trim by magnitude (TIES), draw what is kept at random (DARE, DELLA)."""
 
 from __future__ import annotations
 
 import hashlib
-from fractions import Fraction
-from math import floor
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from merging.selection import Threshold, select, top_threshold
+from merging.selection import Threshold, select, share, top_threshold
 from merging.tensors import Block, TensorGroup
 
 
 def kept_count(density: float, elements: int) -> int:
-    """Return how many entries of a tensor survive trimming: exactly max(1, floor(density * elements)).
-
-    The density counts as the decimal that was written: 0.57 of 100 is 57, though 0.57 * 100 is below 57 in binary.
-    """
-    return min(elements, max(1, floor(Fraction(repr(density)) * elements)))
+    """Return how many entries of a tensor survive trimming: exactly max(1, floor(density * elements))."""
+    return min(elements, max(1, share(density, elements)))
 
 
 def trim_threshold(group: TensorGroup, model: int, density: float) -> Threshold | None:

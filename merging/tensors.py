@@ -11,6 +11,8 @@ from torch import Tensor
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of one tensor per block, so that temporaries stay small. No result depends on it."""
+PIECE = 1024
+"""Length of the pieces in which a long row is added up."""
 TILE_ELEMENTS = 1 << 18
 """Elements per tile of a sum over a whole tensor. Fixed: the order of a floating-point sum is part of its result."""
 
@@ -98,27 +100,16 @@ class TensorGroup:
         return self.finetuned[model][block.rows].to(self.device, torch.float32) - self.base_block(block)
 
 
-def ordered_sum(x: Tensor) -> float:
-    """Return the sum of all elements in fp64, added in an order that no number of threads changes.
+def row_sums(x: Tensor) -> list[float]:
+    """Return the sum of each row of x (rows, ...) in fp64, the same whatever rows stand beside it.
 
-    A full reduction is split by threads; sums of fixed rows, and then of their few totals, are not.
+    Their exactly rounded total (math.fsum) then depends on no block size and no number of threads: a long row is added
+    up in pieces of fixed length, since a full reduction would be split by threads.
     """
-    flat = x.flatten().double()
-    rows = torch.nn.functional.pad(flat, (0, -len(flat) % 1024)).view(-1, 1024)
-    while len(rows) > 1:
-        totals = rows.sum(1)
-        rows = torch.nn.functional.pad(totals, (0, -len(totals) % 1024)).view(-1, 1024)
-    return float(rows[0].cpu().sum()) if len(rows) else 0.0
-
-
-def row_sums(x: Tensor) -> Tensor:
-    """Return the sum of each row (rows, ...) -> (rows,) in fp64, whatever rows stand beside it.
-
-    Their exactly rounded total (math.fsum) then depends on no block size and no number of threads.
-    """
-    flat = x.reshape(len(x), -1).double()
-    pad = -flat.shape[1] % 1024
-    return torch.nn.functional.pad(flat, (0, pad)).view(len(flat), -1, 1024).sum(2).sum(1)
+    flat = x[:, None].flatten(1).double()
+    if flat.shape[1] > PIECE:
+        flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % PIECE)).view(len(flat), -1, PIECE).sum(2)
+    return flat.sum(1).tolist()
 
 
 PerBlock: TypeAlias = Callable[[Block], Mapping[str, Any]]

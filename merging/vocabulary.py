@@ -104,6 +104,12 @@ def align(
     return Alignment(None if identical else tuple(index), donor_rows, tuple(missing), extra)
 
 
+@lru_cache(maxsize=32)
+def alignment_of(donor: Path, donor_rows: int, folder: Path, rows: int) -> Alignment | None:
+    """Return `align` for the tokenizers in two folders; embedding and output head of one model ask for the same."""
+    return align(token_ids(donor), donor_rows, token_ids(folder), rows)
+
+
 def describe(model: str, donor: str, rows: int, alignment: Alignment) -> str | None:
     """Return the sentence that says what alignment does to a model, or None where it does nothing."""
     parts = []

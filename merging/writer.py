@@ -58,17 +58,28 @@ def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
 
 @contextmanager
 def staged(save_path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `save_path` that takes its place at the end, and vanishes on any error."""
+    """Yield a folder as `replacing` does, after checking that it may take the place of `save_path`."""
     check_target(save_path, overwrite)
-    target = save_path.resolve()
+    with replacing(save_path) as stage:
+        yield stage
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that takes its place at the end, and vanishes on any error.
+
+    What was there before is gone only once the new folder stands; whether it may go is the caller's to know.
+    """
+    target = folder.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = target.with_name(f".{target.name}.partial-{os.getpid()}")
     stage.mkdir()
     try:
         yield stage
-        for file in stage.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+        for file in stage.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
         replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
         if target.exists():
             target.rename(replaced)

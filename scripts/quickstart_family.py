@@ -9,9 +9,7 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
+from merging.writer import replacing
 from scripts.quickstart_skills import SKILLS, SPLITS, Item, draw_distinct, draw_mixture, write_items
 from scripts.quickstart_training import Schedule, Shape, accuracy, make_model, make_tokenizer, train
 
@@ -106,17 +105,8 @@ def make_family(
             raise UsageError(f"{folder} is not empty and holds no {RECORD} of a family; pass another --save_path.")
         if not overwrite:
             raise UsageError(f"{folder} holds a family already; pass --overwrite or another --save_path.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
-        with _library_bars_off():
-            validation, seconds = _fill(staged, folder, recipe or (FAST if fast else FULL), seed, quiet)
-        staged.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        staged.replace(folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    with replacing(folder) as staged, _library_bars_off():
+        validation, seconds = _fill(staged, folder, recipe or (FAST if fast else FULL), seed, quiet)
     return Family(
         base=folder / "base",
         models={skill: folder / skill for skill in SKILLS},

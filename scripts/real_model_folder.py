@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from console.errors import UsageError
+from merging.writer import replacing
 
 RECORD = "training.json"
 
@@ -45,17 +44,9 @@ def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
 
 def save(model: Any, tokenizer: Any, target: Path, record: dict[str, Any]) -> None:
     """Write model, tokenizer and record to a folder beside `target`, then rename it to `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    try:
+    with replacing(target) as staged:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         (staged / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         for path in staged.iterdir():
             path.chmod(0o644)
-        staged.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        staged.replace(target)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from merging.registry import all_methods, find_method
 from merging.sparsify import keep_mask, kept_count, trim, trim_threshold
 from merging.stream import Job, merge_group
-from merging.tensors import Block, TensorGroup, ordered_sum
+from merging.tensors import Block, TensorGroup, row_sums
 
 METHODS = sorted(all_methods())
 NEEDED = {"slerp": {"t": 0.3}, "nearswap": {"t": 0.01}}
@@ -275,10 +276,12 @@ def test_l1_rescaling_does_not_depend_on_blocks() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 1023, 1024, 1025, 3_000_001])
-def test_ordered_sum(n: int) -> None:
-    """The ordered sum is the sum, to fp64 accuracy, for any length."""
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_row_sums(n: int, as_rows: bool) -> None:
+    """The exactly rounded total of the row sums is the sum, to fp64 accuracy, for one long row or many of one entry."""
     x = torch.randn(n, generator=torch.Generator().manual_seed(n))
-    assert ordered_sum(x) == pytest.approx(float(x.double().sum()), abs=1e-9)
+    sums = row_sums(x if as_rows else x[None])
+    assert math.fsum(sums) == pytest.approx(float(x.double().sum()), abs=1e-9)
 
 
 # the spherical methods and the other newer ones

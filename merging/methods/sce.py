@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from merging.registry import merge_method
-from merging.selection import select, top_threshold
+from merging.selection import select, share, top_threshold
 from merging.tensors import Block, PerBlock, TensorGroup, row_sums
 
 
@@ -31,7 +30,7 @@ def weights_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
     keep = group.elements
     if topk < 1:
         varying = sum(int(torch.count_nonzero(variance(block))) for block in group.blocks())
-        keep = math.floor(Fraction(repr(topk)) * varying)
+        keep = share(topk, varying)
     limit = top_threshold(group, variance, keep) if 0 < keep < group.elements else None
 
     def selected(block: Block) -> Tensor:
@@ -42,7 +41,7 @@ def weights_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
     for block in group.blocks():
         kept = task_vectors(block) * selected(block)
         for i in range(n):
-            squares[i] += row_sums(kept[i].double().square()).tolist()
+            squares[i] += row_sums(kept[i].double().square())
     means = [math.fsum(rows) / group.elements for rows in squares]
     total = sum(means)
     weights = [1.0 / n] * n if abs(total) < 1e-6 else [mean / total for mean in means]
