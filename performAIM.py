@@ -11,6 +11,7 @@ from aim.run import perform
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
 from console.files import user_path
+from merging.flags import OUTPUT_KEYS, add_run_flags
 from merging.recipe import DTYPES
 from merging.run import Output
 
@@ -59,7 +60,7 @@ def make_parser() -> Parser:
         "--relax_tied", action="store_true", help="relax a tied embedding as the output head it also is"
     )
     parser.add_argument("--max_shard_size", default="5GB", help="of one weights file")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in --save_path")
+    add_run_flags(parser)
     add_output_flags(parser)
     return parser
 
@@ -78,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
         reference=reference,
         relax_tied=args.relax_tied or reference,
     )
-    output = Output(args.save_path, args.max_shard_size, args.overwrite, args.device, args.quiet)
+    given = {key: getattr(args, key) for key in OUTPUT_KEYS if getattr(args, key) is not None}
+    output = Output(**given, quiet=args.quiet)
     folder = perform(args.merged_model, args.pretrained_model_name, args.omega, settings, output, args.dtype)
     say(f"Relaxed {args.merged_model} with omega {args.omega:g} into {folder}.", args.quiet)
     return 0

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from console.errors import CheckpointError, UsageError
-from merging.preflight import Plan
-from merging.vocabulary import INPUT_EMBEDDING
+from merging.names import INPUT_EMBEDDING
+from merging.planned import Plan
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from aim.measure import Settings, importance_of, load_importance
 from aim.relaxer import Relaxer, check_omega
 from console.cli import say
 from console.errors import UsageError
+from merging.chat_template import choose_template
 from merging.checkpoint import Checkpoint, open_all
-from merging.preflight import Plan, check_space, plan
+from merging.layout import Inputs
+from merging.planned import Plan
+from merging.preflight import plan
+from merging.produce import Output, Relaxing, Work, produce
 from merging.recipe import MergeRecipe
 from merging.registry import Implementation, find_method
-from merging.run import Output, Relaxing, copied
-from merging.sidefiles import (
-    copy_tokenizer,
-    describe_inputs,
-    make_configs,
-    read_lineage,
-    write_card,
-    write_configs,
-    write_record,
-)
-from merging.writer import ShardedWriter, check_target, parse_size, staged
+from merging.run import copied
+from merging.settings import Section
+from merging.sidefiles import read_lineage
+from merging.stage import check_target
+from merging.tokenizer import choose_vocabulary
+from merging.vocabulary import token_ids
+from merging.writer import parse_size
+
+if TYPE_CHECKING:
+    from merging.stream import Job
 
 PAPER = "https://arxiv.org/abs/2502.02421"
 
@@ -53,7 +56,7 @@ def relaxing_of(
         say(made[0].sentence(), quiet)
         return made[0]
 
-    return Relaxing(omega=omega, importance_file=file, make=make, details=lambda: made[0].details())
+    return Relaxing(omega, file, make, details=lambda: {"relaxation": made[0].details()})
 
 
 def perform(
@@ -63,59 +66,76 @@ def perform(
 
     dtype of the output: None keeps the merged checkpoint's. Raises UsageError, CheckpointError, CalibrationError.
     """
-    started = time.perf_counter()
-    check_omega(omega)
-    settings.calibration.check()
     kept = [settings.importance_file] if settings.importance_file else []
     kept += [Path(settings.calibration.source)] if settings.calibration.source != "pile" else []
     check_target(output.save_path, output.overwrite, kept)
-    max_shard_bytes = parse_size(output.max_shard_size)
+    parse_size(output.max_shard_size)
+    return produce(plan_relaxation(merged_name, base_name, omega, settings, output, dtype), output)
+
+
+def plan_relaxation(
+    merged_name: str, base_name: str, omega: float, settings: Settings, output: Output, dtype: str | None
+) -> Work:
+    """Open the two checkpoints and decide everything about the relaxation; the importance is read or measured later."""
+    check_omega(omega)
+    settings.calibration.check()
     merged, base = open_all([merged_name, base_name])
     if merged.folder.resolve() == base.folder.resolve():
         raise UsageError(f"--merged_model and --pretrained_model_name are both {merged.name}: nothing to relax.")
-    check_target(output.save_path, output.overwrite, [merged.folder, base.folder])
     lineage: Mapping[str, Any] = {**read_lineage(merged), "omega": omega}
     if lineage["base_model"] is None:
         lineage = {**lineage, "base_model": base.ref.full_name}
-    relax_plan = plan(merged, [merged, base], "bfloat16" if settings.reference and dtype is None else dtype)
-    configs = make_configs(merged, [base], relax_plan)
-    for note in (*relax_plan.notes, *copied(relax_plan)):
-        say(note, output.quiet)
-    if omega == 1 and not settings.reference:
-        say("omega 1: the merged model is left as it is.", output.quiet)
-    check_space(output.save_path, relax_plan.bytes)
-    from merging import stream  # loads torch
+    inputs = Inputs(merged, (merged,), base)
+    owner = merged if token_ids(merged.folder) is not None else base
+    vocabulary = choose_vocabulary("base", owner, [])
+    wanted = "bfloat16" if settings.reference and dtype is None else dtype
+    relax_plan = plan(inputs, [Section((0,), {})], wanted, vocabulary)
+    made: list[Relaxer] = []
 
-    device = stream.resolve_device(output.device)
-    relaxer = Relaxer(importance_of(base, settings, device, output.quiet), omega, settings.relax_tied)
-    relaxer.check(relax_plan)
-    say(relaxer.sentence(), output.quiet)
-    identity = Implementation(lambda base, finetuned: finetuned[0], None, lambda base, finetuned: finetuned[0])
-    job = stream.Job(identity, {}, device, reference=settings.reference, relaxation=relaxer)
+    def make_job() -> Job:
+        from merging import stream  # loads torch
+
+        device = stream.resolve_device(output.device)
+        relaxer = Relaxer(importance_of(base, settings, device, output.quiet), omega, settings.relax_tied)
+        relaxer.check(relax_plan)
+        say(relaxer.sentence(), output.quiet)
+        made.append(relaxer)
+        identity = Implementation(lambda base, finetuned: finetuned[0], None, lambda base, finetuned: finetuned[0])
+        return stream.Job(identity, device, reference=settings.reference, relaxation=relaxer)
+
+    notes = [*relax_plan.notes, *copied(relax_plan)]
+    if omega == 1 and not settings.reference:
+        notes.append("omega 1: the merged model is left as it is.")
+    if owner is base and vocabulary.tokens is not None:
+        notes.append(f"{merged.name} has no tokenizer; the base's is saved.")
     recipe = {
         "merged_model": merged_name,
         "pretrained_model_name": base_name,
         "omega": omega,
         "numerics": "reference" if settings.reference else "float32",
+        "relax_tied": settings.relax_tied,
+        "dtype": dtype,
+        "importance": str(settings.importance_file) if settings.importance_file else None,
+        "calibration": asdict(settings.calibration),
+        "calibration_dtype": settings.calibration_dtype,
+        "batch_size": settings.batch_size,
     }
-    with staged(output.save_path, output.overwrite) as folder:
-        writer = ShardedWriter(folder, relax_plan.tensors, max_shard_bytes)
-        stream.run(relax_plan, job, base, [merged], merged, writer, output.quiet, label="relaxing")
-        writer.close()
-        donor = merged if copy_tokenizer(merged, folder) else base
-        if donor is base:
-            copy_tokenizer(base, folder)
-            say(f"{merged.name} has no tokenizer; the base's was saved.", output.quiet)
-        write_configs(folder, configs)
-        write_card(folder, output.save_path.name, lineage, recipe, PAPER)
-        details = {
-            "recipe": recipe,
-            "inputs": describe_inputs([base, merged]),
-            "notes": list(relax_plan.notes),
-            "relaxation": relaxer.details(),
-            "tokenizer": {"from": donor.name},
-            "device": str(device),
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-        write_record(folder, lineage, details)
-    return output.save_path
+    return Work(
+        program="performAIM.py",
+        label="relaxing",
+        paper=PAPER,
+        inputs=inputs,
+        plan=relax_plan,
+        template=choose_template("base", vocabulary.folder, merged, [base]),
+        recipe=recipe,
+        sources={},
+        lineage=lineage,
+        notes=tuple(notes),
+        make_job=make_job,
+        details=lambda: {"relaxation": made[0].details()},
+        files={"importance": settings.importance_file} if _exists(settings.importance_file) else {},
+    )
+
+
+def _exists(file: Path | None) -> TypeGuard[Path]:
+    return file is not None and file.is_file()

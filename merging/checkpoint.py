@@ -1,207 +1,212 @@
-"""A checkpoint as a lazy mapping from tensor names to tensors, from a folder or a hub id."""
+"""A checkpoint as a lazy mapping from names to tensors: a folder, a .gguf file or a hub id, perhaps with an adapter."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import re
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console.errors import CheckpointError
+from console.errors import CheckpointError, UsageError
 from console.files import read_json
-from merging.hub import WEIGHT_FILES, CheckpointRef, locate, shards_of, weight_map
+from merging.adapter import adapt
+from merging.adapter_config import check_adapter
+from merging.headers import read_headers
+from merging.hub import CheckpointRef, Part, locate
+from merging.model_config import stated_licences, text_config_of, ties_embeddings, with_changes
+from merging.scratch import overlay
+from merging.stored import CODES, FLOATS, StoredWeights, TensorInfo, Weights, check_plain, tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DTYPES = {
-    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
-    "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
-}  # fmt: skip
-"""safetensors' name of a dtype -> torch's name and bytes per element."""
-CODES = {name: code for code, (name, _) in DTYPES.items()}
-FLOATS = ("float64", "float32", "float16", "bfloat16")
+    from merging.rows import Rows
 
-
-def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Return the size in bytes of a tensor of torch dtype name `dtype`."""
-    return math.prod(shape) * DTYPES[CODES[dtype]][1]
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a header says of a tensor; dtype is torch's name ("bfloat16")."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    file: Path
+__all__ = [
+    "CODES", "FLOATS", "Checkpoint", "CheckpointRef", "TensorInfo", "open_all", "open_checkpoint", "tensor_bytes",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: its files' headers, and tensors read on demand through a memory map."""
+    """A checkpoint: what its headers say, and tensors read on demand.
+
+    folder: where its config, tokenizer and generation config are, which for a .gguf file or an adapter with a tokenizer
+    is a folder of this run; parts: the model, and the adapter if there is one; places: what the user named, for each.
+    """
 
     ref: CheckpointRef
     folder: Path
-    tensors: Mapping[str, TensorInfo]
+    weights: Weights
     config: Mapping[str, Any]
-    commit: str | None = None
-    _open_files: dict[Path, Any] = field(default_factory=dict, compare=False, repr=False)
+    parts: tuple[Part, ...]
+    places: tuple[Path, ...]
 
     def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._open_files.clear()
+        self.weights.close()
 
     @property
     def name(self) -> str:
         """How messages call this checkpoint."""
         return str(self.ref)
 
+    @property
+    def exact_name(self) -> str:
+        """Absolute paths, or hub ids with the commits that were read; parses to this very checkpoint."""
+        return "+".join(part.exact_name for part in self.parts)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a model from the hub (of the base, where there is an adapter)."""
+        return self.parts[0].commit
+
+    @property
+    def place(self) -> Path:
+        """The folder or .gguf file that the user named, or its folder in the hub's cache."""
+        return self.places[0]
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Shape and dtype of every tensor, by name."""
+        return self.weights.tensors
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that its weights come from, sorted."""
+        return tuple(self.weights.files)
+
+    @cached_property
+    def licenses(self) -> tuple[str, ...]:
+        """The licences that the model cards of its parts state, each once."""
+        stated = (licence for part in self.parts for licence in stated_licences(part.folder / "README.md"))
+        return tuple(dict.fromkeys(stated))
+
     @cached_property
     def ties_embeddings(self) -> bool:
         """Whether the output embedding is the input embedding (config, then what is stored)."""
-        stated = self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings"))
-        if stated is None:  # transformers leaves defaults out of config.json
-            return not any(name.endswith("lm_head.weight") for name in self.tensors)
-        return bool(stated)
+        return ties_embeddings(self.config, self.tensors)
 
     @property
     def text_config(self) -> Mapping[str, Any]:
         """The language model's part of the config (a vision-language model nests it)."""
-        nested = self.config.get("text_config")
-        return nested if isinstance(nested, Mapping) else self.config
+        return text_config_of(self.config)
+
+    @property
+    def loads_from_folder(self) -> bool:
+        """Whether transformers finds these very weights in `folder`: no adapter, and not a .gguf file."""
+        return isinstance(self.weights, StoredWeights)
+
+    def rows(self, name: str) -> Rows:
+        """Return a tensor to be read in blocks of rows: a stored one memory-mapped, an adapted one computed in fp32.
+
+        Raises CheckpointError where it cannot be read.
+        """
+        return self.weights.rows(name)
 
     def read(self, name: str) -> Tensor:
-        """Return the tensor as stored, memory-mapped, on the CPU. Raises CheckpointError where it cannot be read."""
-        info = self.tensors[name]
-        try:
-            if info.file.suffix == ".safetensors":
-                return self._safetensors(info.file).get_tensor(name)
-            return self._pickled(info.file)[name]
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{info.file}: tensor {name} cannot be read ({error}).") from error
+        """Return a whole tensor on the CPU. Raises CheckpointError where it cannot be read."""
+        import torch
 
-    def _safetensors(self, file: Path) -> Any:
-        if file not in self._open_files:
-            from safetensors import safe_open
-
-            self._open_files[file] = safe_open(str(file), framework="pt")
-        return self._open_files[file]
-
-    def _pickled(self, file: Path) -> Mapping[str, Tensor]:
-        if file not in self._open_files:
-            self._open_files[file] = load_pickled(file)
-        return self._open_files[file]
+        rows = self.rows(name)
+        return rows if isinstance(rows, torch.Tensor) else rows[slice(None)]
 
 
-def load_pickled(file: Path) -> dict[str, Tensor]:
-    """Memory-map a PyTorch .bin of tensors, refusing anything that would need arbitrary unpickling.
+@dataclass(frozen=True)
+class _Found:
+    """A reference whose small files are here and whose configs can be used; no weights are needed yet."""
 
-    Raises CheckpointError for such a file, for one that is broken, and for one that is no mapping of names to tensors.
+    ref: CheckpointRef
+    parts: tuple[Part, ...]
+    places: tuple[Path, ...]
+    gguf: Path | None
+    config: Mapping[str, Any]
+    adapter_config: Mapping[str, Any]
+
+
+def open_all(names: Sequence[str], headers_only: bool = False) -> list[Checkpoint]:
+    """Open several checkpoints, reading headers only; all are found and checked before a weight is downloaded.
+
+    headers_only: download no weights at all; such checkpoints can be described and not read. Raises UsageError for a
+    model that does not exist, CheckpointError for files that are missing, broken or cannot be merged.
     """
-    import pickle
+    from merging.download import fetch
 
-    import torch
-
-    try:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # written before torch 1.6: no memory map of that format
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} holds more than tensors and is not unpickled, because a pickle can run code; "
-            "convert it to safetensors on a machine where you trust it."
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
-        what = first_line(error)
-        raise CheckpointError(f"{file} is not a whole PyTorch file ({what}); download it again.") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{file} should map names to tensors (a state dict), and does not.")
-    return state
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its kind where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def open_all(names: Sequence[str]) -> list[Checkpoint]:
-    """Open several checkpoints; every one of them is found before the first weight is downloaded."""
-    for name in names:
-        locate(CheckpointRef.parse(name), weights=False)
-    return [open_checkpoint(name) for name in names]
+    found = [_find(CheckpointRef.parse(name)) for name in names]
+    if not headers_only:
+        fetch([part for one in found for part in one.parts])
+    return [_open(one, headers_only) for one in found]
 
 
 def open_checkpoint(text: str) -> Checkpoint:
-    """Open a checkpoint by folder or hub id, reading headers only.
-
-    Raises UsageError for a model that does not exist, CheckpointError for files that are missing or broken.
-    """
-    ref = CheckpointRef.parse(text)
-    folder = locate(ref, weights=True)
-    config = read_json(folder / "config.json", f"{ref} has no config.json; it is not a model folder.")
-    if config.get("quantization_config"):
-        raise CheckpointError(f"{ref} is quantised (config.json has quantization_config); dequantise it first.")
-    tensors = _tensors(folder)
-    commit = folder.name if ref.is_hub_id and re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
-    return Checkpoint(ref, folder, tensors, config, commit)
+    """Open one checkpoint by folder, .gguf file or hub id, or base+adapter. Raises as `open_all` does."""
+    return open_all([text])[0]
 
 
-def _tensors(folder: Path) -> dict[str, TensorInfo]:
-    index = next((folder / n for n in WEIGHT_FILES if n.endswith(".json") and (folder / n).exists()), None)
-    if (folder / "model.safetensors").exists():
-        files = [folder / "model.safetensors"]
-    elif index is not None:
-        files = [folder / name for name in shards_of(index)]
+def _find(ref: CheckpointRef) -> _Found:
+    place = locate(ref)
+    base = Part(ref.alone, place if place.is_dir() else place.parent)
+    gguf = _gguf_of(base, place)
+    config: Mapping[str, Any] = {}
+    if gguf is None:
+        beside = place / "adapter_config.json"
+        if beside.is_file() and not (place / "config.json").is_file():
+            trained = read_json(beside, "").get("base_model_name_or_path")
+            raise UsageError(f"{ref.alone} is an adapter; give it with its base ({trained}) as BASE+{ref.alone}.")
+        config = read_json(place / "config.json", f"{ref.alone} has no config.json; it is not a model folder.")
+        check_plain(str(ref.alone), config, {})
+    if ref.adapter is None:
+        return _Found(ref, (base,), (place,), gguf, config, {})
+    home = locate(ref.adapter)
+    missing = f"{ref.adapter} is no adapter (it has no adapter_config.json); list a model of its own after a comma."
+    adapter_config = read_json(home / "adapter_config.json", missing)
+    check_adapter(str(ref.adapter), adapter_config)
+    return _Found(ref, (base, Part(ref.adapter, home, True)), (place, home), gguf, config, adapter_config)
+
+
+def _gguf_of(base: Part, place: Path) -> Path | None:
+    """The .gguf file that a place is, that a hub id names, or that a local folder holds without other weights."""
+    if base.ref.file:
+        return place / base.ref.file
+    if place.is_file():
+        return place
+    names = [file.name for file in place.iterdir()]
+    alone = [name for name in names if name.endswith(".gguf")]
+    if len(alone) != 1 or base.ref.is_hub_id or base.layout(names).files:
+        return None
+    return place / alone[0]
+
+
+def _open(found: _Found, headers_only: bool) -> Checkpoint:
+    base, label = found.parts[0], str(found.ref.alone)
+    weights: Weights
+    config, folder = found.config, base.folder
+    if found.gguf is not None:
+        from merging.gguf import open_gguf
+
+        weights, config, folder = open_gguf(label, found.gguf)
     else:
-        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise CheckpointError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin, whole or sharded).")
-    tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        if not file.exists():
-            raise CheckpointError(f"{index} names {file.name}, which is not in the folder; download it again.")
-        for name, info in _headers(file).items():
-            if name in tensors:
-                raise CheckpointError(f"Tensor {name} is in both {tensors[name].file.name} and {file.name}.")
-            tensors[name] = info
-    if index is not None and index.exists() and len(files) > 1:
-        lacking = [name for name in weight_map(index) if name not in tensors]
-        if lacking:
-            raise CheckpointError(f"{index} names tensor {lacking[0]}, which is in no file ({len(lacking)} such).")
-    return tensors
+        weights = _stored(base, headers_only)
+        check_plain(label, config, weights.tensors)
+    if len(found.parts) > 1:
+        adapter = found.parts[1]
+        names, ties = (label, str(adapter.ref)), ties_embeddings(config, weights.tensors)
+        file = adapter.folder / "adapter_config.json"
+        weights = adapt(names, weights, ties, _stored(adapter, headers_only), found.adapter_config, file)
+        config, folder = with_changes(config, weights.config_changes), overlay(folder, adapter.folder)
+    return Checkpoint(found.ref, folder, weights, config, found.parts, found.places)
 
 
-def _headers(file: Path) -> dict[str, TensorInfo]:
-    if file.suffix != ".safetensors":
-        return {
-            name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), file)
-            for name, tensor in load_pickled(file).items()
-        }
-    size = os.path.getsize(file)
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
-                raise ValueError(f"its header claims {length} bytes, the file has {size}")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        end = max((spec["data_offsets"][1] for spec in header.values()), default=0) + 8 + length
-        if end > size:
-            raise ValueError(f"{end} bytes expected, {size} found: cut short")
-        return {
-            name: TensorInfo(tuple(spec["shape"]), DTYPES.get(spec["dtype"], (spec["dtype"], 0))[0], file)
-            for name, spec in header.items()
-        }
-    except (ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is not a whole safetensors file ({error}); download it again.") from error
+def _stored(part: Part, headers_only: bool) -> StoredWeights:
+    if headers_only and part.ref.is_hub_id:
+        from merging.download import remote_headers
+
+        return StoredWeights(remote_headers(part))
+    names = [file.name for file in part.folder.iterdir()]
+    layout = part.layout(names)
+    if not layout.files:
+        raise CheckpointError(part.no_weights(names))
+    return StoredWeights(read_headers(part.folder, layout))

@@ -1,125 +1,157 @@
-"""Where a checkpoint lies: a local folder, the hub's cache, or the hub."""
+"""Where a checkpoint lies: a local folder or .gguf file, the hub's cache, or the hub; perhaps with an adapter."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from console.errors import CheckpointError, UsageError
-from console.files import read_json
+from console.errors import UsageError
+from merging.headers import ADAPTER_FILES, Layout, adapter_layout, layout_of
 
-SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
-WEIGHT_FILES = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)")
+HUB_GGUF = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)/(?P<file>[\w./-]+\.gguf)")
 
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A local folder, or a hub id `org/name` with an optional `@revision`."""
+    """What a user calls a model: a local folder or .gguf file, or a hub id `org/name` (of one file in it:
+    `org/name/file.gguf`) with an optional `@revision`; and the LoRA adapter that is added to it, if any."""
 
     path: str
     revision: str | None = None
+    adapter: CheckpointRef | None = None
 
     @classmethod
     def parse(cls, text: str) -> CheckpointRef:
-        """Read `folder`, `org/name` or `org/name@revision`. Raises UsageError for an empty name."""
+        """Read `model`, `model@revision` or `base+adapter`, each side with its own revision.
+
+        A path that exists is one path, whatever signs are in its name. Raises UsageError for an empty name.
+        """
         text = text.strip()
+        sides = None if _is_here(text) else _sides(text)
+        if sides is None:
+            return cls._one(text)
+        return replace(cls._one(sides[0]), adapter=cls._one(sides[1]))
+
+    @classmethod
+    def _one(cls, text: str) -> CheckpointRef:
         if not text:
-            raise UsageError("A model name is empty; give a folder or a hub id such as org/name.")
-        if Path(text).expanduser().is_dir() or "@" not in text:
+            raise UsageError(
+                "A model name is empty; give a folder or a hub id such as org/name, with an adapter as base+adapter."
+            )
+        if _is_here(text) or "@" not in text:
             return cls(text)
         path, _, revision = text.rpartition("@")
         return cls(path, revision)
 
     @property
+    def alone(self) -> CheckpointRef:
+        """The reference without its adapter."""
+        return replace(self, adapter=None)
+
+    @property
     def is_hub_id(self) -> bool:
-        """True for a name that is no local folder but has the form of a hub id."""
-        return not Path(self.path).expanduser().is_dir() and bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.path))
+        """True for a name that is nothing here but has the form of a hub id."""
+        return not _is_here(self.path) and bool(HUB_ID.fullmatch(self.path) or HUB_GGUF.fullmatch(self.path))
+
+    @property
+    def repo(self) -> str:
+        """The hub id without a file in it."""
+        gguf = HUB_GGUF.fullmatch(self.path)
+        return gguf["repo"] if gguf else self.path
+
+    @property
+    def file(self) -> str | None:
+        """The .gguf file that is named within a hub id, if any."""
+        gguf = HUB_GGUF.fullmatch(self.path)
+        return gguf["file"] if gguf else None
 
     @property
     def full_name(self) -> str:
-        """The hub id as given, or a local folder's absolute path, so that no relative path passes for a hub id."""
-        return str(self) if self.is_hub_id else str(Path(self.path).expanduser().resolve())
+        """The hub id as given, or a local path made absolute, so that no relative path passes for a hub id."""
+        own = str(self.alone) if self.is_hub_id else str(Path(self.path).expanduser().resolve())
+        return f"{own}+{self.adapter.full_name}" if self.adapter else own
 
     def __str__(self) -> str:
-        return f"{self.path}@{self.revision}" if self.revision else self.path
+        own = f"{self.path}@{self.revision}" if self.revision else self.path
+        return f"{own}+{self.adapter}" if self.adapter else own
 
 
-def locate(ref: CheckpointRef, weights: bool) -> Path:
-    """Return the folder of a checkpoint, downloading the small files or (weights=True) all it needs from the hub.
+def _is_here(text: str) -> bool:
+    return bool(text) and Path(text).expanduser().exists()
 
-    The hub's own cache, token and environment are used; the cache is tried first. Raises UsageError where there is no
-    such folder, CheckpointError where the hub cannot give the model.
+
+def _sides(text: str) -> tuple[str, str] | None:
+    """Cut `base+adapter` where most of the two sides is here, or could be hub ids; of equals at the last +.
+
+    None for a text without +, or where neither side could be a model.
+    """
+    cuts = [(text[: found.start()], text[found.end() :]) for found in re.finditer(r"\+", text)]
+    best = max(reversed(cuts), key=_likelihood, default=None)
+    return best if best is not None and _likelihood(best) else None
+
+
+def _likelihood(sides: tuple[str, str]) -> int:
+    """How surely two texts are names of models: 2 for each that is here, 1 for each that could be a hub id."""
+    refs = [CheckpointRef._one(side) for side in sides if side.strip()]
+    return sum(2 if _is_here(ref.path) else int(ref.is_hub_id) for ref in refs)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model without its adapter, or an adapter, with the folder of its small files."""
+
+    ref: CheckpointRef
+    folder: Path
+    is_adapter: bool = False
+
+    def layout(self, names: Sequence[str]) -> Layout:
+        """Choose its weights among the folder's file names. Raises CheckpointError as `layout_of` does."""
+        if self.ref.file:
+            return Layout((self.ref.file,))
+        return adapter_layout(names) if self.is_adapter else layout_of(self.folder, names)
+
+    def no_weights(self, names: Iterable[str]) -> str:
+        """Return the sentence on a model or adapter that has no weights among its file names."""
+        if self.is_adapter:
+            return f"Adapter {self.ref} holds no weights ({' or '.join(ADAPTER_FILES)})."
+        gguf = sorted(name for name in names if name.endswith(".gguf"))
+        if gguf:
+            return f"{self.ref} holds .gguf files and no other weights; name one of them: {self.ref.path}/{gguf[0]}."
+        return f"{self.ref} holds no weights (model.safetensors or pytorch_model.bin, whole or sharded)."
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a model from the hub."""
+        return self.folder.name if self.ref.is_hub_id and COMMIT.fullmatch(self.folder.name) else None
+
+    @property
+    def exact_name(self) -> str:
+        """The local path made absolute, or the hub id with the commit."""
+        return f"{self.ref.path}@{self.commit}" if self.commit else self.ref.full_name
+
+
+def locate(ref: CheckpointRef, weights: bool = False) -> Path:
+    """Return where a reference (without its adapter) is: a folder, or a .gguf file; from the hub with the small files.
+
+    weights: with the weights too. The hub's own cache, token and environment are used; the cache is tried first.
+    Raises UsageError where there is no such model, CheckpointError where the hub cannot give it.
     """
     local = Path(ref.path).expanduser()
-    if local.is_dir():
+    if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
         return local
-    if not ref.is_hub_id:
-        raise UsageError(f"Model {ref} is no folder here, and not a hub id of the form org/name.")
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub import errors as hub
-
-    patterns = SMALL_FILES + (["*.safetensors", "pytorch_model*.bin"] if weights else [])
-    try:
-        cached = Path(snapshot_download(ref.path, revision=ref.revision, local_files_only=True))
-        if not weights or _complete(cached) or constants.HF_HUB_OFFLINE:
-            return cached
-    except (hub.LocalEntryNotFoundError, OSError):
-        pass
-    if constants.HF_HUB_OFFLINE:
-        raise CheckpointError(
-            f"Model {ref} is no folder here and not in the hub's cache, and HF_HUB_OFFLINE is set; "
-            f"run `hf download {ref.path}` where there is internet."
-        )
-    try:
-        if weights and any(f.endswith(".safetensors") for f in _hub_files(ref)):
-            patterns.remove("pytorch_model*.bin")
-        return Path(snapshot_download(ref.path, revision=ref.revision, allow_patterns=patterns))
-    except hub.GatedRepoError as error:
-        raise CheckpointError(
-            f"Model {ref} is gated: accept its licence on its hub page, then run `hf auth login`."
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise UsageError(f"Model {ref.path} has no revision {ref.revision!r} on the hub.") from error
-    except hub.RepositoryNotFoundError as error:
+    if local.exists():
         raise UsageError(
-            f"Model {ref} is no folder here and not on the hub (or private: then run `hf auth login`)."
-        ) from error
-    except Exception as error:
-        raise CheckpointError(
-            f"Model {ref} is no folder here, not in the hub's cache, and the hub cannot be reached "
-            f"({type(error).__name__}); run `hf download {ref.path}` where there is internet, or give a local folder."
-        ) from error
+            f"Model {ref.alone} is a file; give the folder that it lies in (only .gguf files stand alone)."
+        )
+    if not ref.is_hub_id:
+        raise UsageError(f"Model {ref.alone} is no folder here, and not a hub id of the form org/name.")
+    from merging.download import fetch, small_files
 
-
-def _hub_files(ref: CheckpointRef) -> list[str]:
-    from huggingface_hub import list_repo_files
-
-    return list_repo_files(ref.path, revision=ref.revision)
-
-
-def _complete(folder: Path) -> bool:
-    """Whether a cached snapshot has its weights: a whole file, or every shard that its index names."""
-    for name in WEIGHT_FILES:
-        if (folder / name).exists():
-            shards = shards_of(folder / name) if name.endswith(".json") else []
-            return all((folder / shard).exists() for shard in shards)
-    return any(folder.glob("*.safetensors"))
-
-
-def shards_of(index: Path) -> list[str]:
-    """Return the files that an index names. Raises CheckpointError for an index that is broken."""
-    return sorted(set(weight_map(index).values()))
-
-
-def weight_map(index: Path) -> dict[str, str]:
-    """Return {tensor name: file name} of an index. Raises CheckpointError for an index that is broken."""
-    found = read_json(index, f"{index} does not exist.").get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-        raise CheckpointError(f"{index} has no weight_map of tensor names to file names.")
-    return found
+    folder = small_files(ref)
+    if weights:
+        fetch([Part(ref, folder)])
+    return folder

@@ -1,191 +1,245 @@
-"""What will happen, from headers and configs alone; refuses plans that cannot work. No weights are read."""
+"""What will happen, from headers and configs alone; refuses plans that cannot work. No weights are merged."""
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from console.errors import CheckpointError, FailureError, UsageError
-from merging.checkpoint import CODES, FLOATS, Checkpoint, TensorInfo, tensor_bytes
-from merging.vocabulary import INPUT_EMBEDDING, Alignment, alignment_of, describe, is_vocabulary_tensor
-
-COMPUTED_BUFFER = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
-"""Buffers that old checkpoints store and transformers recomputes; models may differ in having them."""
-HEAD = re.compile(r"(lm_head|embed_out)\.weight$")
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """One output tensor: where each model's part of it is found, and how its rows are aligned."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    sources: tuple[str, ...]
-    alignments: tuple[Alignment | None, ...]
-    is_float: bool
-    is_embedding: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every output tensor, in the donor's order, and what is to be said of the inputs."""
-
-    tensors: tuple[TensorPlan, ...]
-    notes: tuple[str, ...]
-    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def bytes(self) -> int:
-        """Size of the output in bytes."""
-        return sum(tensor_bytes(tensor.shape, tensor.dtype) for tensor in self.tensors)
+from merging.checkpoint import Checkpoint
+from merging.layout import Inputs, Slot, slots_of
+from merging.names import COMPUTED_BUFFER, INPUT_EMBEDDING, OUTPUT_HEAD, layer_of, stacks_of
+from merging.planned import Plan, Source, TensorPlan
+from merging.settings import Section
+from merging.stored import CODES, FLOATS, TensorInfo
+from merging.tied import Heads, heads_of
+from merging.vocabulary import Alignment, Vocabulary, alignment_of, describe, is_vocabulary_tensor, listed
 
 
 def check_distinct(base: Checkpoint | None, models: Sequence[Checkpoint]) -> None:
     """Refuse the base among the models, and one model listed twice. Raises UsageError."""
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for model in models:
-        folder = model.folder.resolve()
-        if base is not None and folder == base.folder.resolve():
+        key = model.exact_name
+        if base is not None and key == base.exact_name:
             raise UsageError(f"The base model {base.name} is listed among the models to merge; take it out of them.")
-        if folder in seen:
-            raise UsageError(f"{model.name} is listed twice among the models to merge (also as {seen[folder]}).")
-        seen[folder] = model.name
+        if key in seen:
+            raise UsageError(f"{model.name} is listed twice among the models to merge (also as {seen[key]}).")
+        seen[key] = model.name
 
 
-def plan(donor: Checkpoint, others: Sequence[Checkpoint], dtype: str | None) -> Plan:
-    """Lay every tensor of `donor` beside its counterpart in each of the `others` (the donor may be one of them).
+def check_config(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose config contradicts its weights. Raises CheckpointError."""
+    config = checkpoint.text_config
+    rows = next((info.shape[0] for name, info in checkpoint.tensors.items() if INPUT_EMBEDDING.search(name)), None)
+    said = config.get("vocab_size")
+    if rows is not None and isinstance(said, int) and said != rows:
+        raise CheckpointError(
+            f"{checkpoint.name}: config.json says vocab_size {said} and the input embedding has {rows} rows; "
+            "correct config.json."
+        )
+    layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
+    stacks = {stack: depth for stack, depth in stacks_of(checkpoint.tensors).items() if "vision" not in stack}
+    if len(stacks) == 1 and isinstance(layers, int) and layers not in stacks.values():
+        (stack, depth), *_ = stacks.items()
+        raise CheckpointError(
+            f"{checkpoint.name}: config.json says {layers} layers and the weights have {depth} ({stack}*); "
+            "correct config.json or download the weights again."
+        )
 
-    A donor that ties its output head to its embedding and yet stores both is written with the embedding alone (the two
-    are compared, the only weights read here).
 
-    dtype: of the output's floating-point tensors; None keeps the donor's. Raises CheckpointError naming the first
-    three differences where shapes or names do not fit.
+def plan(inputs: Inputs, sections: Sequence[Section], dtype: str | None, vocabulary: Vocabulary) -> Plan:
+    """Lay every tensor of the result beside its sources in the models and the base.
+
+    dtype: of the output's floating-point tensors; None keeps the donor's. Raises UsageError for sections that cannot
+    be, CheckpointError naming the first three differences where shapes or names do not fit.
     """
-    problems: list[str] = []
-    notes: list[str] = []
-    left_out: dict[str, tuple[str, ...]] = {}
-    columns: list[dict[str, tuple[str, Alignment | None]]] = []
-    head = _stored_twice(donor)
-    if head is not None:
-        notes.append(f"{donor.name} ties {head} to its embedding and stores both: the embedding alone is written.")
-    wanted = {name: info for name, info in donor.tensors.items() if name != head}
-    for other in others:
-        matched, extra = _match(donor, wanted, other, problems, notes)
-        columns.append(matched)
-        if extra:
-            left_out[other.name] = extra
-            notes.append(f"{other.name}: left out {', '.join(extra[:3])}, which {donor.name} computes or ties.")
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise CheckpointError(f"The models do not fit together: {'; '.join(problems[:3])}{more}.")
-    tensors = []
-    for name, info in wanted.items():
-        is_float = info.dtype in FLOATS
+    for checkpoint in inputs.all:
+        check_config(checkpoint)
+    builder = _Builder(inputs, dtype, vocabulary, heads_of(inputs))
+    slots = slots_of(inputs, sections, builder.heads.names(inputs.donor))
+    sliced = any(section.layers is not None for section in sections)
+    if not sliced:
+        builder.compare_depths()
+    tensors = [builder.tensor(slot) for slot in slots]
+    builder.leftovers(sliced)
+    builder.refuse()
+    if vocabulary.added:
+        builder.notes.append(f"Vocabulary: {listed(vocabulary.added)} added to {inputs.donor.name}'s.")
+    if vocabulary.rowless:
+        builder.notes.append(f"Tokenizer: {listed(vocabulary.rowless)} without a row left out of the result's.")
+    return Plan(
+        tensors=tuple(tensor for tensor in tensors if tensor is not None),
+        vocabulary=vocabulary,
+        tied=builder.heads.tied,
+        notes=tuple(dict.fromkeys((*builder.heads.notes, *builder.notes))),
+        left_out=builder.left_out,
+        layer_origin=_layer_origin(slots) if sliced else None,
+    )
+
+
+def _layer_origin(slots: Sequence[Slot]) -> tuple[int, ...]:
+    origin: dict[int, int] = {}
+    for slot in slots:
+        new, old = layer_of(slot.name), layer_of(slot.own[1])
+        if new and old and slot.section is not None and slot.section.layers is not None:
+            origin[new[1]] = old[1]
+    return tuple(origin[i] for i in sorted(origin))
+
+
+class _Builder:
+    """Collects what does not fit, so that the first differences are named together."""
+
+    def __init__(self, inputs: Inputs, dtype: str | None, vocabulary: Vocabulary, heads: Heads) -> None:
+        self.inputs, self.dtype, self.vocabulary, self.heads = inputs, dtype, vocabulary, heads
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.left_out: dict[str, tuple[str, ...]] = {}
+        self._used: dict[int, set[str]] = {id(checkpoint): set() for checkpoint in inputs.all}
+
+    def refuse(self) -> None:
+        """Raise CheckpointError where anything did not fit."""
+        if self.problems:
+            found = list(dict.fromkeys(self.problems))
+            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+            raise CheckpointError(f"The models do not fit together: {'; '.join(found[:3])}{more}.")
+
+    def compare_depths(self) -> None:
+        """Name models with another number of layers, rather than every tensor that they lack or have besides."""
+        donor = self.inputs.donor
+        ours = stacks_of(donor.tensors)
+        for other in self.inputs.all[1:]:
+            theirs = stacks_of(other.tensors)
+            for stack in ours.keys() & theirs.keys():
+                if ours[stack] != theirs[stack]:
+                    self.problems.append(
+                        f"{donor.name} has {ours[stack]} layers ({stack}*) and {other.name} {theirs[stack]}; "
+                        "a recipe with slices says which layers go together"
+                    )
+        self.refuse()
+
+    def tensor(self, slot: Slot) -> TensorPlan | None:
+        """Plan one tensor; None where something does not fit, which is then among the problems."""
+        checkpoint, name = slot.own
+        stored = self.heads.stored(checkpoint, name)
+        if stored is None:
+            self.problems.append(f"{checkpoint.name} has no tensor {name}")
+            return None
+        info = checkpoint.tensors[stored]
         if info.dtype not in CODES:
-            raise CheckpointError(f"{donor.name}: tensor {name} is stored as {info.dtype}, which cannot be merged.")
-        found = [column[name] for column in columns]
-        tensors.append(
-            TensorPlan(
-                name=name,
-                shape=info.shape,
-                dtype=(dtype or info.dtype) if is_float else info.dtype,
-                sources=tuple(source for source, _ in found),
-                alignments=tuple(alignment for _, alignment in found),
-                is_float=is_float,
-                is_embedding=len(info.shape) == 2 and bool(INPUT_EMBEDDING.search(name)),
+            raise CheckpointError(
+                f"{checkpoint.name}: tensor {name} is stored as {info.dtype}, which cannot be merged."
             )
+        shape = info.shape
+        if is_vocabulary_tensor(stored, checkpoint):
+            shape = (self.vocabulary.rows(shape[0]), *shape[1:])
+        is_float = info.dtype in FLOATS
+        own = self._source(checkpoint, name, slot.name, shape, is_float)
+        section, base = slot.section, self.inputs.base
+        wanted = [] if section is None else [self.inputs.models[i] for i in section.models]
+        models = [
+            self._source(m, n, slot.name, shape, is_float)
+            for m, n in zip(wanted, slot.models, strict=section is not None)
+        ]
+        from_base = (
+            None if base is None or section is None else self._source(base, slot.base, slot.name, shape, is_float)
         )
-    return Plan(tuple(tensors), tuple(dict.fromkeys(notes)), left_out)
-
-
-def _stored_twice(donor: Checkpoint) -> str | None:
-    """The output head of a checkpoint that ties it and stores it besides, equal to its embedding."""
-    head = next((name for name in donor.tensors if HEAD.search(name)), None)
-    embedding = next((name for name in donor.tensors if INPUT_EMBEDDING.search(name)), None)
-    if head is None or embedding is None or not donor.ties_embeddings:
-        return None
-    if donor.tensors[head].shape != donor.tensors[embedding].shape:
-        return None
-    return head if donor.read(head).equal(donor.read(embedding)) else None
-
-
-def _match(
-    donor: Checkpoint,
-    wanted: Mapping[str, TensorInfo],
-    other: Checkpoint,
-    problems: list[str],
-    notes: list[str],
-) -> tuple[dict[str, tuple[str, Alignment | None]], tuple[str, ...]]:
-    """Find the other checkpoint's tensor for each of the donor's; collect what does not fit."""
-    matched: dict[str, tuple[str, Alignment | None]] = {}
-    if other is donor:
-        return {name: (name, None) for name in wanted}, ()
-    for name, info in wanted.items():
-        source = name if name in other.tensors else _tied_source(name, other)
-        if source is None:
-            problems.append(f"{other.name} has no tensor {name} {list(info.shape)}, which {donor.name} has")
-            continue
-        if source != name:
-            notes.append(f"{other.name} ties its embeddings: its {source} serves as {name}.")
-        theirs = other.tensors[source]
-        if theirs.dtype not in FLOATS and info.dtype in FLOATS:
-            problems.append(f"{name} is stored as {theirs.dtype} in {other.name}, a floating-point type was expected")
-        matched[name] = (source, None)
-        if is_vocabulary_tensor(name, donor) and theirs.shape[1:] == info.shape[1:]:
-            matched[name] = (source, _aligned(donor, other, name, info, theirs, problems, notes))
-        elif theirs.shape != info.shape:
-            problems.append(f"{name} is {list(info.shape)} in {donor.name} and {list(theirs.shape)} in {other.name}")
-    used = {source for source, _ in matched.values()}
-    extra = [name for name in other.tensors if name not in used and name not in wanted]
-    for name in extra:
-        if HEAD.search(name) and donor.ties_embeddings and not other.ties_embeddings:
-            problems.append(f"{other.name} has an output head of its own ({name}) and {donor.name} ties it")
-        elif not COMPUTED_BUFFER.search(name) and not HEAD.search(name):
-            problems.append(f"{other.name} has a tensor {name}, which {donor.name} has not")
-    return matched, tuple(extra)
-
-
-def _tied_source(name: str, other: Checkpoint) -> str | None:
-    """The input embedding that stands for an output head that a tied checkpoint does not store."""
-    if HEAD.search(name) and other.ties_embeddings:
-        return next((candidate for candidate in other.tensors if INPUT_EMBEDDING.search(candidate)), None)
-    return None
-
-
-def _aligned(
-    donor: Checkpoint, other: Checkpoint, name: str, ours: TensorInfo, theirs: TensorInfo,
-    problems: list[str], notes: list[str],
-) -> Alignment | None:  # fmt: skip
-    rows, their_rows = ours.shape[0], theirs.shape[0]
-    alignment = alignment_of(donor.folder, rows, other.folder, their_rows)
-    if alignment is None:
-        problems.append(
-            f"{name} has {rows} rows in {donor.name} and {their_rows} in {other.name}, and without a tokenizer in both "
-            "their rows cannot be matched by token"
+        if own is None or None in models or (from_base is None and base is not None and section is not None):
+            return None
+        return TensorPlan(
+            name=slot.name,
+            shape=shape,
+            dtype=(self.dtype or info.dtype) if is_float else info.dtype,
+            own=own,
+            models=tuple(model for model in models if model is not None),
+            base=from_base,
+            parameters=section.at(slot.name, slot.depth, slot.models) if section is not None else {},
+            is_float=is_float,
+            is_embedding=len(shape) == 2 and bool(INPUT_EMBEDDING.search(slot.name)),
         )
-        return None
-    if len(alignment.missing) > rows / 2:
-        problems.append(
-            f"{other.name} has only {rows - len(alignment.missing)} of the {rows} tokens of {donor.name}: "
-            "their tokenizers are not of one family"
-        )
-    sentence = describe(other.name, donor.name, their_rows, alignment)
-    if sentence:
-        notes.append(sentence)
-    return alignment if alignment.rows is not None or their_rows != rows else None
+
+    def _source(
+        self, checkpoint: Checkpoint, name: str, output: str, shape: tuple[int, ...], is_float: bool
+    ) -> Source | None:
+        """Find a checkpoint's tensor for the result's `output` of `shape`."""
+        label = output if name == output else f"{output} (its {name})"
+        stored = self.heads.stored(checkpoint, name)
+        if stored is None:
+            donor = self.inputs.donor.name
+            self.problems.append(f"{checkpoint.name} has no tensor {name} {list(shape)}, which {donor} has")
+            return None
+        self._used[id(checkpoint)].add(stored)
+        info = checkpoint.tensors[stored]
+        if info.dtype not in CODES:
+            raise CheckpointError(
+                f"{checkpoint.name}: tensor {stored} is stored as {info.dtype}, which cannot be merged."
+            )
+        if is_float and info.dtype not in FLOATS:
+            self.problems.append(
+                f"{label} is stored as {info.dtype} in {checkpoint.name}, a floating-point type was expected"
+            )
+        if is_vocabulary_tensor(stored, checkpoint) and info.shape[1:] == shape[1:]:
+            return Source(checkpoint, stored, self._aligned(checkpoint, label, shape[0], info))
+        if info.shape != shape:
+            donor = self.inputs.donor.name
+            self.problems.append(f"{label} is {list(shape)} in {donor} and {list(info.shape)} in {checkpoint.name}")
+        return Source(checkpoint, stored)
+
+    def _aligned(self, checkpoint: Checkpoint, label: str, rows: int, info: TensorInfo) -> Alignment | None:
+        theirs, donor = info.shape[0], self.inputs.donor
+        if checkpoint is donor and self.vocabulary.folder == donor.folder and theirs == rows:
+            return None
+        alignment = alignment_of(self.vocabulary, rows, checkpoint.folder, theirs)
+        if alignment is None:
+            self.problems.append(
+                f"{label} has {rows} rows in {self.vocabulary.name} and {theirs} in {checkpoint.name}, and without a "
+                "tokenizer in both their rows cannot be matched by token"
+            )
+            return None
+        if len(alignment.missing) > rows / 2:
+            self.problems.append(
+                f"{checkpoint.name} has only {rows - len(alignment.missing)} of the {rows} tokens of "
+                f"{self.vocabulary.name}: their tokenizers are not of one family"
+            )
+        sentence = describe(checkpoint.name, theirs, alignment)
+        if sentence and not (checkpoint is donor and self.vocabulary.folder == donor.folder):
+            self.notes.append(sentence)
+        return alignment if alignment.rows is not None or theirs != rows else None
+
+    def leftovers(self, sliced: bool) -> None:
+        """Account for tensors that go nowhere: computed buffers and heads are left out, others refused."""
+        donor = self.inputs.donor
+        expected = set(self.heads.names(donor))
+        for checkpoint in self.inputs.all:
+            extra = [
+                name
+                for name in checkpoint.tensors
+                if name not in self._used[id(checkpoint)] and name not in expected
+                and not (sliced and layer_of(name) is not None)
+            ]  # fmt: skip
+            for name in extra:
+                if not COMPUTED_BUFFER.search(name) and not OUTPUT_HEAD.search(name):
+                    self.problems.append(f"{checkpoint.name} has a tensor {name}, which {donor.name} has not")
+            if extra and checkpoint is not donor:
+                self.left_out[checkpoint.name] = tuple(extra)
+                self.notes.append(
+                    f"{checkpoint.name}: left out {', '.join(extra[:3])}, which {donor.name} computes or ties."
+                )
 
 
 def check_space(folder: Path, needed: int) -> None:
     """Refuse before the first byte where the disk cannot hold the output. Raises FailureError."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = free_space(folder)
     if free < needed:
         raise FailureError(
             f"No space for the output at {folder}: it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free."
         )
+
+
+def free_space(folder: Path) -> int:
+    """Return the bytes that are free where `folder` is or will be."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free

@@ -10,28 +10,75 @@ from typing import Any
 import yaml
 
 from console.errors import UsageError, nearest
+from merging import mergekit_writer
+from merging.mergekit_format import Draft, is_mergekit, read_mergekit
+from merging.recipe_checks import check, check_values, remarks
 from merging.registry import MergeMethod, Parameter, find_method
+from merging.settings import DTYPES, SETTINGS, Section, Setting
 
-DTYPES = ("bfloat16", "float16", "float32")
-SETTINGS = ("method", "base_model", "models_to_merge", "dtype", "numerics", "seed")
-"""Keys of a recipe besides the method's own parameters; each is a flag of the same name."""
+BUILT_IN_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
+"""mergekit 0.1.5's own chat templates."""
+__all__ = [
+    "DTYPES",
+    "SETTINGS",
+    "MergeRecipe",
+    "Section",
+    "Setting",
+    "check_values",
+    "make_recipe",
+    "read_config",
+    "remarks",
+]
 
 
 @dataclass(frozen=True)
 class MergeRecipe:
-    """Everything a merge depends on besides the weights."""
+    """Everything a merge depends on besides the weights.
+
+    sources: where each parameter's value comes from; notes: what is to be said of the file that it was read from.
+    """
 
     method: str
     models: tuple[str, ...]
     base_model: str | None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sections: tuple[Section, ...]
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     dtype: str = "bfloat16"
     numerics: str = "float32"
     seed: int = 42
+    tokenizer: str = "base"
+    chat_template: str = "base"
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether whole models are merged with the same parameters for every tensor: what the flags can say."""
+        section = self.sections[0]
+        whole = len(self.sections) == 1 and section.layers is None and section.module is None
+        return whole and all(s.constant is not None for name in section.parameters for s in section.settings(name))
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether the method starts from the base, which otherwise gives only tokenizer and config (and may itself be
+        one of the models)."""
+        policy = find_method(self.method).base
+        everywhere = all(section.layers is None or section.base_layers for section in self.sections)
+        takes_part = self.base_model is not None and self.base_model not in self.models and everywhere
+        return policy == "required" or (policy == "optional" and takes_part)
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Each parameter's value, or list of values per model; a description of it where it varies."""
+        view: dict[str, Any] = {}
+        for name in self.sections[0].parameters:
+            told = [_told(section.parameters[name]) for section in self.sections]
+            view[name] = told[0] if all(one == told[0] for one in told) else told
+        return view
 
     def as_yaml_dict(self) -> dict[str, Any]:
-        """Return the recipe as --config takes it."""
+        """Return the recipe as --config takes it: with the flags' keys, or where they do not suffice in mergekit's."""
+        if not self.is_plain:
+            return mergekit_writer.lossless(self)
         return {
             "method": self.method,
             **({"base_model": self.base_model} if self.base_model else {}),
@@ -40,26 +87,67 @@ class MergeRecipe:
             "dtype": self.dtype,
             "numerics": self.numerics,
             "seed": self.seed,
+            "tokenizer": self.tokenizer,
+            "chat_template": self.chat_template,
         }
+
+
+def _told(setting: Setting | tuple[Setting, ...]) -> Any:
+    if isinstance(setting, tuple):
+        return [_told(one) for one in setting]
+    return str(setting) if setting.constant is None else setting.constant
 
 
 def read_config(file: Path) -> dict[str, Any]:
     """Read a recipe's YAML. Raises UsageError for a file that is missing, no mapping, or no YAML."""
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        documents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UsageError(f"--config {file} does not exist.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {file} is not valid YAML ({' '.join(str(error).split())}).") from error
     except OSError as error:
         raise UsageError(f"--config {file} cannot be read ({error.strerror}).") from error
+    if len(documents) > 1:
+        raise UsageError(f"--config {file} holds {len(documents)} recipes; give each a file of its own.")
+    data = documents[0] if documents else None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise UsageError(f"--config {file} should hold keys and values, such as `method: ties`.")
     return data
 
 
 def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRecipe:
-    """Combine what the flags and the YAML say; flags win. Raises UsageError naming what is wrong."""
+    """Combine what the flags and the YAML (ours or mergekit's) say; flags win. Raises UsageError that names the key."""
+    draft = (
+        read_mergekit(flags, config, _names(flags.get("models_to_merge")))
+        if is_mergekit(config)
+        else _read_flat(flags, config)
+    )
+    method, given = draft.method, draft.given
+    for section in draft.sections:
+        _check_count(method, len(section.models))
+    base = given.get("base_model")
+    if base is None and method.base == "required":
+        raise UsageError(f"{method.name} needs --base_model: it merges what each model changed of its base.")
+    recipe = MergeRecipe(
+        method=method.name,
+        models=draft.models,
+        base_model=str(base) if base is not None else None,
+        sections=draft.sections,
+        sources=draft.sources,
+        dtype=_one_of("dtype", given.get("dtype", "bfloat16"), DTYPES),
+        numerics=_one_of("numerics", given.get("numerics", "float32"), ("float32", "reference")),
+        seed=_seed(given.get("seed", 42)),
+        tokenizer=_tokenizer(given.get("tokenizer", "base")),
+        chat_template=_template(given.get("chat_template", "base"), (*draft.models, *([str(base)] if base else []))),
+        notes=draft.notes,
+    )
+    check(recipe, method)
+    return recipe
+
+
+def _read_flat(flags: Mapping[str, Any], config: Mapping[str, Any]) -> Draft:
+    """Read the flags and a YAML that has their names."""
     given = {**config, **flags}
     if not given.get("method"):
         raise UsageError("--method is missing; `python merge.py --help` lists the methods.")
@@ -71,64 +159,30 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
     models = _names(given.get("models_to_merge"))
     if not models:
         raise UsageError("--models_to_merge is missing: give the fine-tuned models as A,B,C.")
-    if len(models) < method.min_models:
-        raise UsageError(f"{method.name} needs at least {method.min_models} models, {len(models)} given.")
-    if len(models) > method.max_models:
-        raise UsageError(f"{method.name} takes {method.max_models} model besides the base, {len(models)} given.")
-    base = given.get("base_model")
-    if base is None and method.base == "required":
-        raise UsageError(f"{method.name} needs --base_model: it merges what each model changed of its base.")
-    parameters, sources = {}, {}
+    _check_count(method, len(models))
+    parameters: dict[str, Setting | tuple[Setting, ...]] = {}
+    sources: dict[str, str] = {}
     for name, parameter in method.parameters.items():
-        parameters[name], sources[name] = _value(parameter, name, flags, config, len(models))
-    recipe = MergeRecipe(
-        method=method.name,
-        models=models,
-        base_model=str(base) if base is not None else None,
-        parameters=parameters,
-        sources=sources,
-        dtype=_one_of("dtype", given.get("dtype", "bfloat16"), DTYPES),
-        numerics=_one_of("numerics", given.get("numerics", "float32"), ("float32", "reference")),
-        seed=_seed(given.get("seed", 42)),
-    )
-    _check(recipe, method)
-    return recipe
+        value, sources[name] = _value(parameter, name, flags, config, len(models))
+        parameters[name] = tuple(map(Setting.fixed, value)) if parameter.per_model else Setting.fixed(value)
+    section = Section(models=tuple(range(len(models))), parameters=parameters)
+    return Draft(method, models, (section,), sources, given)
 
 
-def _check(recipe: MergeRecipe, method: MergeMethod) -> None:
-    if recipe.numerics == "reference" and not method.has_reference:
-        raise UsageError(f"--numerics reference repeats the original program, which had no {method.name}.")
-    densities = recipe.parameters.get("density", [])
-    if recipe.numerics == "reference" and any(d < 1 for d in densities):
-        raise UsageError(
-            "--numerics reference reproduces the original program, which merged at density 1; add --density 1."
-        )
-    for density, epsilon in zip(densities, recipe.parameters.get("epsilon", []) if densities else [], strict=False):
-        if density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
-            raise UsageError(
-                f"{recipe.method} keeps entries with probability density - epsilon to density + epsilon, which must "
-                f"lie between 0 and 1; found {density:g} and {epsilon:g}."
-            )
-    weights = recipe.parameters.get("weights", [1.0])
-    divides = recipe.parameters.get("normalize_weights") or (
-        method.base == "donor" and recipe.parameters.get("normalize")
-    )
-    if divides and abs(sum(weights)) < 1e-8:
-        raise UsageError(f"{method.name} divides by the sum of the weights, which is 0; change --weights.")
+def _check_count(method: MergeMethod, n_models: int) -> None:
+    if n_models < method.min_models:
+        raise UsageError(f"{method.name} needs at least {method.min_models} models, {n_models} given.")
+    if n_models > method.max_models:
+        raise UsageError(f"{method.name} takes {method.max_models} model besides the base, {n_models} given.")
 
 
-def remarks(recipe: MergeRecipe) -> list[str]:
-    """Return a sentence for each setting that does nothing."""
-    said = []
-    densities = recipe.parameters.get("density", [])
-    if densities and all(d >= 1 for d in densities):
-        what = "trims" if recipe.method == "ties" else "drops"
-        said.append(f"density 1: {recipe.method} {what} nothing.")
-    if recipe.method != "ties" and any(d == 0 for d in densities):
-        said.append("density 0: everything of that model is dropped.")
-    if len(recipe.models) == 1:
-        said.append("One model: there is nothing to reconcile.")
-    return said
+def _names(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)):
+        raise UsageError(f"models_to_merge must be a list of names, found {value!r}.")
+    return tuple(str(name).strip() for name in names if str(name).strip())
 
 
 def _value(
@@ -140,15 +194,6 @@ def _value(
     if parameter.default is None:
         raise UsageError(f"--{name} must be given: {parameter.help}.")
     return parameter.for_models(parameter.default, n), f"default: {parameter.source}"
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, (list, tuple)):
-        raise UsageError(f"models_to_merge must be a list of names, found {value!r}.")
-    return tuple(str(name).strip() for name in names if str(name).strip())
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
@@ -164,3 +209,24 @@ def _seed(value: Any) -> int:
         return int(value)
     except (TypeError, ValueError):
         raise UsageError(f"seed must be a whole number, found {value!r}.") from None
+
+
+def _tokenizer(value: Any) -> str:
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    raise UsageError(f"tokenizer must be base, union or a model's name, found {value!r}.")
+
+
+def _template(value: Any, models: tuple[str, ...]) -> str:
+    known = ("base", "auto", *models)
+    if isinstance(value, str) and (value in known or "{{" in value or "{%" in value):
+        return value
+    if value in BUILT_IN_TEMPLATES:
+        raise UsageError(
+            f"chat_template {value} is a template inside mergekit, which is not part of this project; "
+            "write the Jinja template itself, or the name of a model that has it."
+        )
+    raise UsageError(
+        f"chat_template must be base, auto, the name of one of the models or a Jinja template, found {value!r}."
+        f"{nearest(str(value), known)}"
+    )

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,38 @@ if TYPE_CHECKING:
 
 METHODS_FOLDER = Path(__file__).resolve().parent.parent / "configs" / "methods"
 TYPES = {"float": float, "int": int, "bool": bool, "str": str}
+MERGEKIT_NAMES = {"weights": "weight", "scaling": "lambda"}
+"""What mergekit calls a parameter otherwise: an entry of `weights` is a model's `weight`."""
+
+
+@dataclass(frozen=True)
+class InMergekit:
+    """A parameter as mergekit 0.1.5 has it.
+
+    name: there; None: it has none, and always does what the value `always` does here. default: mergekit's, where it
+    differs from ours. values: mergekit's words for our choices. per_model: an entry of a model there, where here it
+    belongs to the method.
+    """
+
+    name: str | None = None
+    default: Any = None
+    values: Mapping[str, str] = field(default_factory=dict)
+    always: Any = None
+    per_model: bool = False
+
+
+@dataclass(frozen=True)
+class MethodInMergekit:
+    """A method that mergekit 0.1.5 has too.
+
+    base_counts: its base is one of the models. random: it draws from random numbers of its own. idle: parameters that
+    change nothing. only: parameters that we have in one value alone.
+    """
+
+    base_counts: bool = False
+    random: bool = False
+    idle: tuple[str, ...] = ()
+    only: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,8 +70,10 @@ class Parameter:
     source: str
     per_model: bool = False
     minimum: float = -math.inf
+    exclusive: bool = False
     maximum: float = math.inf
     choices: tuple[str, ...] = ()
+    mergekit: InMergekit = field(default_factory=InMergekit)
 
     def parse(self, value: Any) -> Any:
         """Return `value` (from a flag or YAML) as this parameter's type. Raises UsageError that names it."""
@@ -53,9 +87,13 @@ class Parameter:
             raise UsageError(f"{self.name} must be one of {', '.join(self.choices)}, found {value!r}.")
         if self.type == "float" and not math.isfinite(parsed):
             raise UsageError(f"{self.name} must be a finite number, found {value}.")
-        if self.type in ("float", "int") and not self.minimum <= parsed <= self.maximum:
-            raise UsageError(f"{self.name} must be in [{self.minimum:g}, {self.maximum:g}], found {value}.")
+        if self.type in ("float", "int") and not self._in_range(parsed):
+            opening = "(" if self.exclusive else "["
+            raise UsageError(f"{self.name} must be in {opening}{self.minimum:g}, {self.maximum:g}], found {value}.")
         return parsed
+
+    def _in_range(self, value: float) -> bool:
+        return self.minimum <= value <= self.maximum and not (self.exclusive and value == self.minimum)
 
     def _parse_bool(self, value: Any) -> bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -82,11 +120,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Implementation:
-    """The functions of a method: `merge` on a block, `prepare` on the whole tensor, `reference` in bf16."""
+    """The functions of a method: `merge` on a block, `prepare` on the whole tensor, `reference` in bf16.
+
+    `survey(groups, parameters)` looks at all tensors before the first is merged, `groups()` yielding them afresh each
+    time; what it returns reaches `prepare` as parameters["survey"], unless it is None.
+    """
 
     merge: Callable[..., Any]
     prepare: Prepare | None
     reference: Callable[..., Any] | None
+    survey: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +138,7 @@ class MergeMethod:
 
     `base` is "required", "optional" (the method works on task vectors where it is given), or "donor" (gives only
     tokenizer and config). `has_reference`: the original program had it, so --numerics reference can repeat it.
+    `whole_matrix`: for a method that does not work by block, its memory in fp32 copies of the largest matrix; else 0.
     """
 
     name: str
@@ -107,6 +151,8 @@ class MergeMethod:
     has_reference: bool
     aliases: tuple[str, ...]
     parameters: Mapping[str, Parameter]
+    mergekit: MethodInMergekit | None = None
+    whole_matrix: float = 0.0
 
     def implementation(self) -> Implementation:
         """Import and return the method's functions (this is where torch is loaded)."""
@@ -115,10 +161,13 @@ class MergeMethod:
 
 
 def merge_method(
-    *, reference: Callable[..., Any] | None = None, prepare: Prepare | None = None
+    *,
+    reference: Callable[..., Any] | None = None,
+    prepare: Prepare | None = None,
+    survey: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Implementation]:
-    """Bind a block function to its whole-tensor preparation and to the original's arithmetic, where it has them."""
-    return lambda merge: Implementation(merge, prepare, reference)
+    """Bind a block function to its preparations (whole tensor, all tensors) and to the original's arithmetic."""
+    return lambda merge: Implementation(merge, prepare, reference, survey)
 
 
 def accepted(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,9 +201,11 @@ def _read_method(path: Path) -> MergeMethod:
             help=spec["help"],
             source=spec["source"],
             per_model=spec.get("per_model", False),
-            minimum=spec.get("min", -math.inf),
+            minimum=spec.get("above", spec.get("min", -math.inf)),
+            exclusive="above" in spec,
             maximum=spec.get("max", math.inf),
             choices=tuple(spec.get("choices", ())),
+            mergekit=_in_mergekit(name, spec.get("mergekit", {})),
         )
         for name, spec in data["parameters"].items()
     }
@@ -169,4 +220,28 @@ def _read_method(path: Path) -> MergeMethod:
         has_reference=data.get("reference", True),
         aliases=tuple(data.get("aliases", ())),
         parameters=parameters,
+        mergekit=_method_in_mergekit(data.get("mergekit")),
+        whole_matrix=data.get("whole_matrix", 0.0),
+    )
+
+
+def _in_mergekit(name: str, facts: Mapping[str, Any]) -> InMergekit:
+    return InMergekit(
+        name=None if "always" in facts else MERGEKIT_NAMES.get(name, name),
+        default=facts.get("default"),
+        values={str(theirs).lower(): ours for theirs, ours in facts.get("values", {}).items()},
+        always=facts.get("always"),
+        per_model=facts.get("per_model", False),
+    )
+
+
+def _method_in_mergekit(facts: Mapping[str, Any] | bool | None) -> MethodInMergekit | None:
+    if not facts:
+        return None
+    told = {} if facts is True else facts
+    return MethodInMergekit(
+        base_counts=told.get("base_counts", False),
+        random=told.get("random", False),
+        idle=tuple(told.get("idle", ())),
+        only=told.get("only", {}),
     )

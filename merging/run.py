@@ -1,116 +1,104 @@
-"""One merge from recipe to finished folder: open, plan, stage, stream, describe."""
+"""One merge from its recipe: open the models, decide everything, make it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from console.cli import say
-from merging.checkpoint import Checkpoint, open_all
-from merging.preflight import Plan, check_distinct, check_space, plan
+from merging.chat_template import choose_template
+from merging.checkpoint import open_all
+from merging.layout import Inputs
+from merging.mergekit_writer import as_mergekit
+from merging.planned import Plan
+from merging.preflight import check_distinct, plan
+from merging.produce import Output, Relaxing, Work, produce
 from merging.recipe import MergeRecipe, remarks
+from merging.recipe_checks import check_values
 from merging.registry import find_method
-from merging.sidefiles import copy_tokenizer, describe_inputs, make_configs, write_card, write_configs, write_record
-from merging.writer import ShardedWriter, check_target, parse_size, staged
+from merging.stage import check_target
+from merging.tokenizer import choose_vocabulary
+from merging.writer import parse_size
 
-
-@dataclass(frozen=True)
-class Output:
-    """Where and how the merged checkpoint is written."""
-
-    save_path: Path
-    max_shard_size: str = "5GB"
-    overwrite: bool = False
-    device: str = "auto"
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
-class Relaxing:
-    """AIM applied in the same pass: made by the caller from the base, since merging knows no activations.
-
-    `make(base, plan)` returns the relaxation of the loop; `details` is called after it for the run record.
-    """
-
-    omega: float
-    importance_file: Path
-    make: Callable[[Checkpoint, Plan], Any]
-    details: Callable[[], Mapping[str, Any]]
+if TYPE_CHECKING:
+    from merging.stream import Job
 
 
 def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None) -> Path:
     """Merge as the recipe says and return the folder. Raises UsageError, CheckpointError or FailureError."""
-    started = time.perf_counter()
     check_target(output.save_path, output.overwrite, [relaxing.importance_file] if relaxing else [])
-    max_shard_bytes = parse_size(output.max_shard_size)
-    method = find_method(recipe.method)
-    opened = open_all([*recipe.models, *([recipe.base_model] if recipe.base_model else [])])
-    models, donor = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
-    base = donor if method.base == "required" or (method.base == "optional" and recipe.base_model) else None
-    check_distinct(donor if recipe.base_model else None, models)
-    check_target(output.save_path, output.overwrite, [checkpoint.folder for checkpoint in opened])
-    merge_plan = plan(donor, [*models, base] if base else models, recipe.dtype)
-    configs = make_configs(donor, models, merge_plan)
-    for note in (*remarks(recipe), *merge_plan.notes, *copied(merge_plan)):
-        say(note, output.quiet)
-    check_space(output.save_path, merge_plan.bytes)
-    relaxation = relaxing.make(donor, merge_plan) if relaxing else None
-    from merging import stream  # loads torch
+    parse_size(output.max_shard_size)
+    return produce(plan_merge(recipe, output, relaxing), output)
 
-    job = stream.Job(
-        implementation=method.implementation(),
-        parameters=recipe.parameters,
-        device=stream.resolve_device("cpu" if recipe.numerics == "reference" else output.device),
-        seed=recipe.seed,
-        reference=recipe.numerics == "reference",
-        relaxation=relaxation,
-    )
-    lineage = {
-        "method": recipe.method,
-        "base_model": donor.ref.full_name if recipe.base_model else None,
-        "models": [model.ref.full_name for model in models],
-        "omega": relaxing.omega if relaxing else None,
-    }
+
+def plan_merge(
+    recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None, headers_only: bool = False
+) -> Work:
+    """Open the models and decide everything about the merge.
+
+    headers_only: download no weights; such a work can be described and not produced.
+    """
+    method = find_method(recipe.method)
+    names = [*recipe.models, *([recipe.base_model] if recipe.base_model else [])]
+    opened = open_all(names, headers_only=headers_only)
+    models, donor = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
+    base = donor if recipe.uses_base else None
+    check_distinct(base, models)
+    inputs = Inputs(donor, tuple(models), base)
+    vocabulary = choose_vocabulary(recipe.tokenizer, donor, [c for c in inputs.all if c is not donor])
+    merge_plan = plan(inputs, recipe.sections, recipe.dtype, vocabulary)
+    for tensor in merge_plan.tensors:
+        if tensor.is_merged:
+            check_values(method, tensor.parameters)
+    template = choose_template(recipe.chat_template, vocabulary.folder, donor, inputs.all[1:])
+
+    def make_job() -> Job:
+        from merging import stream  # loads torch
+
+        job = stream.Job(
+            implementation=method.implementation(),
+            device=stream.resolve_device("cpu" if recipe.numerics == "reference" else output.device),
+            seed=recipe.seed,
+            reference=recipe.numerics == "reference",
+            relaxation=relaxing.make(donor, merge_plan) if relaxing else None,
+        )
+        return stream.with_survey(merge_plan, job)
+
     asked = recipe.as_yaml_dict()
     if relaxing:
         asked |= {"omega": relaxing.omega, "importance": str(relaxing.importance_file)}
-    with staged(output.save_path, output.overwrite) as folder:
-        writer = ShardedWriter(folder, merge_plan.tensors, max_shard_bytes)
-        stream.run(merge_plan, job, base, models, donor, writer, output.quiet)
-        writer.close()
-        tokenizer_files = copy_tokenizer(donor, folder)
-        write_configs(folder, configs)
-        write_card(folder, output.save_path.name, lineage, asked, method.paper)
-        details = {
-            "recipe": asked,
-            "sources": dict(recipe.sources),
-            "inputs": describe_inputs(_unique(donor, models)),
-            "tensors": {
-                "merged": sum(t.is_float for t in merge_plan.tensors),
-                "copied": sum(not t.is_float for t in merge_plan.tensors),
-                "aligned": [t.name for t in merge_plan.tensors if any(t.alignments)],
-                "left_out": dict(merge_plan.left_out),
-            },
-            "notes": list(merge_plan.notes),
-            "tokenizer": {"from": donor.name, "files": tokenizer_files},
-            "device": str(job.device),
-            **({"relaxation": relaxing.details()} if relaxing else {}),
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-        write_record(folder, lineage, details)
-    if not tokenizer_files:
-        say(f"{donor.name} has no tokenizer files; the result has none.", output.quiet)
-    return output.save_path
+    return Work(
+        program="merge.py",
+        label="merging",
+        paper=method.paper,
+        inputs=inputs,
+        plan=merge_plan,
+        template=template,
+        recipe=asked,
+        sources=recipe.sources,
+        lineage={
+            "method": recipe.method,
+            "base_model": donor.ref.full_name if recipe.base_model else None,
+            "models": [model.ref.full_name for model in models],
+            "omega": relaxing.omega if relaxing else None,
+        },
+        notes=(*remarks(recipe), *merge_plan.notes, *copied(merge_plan), f"Chat template: {template.origin}."),
+        make_job=make_job,
+        details=relaxing.details if relaxing else dict,
+        files={"importance": relaxing.importance_file} if relaxing else {},
+        whole_matrix=method.whole_matrix > 0,
+        mergekit=as_mergekit(recipe),
+    )
 
 
 def copied(merge_plan: Plan) -> list[str]:
-    """Return the sentence on tensors that are copied from the donor because they hold no floating-point numbers."""
-    names = [tensor.name for tensor in merge_plan.tensors if not tensor.is_float]
-    return [f"Copied, not merged: {', '.join(names[:3])} ({len(names)} tensors of whole numbers)."] if names else []
-
-
-def _unique(donor: Checkpoint, models: list[Checkpoint]) -> list[Checkpoint]:
-    return models if any(model is donor for model in models) else [donor, *models]
+    """Return the sentences on tensors that are copied: no floating-point numbers, or in no part that is merged."""
+    whole = [tensor.name for tensor in merge_plan.tensors if not tensor.is_float]
+    apart = [tensor.name for tensor in merge_plan.tensors if tensor.is_float and not tensor.is_merged]
+    said = []
+    if whole:
+        said.append(f"Copied, not merged: {', '.join(whole[:3])} ({len(whole)} tensors of whole numbers).")
+    if apart:
+        said.append(
+            f"Copied, not merged: {', '.join(apart[:3])} ({len(apart)} tensors of parts that modules leave out)."
+        )
+    return said

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
+from math import floor, inf
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from console.errors import CheckpointError
+from merging.ranks import LOWER_BINS, UPPER_BINS, locate, lower_counts, upper_counts, value_of, within
 from merging.tensors import Block, TensorGroup
 
-SAMPLE = 1 << 16
-"""Values looked at to bracket a threshold before the counting pass; no result depends on it."""
+COLLECTED = 1 << 22
+"""Most values that are held at once; no result depends on it."""
 
 Values: TypeAlias = Callable[[Block], Tensor]
 """Gives the values of a block, (rows, ...) fp32, none of them negative."""
@@ -45,59 +45,60 @@ def share(fraction: float, count: int) -> int:
 
 
 def top_threshold(group: TensorGroup, values: Values, keep: int) -> Threshold | None:
-    """Find the threshold of the `keep` largest values, in two passes over the blocks.
+    """Find the threshold of the `keep` largest values, in two passes over the blocks, or three.
 
-    A sample brackets the k-th value; one pass counts what lies above the bracket and collects what lies in it. Returns
-    None where everything is kept. Raises CheckpointError for NaN among the values.
+    The first pass finds the bin of `merging.ranks` that holds the `keep`-th; the second collects that bin, unless it
+    holds more than COLLECTED values (equal ones, mostly): then it is counted, and a third counts the equal ones.
+    Returns None where everything is kept. Raises CheckpointError where fewer than `keep` values are numbers.
     """
     if keep >= group.elements:
         return None
-    low, high = _bracket(group, values, keep)
-    above, inside = _collect(group, values, low, high)
-    if not above < keep <= above + sum(map(len, inside.values())):  # the sample misled; take everything
-        above, inside = _collect(group, values, -1.0, np.inf)
-    candidates = np.concatenate(list(inside.values()))
-    if len(candidates) < keep - above:  # NaN compares with nothing
+    if keep == 0:
+        return Threshold(inf, 0, 0, {})
+    counts = torch.zeros(UPPER_BINS, dtype=torch.int64)
+    for block in group.blocks():
+        counts += upper_counts(values(block))
+    if int(counts.sum()) < keep:
         raise CheckpointError(f"Tensor {group.name} holds NaN in the base or in a model; it cannot be trimmed.")
-    value = np.partition(candidates, len(candidates) - (keep - above))[len(candidates) - (keep - above)]
-    larger = above + int((candidates > value).sum())
-    equal_before, seen = {}, 0
-    for start, found in inside.items():
-        equal_before[start] = seen
-        seen += int((found == value).sum())
-    return Threshold(float(value), seen, keep - larger, equal_before)
+    upper, above = locate(counts, keep)
+    if int(counts[upper]) > COLLECTED:
+        value, larger, equal = _counted(group, values, upper, keep - above)
+    else:
+        value, larger, equal = _collected(group, values, upper, keep - above)
+    return Threshold(value, sum(equal.values()), keep - above - larger, running(equal))
 
 
-def _flat(values: Values, block: Block) -> np.ndarray:
-    return values(block).flatten().cpu().numpy()
+def _collected(group: TensorGroup, values: Values, upper: int, keep: int) -> tuple[float, int, dict[int, int]]:
+    """Return the `keep`-th largest value of a bin, how many in it are larger, and how many are equal in each block."""
+    inside = {block.start: within(values(block), upper) for block in group.blocks()}
+    candidates = torch.cat(list(inside.values()))
+    value = torch.kthvalue(candidates, len(candidates) - keep + 1).values
+    larger = int((candidates > value).sum())
+    return value.item(), larger, {start: int((found == value).sum()) for start, found in inside.items()}
 
 
-def _bracket(group: TensorGroup, values: Values, keep: int) -> tuple[float, float]:
-    """Return values that hold the k-th largest between them, very likely, from an evenly spaced sample."""
-    if group.elements <= 4 * SAMPLE or keep == 0:
-        return -1.0, np.inf
-    stride = group.elements // SAMPLE
-    pieces = []
+def _counted(group: TensorGroup, values: Values, upper: int, keep: int) -> tuple[float, int, dict[int, int]]:
+    """Return the same without holding the bin."""
+    counts = torch.zeros(LOWER_BINS, dtype=torch.int64)
     for block in group.blocks():
-        first = -block.offset % stride
-        pieces.append(_flat(values, block)[first::stride])
-    sample = np.sort(np.concatenate(pieces))[::-1]
-    part = keep / group.elements
-    centre, margin = part * len(sample), 6 * np.sqrt(len(sample) * part * (1 - part)) + 8
-    upper, lower = int(centre - margin), int(centre + margin)
-    high = float(sample[upper]) if upper >= 0 else np.inf
-    low = float(sample[lower]) if lower < len(sample) else -1.0
-    return low, high
+        counts += lower_counts(values(block), upper)
+    lower, larger = locate(counts, keep)
+    value = value_of(upper, lower)
+    return value, larger, equal_entries(group, values, value)
 
 
-def _collect(group: TensorGroup, values: Values, low: float, high: float) -> tuple[int, dict[int, np.ndarray]]:
-    """Return how many values exceed `high`, and those in [low, high] by the start of their block."""
-    above, inside = 0, {}
-    for block in group.blocks():
-        flat = _flat(values, block)
-        above += int((flat > high).sum())
-        inside[block.start] = flat[(flat >= low) & (flat <= high)]
-    return above, inside
+def equal_entries(group: TensorGroup, values: Values, value: float) -> dict[int, int]:
+    """Return how many values of each block, by its start, are equal to `value`."""
+    return {block.start: int((values(block) == value).sum()) for block in group.blocks()}
+
+
+def running(counts: Mapping[int, int], before: int = 0) -> dict[int, int]:
+    """Return, for each block, how many were counted in the blocks before it; `before` before the first."""
+    totals = {}
+    for start, count in counts.items():
+        totals[start] = before
+        before += count
+    return totals
 
 
 def select(values: Tensor, threshold: Threshold | None, block: Block) -> Tensor:
@@ -109,7 +110,7 @@ def select(values: Tensor, threshold: Threshold | None, block: Block) -> Tensor:
     if threshold is None:
         return torch.ones_like(values, dtype=torch.bool)
     chosen = values > threshold.value
-    if threshold.equal_kept == threshold.equal:
+    if 0 < threshold.equal_kept == threshold.equal:
         chosen |= values == threshold.value
     elif threshold.equal_kept:
         chosen |= spread(

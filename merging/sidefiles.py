@@ -1,59 +1,81 @@
-"""What stands beside the weights: config, generation config, tokenizer, model card, run record."""
+"""What stands beside the weights: config, generation config, run record."""
 
 from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from console.errors import CheckpointError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
-from merging.hub import CheckpointRef
-from merging.preflight import Plan
+from merging.layout import Inputs
+from merging.planned import Plan
+from merging.stage import RECORD
 from merging.vocabulary import is_vocabulary_tensor, token_ids
-from merging.writer import RECORD
 
 VERSION = "0.1.0"
-TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-                   "*.model", "*.tiktoken", "preprocessor_config.json", "processor_config.json")  # fmt: skip
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-def copy_tokenizer(donor: Checkpoint, folder: Path) -> list[str]:
-    """Copy the donor's tokenizer files byte for byte; returns their names (empty where it has none)."""
-    names = {file.name for pattern in TOKENIZER_FILES for file in donor.folder.glob(pattern) if file.is_file()}
-    for name in sorted(names):
-        shutil.copyfile(donor.folder / name, folder / name)
-    return sorted(names)
-
-
-def make_configs(donor: Checkpoint, others: Sequence[Checkpoint], plan: Plan) -> dict[str, dict[str, Any]]:
+def make_configs(inputs: Inputs, plan: Plan) -> dict[str, dict[str, Any]]:
     """Return {file name: content} of config.json and generation_config.json.
 
-    The config's dtype and vocabulary are as the tensors have them. The generation config is the donor's, with
-    everybody's end-of-sequence tokens as the donor numbers them. Raises CheckpointError for ids that are no numbers.
+    The config is the donor's, with dtype, vocabulary, tying and layers as the result's tensors have them. The
+    generation config is the donor's, with everybody's end-of-sequence tokens as the result numbers them. Raises
+    CheckpointError for ids that are no numbers.
     """
-    config = dict(donor.config)
+    donor = inputs.donor
+    config = deepcopy(dict(donor.config))
     dtypes = {tensor.dtype for tensor in plan.tensors if tensor.is_float}
     if len(dtypes) == 1:
         config.pop("torch_dtype", None)
         config["dtype"] = dtypes.pop()
-    rows = min((t.shape[0] for t in plan.tensors if is_vocabulary_tensor(t.name, donor)), default=None)
-    if rows is not None and "vocab_size" in config:
-        config["vocab_size"] = rows
-    generation = _generation_config(donor)
-    ids = [i for checkpoint in (donor, *others) for i in _end_ids(checkpoint, donor) if rows is None or i < rows]
+    rows = min((t.shape[0] for t in plan.tensors if is_vocabulary_tensor(t.own.name, t.own.checkpoint)), default=None)
+    nested = config.get("text_config")
+    generation = deepcopy(_generation_config(donor))
+    for part in (config, nested) if isinstance(nested, dict) else (config,):
+        if rows is not None and "vocab_size" in part:
+            part["vocab_size"] = rows
+        if plan.layer_origin is not None:
+            _take_layers(part, plan.layer_origin)
+        if not plan.tied and ("tie_word_embeddings" in part or (part is config and donor.ties_embeddings)):
+            part["tie_word_embeddings"] = False
+        _renumber(part, donor, plan)
+    _renumber(generation, donor, plan)
+    ids = [i for checkpoint in inputs.all for i in _end_ids(checkpoint, plan) if rows is None or i < rows]
     union = list(dict.fromkeys(ids))
     if union:
         generation["eos_token_id"] = union[0] if len(union) == 1 else union
     return {"config.json": config, "generation_config.json": generation}
+
+
+def _take_layers(config: dict[str, Any], origin: Sequence[int]) -> None:
+    """Make a config describe the layers of the result: their number, and each list that has an entry per layer."""
+    depth = next((config[key] for key in DEPTH_KEYS if key in config), None)
+    for key, value in config.items():
+        if isinstance(value, list) and len(value) == depth:
+            config[key] = [value[i] for i in origin]
+        elif key in DEPTH_KEYS:
+            config[key] = len(origin)
+
+
+def _renumber(config: dict[str, Any], donor: Checkpoint, plan: Plan) -> None:
+    """Give the special tokens of a config the ids that the result's vocabulary has for them."""
+    if plan.vocabulary.folder == donor.folder:
+        return
+    for key in TOKEN_IDS:
+        value = config.get(key)
+        if isinstance(value, int):
+            config[key] = next(iter(_numbered([value], donor, plan)), None)
+        elif isinstance(value, list):
+            config[key] = _numbered(value, donor, plan)
 
 
 def write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -70,17 +92,22 @@ def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"_from_model_config": True, **kept}
 
 
-def _end_ids(checkpoint: Checkpoint, donor: Checkpoint) -> list[int]:
-    """The checkpoint's end-of-sequence ids as the donor numbers those tokens; tokens that it lacks are left out."""
+def _end_ids(checkpoint: Checkpoint, plan: Plan) -> list[int]:
+    """The checkpoint's end-of-sequence ids as the result numbers those tokens; tokens that it lacks are left out."""
     ids = _generation_config(checkpoint).get("eos_token_id")
     listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(isinstance(i, int) for i in listed):
         raise CheckpointError(f"{checkpoint.name}: eos_token_id should be a number or a list of them, found {ids!r}.")
-    theirs, ours = token_ids(checkpoint.folder), token_ids(donor.folder)
-    if checkpoint is donor or theirs is None or ours is None:
-        return listed
+    return _numbered(listed, checkpoint, plan)
+
+
+def _numbered(ids: Sequence[int], checkpoint: Checkpoint, plan: Plan) -> list[int]:
+    """A checkpoint's token ids as the result numbers the same tokens."""
+    theirs, ours = token_ids(checkpoint.folder), plan.vocabulary.tokens
+    if theirs is None or ours is None:
+        return list(ids)
     token_of = {i: token for token, i in theirs.items()}
-    return [ours[token_of[i]] for i in listed if token_of.get(i) in ours]
+    return [ours[token_of[i]] for i in ids if token_of.get(i) in ours]
 
 
 def versions() -> dict[str, str]:
@@ -92,16 +119,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def describe_inputs(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
-    """Return name, commit and file sizes of each input."""
-    described = []
-    for checkpoint in checkpoints:
-        files = sorted({info.file for info in checkpoint.tensors.values()})
-        sizes = {file.name: file.stat().st_size for file in files}
-        described.append({"name": checkpoint.name, "commit": checkpoint.commit, "files": sizes})
-    return described
 
 
 def write_record(folder: Path, lineage: Mapping[str, Any], details: Mapping[str, Any]) -> None:
@@ -128,25 +145,3 @@ def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     if not isinstance(found, dict) or found.keys() != unmerged.keys() or not isinstance(found["models"], list):
         raise CheckpointError(f"{file} is not a run record of merge.py or performAIM.py; remove it to go on without.")
     return found
-
-
-def write_card(folder: Path, title: str, lineage: Mapping[str, Any], recipe: Mapping[str, Any], paper: str) -> None:
-    """Write README.md with front matter for the hub's model tree and the recipe in YAML."""
-    named = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
-    parents = [ref.path for ref in named if ref.is_hub_id]
-    front = {
-        **({"base_model": parents} if parents else {}),
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["merge", "activation-informed-merging"],
-    }
-    omega = lineage["omega"]
-    relaxed = f", relaxed by AIM (arXiv:2502.02421) with omega {omega:g}" if omega is not None else ""
-    text = (
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {title}\n\n"
-        f"Merged with {lineage['method'] or 'an unknown method'} ({paper}){relaxed}.\n\n"
-        f"Base model: {lineage['base_model'] or 'none'}\n\nMerged models:\n\n"
-        + "".join(f"- {model}\n" for model in lineage["models"])
-        + f"\n## Recipe\n\n```yaml\n{yaml.safe_dump(dict(recipe), sort_keys=False)}```\n"
-    )
-    (folder / "README.md").write_text(text, encoding="utf-8")

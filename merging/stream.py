@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from console.errors import CheckpointError, UsageError
-from merging.checkpoint import Checkpoint
-from merging.preflight import Plan, TensorPlan
+from merging.planned import Plan, Source, TensorPlan
 from merging.registry import Implementation, accepted
-from merging.tensors import Block, TensorGroup
-from merging.writer import ShardedWriter
+from merging.rows import Rows
+from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup
+from merging.vocabulary import AlignedRows, gather
 
 
 class Relaxation(Protocol):
@@ -28,16 +29,44 @@ class Relaxation(Protocol):
         """Relax a whole tensor with the original's bf16 arithmetic."""
 
 
+class Observer(Protocol):
+    """Sees every merged block beside what it was made of, for the health figures."""
+
+    def block(self, block: Block, group: TensorGroup, merged: Tensor, given: Mapping[str, Any]) -> None:
+        """Take account of a block: merged (rows, ...) fp32; `given` is what the method got for it."""
+
+    def summary(self) -> Mapping[str, Any]:
+        """Return what was found over the tensor, for JSON."""
+
+
+class Writer(Protocol):
+    """Where finished tensors go: `merging.writer.ShardedWriter`."""
+
+    @property
+    def done(self) -> int:
+        """How many tensors of the plan an interrupted run had written already."""
+
+    def write(self, name: str, blocks: Iterable[Tensor], remark: Callable[[], Mapping[str, Any]]) -> None:
+        """Write the next tensor of the plan; `remark` is called at its end and kept with it."""
+
+
 @dataclass(frozen=True)
 class Job:
-    """What to do with every tensor: the method's functions, its parameters, and how to compute."""
+    """How to make every tensor: the method's functions and how to compute.
+
+    survey: what the method's `survey` found over all tensors, where it has one. observe: gives an observer for a
+    tensor, where the run is to be described.
+    """
 
     implementation: Implementation
-    parameters: Mapping[str, Any]
     device: torch.device
     seed: int = 42
     reference: bool = False
     relaxation: Relaxation | None = None
+    allow_nonfinite: bool = False
+    survey: Any = None
+    observe: Callable[[TensorPlan], Observer] | None = None
+    block_elements: int = BLOCK_ELEMENTS
 
 
 def resolve_device(name: str) -> torch.device:
@@ -55,82 +84,133 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def run(
-    plan: Plan,
-    job: Job,
-    base: Checkpoint | None,
-    models: Sequence[Checkpoint],
-    donor: Checkpoint,
-    writer: ShardedWriter,
-    quiet: bool = False,
-    label: str = "merging",
-) -> None:
-    """Merge every tensor of the plan and hand it to the writer.
-
-    The plan's sources are those of the models followed by the base's; `donor` is the checkpoint whose rows the others
-    were aligned to (its own tensors count as aligned). Tensors that are not floating point are the donor's.
-    """
-    bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=True if quiet else None)
-    for tensor in bar:
-        merged = merge_tensor(tensor, job, base, models, donor)
-        check_finite(tensor.name, merged)
-        writer.write(tensor.name, merged)
+def run(plan: Plan, job: Job, writer: Writer, quiet: bool = False, label: str = "merging") -> None:
+    """Make every tensor of the plan that is not written yet and hand it to the writer, block by block."""
+    bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=True if quiet else None, initial=writer.done)
+    for tensor in plan.tensors[writer.done :]:
+        observer = job.observe(tensor) if job.observe else None
+        nonfinite = _Nonfinite(tensor.name, job.allow_nonfinite)
+        blocks = map(nonfinite.check, tensor_blocks(tensor, job, observer))
+        writer.write(tensor.name, blocks, partial(_remark, nonfinite, observer))
+        bar.update()
+    bar.close()
 
 
-def merge_tensor(
-    tensor: TensorPlan, job: Job, base: Checkpoint | None, models: Sequence[Checkpoint], donor: Checkpoint
-) -> Tensor:
-    """Return one output tensor in the plan's dtype."""
-    own = donor.read(tensor.name)
-    if not tensor.is_float:
-        return own
-    checkpoints = [*models, base] if base is not None else list(models)
-    inputs = [
-        own if checkpoint is donor else _read(tensor, i, checkpoint, own) for i, checkpoint in enumerate(checkpoints)
-    ]
-    shape = own.shape
-    inputs = [x.reshape(1) if x.dim() == 0 else x for x in inputs]
-    group = TensorGroup(
+def with_survey(plan: Plan, job: Job) -> Job:
+    """Return the job with what the method must know of all tensors at once, where it must."""
+    survey = job.implementation.survey
+    if survey is None:
+        return job
+    merged = [tensor for tensor in plan.tensors if tensor.is_merged]
+    parameters = merged[0].parameters if merged else {}
+    return replace(job, survey=survey(lambda: (group_of(tensor, job) for tensor in merged), parameters))
+
+
+def tensor_blocks(tensor: TensorPlan, job: Job, observer: Observer | None = None) -> Iterator[Tensor]:
+    """Yield one output tensor in blocks of rows, in the plan's dtype, on the CPU."""
+    dtype = getattr(torch, tensor.dtype)
+    if not tensor.is_merged:
+        yield from _copied(tensor, dtype)
+    elif job.reference:
+        yield _by_reference(group_of(tensor, job), job, tensor.parameters).to(dtype).reshape(tensor.shape)
+    else:
+        scalar = not tensor.shape
+        for block in merged_blocks(group_of(tensor, job), job, tensor.parameters, dtype, observer):
+            yield block.reshape(()) if scalar else block
+
+
+def _copied(tensor: TensorPlan, dtype: torch.dtype) -> Iterator[Tensor]:
+    """A tensor as its own checkpoint has it."""
+    rows = _rows(tensor.own, tensor)
+    if not rows.shape:
+        yield tensor.own.checkpoint.read(tensor.own.name).to(dtype)
+        return
+    step = max(1, BLOCK_ELEMENTS // max(1, rows.shape.numel() // max(1, rows.shape[0])))
+    for start in range(0, rows.shape[0], step):
+        yield rows[slice(start, min(rows.shape[0], start + step))].to(dtype)
+
+
+def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
+    """Return the tensor in the base and in every model, its rows in the result's order."""
+    return TensorGroup(
         name=tensor.name,
-        base=inputs.pop() if base is not None else None,
-        finetuned=tuple(inputs),
+        base=None if tensor.base is None else _rows(tensor.base, tensor),
+        finetuned=tuple(_rows(source, tensor) for source in tensor.models),
         device=job.device,
         seed=job.seed,
         is_embedding=tensor.is_embedding,
+        block_elements=job.block_elements,
     )
-    dtype = getattr(torch, tensor.dtype)
-    merged = _by_reference(group, job).to(dtype) if job.reference else merge_group(group, job, dtype)
-    return merged.reshape(shape)
 
 
-def _read(tensor: TensorPlan, i: int, checkpoint: Checkpoint, own: Tensor) -> Tensor:
-    read = checkpoint.read(tensor.sources[i])
-    alignment = tensor.alignments[i]
-    return read if alignment is None else alignment.apply(read, own)
+def _rows(source: Source, tensor: TensorPlan) -> Rows:
+    rows = source.checkpoint.rows(source.name)
+    if not rows.shape:
+        return source.checkpoint.read(source.name).reshape(1)
+    if source.alignment is None:
+        return rows
+    return AlignedRows(rows, source.alignment, partial(_fill, tensor))
 
 
-def merge_group(group: TensorGroup, job: Job, dtype: torch.dtype) -> Tensor:
-    """Merge (and relax) one tensor block by block in fp32; the one rounding is to `dtype`. Returns it on the CPU."""
+def _fill(tensor: TensorPlan, wanted: Tensor) -> Tensor:
+    """Rows that a model lacks, fp32: the base's, else the donor's, else the mean of the models that have them.
+
+    A model without a token then has no part in it. Rows that nobody has are zero.
+    """
+    rows = torch.zeros(len(wanted), *tensor.shape[1:])
+    lacking = torch.ones(len(wanted), dtype=torch.bool)
+    for source in (tensor.base or tensor.own, tensor.own):
+        found = lacking & _has(source, wanted)
+        rows[found] = _take(source, wanted[found])
+        lacking &= ~found
+    count = torch.zeros(len(wanted), dtype=torch.int64)
+    for source in tensor.models:
+        found = lacking & _has(source, wanted)
+        rows[found] += _take(source, wanted[found])
+        count += found
+    return rows / count.clamp(min=1).reshape(-1, *[1] * (rows.dim() - 1))
+
+
+def _take(source: Source, wanted: Tensor) -> Tensor:
+    index = wanted if source.alignment is None else source.alignment.index[wanted]
+    return gather(source.checkpoint.rows(source.name), index)
+
+
+def _has(source: Source, wanted: Tensor) -> Tensor:
+    if source.alignment is None:
+        return torch.ones(len(wanted), dtype=torch.bool)
+    return source.alignment.index[wanted] >= 0
+
+
+def merged_blocks(
+    group: TensorGroup, job: Job, parameters: Mapping[str, Any], dtype: torch.dtype, observer: Observer | None = None
+) -> Iterator[Tensor]:
+    """Merge (and relax) one tensor block by block in fp32 and yield the blocks on the CPU, rounded once to `dtype`."""
     implementation = job.implementation
-    per_block = implementation.prepare(group, job.parameters) if implementation.prepare else None
-    arguments = accepted(implementation.merge, job.parameters)
-    out = torch.empty(group.shape, dtype=dtype)
+    known = parameters if job.survey is None else {**parameters, "survey": job.survey}
+    per_block = implementation.prepare(group, known) if implementation.prepare else None
+    arguments = accepted(implementation.merge, parameters)
     for block in group.blocks():
         base = group.base_block(block) if group.base is not None else None
-        merged = implementation.merge(
-            base, group.model_blocks(block), **arguments, **(per_block(block) if per_block else {})
-        )
+        given = {**arguments, **(per_block(block) if per_block else {})}
+        merged = implementation.merge(base, group.model_blocks(block), **given)
         if job.relaxation is not None:
             assert base is not None
             merged = job.relaxation.block(group.name, block, base, merged)
-        out[block.rows] = merged.to("cpu")
-    return out
+        if observer is not None:
+            observer.block(block, group, merged, given)
+        yield merged.to(dtype).cpu()
 
 
-def _by_reference(group: TensorGroup, job: Job) -> Tensor:
-    base = None if group.base is None else group.base.to(torch.bfloat16)
-    finetuned = [tensor.to(torch.bfloat16) for tensor in group.finetuned]
-    known = {**job.parameters, "is_embedding": group.is_embedding}
+def merge_group(group: TensorGroup, job: Job, parameters: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    """Return a whole merged tensor, for callers that hold one anyway."""
+    return torch.cat(list(merged_blocks(group, job, parameters, dtype)))
+
+
+def _by_reference(group: TensorGroup, job: Job, parameters: Mapping[str, Any]) -> Tensor:
+    base = None if group.base is None else group.base[:].to(torch.bfloat16)
+    finetuned = [tensor[:].to(torch.bfloat16) for tensor in group.finetuned]
+    known = {**parameters, "is_embedding": group.is_embedding}
     reference = job.implementation.reference
     assert reference is not None  # the recipe was checked
     merged = reference(base, finetuned, **accepted(reference, known))
@@ -140,11 +220,27 @@ def _by_reference(group: TensorGroup, job: Job) -> Tensor:
     return merged
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor with NaN or infinity in it. Raises CheckpointError naming it."""
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise CheckpointError(
-            f"Tensor {name} of the result is not finite: an input or a weight is NaN or infinite, "
-            f"or {kind} cannot hold the result."
-        )
+class _Nonfinite:
+    """Counts the entries of a tensor that are NaN or infinite, or refuses the first."""
+
+    def __init__(self, name: str, allowed: bool) -> None:
+        self.name, self.allowed, self.count = name, allowed, 0
+
+    def check(self, block: Tensor) -> Tensor:
+        """Return the block as it is. Raises CheckpointError naming the tensor where it may not be so."""
+        if block.is_floating_point():
+            found = block.numel() - int(torch.isfinite(block).sum())
+            if found and not self.allowed:
+                kind = str(block.dtype).removeprefix("torch.")
+                raise CheckpointError(
+                    f"Tensor {self.name} of the result is not finite: an input or a weight is NaN or infinite, "
+                    f"or {kind} cannot hold the result (--allow_nonfinite writes it all the same)."
+                )
+            self.count += found
+        return block
+
+
+def _remark(nonfinite: _Nonfinite, observer: Observer | None) -> Mapping[str, Any]:
+    """What is kept with a finished tensor."""
+    remark: dict[str, Any] = {"nonfinite": nonfinite.count} if nonfinite.count else {}
+    return remark if observer is None else {**remark, "health": dict(observer.summary())}

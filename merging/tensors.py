@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from merging.rows import Rows
+
 BLOCK_ELEMENTS = 1 << 20
 """Elements of one tensor per block, so that temporaries stay small. No result depends on it."""
 PIECE = 1024
@@ -43,15 +45,15 @@ class Block:
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """The same tensor in the base and in every fine-tuned model, as stored, with at least one dimension.
+    """The same tensor in the base and in every fine-tuned model, with at least one dimension, read by rows.
 
     base (rows, ...) or None where the method has none; finetuned: n tensors (rows, ...). Blocks are read in fp32 on
     `device`. `is_embedding` marks an input embedding, whose columns in the sense of WIDEN are its rows.
     """
 
     name: str
-    base: Tensor | None
-    finetuned: tuple[Tensor, ...]
+    base: Rows | None
+    finetuned: tuple[Rows, ...]
     device: torch.device
     seed: int = 42
     is_embedding: bool = False
@@ -60,12 +62,12 @@ class TensorGroup:
     @property
     def shape(self) -> torch.Size:
         """Shape of the tensor."""
-        return self.finetuned[0].shape
+        return torch.Size(self.finetuned[0].shape)
 
     @property
     def elements(self) -> int:
         """Number of elements of the whole tensor."""
-        return self.finetuned[0].numel()
+        return self.shape.numel()
 
     def blocks(self) -> Iterator[Block]:
         """Yield the blocks in order."""

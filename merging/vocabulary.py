@@ -3,46 +3,109 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
+from merging.names import ALWAYS_VOCABULARY, VOCABULARY_TENSOR
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-VOCABULARY_TENSOR = re.compile(r"(embed|wte|word_embeddings|lm_head|shared|output)[\w.]*\.?(weight|bias)$")
-INPUT_EMBEDDING = re.compile(r"(embed_tokens|embed_in|wte|word_embeddings|shared)\.weight$")
+    from merging.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The vocabulary of the result: which token has which row, and whose tokenizer it is.
+
+    tokens: None where nobody has a tokenizer, rows then match by number alone. `given_rows`: the number of rows where
+    another model's tokenizer decides it; else the donor's, at least `least_rows`. `added`: tokens that the donor lacks.
+    `rowless`: tokens that the chosen tokenizer lists without having a row for them; the result's does not list them.
+    """
+
+    folder: Path
+    name: str
+    tokens: Mapping[str, int] | None
+    given_rows: int | None = None
+    least_rows: int = 0
+    added: tuple[str, ...] = ()
+    rowless: tuple[str, ...] = ()
+
+    def rows(self, donor_rows: int) -> int:
+        """Return how many rows a tensor of the result has, from the donor's number."""
+        return self.given_rows if self.given_rows is not None else max(donor_rows, self.least_rows)
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """For each row of the donor's vocabulary, the row of another model with the same token, or -1 where it has none.
+    """For each row of the result, the row of a model with the same token, or -1 where it has none.
 
-    `rows` is None where the model's first rows are the donor's rows, so that nothing has to be gathered.
+    `rows` is None where the model's first rows are the result's rows, so that nothing has to be gathered.
     """
 
     rows: tuple[int, ...] | None
-    donor_rows: int
+    total: int
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 
-    def apply(self, tensor: Tensor, fill: Tensor) -> Tensor:
-        """Return tensor's rows in the donor's order (donor_rows, ...), taking a row of `fill` where it has none."""
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """The rows as an index (total,) int64."""
         import torch
 
-        if self.rows is None:
-            return tensor[: self.donor_rows]
-        index = torch.tensor(self.rows)
-        aligned = tensor[index.clamp(min=0)]
+        return torch.arange(self.total) if self.rows is None else torch.tensor(self.rows)
+
+
+@dataclass(frozen=True)
+class AlignedRows:
+    """A model's rows in the result's order, in fp32; `fill(row numbers)` gives the rows that the model lacks."""
+
+    own: Rows
+    alignment: Alignment
+    fill: Callable[[Tensor], Tensor]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape in the result."""
+        import torch
+
+        return torch.Size((self.alignment.total, *self.own.shape[1:]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Rows are widened, since a filled one may be an average."""
+        import torch
+
+        return torch.float32
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        if self.alignment.rows is None:
+            stop = self.alignment.total if rows.stop is None else min(rows.stop, self.alignment.total)
+            return self.own[slice(rows.start or 0, stop)].float()
+        index = self.alignment.index[rows]
+        found = gather(self.own, index.clamp(min=0))
         absent = (index < 0).nonzero().squeeze(1)
-        aligned[absent] = fill[absent].to(tensor.dtype)
-        return aligned
+        if len(absent):
+            found[absent] = self.fill(absent + (rows.start or 0)).to(found.device)
+        return found
+
+
+def gather(rows: Rows, index: Tensor) -> Tensor:
+    """Return the rows of the given numbers (k, ...) in fp32, read in runs of neighbours."""
+    import torch
+
+    if isinstance(rows, torch.Tensor):
+        return rows[index].float()
+    starts = [0, *((index.diff() != 1).nonzero().squeeze(1) + 1).tolist(), len(index)]
+    runs = [(int(index[a]), b - a) for a, b in pairwise(starts) if b > a]
+    return torch.cat([rows[slice(first, first + count)].float() for first, count in runs])
 
 
 def is_vocabulary_tensor(name: str, checkpoint: Checkpoint) -> bool:
@@ -51,7 +114,7 @@ def is_vocabulary_tensor(name: str, checkpoint: Checkpoint) -> bool:
     shape = checkpoint.tensors[name].shape
     if not VOCABULARY_TENSOR.search(name) or not shape:
         return False
-    return shape[0] == rows or bool(re.search(r"(embed_tokens|lm_head|wte|embed_in|embed_out)\.weight$", name))
+    return shape[0] == rows or bool(ALWAYS_VOCABULARY.search(name))
 
 
 @lru_cache(maxsize=32)
@@ -78,19 +141,19 @@ def token_ids(folder: Path) -> Mapping[str, int] | None:
 
 
 def align(
-    donor_tokens: Mapping[str, int] | None, donor_rows: int, tokens: Mapping[str, int] | None, rows: int
+    wanted: Mapping[str, int] | None, total: int, tokens: Mapping[str, int] | None, rows: int
 ) -> Alignment | None:
-    """Map the donor's rows to a model's rows by token string; None where it cannot be told (no tokenizer).
+    """Map the result's `total` rows to a model's rows by token string; None where it cannot be told (no tokenizer).
 
     A row without a token (padding up to a round size) corresponds to the same row of the other model where that has no
     token either.
     """
-    if donor_tokens is None or tokens is None:
-        return Alignment(None, donor_rows) if donor_rows == rows else None
-    token_at = {i: token for token, i in donor_tokens.items()}
+    if wanted is None or tokens is None:
+        return Alignment(None, total) if total == rows else None
+    token_at = {i: token for token, i in wanted.items()}
     taken = set(tokens.values())
     index, missing = [], []
-    for row in range(donor_rows):
+    for row in range(total):
         token = token_at.get(row)
         if token is None:
             index.append(row if row < rows and row not in taken else -1)
@@ -99,33 +162,34 @@ def align(
         index.append(found if found < rows else -1)
         if found >= rows:
             missing.append(token)
-    extra = tuple(token for token, i in tokens.items() if token not in donor_tokens and i < rows)
-    identical = index == list(range(donor_rows))
-    return Alignment(None if identical else tuple(index), donor_rows, tuple(missing), extra)
+    extra = tuple(token for token, i in tokens.items() if token not in wanted and i < rows)
+    identical = index == list(range(total))
+    return Alignment(None if identical else tuple(index), total, tuple(missing), extra)
 
 
-@lru_cache(maxsize=32)
-def alignment_of(donor: Path, donor_rows: int, folder: Path, rows: int) -> Alignment | None:
-    """Return `align` for the tokenizers in two folders; embedding and output head of one model ask for the same."""
-    return align(token_ids(donor), donor_rows, token_ids(folder), rows)
+@lru_cache(maxsize=64)
+def alignment_of(vocabulary: Vocabulary, total: int, folder: Path, rows: int) -> Alignment | None:
+    """Return `align` for the tokenizer in a folder; embedding and output head of one model ask for the same."""
+    return align(vocabulary.tokens, total, token_ids(folder), rows)
 
 
-def describe(model: str, donor: str, rows: int, alignment: Alignment) -> str | None:
+def describe(model: str, rows: int, alignment: Alignment) -> str | None:
     """Return the sentence that says what alignment does to a model, or None where it does nothing."""
     parts = []
     if alignment.extra:
-        parts.append(f"{_listed(alignment.extra)} not in {donor}'s vocabulary left out")
+        parts.append(f"{listed(alignment.extra)} not in the result's vocabulary left out")
     if alignment.missing:
-        parts.append(f"{_listed(alignment.missing)} without a row in {model} taken from {donor}")
+        parts.append(f"{listed(alignment.missing)} without a row in {model} taken from the models that have it")
     if alignment.rows is not None and not alignment.missing:
         parts.append("rows reordered by token string")
-    if not parts and rows != alignment.donor_rows:
+    if not parts and rows != alignment.total:
         parts.append("the rows without a token are padding")
     if not parts:
         return None
-    return f"Vocabulary: {model} has {rows} rows, {donor} {alignment.donor_rows}: {'; '.join(parts)}."
+    return f"Vocabulary: {model} has {rows} rows, the result {alignment.total}: {'; '.join(parts)}."
 
 
-def _listed(tokens: tuple[str, ...]) -> str:
+def listed(tokens: tuple[str, ...]) -> str:
+    """Return "2 tokens ('a', 'b')", naming at most three."""
     shown = ", ".join(repr(token) for token in tokens[:3])
     return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({shown}{', ...' if len(tokens) > 3 else ''})"

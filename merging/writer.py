@@ -1,26 +1,25 @@
-"""Writing a checkpoint: staged beside its target, sharded, and renamed only when it is whole."""
+"""Writing a checkpoint's tensors into sharded safetensors files, block by block."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
-import shutil
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from console.errors import CheckpointError, UsageError
-from merging.checkpoint import CODES, tensor_bytes
-from merging.preflight import TensorPlan
+from merging.digests import digest_of
+from merging.planned import TensorPlan
+from merging.stage import Journal
+from merging.stored import CODES, tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RECORD = "run_record.json"
-"""The file that marks a checkpoint written here and tells how it was made."""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -32,129 +31,134 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Refuse a target that holds something, or that touches an input. Raises UsageError.
-
-    With `overwrite` a folder is replaced only where it holds a checkpoint that was written here (its run record), and
-    never where it is, contains or lies in one of the `inputs` or the current folder.
-    """
-    target = save_path.resolve()
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"--save_path {save_path} is a file; give a folder.")
-    for path in inputs:
-        taken = path.resolve()
-        if target == taken or target in taken.parents or taken in target.parents:
-            raise UsageError(f"--save_path {save_path} would write over or into the input {path}; give another folder.")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise UsageError(f"--save_path {save_path} is not empty; give another folder or add --overwrite.")
-    if not (target / RECORD).is_file() or target in (Path.cwd(), *Path.cwd().parents):
-        raise UsageError(
-            f"--save_path {save_path} holds something that is no checkpoint written here (it has no {RECORD}); "
-            "--overwrite does not replace it: give another folder."
-        )
-
-
-@contextmanager
-def staged(save_path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a folder as `replacing` does, after checking that it may take the place of `save_path`."""
-    check_target(save_path, overwrite)
-    with replacing(save_path) as stage:
-        yield stage
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its place at the end, and vanishes on any error.
-
-    What was there before is gone only once the new folder stands; whether it may go is the caller's to know.
-    """
-    target = folder.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    stage = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    stage.mkdir()
-    try:
-        yield stage
-        for file in stage.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
-        if target.exists():
-            target.rename(replaced)
-        try:
-            stage.rename(target)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(target)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
 class ShardedWriter:
-    """Writes tensors in the plan's order into safetensors files of at most `max_shard_bytes` each.
+    """Writes tensors in the plan's order into safetensors files of at most `max_shard_bytes` each, block by block.
 
-    Headers are written first, from the plan, so that each tensor's bytes go straight to the file and no shard is ever
-    held in memory.
+    Headers are written first, from the plan, so that each block's bytes go straight to the file and no tensor is ever
+    held in memory. A finished tensor is entered in the journal with its digest (sha256 of its bytes); a writer over the
+    journal of an interrupted run takes up after the last tensor whose bytes are there and have their digest.
     """
 
-    def __init__(self, folder: Path, tensors: Sequence[TensorPlan], max_shard_bytes: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, tensors: Sequence[TensorPlan], max_shard_bytes: int, journal: Journal) -> None:
+        self.folder, self.journal = folder, journal
         self._shards = split_shards(tensors, max_shard_bytes)
-        self._names = (
-            ["model.safetensors"]
-            if len(self._shards) == 1
-            else [f"model-{i:05d}-of-{len(self._shards):05d}.safetensors" for i in range(1, len(self._shards) + 1)]
-        )
-        self._queue = [(tensor, i) for i, shard in enumerate(self._shards) for tensor in shard]
-        self._next = 0
+        self._names = shard_names(len(self._shards))
+        self._places = [place for i, shard in enumerate(self._shards) for place in self._lay_out(i, shard)]
         self._stream: BinaryIO | None = None
+        self._shard = -1
+        self._next = self._verified()
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Append the next tensor of the plan. Raises CheckpointError where it is not the one that was planned."""
+    @property
+    def done(self) -> int:
+        """How many tensors of the plan are written."""
+        return self._next
+
+    def write(self, name: str, blocks: Iterable[Tensor], remark: Callable[[], Mapping[str, Any]] = dict) -> None:
+        """Write the next tensor of the plan and enter it in the journal with `remark()`.
+
+        Raises CheckpointError where it is not the one that was planned.
+        """
         import torch
 
-        expected, shard = self._queue[self._next]
-        found = (name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-        if found != (expected.name, expected.shape, expected.dtype):
-            raise CheckpointError(f"Tensor {found} came where {expected.name} {expected.shape} was planned.")
-        if self._stream is None or (self._next and self._queue[self._next - 1][1] != shard):
-            self._open(shard)
-        assert self._stream is not None
-        data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
-        self._stream.write(data.numpy().data)
+        place = self._places[self._next]
+        stream = self._at(place)
+        digest, written = hashlib.sha256(), 0
+        for block in blocks:
+            dtype = str(block.dtype).removeprefix("torch.")
+            if (name, dtype, tuple(block.shape[1:])) != (place.name, place.dtype, place.shape[1:]):
+                raise CheckpointError(f"Tensor {name} {dtype} {list(block.shape)} came where {place} was planned.")
+            data = block.detach().contiguous().flatten().view(torch.uint8).numpy().data
+            stream.write(data)
+            digest.update(data)
+            written += data.nbytes
+        if name != place.name or written != place.size:
+            raise CheckpointError(f"Tensor {name} of {written} bytes came where {place} was planned.")
+        stream.flush()
         self._next += 1
+        self.journal.add({"name": name, "sha256": digest.hexdigest(), **remark()})
 
     def close(self) -> None:
         """Finish the last shard and write the index. Raises CheckpointError where tensors are missing."""
-        if self._next != len(self._queue):
-            raise CheckpointError(f"Tensor {self._queue[self._next][0].name} was planned and never written.")
+        if self._next != len(self._places):
+            raise CheckpointError(f"Tensor {self._places[self._next].name} was planned and never written.")
         if self._stream is not None:
             self._stream.close()
         if len(self._shards) > 1:
             weight_map = {t.name: self._names[i] for i, shard in enumerate(self._shards) for t in shard}
-            total = sum(tensor_bytes(t.shape, t.dtype) for shard in self._shards for t in shard)
+            total = sum(place.size for place in self._places)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
-    def _open(self, shard: int) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for tensor in self._shards[shard]:
-            end = offset + tensor_bytes(tensor.shape, tensor.dtype)
-            header[tensor.name] = {
-                "dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end],
-            }  # fmt: skip
-            offset = end
-        encoded = json.dumps(header, separators=(",", ":")).encode()
-        encoded += b" " * (-len(encoded) % 8)
-        self._stream = (self.folder / self._names[shard]).open("wb")
-        self._stream.write(struct.pack("<Q", len(encoded)) + encoded)
+    def _lay_out(self, shard: int, tensors: Sequence[TensorPlan]) -> Iterator[Place]:
+        offset = len(_header(tensors))
+        for tensor in tensors:
+            size = tensor_bytes(tensor.shape, tensor.dtype)
+            yield Place(tensor.name, tensor.shape, tensor.dtype, shard, offset, size)
+            offset += size
+
+    def _verified(self) -> int:
+        """Count the tensors that an interrupted run finished; what its journal has after them is dropped."""
+        done = 0
+        for entry, place in zip(self.journal.entries, self._places, strict=False):
+            file = self.folder / self._names[place.shard]
+            if entry["name"] != place.name or digest_of(file, place.offset, place.size) != entry["sha256"]:
+                break
+            done += 1
+        self.journal.keep(done)
+        return done
+
+    def _at(self, place: Place) -> BinaryIO:
+        """The stream of the place's shard, at the place."""
+        if self._stream is None or self._shard != place.shard:
+            if self._stream is not None:
+                self._stream.close()
+            file = self.folder / self._names[place.shard]
+            header = _header(self._shards[place.shard])
+            first = place.offset == len(header)
+            self._stream = file.open("wb" if first else "r+b")
+            self._shard = place.shard
+            if first:
+                self._stream.write(header)
+            self._stream.truncate(place.offset)
+            self._stream.seek(place.offset)
+        return self._stream
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes go: shard number, offset in its file, size in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    shard: int
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {list(self.shape)}"
+
+
+def _header(tensors: Sequence[TensorPlan]) -> bytes:
+    """The first bytes of a safetensors file of these tensors."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor_bytes(tensor.shape, tensor.dtype)
+        header[tensor.name] = {
+            "dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end],
+        }  # fmt: skip
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def shard_names(count: int) -> list[str]:
+    """Return the file names of `count` shards, as transformers writes them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
 def split_shards(tensors: Sequence[TensorPlan], max_shard_bytes: int) -> list[list[TensorPlan]]:

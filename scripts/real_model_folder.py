@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import UsageError
-from merging.writer import replacing
+from merging.stage import replacing
 
 RECORD = "training.json"
 

@@ -15,7 +15,7 @@ from merging import preflight
 from merging.checkpoint import CheckpointRef, open_checkpoint
 from merging.recipe import make_recipe
 from merging.run import Output, merge
-from merging.vocabulary import align
+from merging.vocabulary import AlignedRows, align
 from merging.writer import parse_size
 from tests.tiny import VOCABULARY, fine_tune, make_llama, weights
 
@@ -80,8 +80,8 @@ def test_what_stands_in_the_output(family, tmp_path: Path) -> None:
     """Exactly these files; the tokenizer's byte for byte the base's; generation config; card; run record."""
     out = merged("ties", family["base"], [family["a"], family["b"]], tmp_path / "out")
     assert {f.name for f in out.iterdir()} == {
-        "README.md", "config.json", "generation_config.json", "model.safetensors", "run_record.json",
-        "tokenizer.json", "tokenizer_config.json",
+        "README.md", "config.json", "generation_config.json", "merge.lock.json", "mergekit_config.yml",
+        "model.safetensors", "run_record.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert (out / "tokenizer.json").read_bytes() == (family["base"] / "tokenizer.json").read_bytes()
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 2
@@ -166,7 +166,9 @@ def test_alignment_by_hand() -> None:
     assert (alignment.missing, alignment.extra) == (("c",), ("d",))
     rows = torch.tensor([[10.0], [11], [12], [13], [14]])
     fill = torch.tensor([[0.0], [0], [7], [0], [0]])
-    assert alignment.apply(rows, fill).flatten().tolist() == [11, 10, 7, 13, 14]
+    aligned = AlignedRows(rows, alignment, lambda wanted: fill[wanted])
+    assert aligned[0:5].flatten().tolist() == [11, 10, 7, 13, 14]
+    assert torch.cat([aligned[i : i + 2] for i in range(0, 5, 2)]).equal(aligned[0:5])
     same = align(donor, 3, {**donor, "pad": 3}, 4)
     assert same is not None
     assert same.rows is None
@@ -255,9 +257,39 @@ def broken(folder: Path, how: str) -> Path:
         state = load_file(file)
         state["model.layers.0.mlp.up_proj.weight"] = torch.zeros(5, 48, dtype=torch.bfloat16)
         save_file(state, file)
-    elif how == "fewer layers":
+    elif how.startswith("fewer layers"):
         state = {k: v for k, v in load_file(file).items() if "layers.1" not in k}
         save_file(state, file)
+        if how == "fewer layers in the config too":
+            config = json.loads((copy / "config.json").read_text())
+            (copy / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    elif how == "other vocabulary in the config":
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**config, "vocab_size": 7}))
+    elif how == "one tensor in two shards":
+        state = load_file(file)
+        save_file(state, copy / "model-00001-of-00002.safetensors")
+        save_file({"model.norm.weight": state["model.norm.weight"]}, copy / "model-00002-of-00002.safetensors")
+        file.unlink()
+    elif how == "index of a missing tensor":
+        file.rename(copy / "model-00001-of-00001.safetensors")
+        index = {"weight_map": {"ghost": "model-00001-of-00001.safetensors"}}
+        (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif how == "fp8":
+        state = load_file(file)
+        name = "model.layers.0.mlp.up_proj.weight"
+        save_file({**state, name: state[name].to(torch.float8_e4m3fn)}, file)
+    elif how == "packed":
+        state = load_file(file)
+        del state["model.layers.0.mlp.up_proj.weight"]
+        packed = torch.zeros(12, 48, dtype=torch.int32)
+        save_file({**state, "model.layers.0.mlp.up_proj.qweight": packed}, file)
+    elif how == "quantised":
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    elif how == "empty folder":
+        shutil.rmtree(copy)
+        copy.mkdir()
     elif how == "extra tensor":
         save_file({**load_file(file), "value_head.weight": torch.zeros(3)}, file)
     elif how == "NaN inside":
@@ -275,7 +307,15 @@ REFUSED = [
     ("missing shard", "model-00002-of-00002.safetensors, which is not in the folder"),
     ("pickled code", "is not unpickled"),
     ("other shape", r"model\.layers\.0\.mlp\.up_proj\.weight is \[96, 48\] in .* and \[5, 48\]"),
-    ("fewer layers", r"has no tensor model\.layers\.1\..*and 6 more"),
+    ("fewer layers", r"config\.json says 2 layers and the weights have 1"),
+    ("fewer layers in the config too", r"has 2 layers \(model\.layers\.\*\) and .* 1; a recipe with slices"),
+    ("other vocabulary in the config", "config.json says vocab_size 7 and the input embedding has 320 rows"),
+    ("one tensor in two shards", "model.norm.weight is in both"),
+    ("index of a missing tensor", "names tensor ghost"),
+    ("fp8", "up_proj.weight.*F8_E4M3"),
+    ("packed", "qweight"),
+    ("quantised", "quantised"),
+    ("empty folder", "has no config.json"),
     ("extra tensor", "has a tensor value_head.weight, which"),
     ("NaN inside", "model.norm.weight of the result is not finite"),
 ]
@@ -323,27 +363,14 @@ def test_no_space(family, tmp_path: Path, monkeypatch) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_interrupted_write_leaves_nothing(family, tmp_path: Path, monkeypatch) -> None:
-    """An error in the middle of writing leaves neither the target nor the staging folder, and an old target whole."""
-    from merging.writer import ShardedWriter
-
-    out = merged("linear", None, [family["a"]], tmp_path / "out")
-    before = {f.name: f.read_bytes() for f in out.iterdir()}
-    calls = []
-    real = ShardedWriter.write
-
-    def failing(self, name, tensor):
-        calls.append(name)
-        if len(calls) == 5:
-            raise OSError(28, "No space left on device")
-        real(self, name, tensor)
-
-    monkeypatch.setattr(ShardedWriter, "write", failing)
-    recipe = make_recipe({"method": "linear", "models_to_merge": str(family["b"])}, {})
-    with pytest.raises(OSError, match="No space"):
-        merge(recipe, Output(out, overwrite=True, quiet=True))
-    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+def test_failure_leaves_nothing(tmp_path: Path) -> None:
+    """An error of the inputs in the middle of writing leaves neither the target nor the stage beside it."""
+    base = make_llama(tmp_path / "models" / "base")
+    model = broken(tmp_path / "models", "NaN inside")
+    (tmp_path / "outs").mkdir()
+    with pytest.raises(CheckpointError, match="not finite"):
+        merged("linear", None, [base, model], tmp_path / "outs" / "out")
+    assert list((tmp_path / "outs").iterdir()) == []
 
 
 def test_overwrite_replaces_the_whole_folder(family, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def bad(family: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[object]
         "unknown flag": ([*m, *out, "--method", "ties", "--densty", "1"], 2, "Did you mean '--density'?"),
         "flag of another method": ([*m, *out, "--method", "ties", "--rescale", "l1"], 2,
                                    "ties has no parameter 'rescale'"),
-        "density outside": ([*m, *out, "--method", "ties", "--density", "1.5"], 2, "density must be in [0, 1]"),
+        "density outside": ([*m, *out, "--method", "ties", "--density", "1.5"], 2, "density must be in (0, 1]"),
         "densities for others": ([*m, *out, "--method", "ties", "--density", "0.1,0.2"], 2,
                                  "one per model (1), found 2"),
         "no number": ([*m, *out, "--method", "ties", "--density", "half"], 2, "density must be a float, found 'half'"),

@@ -27,7 +27,7 @@ def test_device_does_not_change_the_result(method: str) -> None:
     for name in ("cpu", "cuda"):
         device = torch.device(name)
         group = TensorGroup("w", base, models, device, block_elements=7000)
-        results.append(merge_group(group, Job(spec.implementation(), parameters, device), torch.float32))
+        results.append(merge_group(group, Job(spec.implementation(), device), parameters, torch.float32))
     if method == "widen":
         assert torch.allclose(*results, rtol=1e-6, atol=0)
     else:

@@ -38,7 +38,8 @@ def merge(
     """Merge whole tensors by the blockwise loop."""
     group = TensorGroup(name, base, tuple(finetuned), CPU, seed, embedding, block)
     implementation = find_method(method).implementation()
-    return merge_group(group, Job(implementation, defaults(method, len(finetuned), **changed), CPU, seed), dtype)
+    parameters = defaults(method, len(finetuned), **changed)
+    return merge_group(group, Job(implementation, CPU, seed), parameters, dtype)
 
 
 def tensors(n: int, shape=(24, 20), *, seed: int = 0, std: float = 0.02, dtype=torch.bfloat16):

@@ -1,0 +1,59 @@
+"""What an adapter's config asks for, and what of it can be done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from console.errors import CheckpointError
+
+UNDERSTOOD = {
+    "peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save", "init_lora_weights",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "ensure_weight_tying", "megatron_core", "qalora_group_size", "runtime_config", "loftq_config", "eva_config",
+    "corda_config", "lora_ga_config", "velora_config",
+}  # fmt: skip
+"""Keys of adapter_config.json that are used here, or that matter in training alone; others, if set, are refused."""
+PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights that leave the base as it was; PiSSA, OLoRA and others train beside another base."""
+NAMES = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "lora_bias": "biases in B", "alora_invocation_tokens": "aLoRA"}
+
+
+def check_adapter(label: str, config: Mapping[str, Any]) -> None:
+    """Refuse an adapter that is more than LoRA, by the name of what it is. Raises CheckpointError."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"Adapter {label} is of type {kind}; only LoRA can be added to a base's weights here.")
+    for key, value in config.items():
+        if value and key not in UNDERSTOOD:
+            what = f"{NAMES[key]} ({key})" if key in NAMES else key
+            raise CheckpointError(f"Adapter {label} uses {what}, which is not supported; merge it with PEFT first.")
+    start = config.get("init_lora_weights")
+    if start not in PLAIN_STARTS:
+        raise CheckpointError(
+            f"Adapter {label} was started by {start} (init_lora_weights), which changes the base too; convert it to "
+            "plain LoRA with PEFT (save_pretrained, path_initial_model_for_weight_conversion) first."
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise CheckpointError(
+            f"Adapter {label}: adapter_config.json should state r and lora_alpha, found {rank}, {alpha}."
+        )
+
+
+def pattern_value(label: str, config: Mapping[str, Any], key: str, module: str, otherwise: float) -> float:
+    """Return what rank_pattern or alpha_pattern has for a module: the first regular expression that its name ends with.
+
+    Raises CheckpointError for a pattern that is none, or a value that is no positive number.
+    """
+    try:
+        for pattern, value in (config.get(key) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                if not isinstance(value, int | float) or value <= 0:
+                    raise ValueError(f"{value!r} for {pattern}")
+                return value
+    except (re.error, AttributeError, ValueError) as error:
+        raise CheckpointError(f"Adapter {label}: its {key} cannot be used ({error}).") from error
+    return otherwise

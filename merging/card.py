@@ -1,0 +1,87 @@
+"""The model card: front matter for the hub's model tree, licences of the inputs, method, recipe and health figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merging.checkpoint import Checkpoint
+from merging.hub import CheckpointRef
+
+TAGS = ("merge", "activation-informed-merging")
+
+
+@dataclass(frozen=True)
+class Licences:
+    """The licences of the inputs by model (those that state one), and the one that the result carries."""
+
+    by_model: Mapping[str, tuple[str, ...]]
+    result: str | None
+    warning: str | None
+
+
+def licences_of(checkpoints: Sequence[Checkpoint]) -> Licences:
+    """Read what the inputs' model cards say. The result has a licence only where all that state one agree."""
+    by_model = {checkpoint.name: checkpoint.licenses for checkpoint in checkpoints if checkpoint.licenses}
+    found = list(dict.fromkeys(licence for licences in by_model.values() for licence in licences))
+    if len(found) > 1:
+        told = "; ".join(f"{name}: {', '.join(licences)}" for name, licences in by_model.items())
+        return Licences(
+            by_model, None, f"The inputs have different licences ({told}); the result's must satisfy them all."
+        )
+    return Licences(by_model, found[0] if found else None, None)
+
+
+def write_card(
+    folder: Path,
+    title: str,
+    lineage: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    paper: str,
+    licences: Licences,
+    pipeline_tag: str | None,
+    health: str | None = None,
+) -> None:
+    """Write README.md. health: the figures as Markdown, where they were taken."""
+    named = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
+    parents = [ref.path for ref in named if ref.is_hub_id]
+    front = {
+        **({"license": licences.result} if licences.result else {"license": "other"} if licences.warning else {}),
+        **({"base_model": parents} if parents else {}),
+        "library_name": "transformers",
+        **({"pipeline_tag": pipeline_tag} if pipeline_tag else {}),
+        "tags": list(TAGS),
+    }
+    omega = lineage["omega"]
+    relaxed = f", relaxed by AIM (arXiv:2502.02421) with omega {omega:g}" if omega is not None else ""
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {title}",
+        f"Merged with {lineage['method'] or 'an unknown method'} ({paper}){relaxed}.",
+        f"Base model: {lineage['base_model'] or 'none'}",
+        "Merged models:",
+        "\n".join(f"- {model}" for model in lineage["models"]),
+        *([licences.warning] if licences.warning else []),
+        f"## Recipe\n\n```yaml\n{yaml.safe_dump(dict(recipe), sort_keys=False)}```",
+        *([f"## Health\n\n{health}"] if health else []),
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def pipeline_tag_of(config: Mapping[str, Any]) -> str | None:
+    """Return the hub's task for the architecture that a config names, or None where its name does not tell."""
+    names = " ".join(config.get("architectures") or [])
+    endings = {
+        "ForConditionalGeneration": "image-text-to-text" if "vision_config" in config else "text2text-generation",
+        "ForMaskedLM": "fill-mask",
+        "ForSequenceClassification": "text-classification",
+        "ForTokenClassification": "token-classification",
+        "ForQuestionAnswering": "question-answering",
+        "ForCausalLM": "text-generation",
+        "LMHeadModel": "text-generation",
+    }
+    return next((tag for ending, tag in endings.items() if ending in names), None)

@@ -1,0 +1,150 @@
+"""A plan in words and as data, for `--dry_run`: what will be read, merged and written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merging.card import licences_of
+from merging.checkpoint import Checkpoint
+from merging.planned import Plan, TensorPlan
+from merging.preflight import free_space
+from merging.produce import Work
+from merging.registry import MergeMethod, find_method
+from merging.tokenizer import embedding_rows
+from merging.vocabulary import token_ids
+
+INTERPRETER = 400 << 20
+"""Bytes of the interpreter, torch and tokenizers, as measured on a CPU (scripts/bench_memory.py)."""
+BLOCK = 4 << 20
+"""Bytes of a block in fp32 (merging.tensors.BLOCK_ELEMENTS of them)."""
+
+
+def describe(work: Work, save_path: Path | None) -> dict[str, Any]:
+    """Return the plan as data for JSON."""
+    plan, inputs = work.plan, work.inputs
+    merged = [tensor for tensor in plan.tensors if tensor.is_merged]
+    licences = licences_of(inputs.all)
+    method = work.recipe.get("method") or work.recipe.get("merge_method")
+    return {
+        "program": work.program,
+        "recipe": dict(work.recipe),
+        "sources": dict(work.sources),
+        "models": [_model(checkpoint, work) for checkpoint in inputs.all],
+        "tensors": {
+            "total": len(plan.tensors),
+            "merged": len(merged),
+            "copied": len(plan.tensors) - len(merged),
+            "aligned": [t.name for t in plan.tensors if any(source.alignment for source in t.sources)],
+            "left_out": dict(plan.left_out),
+        },
+        "result": {
+            "parameters": sum(_elements(tensor) for tensor in plan.tensors),
+            "dtypes": sorted({tensor.dtype for tensor in plan.tensors}),
+            "tied": plan.tied,
+            "vocabulary": plan.vocabulary.name,
+            "tokens": None if plan.vocabulary.tokens is None else len(plan.vocabulary.tokens),
+            "chat_template": work.template.origin,
+            "license": licences.result,
+        },
+        "bytes_to_read": plan.bytes_read,
+        "bytes_to_write": plan.bytes,
+        "bytes_free": free_space(save_path or Path()),
+        "peak_memory_bytes": peak_memory(plan, find_method(method) if method else None),
+        "notes": [*work.notes, *([licences.warning] if licences.warning else [])],
+    }
+
+
+def peak_memory(plan: Plan, method: MergeMethod | None) -> int:
+    """Return an estimate of the anonymous memory in bytes: blocks of every model, or a method's whole matrices."""
+    models = max((len(tensor.models) for tensor in plan.tensors), default=0)
+    blocks = BLOCK * (4 * models + 8)
+    if method is None or not method.whole_matrix:
+        return INTERPRETER + blocks
+    largest = max((_elements(t) for t in plan.tensors if len(t.shape) >= 2 and not t.is_embedding), default=0)
+    return INTERPRETER + blocks + int(4 * largest * method.whole_matrix)
+
+
+def _elements(tensor: TensorPlan) -> int:
+    total = 1
+    for size in tensor.shape:
+        total *= size
+    return total
+
+
+def _model(checkpoint: Checkpoint, work: Work) -> dict[str, Any]:
+    tokens = token_ids(checkpoint.folder)
+    return {
+        "name": checkpoint.name,
+        "role": "base"
+        if checkpoint is work.inputs.base
+        else "donor"
+        if checkpoint not in work.inputs.models
+        else "model",
+        "exact": checkpoint.exact_name,
+        "commit": checkpoint.commit,
+        "architecture": (checkpoint.config.get("architectures") or [None])[0],
+        "tensors": len(checkpoint.tensors),
+        "dtypes": dict(Counter(info.dtype for info in checkpoint.tensors.values())),
+        "rows": embedding_rows(checkpoint),
+        "tokens": None if tokens is None else len(tokens),
+        "tied": checkpoint.ties_embeddings,
+        "licenses": list(checkpoint.licenses),
+    }
+
+
+def as_text(plan: Mapping[str, Any]) -> str:
+    """Return the description for people."""
+    lines = ["Models"]
+    heads = ("", "role", "architecture", "tensors", "dtypes", "rows", "tokens", "tied", "licence", "commit")
+    table = [heads]
+    for model in plan["models"]:
+        table.append(
+            (
+                model["name"],
+                model["role"],
+                str(model["architecture"]),
+                str(model["tensors"]),
+                ", ".join(model["dtypes"]),
+                str(model["rows"] or "-"),
+                str(model["tokens"] or "-"),
+                "yes" if model["tied"] else "no",
+                ", ".join(model["licenses"]) or "-",
+                (model["commit"] or "-")[:12],
+            )
+        )
+    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
+    lines += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+    lines.append("Recipe")
+    for key, value in plan["recipe"].items():
+        source = plan["sources"].get(key)
+        lines.append(f"  {key}: {value}{f'  ({source})' if source else ''}")
+    tensors, result = plan["tensors"], plan["result"]
+    lines.append("Result")
+    lines.append(
+        f"  {tensors['total']} tensors ({tensors['merged']} merged, {tensors['copied']} copied, "
+        f"{len(tensors['aligned'])} aligned by token), {result['parameters']:,} parameters, "
+        f"{', '.join(result['dtypes'])}, head {'tied' if result['tied'] else 'not tied'}"
+    )
+    lines.append(
+        f"  tokenizer of {result['vocabulary']} ({result['tokens'] or 'no'} tokens), chat template: "
+        f"{result['chat_template']}, licence: {result['license'] or 'not told by the inputs'}"
+    )
+    lines.append("Cost")
+    lines.append(
+        f"  reads {_size(plan['bytes_to_read'])}, writes {_size(plan['bytes_to_write'])} "
+        f"({_size(plan['bytes_free'])} free), peak memory about {_size(plan['peak_memory_bytes'])}"
+    )
+    if plan["notes"]:
+        lines += ["Notes", *(f"  {note}" for note in plan["notes"])]
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.3g} TB"

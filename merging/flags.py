@@ -1,0 +1,126 @@
+"""The flags of merge.py, of which a method's come from its YAML; those about the output are performAIM.py's too."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from console.cli import Parser, add_output_flags
+from console.errors import UsageError
+from console.files import user_path
+from merging.recipe import DTYPES
+from merging.registry import MergeMethod, all_methods
+
+RUN_KEYS = {
+    "save_path": Path, "device": str, "max_shard_size": str, "overwrite": bool, "resume": bool,
+    "allow_nonfinite": bool, "health": bool, "load_check": bool, "omega": float, "importance": Path,
+}  # fmt: skip
+"""Keys that flags and a YAML may give besides the recipe's own, and their types."""
+OUTPUT_KEYS = tuple(key for key in RUN_KEYS if key not in ("omega", "importance"))
+NAMES = {Path: "path", str: "word", bool: "true or false", float: "number"}
+EXAMPLE = (
+    "example: python merge.py --method ties --base_model BASE --models_to_merge A,B,C --save_path OUT --density 0.2"
+)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags about the output folder; a default of None means that a YAML may say it."""
+    parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is in --save_path")
+    parser.add_argument(
+        "--resume", action="store_true", default=None, help="go on with an interrupted run, to the same bytes"
+    )
+    parser.add_argument(
+        "--health", action="store_true", default=None, help="print norms, sign conflicts and drops per layer"
+    )
+    parser.add_argument(
+        "--allow_nonfinite", action="store_true", default=None, help="write NaN and infinity, and say where they are"
+    )
+    parser.add_argument(
+        "--load_check", action=argparse.BooleanOptionalAction, default=None,
+        help="load the result in transformers, on the meta device, before it takes its place (default: yes)",
+    )  # fmt: skip
+
+
+def make_parser(method: MergeMethod | None) -> Parser:
+    """Return the parser with the flags of one method (or of every method, where none is chosen yet)."""
+    parser = Parser(
+        prog="merge.py",
+        description=f"{method.title}: {method.summary} ({method.paper})." if method else __doc__,
+        epilog=EXAMPLE,
+    )
+    listed = "; ".join(f"{m.name}: {m.summary}" for m in all_methods().values())
+    parser.add_argument("--method", help=f"how to merge. {listed}")
+    parser.add_argument("--base_model", help="the base: a folder or hub id (optional where a method needs none)")
+    parser.add_argument("--models_to_merge", metavar="A,B,C", help="the fine-tuned models, by folder or hub id")
+    parser.add_argument("--save_path", type=user_path, help="folder for the merged checkpoint")
+    parser.add_argument(
+        "--config", type=user_path, metavar="FILE", help="YAML with the same keys, or mergekit's; flags win"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="of the output (default: bfloat16)")
+    parser.add_argument(
+        "--numerics",
+        choices=("float32", "reference"),
+        help="float32: one rounding at the end (default); reference: the original's bf16 arithmetic, bit for bit",
+    )
+    parser.add_argument("--seed", type=int, help="of DARE's masks (default: 42)")
+    parser.add_argument(
+        "--tokenizer", metavar="base|union|MODEL", help="whose vocabulary the result has, by token (default: base)"
+    )
+    parser.add_argument(
+        "--chat_template",
+        metavar="base|auto|MODEL|JINJA",
+        help="the base's chat template, the commonest, a model's, or one written out (default: base)",
+    )
+    parser.add_argument("--omega", type=float, help="relax the merge by AIM in the same pass, with this omega")
+    parser.add_argument("--importance", type=user_path, metavar="FILE", help="the base's importance file, for --omega")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
+    add_run_flags(parser)
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the plan, from headers and configs alone, and stop"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry_run: the plan as JSON")
+    parser.add_argument(
+        "--from_lock", type=user_path, metavar="FILE", help="repeat the merge of a merge.lock.json to the same bytes"
+    )
+    add_output_flags(parser)
+    group = parser.add_argument_group(f"parameters of {method.name}" if method else "parameters of the methods")
+    for name, parameter, users in method_flags(method):
+        given = f"default: {parameter.default}; " if parameter.default is not None else ""
+        default = "" if method is None else f" ({given}{parameter.source})"
+        whose = "" if method else f" [{', '.join(users)}]"
+        text = (parameter.help + default + whose).replace("%", "%%")
+        if parameter.type == "bool":
+            group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            plain = f"{{{','.join(parameter.choices)}}}" if parameter.choices else parameter.type.upper()
+            metavar = "X or X,Y,Z" if parameter.per_model else plain
+            group.add_argument(f"--{name}", metavar=metavar, help=text)
+    return parser
+
+
+def method_flags(method: MergeMethod | None) -> list[tuple[str, Any, list[str]]]:
+    """Return (name, parameter, methods that have it) for the chosen method, or for all."""
+    flags: dict[str, tuple[str, Any, list[str]]] = {}
+    for m in [method] if method else all_methods().values():
+        for name, parameter in m.parameters.items():
+            flags.setdefault(name, (name, parameter, []))[2].append(m.name)
+    return list(flags.values())
+
+
+def take(key: str, flags: dict[str, Any], config: dict[str, Any]) -> Any:
+    """Remove a key from the flags and the YAML and return it in its type, the flag winning; None where neither has it.
+
+    Raises UsageError for a value of another type.
+    """
+    from_config = config.pop(key, None)
+    value = flags.pop(key, from_config)
+    kind = RUN_KEYS[key]
+    if value is None or isinstance(value, kind):
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return user_path(value)
+    raise UsageError(f"{key} must be a {NAMES[kind]}, found {value!r}.")

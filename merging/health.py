@@ -1,0 +1,79 @@
+"""Health of a merge: how far each model and the result moved from the base, per layer, and where they disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from merging.names import layer_of
+
+
+def by_layer(tensors: Iterable[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Add up the tensors' sums layer by layer; returns one row per layer, and one per tensor outside of layers.
+
+    A row has norms (one per model), merged (the norm), and as shares: conflicts (of the entries that any model moved),
+    dropped (per model, of the entries that it moved; None where the method drops nothing), changed (of all entries).
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for name, health in tensors:
+        found = layer_of(name)
+        groups.setdefault(f"{found[0]}{found[1]}" if found else name, []).append(health)
+    return [_row(layer, parts) for layer, parts in groups.items()]
+
+
+def _row(layer: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    models = range(len(parts[0]["squares"]))
+    has_base = all(part["has_base"] for part in parts)
+    drops = [part for part in parts if part["dropped"] is not None]
+    return {
+        "layer": layer,
+        "norms": [math.sqrt(sum(part["squares"][i] for part in parts)) for i in models],
+        "merged": math.sqrt(sum(part["merged"] for part in parts)),
+        "conflicts": _share(sum(p["conflicts"] for p in parts), sum(p["moved"] for p in parts)) if has_base else None,
+        "dropped": [_share(sum(p["dropped"][i] for p in drops), sum(p["nonzero"][i] for p in drops)) for i in models]
+        if drops
+        else None,
+        "changed": _share(sum(p["changed"] for p in parts), sum(p["elements"] for p in parts)) if has_base else None,
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> str:
+    """Return the table, a sentence on what its columns are, and the layers that did not change."""
+    has_base = rows[0]["changed"] is not None
+    what = "task vector" if has_base else "weights"
+    legend = "; ".join(f"{i} is {name}" for i, name in enumerate(models, 1))
+    shows_drops = any(row["dropped"] for row in rows)
+    heads = ["layer", *(f"norm {i}" for i in range(1, len(models) + 1)), "norm merged"]
+    heads += ["sign conflicts"] if has_base else []
+    heads += [f"dropped {i}" for i in range(1, len(models) + 1)] if shows_drops else []
+    heads += ["changed"] if has_base else []
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for row in rows:
+        cells = [row["layer"], *(f"{norm:.4g}" for norm in row["norms"]), f"{row['merged']:.4g}"]
+        cells += [_percent(row["conflicts"])] if has_base else []
+        cells += [_percent(x) for x in row["dropped"] or [None] * len(models)] if shows_drops else []
+        cells += [_percent(row["changed"])] if has_base else []
+        lines.append(cells)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    table = "\n".join(
+        "| " + " | ".join(_pad(cell, width, i) for i, (cell, width) in enumerate(zip(line, widths, strict=True))) + " |"
+        for line in lines
+    )
+    still = [row["layer"] for row in rows if row["changed"] == 0]
+    unchanged = f"Unchanged: {', '.join(still)}." if still else "Every layer changed." if has_base else ""
+    return f"Norm of each {what}; {legend}.\n\n{table}\n\n{unchanged}".rstrip()
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _pad(cell: str, width: int, column: int) -> str:
+    if set(cell) <= {"-", ":"} and len(cell) > 1:
+        return cell.replace("---", "-" * (width - cell.count(":")))
+    return cell.ljust(width) if column == 0 else cell.rjust(width)

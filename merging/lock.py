@@ -1,0 +1,122 @@
+"""The lock of an output: its inputs by commit and digest, every effective parameter, and the digest of every tensor.
+
+It holds nothing that differs between two runs of one merge, no time and no place of the output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from console.errors import CheckpointError, UsageError
+from console.files import read_json
+from merging.checkpoint import Checkpoint
+from merging.digests import digest_of
+from merging.planned import Plan
+from merging.recipe import MergeRecipe
+
+LOCK_FILE = "merge.lock.json"
+FORMAT = "merge-lock-1"
+SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+"""Files of an input besides its weights that the result depends on."""
+
+
+def files_of(checkpoint: Checkpoint) -> list[Path]:
+    """Return every file of an input that the result depends on."""
+    small = [checkpoint.folder / name for name in SMALL_FILES]
+    return [*checkpoint.files, *(file for file in small if file.is_file())]
+
+
+def describe_input(checkpoint: Checkpoint, digests: Mapping[Path, str | None]) -> dict[str, Any]:
+    """Return name, exact name (absolute folder or id with commit), commit, and {file: size and digest} of an input."""
+    files = {
+        file.name: {"bytes": file.stat().st_size, "sha256": digests.get(file)} for file in files_of(checkpoint)
+    }  # fmt: skip
+    return {"name": checkpoint.name, "exact": checkpoint.exact_name, "commit": checkpoint.commit, "files": files}
+
+
+def tensors_of(plan: Plan, journal: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return {name: shape, dtype, sha256} of the finished tensors of a plan."""
+    return {
+        tensor.name: {"shape": list(tensor.shape), "dtype": tensor.dtype, "sha256": entry["sha256"]}
+        for tensor, entry in zip(plan.tensors, journal, strict=True)
+    }
+
+
+def write_lock(folder: Path, lock: Mapping[str, Any]) -> None:
+    """Write merge.lock.json."""
+    (folder / LOCK_FILE).write_text(json.dumps(lock, indent=2) + "\n", encoding="utf-8")
+
+
+def read_lock(file: Path) -> dict[str, Any]:
+    """Read a lock, given as the file or the folder it is in. Raises UsageError where it is none."""
+    if file.is_dir():
+        file = file / LOCK_FILE
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist; a lock is the {LOCK_FILE} of a finished output.")
+    lock = read_json(file, "")
+    if lock.get("format") != FORMAT:
+        raise UsageError(f"{file} is no lock of this program (format {lock.get('format')!r}, expected {FORMAT!r}).")
+    return lock
+
+
+def pinned(recipe: MergeRecipe, lock: Mapping[str, Any]) -> MergeRecipe:
+    """Return the recipe with each model by its exact name in the lock."""
+    exact = {entry["name"]: entry["exact"] for entry in lock["inputs"]}
+    return replace(
+        recipe,
+        models=tuple(exact.get(name, name) for name in recipe.models),
+        base_model=None if recipe.base_model is None else exact.get(recipe.base_model, recipe.base_model),
+        tokenizer=exact.get(recipe.tokenizer, recipe.tokenizer),
+        chat_template=exact.get(recipe.chat_template, recipe.chat_template),
+    )
+
+
+def check_inputs(lock: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
+    """Raise CheckpointError naming the first input file that is not the lock's."""
+    for entry, now in zip(lock["inputs"], found, strict=True):
+        for name, file in entry["files"].items():
+            digest = now["files"].get(name, {}).get("sha256")
+            if digest != file["sha256"]:
+                raise CheckpointError(
+                    f"{now['name']}: {name} is not the file of the lock (sha256 {str(digest)[:12]}..., expected "
+                    f"{str(file['sha256'])[:12]}...); get the version that the lock names."
+                )
+
+
+def check_others(lock: Mapping[str, Any], found: Mapping[str, str | None]) -> None:
+    """Raise CheckpointError where a file besides the checkpoints (an importance file) is not the lock's."""
+    for name, digest in lock["other_inputs"].items():
+        if found.get(name) != digest:
+            raise CheckpointError(f"The {name} file is not that of the lock (its sha256 differs); get that one.")
+
+
+def check_tensors(lock: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise CheckpointError naming the first tensor that is not the lock's."""
+    for name in {**lock["tensors"], **found}:
+        expected, now = lock["tensors"].get(name), found.get(name)
+        if expected != now:
+            raise CheckpointError(
+                f"Tensor {name} does not repeat the lock's ({_told(now)}, expected {_told(expected)}); the lock was "
+                f"made on {lock['device']} with {', '.join(f'{k} {v}' for k, v in lock['versions'].items())}."
+            )
+
+
+def _told(tensor: Mapping[str, Any] | None) -> str:
+    return "none" if tensor is None else f"{tensor['dtype']} {tensor['shape']} sha256 {tensor['sha256'][:12]}..."
+
+
+def small_files(folder: Path) -> dict[str, str | None]:
+    """Return {name: digest} of what stands beside the weights and does not change from run to run."""
+    skipped = (".safetensors", ".index.json")
+    return {
+        file.name: digest_of(file)
+        for file in sorted(folder.iterdir())
+        if file.is_file() and not file.name.endswith(skipped) and file.name not in _VARYING
+    }
+
+
+_VARYING = ("run_record.json", "README.md", "journal.jsonl", "writing.lock", LOCK_FILE)

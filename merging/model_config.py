@@ -1,0 +1,55 @@
+"""What a model's config.json and its card say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the language model's part of a config (a vision-language model nests it)."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, Mapping) else config
+
+
+def ties_embeddings(config: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Return whether the output embedding is the input embedding: by the config, then by the stored names."""
+    stated = text_config_of(config).get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    if stated is None:  # transformers leaves defaults out of config.json
+        return not any(name.endswith("lm_head.weight") for name in names)
+    return bool(stated)
+
+
+def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with keys changed where it has them: at the top, in the language model's part, or in both.
+
+    A key that is in neither is added to the language model's part.
+    """
+    nested = config.get("text_config")
+    if not isinstance(nested, Mapping):
+        return {**config, **changes}
+    inner = {key: value for key, value in changes.items() if key in nested or key not in config}
+    outer = {key: value for key, value in changes.items() if key in config}
+    return {**config, **outer, "text_config": {**nested, **inner}}
+
+
+def stated_licences(card: Path) -> tuple[str, ...]:
+    """Return the licences in a model card's front matter; none where there is no card or it cannot be read.
+
+    A licence that the hub has no id for (`other`) is called by its name.
+    """
+    try:
+        lines = card.read_text(encoding="utf-8").splitlines()
+        front = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)])) if lines[0] == "---" else None
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return ()
+    if not isinstance(front, Mapping):
+        return ()
+    found = front.get("license")
+    if found == "other":
+        found = front.get("license_name", found)
+    listed = found if isinstance(found, list) else [found]
+    return tuple(licence for licence in listed if isinstance(licence, str) and licence)

@@ -1,0 +1,76 @@
+"""What a plan says: every tensor of the result, where its parts are found, and the method's parameters for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from merging.checkpoint import Checkpoint
+from merging.stored import tensor_bytes
+from merging.vocabulary import Alignment, Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A tensor of one checkpoint, and how its rows lie in the result's vocabulary (None: as they are)."""
+
+    checkpoint: Checkpoint
+    name: str
+    alignment: Alignment | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TensorPlan:
+    """One output tensor: where each model's part of it is found, and the method's parameters for it.
+
+    `own` gives the shape, and the tensor itself where it is copied: no floating-point numbers, or no `models`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    own: Source
+    models: tuple[Source, ...]
+    base: Source | None
+    parameters: Mapping[str, Any]
+    is_float: bool
+    is_embedding: bool
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the method makes this tensor; else it is copied."""
+        return self.is_float and bool(self.models)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every source that is read for it."""
+        return (self.own, *self.models, *([self.base] if self.base else ())) if self.is_merged else (self.own,)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every output tensor, in the donor's order, and what is to be said of the inputs.
+
+    tied: whether the result's output head is its input embedding; layer_origin: for a result made of slices, the layer
+    of the first source that each layer comes from.
+    """
+
+    tensors: tuple[TensorPlan, ...]
+    vocabulary: Vocabulary
+    tied: bool
+    notes: tuple[str, ...]
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    layer_origin: tuple[int, ...] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the output in bytes."""
+        return sum(tensor_bytes(tensor.shape, tensor.dtype) for tensor in self.tensors)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all the tensors that are read, each once."""
+        used = {(id(s.checkpoint), s.name): s for tensor in self.tensors for s in tensor.sources}
+        infos = [s.checkpoint.tensors[s.name] for s in used.values()]
+        return sum(tensor_bytes(info.shape, info.dtype) for info in infos)

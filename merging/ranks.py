@@ -1,0 +1,55 @@
+"""Where the k-th largest of many fp32 values lies, found by counting: exact, in constant memory, in any order.
+
+The bit patterns of non-negative fp32 numbers, read as whole numbers, are ordered as the numbers are. One pass counts
+their upper 16 bits and tells which bin holds the k-th; a second counts the lower 16 bits within that bin. Counts of
+parts add up, so that it does not matter how the values are cut.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+UPPER_BINS = 1 << 15
+"""The sign bit is zero."""
+LOWER_BINS = 1 << 16
+INFINITY = 0x7F800000
+"""Patterns above it are NaN."""
+
+
+def upper_counts(values: Tensor) -> Tensor:
+    """Return how many of the non-negative values (fp32, any shape) have each upper half; NaN is left out.
+
+    (UPPER_BINS,) int64 on the CPU.
+    """
+    return torch.bincount(_patterns(values) >> 16, minlength=UPPER_BINS).cpu()
+
+
+def lower_counts(values: Tensor, upper: int) -> Tensor:
+    """Return how many of the values with that upper half have each lower half, (LOWER_BINS,) int64 on the CPU."""
+    patterns = _patterns(values)
+    return torch.bincount(patterns[patterns >> 16 == upper] & 0xFFFF, minlength=LOWER_BINS).cpu()
+
+
+def within(values: Tensor, upper: int) -> Tensor:
+    """Return the values with that upper half, flattened, on the CPU."""
+    patterns = _patterns(values)
+    return patterns[patterns >> 16 == upper].view(torch.float32).cpu()
+
+
+def locate(counts: Tensor, keep: int) -> tuple[int, int]:
+    """Return the bin that holds the `keep`-th largest (1 <= keep <= sum of the counts) and how many lie above it."""
+    from_top = counts.flip(0).cumsum(0)
+    place = int(torch.searchsorted(from_top, keep))
+    return len(counts) - 1 - place, int(from_top[place] - counts[len(counts) - 1 - place])
+
+
+def value_of(upper: int, lower: int) -> float:
+    """Return the number with those two halves."""
+    return torch.tensor(upper << 16 | lower, dtype=torch.int32).view(torch.float32).item()
+
+
+def _patterns(values: Tensor) -> Tensor:
+    """Bit patterns of the values that are not NaN, flattened, int32; -0 is 0."""
+    patterns = values.contiguous().view(torch.int32).flatten() & 0x7FFFFFFF
+    return patterns if not len(patterns) or int(patterns.max()) <= INFINITY else patterns[patterns <= INFINITY]

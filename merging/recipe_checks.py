@@ -1,0 +1,77 @@
+"""What of a recipe cannot be, and what does nothing: parameters against each other and against the numerics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from console.errors import UsageError
+from merging.registry import MergeMethod, find_method
+from merging.settings import Setting
+
+if TYPE_CHECKING:
+    from merging.recipe import MergeRecipe
+
+
+def check(recipe: MergeRecipe, method: MergeMethod) -> None:
+    """Refuse a recipe whose settings do not go together. Raises UsageError."""
+    if recipe.numerics == "reference" and not method.has_reference:
+        raise UsageError(f"--numerics reference repeats the original program, which had no {method.name}.")
+    if recipe.numerics == "reference" and not recipe.is_plain:
+        raise UsageError(
+            "--numerics reference repeats the original program, which merged whole models with one value of each "
+            "parameter; leave out slices, modules, filters and lists over the layers."
+        )
+    if recipe.numerics == "reference" and any(density < 1 for s in _densities(recipe) for density in s.values):
+        raise UsageError(
+            "--numerics reference reproduces the original program, which merged at density 1; add --density 1."
+        )
+    switches = {name: recipe.parameters.get(name) for name in ("zero_sum", "trim_scope")}
+    if recipe.numerics == "reference" and switches["zero_sum"] == "majority":
+        raise UsageError("--numerics reference repeats the original program, where zero_sum is positive; take it away.")
+    if switches["trim_scope"] == "model" and any(setting.constant is None for setting in _densities(recipe)):
+        raise UsageError(
+            "trim_scope model ranks all tensors of a model together, and needs one density for each model; leave out "
+            "filters and lists over the layers."
+        )
+    for section in recipe.sections:
+        settings = [setting for name in section.parameters for setting in section.settings(name)]
+        if all(setting.is_complete for setting in settings):
+            names = {"", *(part for s in settings for part, _ in s.rules if part)}
+            turns = {len(values) - 1 for s in settings for _, values in s.rules}
+            depths = {0.0, 1.0, *(i / turn for turn in turns for i in range(turn))}
+            for name, depth in product(sorted(names), sorted(depths)):
+                check_values(method, section.at(name, depth))
+
+
+def check_values(method: MergeMethod, values: Mapping[str, Any]) -> None:
+    """Refuse values that do not go together: those of a recipe, where they change, or of one tensor. UsageError."""
+    pairs = zip(values["density"], values["epsilon"], strict=True) if {"density", "epsilon"} <= values.keys() else ()
+    for density, epsilon in pairs:
+        if density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
+            raise UsageError(
+                f"{method.name} keeps entries with probability density - epsilon to density + epsilon, which must "
+                f"lie between 0 and 1; found {density:g} and {epsilon:g}."
+            )
+    divides = values.get("normalize_weights") or (method.base == "donor" and values.get("normalize"))
+    if divides and abs(sum(values.get("weights", [1.0]))) < 1e-8:
+        raise UsageError(f"{method.name} divides by the sum of the weights, which is 0; change --weights.")
+
+
+def remarks(recipe: MergeRecipe) -> list[str]:
+    """Return a sentence for each setting that does nothing, or means another thing where the file comes from."""
+    said = list(recipe.notes)
+    densities = _densities(recipe)
+    if densities and all(density >= 1 for setting in densities for density in setting.values):
+        what = "trims" if recipe.method == "ties" else "drops"
+        said.append(f"density 1: {recipe.method} {what} nothing.")
+    if recipe.parameters.get("solver") == "closed_form":
+        said.append("solver closed_form: iterations and learning_rate do nothing.")
+    if len(recipe.models) == 1 and find_method(recipe.method).max_models > 1:
+        said.append("One model: there is nothing to reconcile.")
+    return said
+
+
+def _densities(recipe: MergeRecipe) -> list[Setting]:
+    return [s for section in recipe.sections if "density" in section.parameters for s in section.settings("density")]

@@ -1,0 +1,38 @@
+"""Folders for this run alone, gone at its end."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
+
+CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def scratch_folder() -> Path:
+    """Return a new empty folder that is removed when the interpreter ends."""
+    folder = Path(tempfile.mkdtemp(prefix="merging-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def overlay(below: Path, above: Path) -> Path:
+    """Return a folder with the small files of `below`, the tokenizer taken from `above`; `below` itself if it has none.
+
+    For an adapter that was trained with more tokens, or with another chat template, than its base has.
+    """
+    from merging.tokenizer import TOKENIZER_FILES
+
+    def tokenizer_files(folder: Path) -> set[Path]:
+        return {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}
+
+    theirs = tokenizer_files(above)
+    if not any(file.name in VOCABULARIES for file in theirs):
+        return below
+    kept = [below / name for name in CONFIGS if (below / name).is_file()]
+    folder = scratch_folder()
+    for name, file in {file.name: file for file in (*kept, *theirs)}.items():
+        (folder / name).symlink_to(file.resolve())
+    return folder

@@ -1,0 +1,148 @@
+"""Weights in files: what their headers say of every tensor, and the tensors themselves through a memory map."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from console.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from merging.rows import Rows
+
+DTYPES = {
+    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}  # fmt: skip
+"""safetensors' name of a dtype -> torch's name and bytes per element."""
+CODES = {name: code for code, (name, _) in DTYPES.items()}
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+PACKED = re.compile(
+    r"\.(qweight|qzeros|scales|weight_packed|weight_scale(_inv)?|weight_zero_point|SCB|absmax|quant_map|codebooks)$"
+    r"|\.weight\.(absmax|quant_map|nested_\w+|quant_state\.\w+)$|\.experts\.\w+_(blocks|scales)$"
+)
+"""Names that quantisers (GPTQ, AWQ, bitsandbytes, fp8, MXFP4) give to packed numbers and their scales."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of a tensor; dtype is torch's name ("bfloat16")."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+
+
+def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Return the size in bytes of a tensor of torch dtype name `dtype`."""
+    return math.prod(shape) * DTYPES[CODES[dtype]][1]
+
+
+class Weights(Protocol):
+    """The tensors of a checkpoint by name: stored, computed on the fly, or dequantised."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor's shape and dtype, known without reading it."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Every file that the values come from."""
+
+    def rows(self, name: str) -> Rows:
+        """Return a tensor to be read in blocks. Raises CheckpointError where it cannot be read."""
+
+    def close(self) -> None:
+        """Let go of open files and memory; a later read opens them again."""
+
+
+class StoredWeights:
+    """Tensors in safetensors or PyTorch .bin files, read through a memory map."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
+        self.tensors = tensors
+        self._open: dict[Path, Any] = {}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files, sorted."""
+        return tuple(sorted({info.file for info in self.tensors.values()}))
+
+    def rows(self, name: str) -> Tensor:
+        """Return the tensor as stored, memory-mapped, on the CPU. Raises CheckpointError where it cannot be read."""
+        file = self.tensors[name].file
+        if not file.exists():
+            raise CheckpointError(f"Tensor {name} cannot be read: {file} is not there (only headers were fetched).")
+        try:
+            if file.suffix == ".safetensors":
+                return self._safetensors(file).get_tensor(name)
+            if file not in self._open:
+                self._open[file] = load_pickled(file)
+            return self._open[file][name]
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{file}: tensor {name} cannot be read ({error}).") from error
+
+    def _safetensors(self, file: Path) -> Any:
+        if file not in self._open:
+            from safetensors import safe_open
+
+            self._open[file] = safe_open(str(file), framework="pt")
+        return self._open[file]
+
+    def close(self) -> None:
+        """Let go of the memory maps."""
+        self._open.clear()
+
+
+def load_pickled(file: Path) -> dict[str, Tensor]:
+    """Memory-map a PyTorch .bin of tensors, refusing anything that would need arbitrary unpickling.
+
+    Raises CheckpointError for such a file, for one that is broken, and for one that is no mapping of names to tensors.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written before torch 1.6: no memory map of that format
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds more than tensors and is not unpickled, because a pickle can run code; "
+            "convert it to safetensors on a machine where you trust it."
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{file} is not a whole PyTorch file ({what}); download it again.") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{file} should map names to tensors (a state dict), and does not.")
+    return state
+
+
+def check_plain(label: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse quantised weights by name: by the config, by what quantisers call their tensors, by dtype.
+
+    Raises CheckpointError.
+    """
+    advice = (
+        "merging needs the unquantised checkpoint, or a dequantised copy "
+        "(in transformers: from_pretrained, dequantize(), save_pretrained)"
+    )
+    for key in ("quantization_config", "compression_config"):
+        if stated := config.get(key):
+            method = stated.get("quant_method") if isinstance(stated, Mapping) else None
+            kind = f" of {method}" if method else ""
+            raise CheckpointError(f"{label} is quantised (config.json has a {key}{kind}): {advice}.")
+    for name, info in tensors.items():
+        matrix = name.endswith("weight") and info.dtype in CODES and info.dtype not in FLOATS
+        if PACKED.search(name) or matrix or info.dtype not in CODES:
+            raise CheckpointError(f"{label}: tensor {name} ({info.dtype}) belongs to quantised weights: {advice}.")

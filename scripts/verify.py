@@ -1,0 +1,142 @@
+"""Check an output against its lock: the digest of every tensor and file, and with --recompute the merge itself.
+
+Exit code 0: all is as the lock says. 1: something is not. 3: it could not be checked
+(no lock, or inputs that are gone).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from console.cli import Parser, add_output_flags, run, say
+from console.errors import FailureError, ProjectError
+from console.files import user_path
+from merging.digests import digest_of
+from merging.headers import header_of
+from merging.lock import LOCK_FILE, read_lock, small_files
+from merging.stored import StoredWeights, TensorInfo
+
+COULD_NOT = 3
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check, say what was found, return the exit code."""
+    parser = Parser(prog="scripts/verify.py", description=__doc__)
+    parser.add_argument("folder", type=user_path, help="an output of merge.py or performAIM.py")
+    parser.add_argument(
+        "--recompute", metavar="N|all", help="merge N tensors (or all) again from the inputs and compare their bytes"
+    )
+    parser.add_argument("--tensors", metavar="REGEX", help="recompute among the tensors whose name matches")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of the N tensors")
+    parser.add_argument("--base_model", help="where the base lies now, if not where the lock says")
+    parser.add_argument("--models_to_merge", help="where the models lie now, as A,B,C")
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
+    try:
+        lock = read_lock(args.folder)
+    except ProjectError as error:
+        print(f"could not check: {error}", file=sys.stderr)
+        return COULD_NOT
+    wrong = damage(args.folder, lock)
+    for sentence in wrong:
+        print(sentence)
+    if wrong:
+        print(f"BAD: {len(wrong)} of {len(lock['tensors']) + len(lock['files'])} parts differ from {LOCK_FILE}.")
+        return 1
+    say(f"{len(lock['tensors'])} tensors and {len(lock['files'])} files are as the lock says.", args.quiet)
+    if args.recompute or args.tensors:
+        try:
+            names = chosen(lock, args.recompute or "all", args.tensors, args.seed)
+            wrong = recomputed(lock, names, args)
+        except ProjectError as error:
+            print(f"could not check: {error}", file=sys.stderr)
+            return COULD_NOT
+        for sentence in wrong:
+            print(sentence)
+        if wrong:
+            print(f"BAD: {len(wrong)} of {len(names)} tensors do not come out of the inputs.")
+            return 1
+        say(f"{len(names)} tensors recomputed from the inputs, bit for bit the same.", args.quiet)
+    print("GOOD")
+    return 0
+
+
+def damage(folder: Path, lock: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each tensor or file of the output that is not as its lock says."""
+    wrong = []
+    stored: dict[str, TensorInfo] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            stored.update(header_of(file))
+        except ProjectError as error:
+            wrong.append(str(error))
+    weights = StoredWeights(stored)
+    for name, expected in lock["tensors"].items():
+        if name not in stored:
+            wrong.append(f"Tensor {name} is missing.")
+            continue
+        info = stored[name]
+        if (info.dtype, list(info.shape)) != (expected["dtype"], expected["shape"]):
+            found = f"{info.dtype} {list(info.shape)}"
+            wrong.append(f"Tensor {name} is {found}, expected {expected['dtype']} {expected['shape']}.")
+        elif sha256_of([weights.rows(name)[:] if info.shape else weights.rows(name)]) != expected["sha256"]:
+            wrong.append(f"Tensor {name} in {info.file.name} has other bytes than when it was written.")
+    wrong += [f"Tensor {name} is not in the lock." for name in stored if name not in lock["tensors"]]
+    files = small_files(folder)
+    wrong += [f"File {name} was changed or is missing." for name, d in lock["files"].items() if files.get(name) != d]
+    return wrong
+
+
+def chosen(lock: Mapping[str, Any], count: str, pattern: str | None, seed: int) -> list[str]:
+    """Return the tensors to recompute. Raises FailureError for a count or pattern that chooses none."""
+    try:
+        names = [name for name in lock["tensors"] if pattern is None or re.search(pattern, name)]
+        number = len(names) if count == "all" else min(len(names), int(count))
+    except (ValueError, re.error) as error:
+        raise FailureError(f"--recompute takes a number or all, --tensors a regular expression ({error}).") from error
+    if number < 1:
+        raise FailureError("No tensor is chosen; --recompute takes a number or all.")
+    return sorted(random.Random(seed).sample(names, number))
+
+
+def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list[str]:
+    """Return a sentence for each of the tensors that the inputs do not give."""
+    from aim.repeat import work_of
+    from merging.lock import check_inputs, describe_input, files_of
+    from merging.produce import Output
+    from merging.stream import tensor_blocks
+
+    models = args.models_to_merge.split(",") if args.models_to_merge else ()
+    output = Output(args.folder, device=lock["device"], quiet=True)
+    work = work_of(lock, output, models, args.base_model)
+    files = {file: digest_of(file) for checkpoint in work.inputs.all for file in files_of(checkpoint)}
+    check_inputs(lock, [describe_input(checkpoint, files) for checkpoint in work.inputs.all])
+    job = work.make_job()
+    wrong = []
+    planned = {tensor.name: tensor for tensor in work.plan.tensors}
+    for name in names:
+        if sha256_of(tensor_blocks(planned[name], job)) != lock["tensors"][name]["sha256"]:
+            wrong.append(f"Tensor {name} comes out differently from the inputs.")
+    return wrong
+
+
+def sha256_of(blocks: Iterable[Any]) -> str:
+    """Return the digest of the bytes of a tensor that comes in blocks of rows."""
+    import torch
+
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

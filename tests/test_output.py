@@ -1,0 +1,363 @@
+"""What comes out of a run besides the weights: resuming, lock, repetition, verification, health, load check."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from console.errors import CheckpointError, FailureError, UsageError
+from merging.health import by_layer
+from merging.recipe import make_recipe
+from merging.run import Output, merge
+from merging.writer import ShardedWriter
+from tests.conftest import ROOT
+from tests.tiny import fine_tune, make_llama, weights
+
+
+def recipe_of(family, **more: object):  # type: ignore[no-untyped-def]
+    """TIES of a and b."""
+    models = f"{family['a']},{family['b']}"
+    return make_recipe({"method": "ties", "base_model": str(family["base"]), "models_to_merge": models, **more}, {})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file but the run record, which has the time in it."""
+    return {f.name: f.read_bytes() for f in sorted(folder.iterdir()) if f.name != "run_record.json"}
+
+
+# resuming
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
+    """Make the writer fail when `count` tensors are written."""
+    real = ShardedWriter.write
+
+    def failing(self, name, blocks, remark=dict):  # type: ignore[no-untyped-def]
+        if self.done == count:
+            raise error
+        real(self, name, blocks, remark)
+
+    monkeypatch.setattr(ShardedWriter, "write", failing)
+
+
+@pytest.mark.parametrize("size", ["5GB", "20KB"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_resumed_run_gives_the_same_bytes(family, tmp_path: Path, monkeypatch, capsys, size, error) -> None:
+    """House law 4: a run that was interrupted after 5 tensors leaves the target alone and nothing that loads; with
+    --resume it writes the rest only, and every file is as of an uninterrupted run."""
+    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True, max_shard_size=size, health=True))
+    out = Output(tmp_path / "cut" / "out", max_shard_size=size, health=True)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, error)
+        with pytest.raises(type(error)):
+            merge(recipe_of(family), out)
+    assert "--resume" in capsys.readouterr().err
+    assert not out.save_path.exists()
+    stage = tmp_path / "cut" / ".out.partial"
+    assert not (stage / "config.json").exists()
+    written = []
+    real = ShardedWriter.write
+    monkeypatch.setattr(ShardedWriter, "write", lambda *a: (written.append(a[1]), real(*a)))
+    merge(recipe_of(family), Output(**{**vars(out), "resume": True}))
+    assert "5 tensors are done" in capsys.readouterr().err
+    assert len(written) == len(weights(whole)) - 5
+    assert files(out.save_path) == files(whole)
+    assert not stage.exists()
+
+
+def test_resume_trusts_nothing_it_did_not_verify(family, tmp_path: Path, monkeypatch) -> None:
+    """A byte of the finished part that was changed meanwhile is found by its digest, and that tensor written again."""
+    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True))
+    out = Output(tmp_path / "cut" / "out", quiet=True)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            merge(recipe_of(family), out)
+    file = tmp_path / "cut" / ".out.partial" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    merge(recipe_of(family), Output(**{**vars(out), "resume": True}))
+    assert files(out.save_path) == files(whole)
+
+
+def test_resume_refuses_another_recipe(family, tmp_path: Path, monkeypatch, capsys) -> None:
+    """An interrupted run is not gone on with under another recipe; without --resume it is discarded, and said so."""
+    out = Output(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            merge(recipe_of(family), out)
+    with pytest.raises(UsageError, match="another recipe"):
+        merge(recipe_of(family, density=0.7), Output(**{**vars(out), "resume": True}))
+    merge(recipe_of(family, density=0.7), out)
+    assert "is discarded" in capsys.readouterr().err
+    assert out.save_path.is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_killed_run_is_resumed(tmp_path: Path) -> None:
+    """SIGKILL in the middle of writing: no target; the same command with --resume ends in the bytes of a whole run."""
+    base = make_llama(tmp_path / "base", layers=12, hidden=128)
+    a = fine_tune(base, tmp_path / "a", seed=1)
+    command = [sys.executable, "merge.py", "--method", "ties", "--base_model", str(base), "--models_to_merge", str(a),
+               "--no-load_check", "--quiet"]  # fmt: skip
+    out, stage = tmp_path / "out", tmp_path / ".out.partial"
+    running = subprocess.Popen([*command, "--save_path", str(out)], cwd=ROOT)
+    journal = stage / "journal.jsonl"
+    while running.poll() is None and not (journal.exists() and len(journal.read_text().splitlines()) > 4):
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not out.exists()
+    subprocess.run([*command, "--save_path", str(out), "--resume"], cwd=ROOT, check=True)
+    subprocess.run([*command, "--save_path", str(tmp_path / "whole" / "out")], cwd=ROOT, check=True)
+    assert files(out) == files(tmp_path / "whole" / "out")
+
+
+def test_two_writers_of_one_folder(family, tmp_path: Path) -> None:
+    """While a process writes a folder, another that wants to write it is refused."""
+    from merging.stage import staged
+
+    with staged(tmp_path / "out", False, "key") as stage:
+        stage.journal.add({"name": "x"})
+        with pytest.raises(FailureError, match="Another process is writing"):
+            merge(recipe_of(family), Output(tmp_path / "out", quiet=True))
+
+
+# lock and repetition
+
+
+@pytest.fixture(scope="module")
+def done(family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished merge of TIES."""
+    return merge(recipe_of(family), Output(tmp_path_factory.mktemp("done") / "out", quiet=True))
+
+
+def test_lock_is_a_function_of_the_merge(family, tmp_path: Path, done: Path) -> None:
+    """Two runs of one merge into different places have the same lock, byte for byte."""
+    again = merge(recipe_of(family), Output(tmp_path / "elsewhere", quiet=True))
+    assert (again / "merge.lock.json").read_bytes() == (done / "merge.lock.json").read_bytes()
+
+
+def test_lock_says_what_went_in_and_came_out(family, done: Path) -> None:
+    """The lock has every effective parameter with its source, each input file's sha256, and each output tensor's."""
+    import hashlib
+
+    lock = json.loads((done / "merge.lock.json").read_text())
+    assert lock["recipe"]["density"] == [0.2, 0.2]
+    assert "TIES" in lock["sources"]["density"]
+    by_name = {entry["name"]: entry for entry in lock["inputs"]}
+    file = family["a"] / "model.safetensors"
+    expected = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert by_name[str(family["a"])]["files"]["model.safetensors"] == expected
+    for name, tensor in weights(done).items():
+        digest = hashlib.sha256(tensor.view(torch.uint8).numpy().tobytes()).hexdigest()
+        assert lock["tensors"][name] == {"shape": list(tensor.shape), "dtype": "bfloat16", "sha256": digest}
+
+
+def test_from_lock_repeats_the_merge(family, tmp_path: Path, done: Path, run_script) -> None:
+    """--from_lock gives the same bytes, from another working folder, and with the inputs moved elsewhere too."""
+    first = run_script(ROOT / "merge.py", "--from_lock", done, "--save_path", tmp_path / "1", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    for name in ("base", "a", "b"):
+        shutil.copytree(family[name], tmp_path / name)
+    second = run_script(
+        ROOT / "merge.py", "--from_lock", done / "merge.lock.json", "--save_path", "2", "--base_model", "base",
+        "--models_to_merge", "a,b", cwd=tmp_path,
+    )  # fmt: skip
+    assert second.returncode == 0, second.stderr
+    for out in ("1", "2"):
+        assert (tmp_path / out / "model.safetensors").read_bytes() == (done / "model.safetensors").read_bytes()
+
+
+def test_from_lock_refuses_other_inputs(family, tmp_path: Path, done: Path, run_script) -> None:
+    """An input that is not the lock's is named, and nothing is written."""
+    out = tmp_path / "out"
+    models = f"{family['a']},{family['c']}"
+    finished = run_script("merge.py", "--from_lock", done, "--models_to_merge", models, "--save_path", out)
+    assert finished.returncode == 1
+    assert "model.safetensors is not the file of the lock" in finished.stderr
+    assert not out.exists()
+
+
+def test_from_lock_takes_no_other_setting(done: Path, tmp_path: Path, run_script) -> None:
+    """A flag that would change the recipe is refused with exit code 2."""
+    finished = run_script("merge.py", "--from_lock", done, "--density", 0.5, "--save_path", tmp_path / "out")
+    assert finished.returncode == 2
+    assert "take --density away" in finished.stderr
+
+
+# verify
+
+
+def damaged(done: Path, folder: Path, how: str) -> Path:
+    """A copy of an output with something wrong."""
+    out = folder / "copy"
+    shutil.copytree(done, out)
+    file = out / "model.safetensors"
+    if how == "flipped bit":
+        data = bytearray(file.read_bytes())
+        data[-5] ^= 4
+        file.write_bytes(data)
+    elif how == "truncated":
+        os.truncate(file, file.stat().st_size - 3)
+    elif how == "missing shard":
+        file.unlink()
+    elif how == "edited config":
+        (out / "config.json").write_text((out / "config.json").read_text() + " ")
+    elif how == "extra tensor":
+        save_file({**load_file(file), "extra": torch.zeros(2)}, file, {"format": "pt"})
+    elif how == "no lock":
+        (out / "merge.lock.json").unlink()
+    return out
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "says"),
+    [
+        ("nothing", 0, "GOOD"),
+        ("flipped bit", 1, "has other bytes"),
+        ("truncated", 1, "is not a whole safetensors file"),
+        ("missing shard", 1, "is missing"),
+        ("edited config", 1, "File config.json was changed"),
+        ("extra tensor", 1, "Tensor extra is not in the lock"),
+        ("no lock", 3, "could not check"),
+    ],
+)
+def test_verify(tmp_path: Path, done: Path, run_script, how: str, code: int, says: str) -> None:
+    """verify.py: 0 for an output as its lock says, 1 naming what is not, 3 where it cannot tell."""
+    finished = run_script("scripts/verify.py", damaged(done, tmp_path, how))
+    assert finished.returncode == code, finished.stderr
+    assert says in finished.stdout + finished.stderr
+
+
+def test_verify_recomputes(family, tmp_path: Path, done: Path, run_script) -> None:
+    """With the inputs any tensors are merged again bit for bit; a lock that was doctored to fit changed weights is
+    found out; inputs that are gone are 'could not check'."""
+    good = run_script("scripts/verify.py", done, "--recompute", "all")
+    assert (good.returncode, good.stdout) == (0, "GOOD\n"), good.stderr
+    forged = damaged(done, tmp_path, "nothing")
+    state = load_file(forged / "model.safetensors")
+    state["model.norm.weight"][0] += 1
+    save_file(state, forged / "model.safetensors", {"format": "pt"})
+    import hashlib
+
+    lock = json.loads((forged / "merge.lock.json").read_text())
+    digest = hashlib.sha256(state["model.norm.weight"].view(torch.uint8).numpy().tobytes()).hexdigest()
+    lock["tensors"]["model.norm.weight"]["sha256"] = digest
+    (forged / "merge.lock.json").write_text(json.dumps(lock))
+    assert run_script("scripts/verify.py", forged).returncode == 0
+    found = run_script("scripts/verify.py", forged, "--recompute", "all")
+    assert found.returncode == 1
+    assert "Tensor model.norm.weight comes out differently" in found.stdout
+    one = run_script("scripts/verify.py", forged, "--recompute", "1", "--tensors", "q_proj")
+    assert one.returncode == 0, one.stdout
+    gone = run_script("scripts/verify.py", done, "--recompute", "2", "--base_model", tmp_path / "nowhere")
+    assert gone.returncode == 3
+
+
+def test_relaxed_output_has_a_lock_too(family, tmp_path: Path, run_script, done: Path) -> None:
+    """performAIM.py's output is verified, recomputed and repeated from its lock, bit for bit."""
+    out = tmp_path / "relaxed"
+    finished = run_script(
+        "performAIM.py", "--merged_model", done, "--pretrained_model_name", family["base"], "--save_path", out,
+        "--calibration", family["text"], "--n_samples", 20, "--block_size", 64,
+        "--importance", tmp_path / "importance.safetensors",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    verified = run_script("scripts/verify.py", out, "--recompute", "all")
+    assert (verified.returncode, verified.stdout) == (0, "GOOD\n"), verified.stderr
+    repeated = run_script("merge.py", "--from_lock", out, "--save_path", tmp_path / "again")
+    assert repeated.returncode == 0, repeated.stderr
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+# health, finiteness, loading
+
+
+def test_health_by_hand(tmp_path: Path) -> None:
+    """Norms, conflicts, drops and unchanged layers of a worked case: base 0, TIES at density 0.5 of two models."""
+    base = make_llama(tmp_path / "base", dtype=torch.float32)
+    state = {name: torch.zeros_like(tensor) for name, tensor in weights(base).items()}
+    one = {name: tensor.clone() for name, tensor in state.items()}
+    two = {name: tensor.clone() for name, tensor in state.items()}
+    one["model.layers.0.input_layernorm.weight"][:4] = torch.tensor([3.0, 4.0, 0, 0])
+    two["model.layers.0.input_layernorm.weight"][:4] = torch.tensor([-3.0, 4.0, 0, 12.0])
+    for name, tensors in (("base", state), ("one", one), ("two", two)):
+        if name != "base":
+            shutil.copytree(base, tmp_path / name)
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+    flags = {"method": "task_arithmetic", "base_model": str(base), "dtype": "float32",
+             "models_to_merge": f"{tmp_path / 'one'},{tmp_path / 'two'}"}  # fmt: skip
+    out = merge(make_recipe(flags, {}), Output(tmp_path / "out", quiet=True, health=True))
+    card = (out / "README.md").read_text()
+    row = next(line for line in card.splitlines() if "model.layers.0 " in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    # norms 5 and 13; merged (0, 8, 0, 12): sqrt(208); one conflict in three moved entries
+    assert cells[1:5] == ["5", "13", f"{208**0.5:.4g}", "33.3 %"]
+    assert "Unchanged: lm_head.weight, model.embed_tokens.weight, model.layers.1, model.norm.weight." in card
+
+
+def test_health_counts_what_ties_trims(family, tmp_path: Path) -> None:
+    """The share dropped is what trimming leaves out of the entries that a model moved, counted from the files."""
+    merge(recipe_of(family, density=0.25), Output(tmp_path / "ties", quiet=True, health=True))
+    row = next(line for line in (tmp_path / "ties" / "README.md").read_text().splitlines() if "layers.0 " in line)
+    base, tuned = weights(family["base"]), weights(family["a"])
+    moved = {n: int((tuned[n].float() != base[n].float()).sum()) for n in base if ".layers.0." in n}
+    kept = sum(min(moved[n], int(0.25 * base[n].numel())) for n in moved)
+    assert row.split("|")[6].strip() == f"{100 * (1 - kept / sum(moved.values())):.1f} %"
+
+
+def test_health_rows_add_up() -> None:
+    """A layer's figures are sums over its tensors: squares under the root, shares of counts."""
+    one = {"squares": [9.0], "merged": 9.0, "conflicts": 1, "moved": 2, "nonzero": [2], "dropped": [1], "changed": 0,
+           "elements": 4, "has_base": True}  # fmt: skip
+    two = {**one, "squares": [16.0], "merged": 16.0, "conflicts": 0, "moved": 2, "dropped": None}
+    (row,) = by_layer([("model.layers.3.a.weight", one), ("model.layers.3.b.weight", two)])
+    assert row == {"layer": "model.layers.3", "norms": [5.0], "merged": 5.0, "conflicts": 0.25, "dropped": [0.5],
+                   "changed": 0.0}  # fmt: skip
+
+
+def test_allow_nonfinite(tmp_path: Path, capsys) -> None:
+    """Infinity in an input is refused by name; --allow_nonfinite writes it, says where, and records how many."""
+    base = make_llama(tmp_path / "base")
+    shutil.copytree(base, tmp_path / "a")
+    state = load_file(tmp_path / "a" / "model.safetensors")
+    state["model.norm.weight"][:3] = float("inf")
+    save_file(state, tmp_path / "a" / "model.safetensors", {"format": "pt"})
+    flags = {"method": "task_arithmetic", "base_model": str(base), "models_to_merge": str(tmp_path / "a")}
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight of the result is not finite"):
+        merge(make_recipe(flags, {}), Output(tmp_path / "out", quiet=True))
+    out = merge(make_recipe(flags, {}), Output(tmp_path / "out", allow_nonfinite=True))
+    assert "model.norm.weight has 3 entries that are not finite" in capsys.readouterr().err
+    assert json.loads((out / "run_record.json").read_text())["tensors"]["nonfinite"] == {"model.norm.weight": 3}
+
+
+def test_output_that_does_not_load_is_not_left(tmp_path: Path) -> None:
+    """A result whose tensors are not those of its config's class is refused on the meta device, and nothing written;
+    without the check it is written."""
+    base = make_llama(tmp_path / "base")
+    for name in ("base", "a"):
+        if name != "base":
+            shutil.copytree(base, tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        state = load_file(file)
+        save_file({**state, "model.surplus.weight": torch.zeros(3)}, file, {"format": "pt"})
+    recipe = make_recipe({"method": "linear", "models_to_merge": f"{base},{tmp_path / 'a'}"}, {})
+    with pytest.raises(
+        CheckpointError, match=r"does not load in transformers as LlamaForCausalLM: unexpected: model\.s"
+    ):
+        merge(recipe, Output(tmp_path / "outs" / "out", quiet=True))
+    assert list((tmp_path / "outs").iterdir()) == []
+    assert merge(recipe, Output(tmp_path / "outs" / "out", quiet=True, load_check=False)).is_dir()
