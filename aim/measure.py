@@ -45,6 +45,11 @@ def importance_of(base: Checkpoint, settings: Settings, device: torch.device, qu
         check_same_calibration(file, found.calibration, settings.calibration)
         say(f"Importance from {file}. {summary(dict(found.calibration))}", quiet)
         return found
+    if not base.loads_from_folder:
+        raise CalibrationError(
+            f"{base.name} is no folder of weights that can be run (it has an adapter, or is a .gguf file); "
+            "give --importance FILE, measured on the model saved as a folder."
+        )
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 

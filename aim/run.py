@@ -80,7 +80,7 @@ def plan_relaxation(
     check_omega(omega)
     settings.calibration.check()
     merged, base = open_all([merged_name, base_name])
-    if merged.folder.resolve() == base.folder.resolve():
+    if merged.exact_name == base.exact_name:
         raise UsageError(f"--merged_model and --pretrained_model_name are both {merged.name}: nothing to relax.")
     lineage: Mapping[str, Any] = {**read_lineage(merged), "omega": omega}
     if lineage["base_model"] is None:

@@ -148,7 +148,7 @@ def open_checkpoint(text: str) -> Checkpoint:
 
 def _find(ref: CheckpointRef) -> _Found:
     place = locate(ref)
-    base = Part(ref.alone, place if place.is_dir() else place.parent)
+    base = Part(ref.alone, place.parent if place.is_file() else place)
     gguf = _gguf_of(base, place)
     config: Mapping[str, Any] = {}
     if gguf is None:
@@ -171,13 +171,11 @@ def _gguf_of(base: Part, place: Path) -> Path | None:
     """The .gguf file that a place is, that a hub id names, or that a local folder holds without other weights."""
     if base.ref.file:
         return place / base.ref.file
-    if place.is_file():
-        return place
+    if place.is_file() or base.ref.is_hub_id:
+        return place if place.is_file() else None
     names = [file.name for file in place.iterdir()]
     alone = [name for name in names if name.endswith(".gguf")]
-    if len(alone) != 1 or base.ref.is_hub_id or base.layout(names).files:
-        return None
-    return place / alone[0]
+    return place / alone[0] if len(alone) == 1 and not base.layout(names).files else None
 
 
 def _open(found: _Found, headers_only: bool) -> Checkpoint:

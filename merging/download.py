@@ -130,7 +130,7 @@ def remote_headers(part: Part) -> dict[str, TensorInfo]:
 def _whole_here(part: Part) -> Layout | None:
     """The layout of the weights in the cache where all of them are there."""
     try:
-        layout = part.layout([file.name for file in part.folder.iterdir()])
+        layout = part.layout([file.name for file in part.folder.glob("*")])  # the folder may be yet to come
     except CheckpointError:  # some of the shards, or a broken index: the hub knows better
         return None
     return layout if layout.files and all((part.folder / name).exists() for name in layout.files) else None

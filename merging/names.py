@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from console.errors import UsageError, nearest
 
@@ -15,6 +15,7 @@ ALWAYS_VOCABULARY = re.compile(r"(embed_tokens|lm_head|wte|embed_in|embed_out)\.
 COMPUTED_BUFFER = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
 """Buffers that old checkpoints store and transformers recomputes; models may differ in having them."""
 LAYER = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers?|h|blocks?)\.)(?P<index>\d+)(?P<rest>\..+)$")
+EXPERTS = re.compile(r"expert|moe")
 PARTS = {
     "multi_modal_projector": re.compile(r"projector|connector|merger"),
     "vision_tower": re.compile(r"(^|\.)(vision\w*|visual|image\w*)\."),
@@ -29,6 +30,11 @@ def layer_of(name: str) -> tuple[str, int, str] | None:
     """Return (stack, index, rest) of a tensor in a layer: "model.layers.", 3, ".mlp.up_proj.weight"; None elsewhere."""
     found = LAYER.match(name)
     return (found["stack"], int(found["index"]), found["rest"]) if found else None
+
+
+def stacks_experts(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor stacks the matrices of a mixture's experts (experts, rows, columns)."""
+    return len(shape) == 3 and bool(EXPERTS.search(name))
 
 
 def stacks_of(names: Iterable[str]) -> dict[str, int]:

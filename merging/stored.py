@@ -30,6 +30,8 @@ PACKED = re.compile(
 )
 """Names that quantisers (GPTQ, AWQ, bitsandbytes, fp8, MXFP4) give to packed numbers and their scales."""
 
+PACKED_DTYPES = ("F8", "F6", "F4", "U32", "float8", "float4", "uint32")
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -143,6 +145,6 @@ def check_plain(label: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
             kind = f" of {method}" if method else ""
             raise CheckpointError(f"{label} is quantised (config.json has a {key}{kind}): {advice}.")
     for name, info in tensors.items():
-        matrix = name.endswith("weight") and info.dtype in CODES and info.dtype not in FLOATS
-        if PACKED.search(name) or matrix or info.dtype not in CODES:
+        whole_numbers = name.endswith("weight") and info.dtype in CODES and info.dtype not in FLOATS
+        if PACKED.search(name) or whole_numbers or info.dtype.startswith(PACKED_DTYPES):
             raise CheckpointError(f"{label}: tensor {name} ({info.dtype}) belongs to quantised weights: {advice}.")

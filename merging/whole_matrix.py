@@ -25,11 +25,10 @@ from torch import Tensor
 
 from console.errors import CheckpointError
 from merging.consensus import weighted_sum
-from merging.names import OUTPUT_HEAD
+from merging.names import OUTPUT_HEAD, stacks_experts
 from merging.tensors import Block, PerBlock, TensorGroup
 
 LOOKUP_TABLE = re.compile(r"(^|\.)([^.]*emb[^.]*|wte|wpe|shared|relative_attention_bias)\.weight$")
-EXPERTS = re.compile(r"expert|moe")
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def is_matrix(group: TensorGroup) -> bool:
 
 def is_stack(group: TensorGroup) -> bool:
     """Whether the tensor stacks one matrix per expert."""
-    return len(group.shape) == 3 and bool(EXPERTS.search(group.name))
+    return stacks_experts(group.name, group.shape)
 
 
 def merge_matrices(group: TensorGroup, weights: Sequence[float], merge_matrix: MergeMatrix) -> PerBlock:

@@ -250,7 +250,7 @@ def test_dare_is_unbiased() -> None:
 
 @pytest.mark.parametrize(
     ("method", "shape"),
-    [(m, shape) for m in METHODS for shape in [(37, 30), (513,), (5, 4, 6)] if (m, len(shape)) != ("widen", 3)],
+    [(m, shape) for m in METHODS for shape in [(37, 30), (513,), (5, 4, 6)]],
 )
 def test_blocks_do_not_change_the_result(method: str, shape: tuple[int, ...]) -> None:
     """House law 2: the result is the same bit for bit for any block size and any thread count."""
@@ -460,13 +460,19 @@ def test_widen_permutes_with_its_columns() -> None:
     assert torch.isfinite(merge("widen", zeroed, [zeroed, models[0]], embedding=True)).all()
 
 
-def test_widen_refuses_higher_dimensions() -> None:
-    """WIDEN is defined for vectors and matrices; anything else is refused by the tensor's name."""
-    from console.errors import CheckpointError
+def test_widen_of_experts_is_widen_of_each() -> None:
+    """A stack of a mixture's experts is merged as its matrices are, one by one, whatever the block."""
+    base, models = tensors(2, (3, 6, 10))
+    together = merge("widen", base, models, name="mlp.experts.up_proj", block=61)
+    for i in range(3):
+        assert torch.equal(together[i], merge("widen", base[i], [m[i] for m in models]))
 
-    base, models = tensors(2, (3, 4, 5))
-    with pytest.raises(CheckpointError, match=r"conv\.weight"):
-        merge("widen", base, models, name="conv.weight")
+
+def test_widen_of_a_convolution() -> None:
+    """A tensor of more dimensions that stacks no experts counts as the matrix of its rows and all the rest."""
+    base, models = tensors(2, (7, 4, 5))
+    flat = merge("widen", base.flatten(1), [m.flatten(1) for m in models])
+    assert torch.equal(merge("widen", base, models, name="conv1d.weight").flatten(1), flat)
 
 
 # registry

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from console.errors import CheckpointError
+from merging.names import stacks_experts
 from merging.registry import merge_method
 from merging.tensors import Block, PerBlock, TensorGroup
 
@@ -21,16 +21,12 @@ def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlo
     """Compute the coefficient of each column (or, for vectors, each entry) of each model from the whole tensor."""
     ratio = parameters["above_average_value_ratio"]
     calibration = parameters["score_calibration_value"]
-    if len(group.shape) > 2:
-        raise CheckpointError(
-            f"widen is defined for vectors and matrices, and {group.name} is {list(group.shape)}; use another method."
-        )
     if len(group.shape) == 1:
         significance = torch.stack([_task_vector(group, i).abs().double() for i in range(len(group.finetuned))])
         coefficients = _score(significance, significance > ratio * significance.mean(1, keepdim=True), calibration)
         return lambda block: {"coefficients": coefficients[:, block.rows]}
     magnitude_moved, direction_moved = _column_differences(group)
-    columns = magnitude_moved.shape[1]
+    columns = magnitude_moved.shape[-1]
     scores = []
     for moved in (magnitude_moved, direction_moved):
         position = _positions(moved)
@@ -40,7 +36,10 @@ def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlo
     coefficients = (scores[0] + scores[1]) / 2
     if group.is_embedding:
         return lambda block: {"coefficients": coefficients[:, block.rows, None]}
-    return lambda block: {"coefficients": coefficients[:, None, :]}
+    if stacks_experts(group.name, group.shape):
+        return lambda block: {"coefficients": coefficients[:, block.rows, None, :]}
+    spread = coefficients.reshape(len(coefficients), 1, *group.shape[1:])
+    return lambda block: {"coefficients": spread}
 
 
 def widen(base: Tensor, finetuned: Tensor, *, coefficients: Tensor) -> Tensor:
@@ -61,11 +60,11 @@ def _score(rank: Tensor, above: Tensor, calibration: float) -> Tensor:
 
 
 def _positions(moved: Tensor) -> Tensor:
-    """Position of each column in the ascending order of its model, equal ones in index order; (n, d) fp64."""
-    order = torch.argsort(moved, dim=1, stable=True)
+    """Position of each column in the ascending order of its model, equal ones in index order; (n, ..., d) fp64."""
+    order = torch.argsort(moved, dim=-1, stable=True)
     position = torch.empty_like(moved)
-    ascending = torch.arange(moved.shape[1], dtype=moved.dtype, device=moved.device)
-    return position.scatter_(1, order, ascending.expand_as(moved))
+    ascending = torch.arange(moved.shape[-1], dtype=moved.dtype, device=moved.device)
+    return position.scatter_(-1, order, ascending.expand_as(moved))
 
 
 def _task_vector(group: TensorGroup, model: int) -> Tensor:
@@ -73,19 +72,25 @@ def _task_vector(group: TensorGroup, model: int) -> Tensor:
 
 
 def _column_differences(group: TensorGroup) -> tuple[Tensor, Tensor]:
-    """Return |m_t - m_0| and 1 - cos(W_t, W_0) per column, (n, d) fp64.
+    """Return |m_t - m_0| and 1 - cos(W_t, W_0) per column, (n, d) fp64; (n, experts, d) for a mixture's stack.
 
-    A column is an input channel (axis 1), or a token (axis 0) of the input embedding. A column of zeros has no
-    direction: its difference is NaN, which ranks highest, as in the published code. Sums are taken in fp64 over tiles
-    of a fixed size, so that no rank depends on block size or threads.
+    A column is an input channel (axis 1), or a token (axis 0) of the input embedding. Each expert of a stack is a
+    matrix of its own; another tensor of more dimensions (a convolution) counts as the matrix (rows, all the rest). A
+    column of zeros has no direction: its difference is NaN, which ranks highest, as in the published code. Sums are
+    taken in fp64 over tiles of a fixed size, so that no rank depends on block size or threads.
     """
-    n, columns = len(group.finetuned), group.shape[0] if group.is_embedding else group.shape[1]
+    n, experts = len(group.finetuned), stacks_experts(group.name, group.shape)
+    columns = (group.shape[0],) if group.is_embedding else (group.shape[0], group.shape[2]) if experts else ()
+    columns = columns or (group.shape[1:].numel(),)
+    by_row = group.is_embedding or experts
     sums = {
-        key: torch.zeros(n, columns, dtype=torch.float64, device=group.device) for key in ("models", "base", "product")
+        key: torch.zeros(n, *columns, dtype=torch.float64, device=group.device) for key in ("models", "base", "product")
     }
     for tile in group.tiles():
         base, models = group.base_block(tile).double(), group.model_blocks(tile).double()
-        where = (slice(None), tile.rows) if group.is_embedding else (slice(None), slice(None))
+        if not by_row:
+            base, models = base.flatten(1), models.flatten(2)
+        where = (slice(None), tile.rows) if by_row else (slice(None), slice(None))
         axis = -1 if group.is_embedding else -2
         sums["models"][where] += models.square().sum(axis)
         sums["base"][where] += base.square().sum(axis)

@@ -1,0 +1,138 @@
+"""A small hub on the loopback: it serves local folders as models, refuses as the real one does, and notes requests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+
+@dataclass
+class Repo:
+    """A model: its folder (files of subfolders too), and what is wrong with it.
+
+    refusal: (status, X-Error-Code, X-Error-Message) of every request; files_refusal: of downloads alone; sizes: what
+    the listing claims for files, true or not.
+    """
+
+    folder: Path | None = None
+    refusal: tuple[int, str, str] | None = None
+    files_refusal: tuple[int, str, str] | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def commit(self) -> str:
+        """A commit that goes with the folder's name."""
+        return hashlib.sha1(str(self.folder).encode()).hexdigest()
+
+
+@dataclass
+class Hub:
+    """The running server: its address, and (method, path) of every request so far."""
+
+    url: str = ""
+    repos: dict[str, Repo] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+    def downloads(self, suffix: str = "") -> list[str]:
+        """The files that were downloaded, as `org/name/file`."""
+        found = [path for method, path in self.requests if method == "GET" and "/resolve/" in path]
+        names = [path.strip("/").split("/resolve/")[0] + "/" + path.split("/", 5)[5] for path in found]
+        return sorted(name for name in names if name.endswith(suffix))
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+        def do_HEAD(self) -> None:
+            self._answer()
+
+        def do_GET(self) -> None:
+            self._answer()
+
+        def _answer(self) -> None:
+            path = unquote(urlparse(self.path).path)
+            hub.requests.append((self.command, path))
+            parts = path.strip("/").removeprefix("api/models/").split("/")
+            repo = hub.repos.get("/".join(parts[:2]))
+            if repo is None:
+                return self._refuse(404, "RepoNotFound", "Repository not found")
+            if repo.refusal:
+                return self._refuse(*repo.refusal)
+            assert repo.folder is not None
+            kind, revision, file = parts[2], parts[3], "/".join(parts[4:])
+            if revision not in ("main", repo.commit):
+                return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            if kind == "revision":
+                names = [{"rfilename": name} for name in self._files(repo)]
+                return self._json({"id": "/".join(parts[:2]), "sha": repo.commit, "siblings": names})
+            if kind == "tree":
+                return self._json(
+                    [
+                        {"type": "file", "path": name, "size": repo.sizes.get(name, size), "oid": "0" * 40}
+                        for name, size in self._files(repo).items()
+                    ]
+                )
+            if repo.files_refusal:
+                return self._refuse(*repo.files_refusal)
+            if not (repo.folder / file).is_file():
+                return self._refuse(404, "EntryNotFound", "Entry not found")
+            return self._file(repo, (repo.folder / file).read_bytes())
+
+        def _files(self, repo: Repo) -> dict[str, int]:
+            assert repo.folder is not None
+            found = (f for f in sorted(repo.folder.rglob("*")) if f.is_file())
+            return {f.relative_to(repo.folder).as_posix(): f.stat().st_size for f in found}
+
+        def _file(self, repo: Repo, content: bytes) -> None:
+            headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": repo.commit}
+            asked = self.headers.get("Range")
+            if asked:
+                first, last = (int(x) for x in asked.removeprefix("bytes=").split("-"))
+                headers["Content-Range"] = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
+                content = content[first : last + 1]
+            self._send(206 if asked else 200, content, headers)
+
+        def _json(self, data: Any) -> None:
+            self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
+
+        def _refuse(self, status: int, code: str, message: str) -> None:
+            headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
+            self._send(status, json.dumps({"error": message}).encode(), headers)
+
+        def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for key, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+    return Handler
+
+
+@contextmanager
+def running_hub() -> Iterator[Hub]:
+    """Run a hub on a free port of the loopback."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
