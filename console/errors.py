@@ -26,6 +26,10 @@ class CheckpointError(FailureError):
     """A checkpoint that cannot be read or written; names the file or tensor."""
 
 
+class HeadersUnknownError(CheckpointError):
+    """What a checkpoint holds cannot be told without downloading it."""
+
+
 class CalibrationError(FailureError):
     """Calibration text or activations that cannot be used."""
 

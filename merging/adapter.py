@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from merging.rows import Rows
 
+BLOCK_ELEMENTS = 1 << 20
+"""Elements whose product is held in fp64 at a time. No result depends on it."""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -67,11 +70,17 @@ class AdaptedRows:
         import torch
 
         start, stop, _ = rows.indices(self.shape[0])
-        left, right = self.left[start:stop].double(), self.right.double()
-        total = torch.zeros(len(left), right.shape[1], dtype=torch.float64)
-        for rank in range(len(right)):
-            total.addr_(left[:, rank], right[rank])
-        return total.mul_(self.scaling).add_(self.own[start:stop]).float()
+        right = self.right.double()
+        out = torch.empty(max(0, stop - start), right.shape[1])
+        step = max(1, BLOCK_ELEMENTS // max(1, right.shape[1]))
+        for first in range(start, stop, step):
+            last = min(stop, first + step)
+            left = self.left[first:last].double()
+            total = torch.zeros(last - first, right.shape[1], dtype=torch.float64)
+            for rank in range(len(right)):
+                total.addr_(left[:, rank], right[rank])
+            out[first - start : last - start] = total.mul_(self.scaling).add_(self.own[first:last])
+        return out
 
 
 class AdaptedWeights:

@@ -48,7 +48,7 @@ def write_card(
 ) -> None:
     """Write README.md. health: the figures as Markdown, where they were taken."""
     named = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
-    parents = [ref.path for ref in named if ref.is_hub_id]
+    parents = [part.repo for ref in named for part in (ref.alone, ref.adapter) if part and part.is_hub_id]
     front = {
         **({"license": licences.result} if licences.result else {"license": "other"} if licences.warning else {}),
         **({"base_model": parents} if parents else {}),

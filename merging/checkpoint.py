@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console.errors import CheckpointError, UsageError
+from console.errors import CheckpointError, HeadersUnknownError, UsageError
 from console.files import read_json
 from merging.adapter import adapt
 from merging.adapter_config import check_adapter
@@ -156,7 +156,7 @@ def _find(ref: CheckpointRef) -> _Found:
         if beside.is_file() and not (place / "config.json").is_file():
             trained = read_json(beside, "").get("base_model_name_or_path")
             raise UsageError(f"{ref.alone} is an adapter; give it with its base ({trained}) as BASE+{ref.alone}.")
-        config = read_json(place / "config.json", f"{ref.alone} has no config.json; it is not a model folder.")
+        config = read_json(place / "config.json", _no_config(base))
         check_plain(str(ref.alone), config, {})
     if ref.adapter is None:
         return _Found(ref, (base,), (place,), gguf, config, {})
@@ -165,6 +165,15 @@ def _find(ref: CheckpointRef) -> _Found:
     adapter_config = read_json(home / "adapter_config.json", missing)
     check_adapter(str(ref.adapter), adapter_config)
     return _Found(ref, (base, Part(ref.adapter, home, True)), (place, home), gguf, config, adapter_config)
+
+
+def _no_config(base: Part) -> str:
+    """The sentence on a folder without config.json."""
+    names = [file.name for file in base.folder.glob("*")]
+    if any(name.endswith(".gguf") for name in names):
+        return base.no_weights(names)
+    hint = f" (one of several .gguf files is named as {base.ref.path}/file.gguf)" if base.ref.is_hub_id else ""
+    return f"{base.ref} has no config.json; it is not a model folder{hint}."
 
 
 def _gguf_of(base: Part, place: Path) -> Path | None:
@@ -183,6 +192,8 @@ def _open(found: _Found, headers_only: bool) -> Checkpoint:
     weights: Weights
     config, folder = found.config, base.folder
     if found.gguf is not None:
+        if headers_only and not found.gguf.exists():
+            raise HeadersUnknownError(f"{label}: what is in a .gguf file cannot be told without downloading it.")
         from merging.gguf import open_gguf
 
         weights, config, folder = open_gguf(label, found.gguf)

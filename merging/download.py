@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from console.errors import CheckpointError, ProjectError, UsageError
+from console.errors import CheckpointError, HeadersUnknownError, ProjectError, UsageError
 from merging.headers import Layout, header_of, read_headers, united
 from merging.hub import CheckpointRef, Part
 from merging.stored import DTYPES, TensorInfo
@@ -171,7 +171,7 @@ def _remote_header(part: Part, name: str) -> dict[str, TensorInfo]:
     from huggingface_hub import HfApi
 
     if not name.endswith(".safetensors"):
-        raise CheckpointError(
+        raise HeadersUnknownError(
             f"{part.ref}: what is in {name} cannot be told without downloading it; run `{_command(part.ref)}` first."
         )
     try:

@@ -31,6 +31,7 @@ from merging.lock import (
 from merging.mergekit_writer import write_mergekit
 from merging.planned import Plan
 from merging.preflight import check_space
+from merging.scratch import is_scratch
 from merging.sidefiles import make_configs, versions, write_configs, write_record
 from merging.stage import Stage, check_target, staged
 from merging.tokenizer import write_tokenizer
@@ -107,7 +108,7 @@ def produce(work: Work, output: Output) -> Path:
     """
     started = time.perf_counter()
     inputs, quiet = work.inputs, output.quiet
-    check_target(output.save_path, output.overwrite, [checkpoint.place for checkpoint in inputs.all])
+    check_target(output.save_path, output.overwrite, [place for c in inputs.all for place in c.places])
     licences = licences_of(inputs.all)
     for note in (*work.notes, *([licences.warning] if licences.warning else [])):
         say(note, quiet)
@@ -153,7 +154,8 @@ def _with_output(job: Job, output: Output) -> Job:
 
 def _key(work: Work, files: Sequence[Path], output: Output) -> str:
     """What an interrupted run must have in common with the one that goes on with it: all that the bytes depend on."""
-    seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    lasting = [file for file in files if not is_scratch(file)]
+    seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in lasting]
     same = [work.program, work.recipe, seen, versions(), output.max_shard_size, output.health]
     return hashlib.sha256(json.dumps(same, default=str).encode()).hexdigest()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from console.errors import HeadersUnknownError
 from merging.chat_template import choose_template
-from merging.checkpoint import open_all
+from merging.checkpoint import Checkpoint, open_all
 from merging.layout import Inputs
 from merging.mergekit_writer import as_mergekit
 from merging.planned import Plan
@@ -38,18 +40,10 @@ def plan_merge(
     headers_only: download no weights; such a work can be described and not produced.
     """
     method = find_method(recipe.method)
-    names = [*recipe.models, *([recipe.base_model] if recipe.base_model else [])]
-    opened = open_all(names, headers_only=headers_only)
-    models, donor = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
-    base = donor if recipe.uses_base else None
-    check_distinct(base, models)
-    inputs = Inputs(donor, tuple(models), base)
-    vocabulary = choose_vocabulary(recipe.tokenizer, donor, [c for c in inputs.all if c is not donor])
-    merge_plan = plan(inputs, recipe.sections, recipe.dtype, vocabulary)
-    for tensor in merge_plan.tensors:
-        if tensor.is_merged:
-            check_values(method, tensor.parameters)
-    template = choose_template(recipe.chat_template, vocabulary.folder, donor, inputs.all[1:])
+    inputs, merge_plan = _fitted(recipe, headers_only)
+    models, donor = inputs.models, inputs.donor
+    folder = merge_plan.vocabulary.folder
+    template = choose_template(recipe.chat_template, folder, donor, inputs.all[1:])
 
     def make_job() -> Job:
         from merging import stream  # loads torch
@@ -88,6 +82,37 @@ def plan_merge(
         whole_matrix=method.whole_matrix > 0,
         mergekit=as_mergekit(recipe),
     )
+
+
+def _fitted(recipe: MergeRecipe, headers_only: bool) -> tuple[Inputs, Plan]:
+    """Open the models and lay their tensors side by side.
+
+    Where weights are yet to be downloaded, that is done from the headers on the hub first, so that what does not fit
+    together is refused before the first download.
+    """
+    names = [*recipe.models, *([recipe.base_model] if recipe.base_model else [])]
+    try:
+        opened = open_all(names, headers_only=True)
+    except HeadersUnknownError:
+        if headers_only:
+            raise
+        return _lay_out(recipe, open_all(names))
+    found = _lay_out(recipe, opened)
+    here = all(info.file.exists() for checkpoint in opened for info in checkpoint.tensors.values())
+    return found if here or headers_only else _lay_out(recipe, open_all(names))
+
+
+def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint]) -> tuple[Inputs, Plan]:
+    models, donor = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
+    base = donor if recipe.uses_base else None
+    check_distinct(base, models)
+    inputs = Inputs(donor, tuple(models), base)
+    vocabulary = choose_vocabulary(recipe.tokenizer, donor, [c for c in inputs.all if c is not donor])
+    merge_plan = plan(inputs, recipe.sections, recipe.dtype, vocabulary)
+    for tensor in merge_plan.tensors:
+        if tensor.is_merged:
+            check_values(find_method(recipe.method), tensor.parameters)
+    return inputs, merge_plan
 
 
 def copied(merge_plan: Plan) -> list[str]:

@@ -11,11 +11,20 @@ CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
+_made: set[Path] = set()
+
+
 def scratch_folder() -> Path:
     """Return a new empty folder that is removed when the interpreter ends."""
     folder = Path(tempfile.mkdtemp(prefix="merging-"))
+    _made.add(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def is_scratch(file: Path) -> bool:
+    """Whether a file is in such a folder, so that another run finds the same content elsewhere."""
+    return any(folder in file.parents for folder in _made)
 
 
 def overlay(below: Path, above: Path) -> Path:

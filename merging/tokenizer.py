@@ -60,7 +60,7 @@ def _named(policy: str, donor: Checkpoint, others: Sequence[Checkpoint]) -> Voca
             if kept is None:
                 raise UsageError(f"--tokenizer {policy}: that model has no tokenizer.")
             return Vocabulary(model.folder, model.name, kept, given_rows=embedding_rows(model), rowless=rowless)
-    folder = locate(CheckpointRef.parse(policy), weights=False)
+    folder = locate(CheckpointRef.parse(policy))
     tokens = token_ids(folder)
     if tokens is None:
         raise UsageError(f"--tokenizer {policy}: there is no tokenizer in it.")

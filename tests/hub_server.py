@@ -35,7 +35,8 @@ class Repo:
 
 @dataclass
 class Hub:
-    """The running server: its address, and (method, path) of every request so far."""
+    """The running server: its address, and (method, path) of every request so far;
+    "GET of a part" is one for a range of bytes."""
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -63,7 +64,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self) -> None:
             path = unquote(urlparse(self.path).path)
-            hub.requests.append((self.command, path))
+            part = " of a part" if "Range" in self.headers else ""
+            hub.requests.append((self.command + part, path))
             parts = path.strip("/").removeprefix("api/models/").split("/")
             repo = hub.repos.get("/".join(parts[:2]))
             if repo is None:
