@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(plan, indent=2) if as_json else as_text(plan))
         return 0
     folder = merge(recipe, Output(**output, quiet=quiet), relaxing)
-    say(f"Merged {len(recipe.models)} models with {recipe.method} into {folder}.", quiet)
+    count = len(recipe.models)
+    say(f"Merged {count} model{'s' if count > 1 else ''} with {recipe.method} into {folder}.", quiet)
     return 0
 
 

@@ -98,7 +98,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ProjectError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "Interrupted; nothing was left half-written.", 130
+        return "Interrupted.", 130
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or "the output"
         return f"No space left on the device while writing {where}; nothing was left half-written.", 1

@@ -62,14 +62,29 @@ def write_card(
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {title}",
         f"Merged with {lineage['method'] or 'an unknown method'} ({paper}){relaxed}.",
-        f"Base model: {lineage['base_model'] or 'none'}",
+        f"Base model: {_public(lineage['base_model']) if lineage['base_model'] else 'none'}",
         "Merged models:",
-        "\n".join(f"- {model}" for model in lineage["models"]),
+        "\n".join(f"- {_public(model)}" for model in lineage["models"]),
         *([licences.warning] if licences.warning else []),
-        f"## Recipe\n\n```yaml\n{yaml.safe_dump(dict(recipe), sort_keys=False)}```",
+        f"## Recipe\n\n```yaml\n{yaml.safe_dump(_without_places(recipe), sort_keys=False)}```",
         *([f"## Health\n\n{health}"] if health else []),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _public(name: str) -> str:
+    """A hub id as it is, a local folder by its last name: a card is read where the path means nothing."""
+    return name if CheckpointRef.parse(name).is_hub_id else "+".join(Path(part).name for part in name.split("+"))
+
+
+def _without_places(value: Any) -> Any:
+    """A recipe with the folders in it by their last names."""
+    if isinstance(value, Mapping):
+        return {key: _without_places(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_places(entry) for entry in value]
+    is_path = isinstance(value, str) and "/" in value and "{" not in value
+    return _public(value) if is_path else value
 
 
 def pipeline_tag_of(config: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from merging.planned import Plan, TensorPlan
 from merging.preflight import free_space
 from merging.produce import Work
 from merging.registry import MergeMethod, find_method
+from merging.stored import tensor_bytes
 from merging.tokenizer import embedding_rows
 from merging.vocabulary import token_ids
 
@@ -60,11 +61,19 @@ def describe(work: Work, save_path: Path | None) -> dict[str, Any]:
 def peak_memory(plan: Plan, method: MergeMethod | None) -> int:
     """Return an estimate of the anonymous memory in bytes: blocks of every model, or a method's whole matrices."""
     models = max((len(tensor.models) for tensor in plan.tensors), default=0)
-    blocks = BLOCK * (4 * models + 8)
-    if method is None or not method.whole_matrix:
-        return INTERPRETER + blocks
-    largest = max((_elements(t) for t in plan.tensors if len(t.shape) >= 2 and not t.is_embedding), default=0)
-    return INTERPRETER + blocks + int(4 * largest * method.whole_matrix)
+    inputs = {id(source.checkpoint): source.checkpoint for tensor in plan.tensors for source in tensor.sources}
+    held = sum(
+        tensor_bytes(info.shape, info.dtype)
+        for checkpoint in inputs.values()
+        if any(file.suffix == ".gguf" for file in checkpoint.files)
+        for info in checkpoint.tensors.values()
+    )
+    least = INTERPRETER + BLOCK * (4 * models + 8) + held
+    if method is None or not any(method.whole_matrix):
+        return least
+    matrices, squares = method.whole_matrix
+    shapes = [t.shape[-2:] for t in plan.tensors if len(t.shape) in (2, 3) and not t.is_embedding]
+    return least + 4 * max((matrices * out * width + squares * width * width for out, width in shapes), default=0)
 
 
 def _elements(tensor: TensorPlan) -> int:

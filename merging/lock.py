@@ -66,12 +66,16 @@ def read_lock(file: Path) -> dict[str, Any]:
 def pinned(recipe: MergeRecipe, lock: Mapping[str, Any]) -> MergeRecipe:
     """Return the recipe with each model by its exact name in the lock."""
     exact = {entry["name"]: entry["exact"] for entry in lock["inputs"]}
+
+    def whose(word: str) -> str:
+        return word if word in ("base", "union", "auto") else exact.get(word, word)
+
     return replace(
         recipe,
         models=tuple(exact.get(name, name) for name in recipe.models),
         base_model=None if recipe.base_model is None else exact.get(recipe.base_model, recipe.base_model),
-        tokenizer=exact.get(recipe.tokenizer, recipe.tokenizer),
-        chat_template=exact.get(recipe.chat_template, recipe.chat_template),
+        tokenizer=whose(recipe.tokenizer),
+        chat_template=whose(recipe.chat_template),
     )
 
 

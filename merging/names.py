@@ -47,16 +47,18 @@ def stacks_of(names: Iterable[str]) -> dict[str, int]:
 
 
 def in_part(name: str, part: str | None) -> bool:
-    """Whether a tensor belongs to a part of the model ("text_decoder", "vision_tower", ...); None is the whole model.
+    """Whether a tensor belongs to a part of the model ("text_decoder", "vision_tower", ...); None and "default" are the
+    whole model.
 
     Raises UsageError for a part that is not known.
     """
-    if part is None:
+    if part in (None, "default"):
         return True
     if part in DECODERS:
         others = [word for word in PARTS if word != "encoder" or part == "decoder"]
         return not any(PARTS[word].search(name) for word in others)
     if part not in PARTS:
-        raise UsageError(f"modules has no part {part!r}.{nearest(part, [*PARTS, *DECODERS])}")
+        known = [*PARTS, *DECODERS, "default"]
+        raise UsageError(f"modules has no part {part!r}.{nearest(part, known)} Known: {', '.join(known)}.")
     first = next((word for word, pattern in PARTS.items() if pattern.search(name)), None)
     return first == part

@@ -25,7 +25,8 @@ def check_distinct(base: Checkpoint | None, models: Sequence[Checkpoint]) -> Non
         if base is not None and key == base.exact_name:
             raise UsageError(f"The base model {base.name} is listed among the models to merge; take it out of them.")
         if key in seen:
-            raise UsageError(f"{model.name} is listed twice among the models to merge (also as {seen[key]}).")
+            also = f" (also as {seen[key]})" if seen[key] != model.name else ""
+            raise UsageError(f"{model.name} is listed twice among the models to merge{also}.")
         seen[key] = model.name
 
 

@@ -180,7 +180,7 @@ def _write(work: Work, output: Output, stage: Stage, job: Job, configs: Mapping[
         said.append(unchecked)
     for entry in stage.journal.entries:
         if "nonfinite" in entry:
-            said.append(f"Tensor {entry['name']} has {entry['nonfinite']} entries that are not finite.")
+            said.append(f"Tensor {entry['name']}: not finite in {entry['nonfinite']} places.")
     return said
 
 

@@ -138,7 +138,8 @@ class MergeMethod:
 
     `base` is "required", "optional" (the method works on task vectors where it is given), or "donor" (gives only
     tokenizer and config). `has_reference`: the original program had it, so --numerics reference can repeat it.
-    `whole_matrix`: for a method that does not work by block, its memory in fp32 copies of the largest matrix; else 0.
+    `whole_matrix`: the most memory of a method that does not work by block, in fp32 copies of a matrix (out, in) and
+    in matrices (in, in).
     """
 
     name: str
@@ -152,7 +153,7 @@ class MergeMethod:
     aliases: tuple[str, ...]
     parameters: Mapping[str, Parameter]
     mergekit: MethodInMergekit | None = None
-    whole_matrix: float = 0.0
+    whole_matrix: tuple[int, int] = (0, 0)
 
     def implementation(self) -> Implementation:
         """Import and return the method's functions (this is where torch is loaded)."""
@@ -221,7 +222,7 @@ def _read_method(path: Path) -> MergeMethod:
         aliases=tuple(data.get("aliases", ())),
         parameters=parameters,
         mergekit=_method_in_mergekit(data.get("mergekit")),
-        whole_matrix=data.get("whole_matrix", 0.0),
+        whole_matrix=tuple(data.get("whole_matrix", (0, 0))),
     )
 
 

@@ -79,7 +79,7 @@ def plan_merge(
         make_job=make_job,
         details=relaxing.details if relaxing else dict,
         files={"importance": relaxing.importance_file} if relaxing else {},
-        whole_matrix=method.whole_matrix > 0,
+        whole_matrix=any(method.whole_matrix),
         mergekit=as_mergekit(recipe),
     )
 

@@ -113,7 +113,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--models", type=int, default=3, help="fine-tuned models beside the base")
     parser.add_argument("--sparse", action="store_true", help="inputs of zeros that take no disk")
     parser.add_argument("--methods", help="as A,B (default: every method)")
-    parser.add_argument("--folder", type=user_path, required=True, help="where the checkpoints are made and kept")
+    parser.add_argument(
+        "--folder",
+        type=lambda text: user_path(text).resolve(),
+        required=True,
+        help="where the checkpoints are made and kept",
+    )
     add_output_flags(parser)
     args = parser.parse_args(argv)
     shape = {**SHAPES[args.shape], **({"layers": args.layers} if args.layers else {})}
@@ -122,10 +127,8 @@ def main(argv: Sequence[str]) -> int:
     base, *models = [make(args.folder / f"{name}-{i}", shape, seed) for i, seed in enumerate(seeds)]
     interpreter, _, _ = peak([sys.executable, "-c", "import torch, numpy, safetensors.torch; torch.zeros(1)"])
     largest = max(int(np.prod(size)) for _, size in tensors_of(shape)) * 2 / 2**20
-    print(
-        f"{name}: {args.models} models and a base, largest tensor {largest:.0f} MiB; the interpreter with torch alone "
-    )
-    print(f"alone holds {interpreter:.0f} MiB of anonymous memory, which is taken off below.\n")
+    print(f"{name}: {args.models} models and a base, largest tensor {largest:.0f} MiB.")
+    print(f"The interpreter with torch alone holds {interpreter:.0f} MiB of anonymous memory, taken off below.\n")
     print("| method | peak anonymous MiB | s |\n|---|---:|---:|")
     worst = 0
     for method in args.methods.split(",") if args.methods else all_methods():
@@ -136,7 +139,8 @@ def main(argv: Sequence[str]) -> int:
                    ",".join(map(str, models[:count])), "--save_path", str(out), "--overwrite", "--quiet",
                    "--no-load_check", *EXTRA.get(method, [])]  # fmt: skip
         memory, seconds, code = peak(command)
-        print(f"| {method} | {memory - interpreter:.0f} | {seconds:.1f} |{' failed' if code else ''}", flush=True)
+        told = "failed" if code else f"{memory - interpreter:.0f}"
+        print(f"| {method} | {told} | {seconds:.1f} |", flush=True)
         worst = max(worst, code)
     return worst
 

@@ -340,7 +340,7 @@ def test_allow_nonfinite(tmp_path: Path, capsys) -> None:
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight of the result is not finite"):
         merge(make_recipe(flags, {}), Output(tmp_path / "out", quiet=True))
     out = merge(make_recipe(flags, {}), Output(tmp_path / "out", allow_nonfinite=True))
-    assert "model.norm.weight has 3 entries that are not finite" in capsys.readouterr().err
+    assert "model.norm.weight: not finite in 3 places" in capsys.readouterr().err
     assert json.loads((out / "run_record.json").read_text())["tensors"]["nonfinite"] == {"model.norm.weight": 3}
 
 
@@ -361,3 +361,49 @@ def test_output_that_does_not_load_is_not_left(tmp_path: Path) -> None:
         merge(recipe, Output(tmp_path / "outs" / "out", quiet=True))
     assert list((tmp_path / "outs").iterdir()) == []
     assert merge(recipe, Output(tmp_path / "outs" / "out", quiet=True, load_check=False)).is_dir()
+
+
+def test_models_called_like_policies(family, tmp_path: Path, run_script) -> None:
+    """Folders called base, union and auto are models and no policies: their merge is repeated from its lock."""
+    for name, source in (("base", "base"), ("union", "a"), ("auto", "b")):
+        shutil.copytree(family[source], tmp_path / name)
+    merged = run_script(
+        ROOT / "merge.py", "--method", "ties", "--base_model", "base", "--models_to_merge", "union,auto", "--save_path",
+        "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert merged.returncode == 0, merged.stderr
+    again = run_script(ROOT / "merge.py", "--from_lock", "out", "--save_path", "again", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    checked = run_script(ROOT / "scripts" / "verify.py", "out", "--recompute", "3", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_card_has_no_places(family, done: Path) -> None:
+    """A card is read by others: local inputs stand in it by their folder's name, hub ids in full."""
+    card = (done / "README.md").read_text()
+    assert str(family["base"].parent) not in card
+    assert "Base model: base" in card
+    assert "models_to_merge:\n- a\n- b\n" in card
+
+
+@pytest.mark.parametrize(
+    ("licences", "front", "warned"),
+    [
+        ({"base": "mit", "a": "mit", "b": "mit"}, "license: mit", False),
+        ({"base": "llama2", "a": "cc-by-nc-4.0"}, "license: other", True),
+        ({}, None, False),
+    ],
+)
+def test_licence_of_the_result(family, tmp_path: Path, capsys, licences, front, warned) -> None:
+    """The inputs' licences go into the card where they agree; where they differ it is a warning that names them all,
+    on the screen and in the card; where none is stated none is made up."""
+    folders = {name: shutil.copytree(family[name], tmp_path / name) for name in ("base", "a", "b")}
+    for name, licence in licences.items():
+        (folders[name] / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    out = merge(recipe_of(folders), Output(tmp_path / "out"))
+    card, said = (out / "README.md").read_text(), capsys.readouterr().err
+    assert (front in card) if front else ("license:" not in card)
+    assert ("different licences" in said) == ("different licences" in card) == warned
+    if warned:
+        assert "cc-by-nc-4.0" in said
+        assert "llama2" in said

@@ -1,10 +1,4 @@
-"""`merge.py --config FILE` on files of mergekit's form gives what mergekit makes of the same file.
-
-# ----------------------------------------------------------------------------------------------------------------------
-# These tests run whole merges: they need a plan that supports a recipe's sections (slices, filters, gradients). Until
-# merging/run.py hands `recipe.sections` to the plan they fail; nothing else is to be turned on.
-# ----------------------------------------------------------------------------------------------------------------------
-"""
+"""`merge.py --config FILE` on files of mergekit's form gives what mergekit makes of the same file."""
 
 from __future__ import annotations
 
