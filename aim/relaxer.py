@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from console.errors import CheckpointError, UsageError
-from merging.names import INPUT_EMBEDDING
+from merging.names import role_of
 from merging.planned import Plan
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Relaxer:
 
     def _source(self, name: str) -> str:
         """The tensor whose activation belongs to `name`: the tied head's for the input embedding."""
-        return "lm_head.weight" if INPUT_EMBEDDING.search(name) else name
+        return "lm_head.weight" if role_of(name) == "input" else name
 
     def _verdict(self, name: str, is_float: bool, is_embedding: bool, tied_head: bool) -> str:
         if not is_float:

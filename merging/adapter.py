@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from console.errors import CheckpointError
 from merging.adapter_config import pattern_value
 from merging.adapter_keys import AdapterKeys, Pair, find_stored
-from merging.names import INPUT_EMBEDDING, OUTPUT_HEAD
+from merging.names import role_of
 from merging.stored import FLOATS, TensorInfo, Weights
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class AdaptedWeights:
     @property
     def config_changes(self) -> dict[str, Any]:
         """What the base's config has to say otherwise: a head that is tied no longer, another number of tokens."""
-        replaced = [name for name in self._whole if INPUT_EMBEDDING.search(name)]
+        replaced = [name for name in self._whole if role_of(name) == "input"]
         rows = {"vocab_size": self.tensors[replaced[0]].shape[0]} if replaced else {}
         return {**rows, **({"tie_word_embeddings": False} if self._heads else {})}
 
@@ -160,7 +160,7 @@ class _Fit:
 
     def __init__(self, base: Weights, adapter: Weights, ties: bool) -> None:
         self._base, self._adapter, self._ties = base, adapter, ties
-        self._embedding = next((name for name in base.tensors if INPUT_EMBEDDING.search(name)), None)
+        self._embedding = next((name for name in base.tensors if role_of(name) == "input"), None)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.heads: dict[str, str] = {}
         self.problems: list[str] = []
@@ -173,7 +173,7 @@ class _Fit:
             if stored is None:
                 continue
             ours = self._shapes[stored]
-            grown = bool(INPUT_EMBEDDING.search(stored) or OUTPUT_HEAD.search(stored)) and ours[1:] == theirs[1:]
+            grown = role_of(stored) is not None and ours[1:] == theirs[1:]
             if ours != theirs and not grown:
                 self.problems.append(f"{stored} is {list(ours)} in the base and {list(theirs)} in the adapter")
             self._shapes[stored] = theirs
@@ -208,7 +208,7 @@ class _Fit:
     def _target(self, name: str) -> str | None:
         """The stored name of a tensor of the model; for an output head that the base ties, its own name."""
         stored = find_stored(name, self._base.tensors)
-        if stored is None and OUTPUT_HEAD.search(name) and self._ties and self._embedding is not None:
+        if stored is None and role_of(name) == "head" and self._ties and self._embedding is not None:
             self.heads[name] = self._embedding
             stored = name
         if stored is None:

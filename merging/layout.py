@@ -8,7 +8,7 @@ from functools import partial
 
 from console.errors import CheckpointError, UsageError
 from merging.checkpoint import Checkpoint
-from merging.names import INPUT_EMBEDDING, in_part, layer_of, stacks_of
+from merging.names import in_part, layer_of, role_of, stacks_of
 from merging.settings import Section
 
 
@@ -84,13 +84,13 @@ def _sliced(names: Sequence[str], sections: Sequence[Section], inputs: Inputs) -
     """Tensors before the layers from the first section's sources, layers from each in turn, the rest from the last."""
     outside = [name for name in names if layer_of(name) is None]
     whole = partial(_in_place, inputs=inputs, depths={})
-    yield from (whole(name, sections[0]) for name in outside if INPUT_EMBEDDING.search(name))
+    yield from (whole(name, sections[0]) for name in outside if role_of(name) == "input")
     at = 0
     for section in sections:
         yield from _layers(section, at, inputs)
         assert section.layers is not None
         at += section.layers[0][1] - section.layers[0][0]
-    yield from (whole(name, sections[-1]) for name in outside if not INPUT_EMBEDDING.search(name))
+    yield from (whole(name, sections[-1]) for name in outside if role_of(name) != "input")
 
 
 def _layers(section: Section, at: int, inputs: Inputs) -> Iterator[Slot]:

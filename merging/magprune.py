@@ -26,8 +26,14 @@ def probabilities(magnitude: Tensor, density: float, epsilon: float) -> Tensor:
     if d == 1:
         return torch.full_like(magnitude, density)
     order = torch.argsort(magnitude, dim=1, stable=True)
-    rank = torch.argsort(order, dim=1, stable=True).to(magnitude.dtype)
+    ascending = torch.arange(d, dtype=magnitude.dtype, device=magnitude.device)
+    rank = torch.empty_like(magnitude).scatter_(1, order, _along(ascending, magnitude))
     return density - epsilon + 2 * epsilon * (rank / (d - 1))
+
+
+def _along(values: Tensor, like: Tensor) -> Tensor:
+    """Repeat values (d,) along axis 1 of a tensor (rows, d, ...)."""
+    return values.reshape(1, -1, *[1] * (like.dim() - 2)).expand_as(like)
 
 
 def magprune_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from merging.names import role_of
+
 
 def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the language model's part of a config (a vision-language model nests it)."""
@@ -17,10 +19,14 @@ def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def ties_embeddings(config: Mapping[str, Any], names: Iterable[str]) -> bool:
     """Return whether the output embedding is the input embedding: by the config, then by the stored names."""
+    stated = stated_tie(config)
+    return not any(role_of(name) == "head" for name in names) if stated is None else stated
+
+
+def stated_tie(config: Mapping[str, Any]) -> bool | None:
+    """Return what a config says of tying; None where it does not, since transformers 4 left defaults out."""
     stated = text_config_of(config).get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    if stated is None:  # transformers leaves defaults out of config.json
-        return not any(name.endswith("lm_head.weight") for name in names)
-    return bool(stated)
+    return None if stated is None else bool(stated)
 
 
 def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

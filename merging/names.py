@@ -8,11 +8,19 @@ from collections.abc import Iterable, Sequence
 
 from console.errors import UsageError, nearest
 
-INPUT_EMBEDDING = re.compile(r"(embed_tokens|embed_in|wte|word_embeddings|shared)\.weight$")
-OUTPUT_HEAD = re.compile(r"(lm_head|embed_out)\.weight$")
-VOCABULARY_TENSOR = re.compile(r"(embed|wte|word_embeddings|lm_head|shared|output)[\w.]*\.?(weight|bias)$")
-ALWAYS_VOCABULARY = re.compile(r"(embed_tokens|lm_head|wte|embed_in|embed_out)\.weight$")
-COMPUTED_BUFFER = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
+INPUT_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens(_per_layer)?|tok_embeddings|tokens_embed|token_embedding|word_embeddings?|embed_in|wte|shared"
+    r"|embeddings?)\.weight$"
+)
+HEADS = (
+    r"(^|\.)(lm_head(\.decoder)?|embed_out|output(_layer)?|head|ff_out|proj_out|lm_loss|pred_layer\.proj"
+    r"|predictions(\.decoder)?|vocab_projector|generator_lm_head)"
+)
+OUTPUT_HEAD = re.compile(HEADS + r"\.weight$")
+VOCABULARY_BIAS = re.compile(HEADS + r"\.bias$")
+"""Ends of names, whole words between dots: `position_embeddings`, `token_type_embeddings`, `patch_embed`, `wpe` and
+`embed_positions` are none of them. They mean the vocabulary only outside layers and outside what sees or hears."""
+COMPUTED_BUFFER = re.compile(r"(\.inv_freq|(attn|attention)\.(masked_)?bias|\.position_ids)$")
 """Buffers that old checkpoints store and transformers recomputes; models may differ in having them."""
 LAYER = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers?|h|blocks?)\.)(?P<index>\d+)(?P<rest>\..+)$")
 EXPERTS = re.compile(r"expert|moe")
@@ -24,6 +32,22 @@ PARTS = {
 }
 """The parts of a model that are told by a word in the name; the rest is its decoder."""
 DECODERS = ("text_decoder", "decoder")
+
+
+def role_of(name: str) -> str | None:
+    """Return "input", "head" or "bias" for what has an entry per token: input embedding, output head, the head's bias.
+
+    None for every other tensor, whatever its number of rows.
+    """
+    if layer_of(name) or PARTS["vision_tower"].search(name) or PARTS["audio_tower"].search(name):
+        return None
+    patterns = {"input": INPUT_EMBEDDING, "head": OUTPUT_HEAD, "bias": VOCABULARY_BIAS}
+    return next((role for role, pattern in patterns.items() if pattern.search(name)), None)
+
+
+def is_computed(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor is a buffer that transformers recomputes: a mask, not a learnt bias, which has one dimension."""
+    return bool(COMPUTED_BUFFER.search(name)) and (len(shape) != 1 or not name.endswith("bias"))
 
 
 def layer_of(name: str) -> tuple[str, int, str] | None:

@@ -25,6 +25,7 @@ class TensorPlan:
     """One output tensor: where each model's part of it is found, and the method's parameters for it.
 
     `own` gives the shape, and the tensor itself where it is copied: no floating-point numbers, or no `models`.
+    `transposed`: a matrix that is stored [in, out].
     """
 
     name: str
@@ -36,6 +37,7 @@ class TensorPlan:
     parameters: Mapping[str, Any]
     is_float: bool
     is_embedding: bool
+    transposed: bool = False
 
     @property
     def is_merged(self) -> bool:

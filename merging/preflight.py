@@ -9,7 +9,8 @@ from pathlib import Path
 from console.errors import CheckpointError, FailureError, UsageError
 from merging.checkpoint import Checkpoint
 from merging.layout import Inputs, Slot, slots_of
-from merging.names import COMPUTED_BUFFER, INPUT_EMBEDDING, OUTPUT_HEAD, layer_of, stacks_of
+from merging.names import is_computed, layer_of, role_of, stacks_of
+from merging.orientation import transposed_names
 from merging.planned import Plan, Source, TensorPlan
 from merging.settings import Section
 from merging.stored import CODES, FLOATS, TensorInfo
@@ -33,7 +34,7 @@ def check_distinct(base: Checkpoint | None, models: Sequence[Checkpoint]) -> Non
 def check_config(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint whose config contradicts its weights. Raises CheckpointError."""
     config = checkpoint.text_config
-    rows = next((info.shape[0] for name, info in checkpoint.tensors.items() if INPUT_EMBEDDING.search(name)), None)
+    rows = next((info.shape[0] for name, info in checkpoint.tensors.items() if role_of(name) == "input"), None)
     said = config.get("vocab_size")
     if rows is not None and isinstance(said, int) and said != rows:
         raise CheckpointError(
@@ -97,6 +98,7 @@ class _Builder:
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.left_out: dict[str, tuple[str, ...]] = {}
+        self._transposed: dict[int, frozenset[str]] = {}
         self._used: dict[int, set[str]] = {id(checkpoint): set() for checkpoint in inputs.all}
 
     def refuse(self) -> None:
@@ -135,9 +137,9 @@ class _Builder:
         shape = info.shape
         if is_vocabulary_tensor(stored, checkpoint):
             shape = (self.vocabulary.rows(shape[0]), *shape[1:])
-        is_float = info.dtype in FLOATS
+        is_float = info.dtype in FLOATS and not is_computed(slot.name, shape)  # what is not is copied
         own = self._source(checkpoint, name, slot.name, shape, is_float)
-        section, base = slot.section, self.inputs.base
+        section, base = slot.section if is_float else None, self.inputs.base
         wanted = [] if section is None else [self.inputs.models[i] for i in section.models]
         models = [
             self._source(m, n, slot.name, shape, is_float)
@@ -157,8 +159,15 @@ class _Builder:
             base=from_base,
             parameters=section.at(slot.name, slot.depth, slot.models) if section is not None else {},
             is_float=is_float,
-            is_embedding=len(shape) == 2 and bool(INPUT_EMBEDDING.search(slot.name)),
+            is_embedding=len(shape) == 2 and role_of(slot.name) == "input",
+            transposed=stored in self._transposed_in(checkpoint),
         )
+
+    def _transposed_in(self, checkpoint: Checkpoint) -> frozenset[str]:
+        key = id(checkpoint)
+        if key not in self._transposed:
+            self._transposed[key] = transposed_names({name: info.shape for name, info in checkpoint.tensors.items()})
+        return self._transposed[key]
 
     def _source(
         self, checkpoint: Checkpoint, name: str, output: str, shape: tuple[int, ...], is_float: bool
@@ -220,7 +229,9 @@ class _Builder:
                 and not (sliced and layer_of(name) is not None)
             ]  # fmt: skip
             for name in extra:
-                if not COMPUTED_BUFFER.search(name) and not OUTPUT_HEAD.search(name):
+                info = checkpoint.tensors[name]
+                needless = info.dtype not in FLOATS or is_computed(name, info.shape) or name in self.heads.dropped
+                if not needless and role_of(name) != "head":
                     self.problems.append(f"{checkpoint.name} has a tensor {name}, which {donor.name} has not")
             if extra and checkpoint is not donor:
                 self.left_out[checkpoint.name] = tuple(extra)

@@ -45,7 +45,7 @@ def make_configs(inputs: Inputs, plan: Plan) -> dict[str, dict[str, Any]]:
             part["vocab_size"] = rows
         if plan.layer_origin is not None:
             _take_layers(part, plan.layer_origin)
-        if not plan.tied and ("tie_word_embeddings" in part or (part is config and donor.ties_embeddings)):
+        if not plan.tied and ("tie_word_embeddings" in part or part is config):  # unsaid, it may be true
             part["tie_word_embeddings"] = False
         _renumber(part, donor, plan)
     _renumber(generation, donor, plan)

@@ -139,6 +139,7 @@ def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
         device=job.device,
         seed=job.seed,
         is_embedding=tensor.is_embedding,
+        transposed=tensor.transposed,
         block_elements=job.block_elements,
     )
 
@@ -210,7 +211,7 @@ def merge_group(group: TensorGroup, job: Job, parameters: Mapping[str, Any], dty
 def _by_reference(group: TensorGroup, job: Job, parameters: Mapping[str, Any]) -> Tensor:
     base = None if group.base is None else group.base[:].to(torch.bfloat16)
     finetuned = [tensor[:].to(torch.bfloat16) for tensor in group.finetuned]
-    known = {**parameters, "is_embedding": group.is_embedding}
+    known = {**parameters, "is_embedding": group.inputs_first}
     reference = job.implementation.reference
     assert reference is not None  # the recipe was checked
     merged = reference(base, finetuned, **accepted(reference, known))

@@ -48,7 +48,7 @@ class TensorGroup:
     """The same tensor in the base and in every fine-tuned model, with at least one dimension, read by rows.
 
     base (rows, ...) or None where the method has none; finetuned: n tensors (rows, ...). Blocks are read in fp32 on
-    `device`. `is_embedding` marks an input embedding, whose columns in the sense of WIDEN are its rows.
+    `device`. `is_embedding` marks an input embedding, `transposed` a matrix that is stored [in, out].
     """
 
     name: str
@@ -58,6 +58,12 @@ class TensorGroup:
     seed: int = 42
     is_embedding: bool = False
     block_elements: int = BLOCK_ELEMENTS
+    transposed: bool = False
+
+    @property
+    def inputs_first(self) -> bool:
+        """Whether its inputs (tokens, channels) run along axis 0; they are the columns in the sense of WIDEN."""
+        return self.is_embedding or self.transposed
 
     @property
     def shape(self) -> torch.Size:

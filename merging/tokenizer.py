@@ -12,7 +12,7 @@ from console.errors import CheckpointError, UsageError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
 from merging.hub import CheckpointRef, locate
-from merging.names import INPUT_EMBEDDING
+from merging.names import role_of
 from merging.vocabulary import Vocabulary, listed, token_ids
 
 TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
@@ -22,7 +22,7 @@ TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_to
 
 def embedding_rows(checkpoint: Checkpoint) -> int | None:
     """Return the number of rows of the input embedding, or None where no tensor is known as one."""
-    return next((info.shape[0] for name, info in checkpoint.tensors.items() if INPUT_EMBEDDING.search(name)), None)
+    return next((info.shape[0] for name, info in checkpoint.tensors.items() if role_of(name) == "input"), None)
 
 
 def choose_vocabulary(policy: str, donor: Checkpoint, others: Sequence[Checkpoint]) -> Vocabulary:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
-from merging.names import ALWAYS_VOCABULARY, VOCABULARY_TENSOR
+from merging.names import role_of
 
 if TYPE_CHECKING:
     import torch
@@ -109,12 +109,8 @@ def gather(rows: Rows, index: Tensor) -> Tensor:
 
 
 def is_vocabulary_tensor(name: str, checkpoint: Checkpoint) -> bool:
-    """Whether the tensor has one row per entry of the checkpoint's vocabulary (embeddings, output head)."""
-    rows = checkpoint.text_config.get("vocab_size", checkpoint.config.get("vocab_size"))
-    shape = checkpoint.tensors[name].shape
-    if not VOCABULARY_TENSOR.search(name) or not shape:
-        return False
-    return shape[0] == rows or bool(ALWAYS_VOCABULARY.search(name))
+    """Whether the tensor has one row per entry of the checkpoint's vocabulary (embeddings, output head, its bias)."""
+    return role_of(name) is not None and bool(checkpoint.tensors[name].shape)
 
 
 @lru_cache(maxsize=32)

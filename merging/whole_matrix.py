@@ -25,7 +25,7 @@ from torch import Tensor
 
 from console.errors import CheckpointError
 from merging.consensus import weighted_sum
-from merging.names import OUTPUT_HEAD, stacks_experts
+from merging.names import role_of, stacks_experts
 from merging.tensors import Block, PerBlock, TensorGroup
 
 LOOKUP_TABLE = re.compile(r"(^|\.)([^.]*emb[^.]*|wte|wpe|shared|relative_attention_bias)\.weight$")
@@ -41,9 +41,9 @@ class TaskMatrices:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Rows and columns, [out, in] however it is stored."""
         rows, columns = self.group.shape[-2:]
-        return rows, columns
+        return (columns, rows) if self.group.inputs_first else (rows, columns)
 
     @property
     def device(self) -> torch.device:
@@ -55,14 +55,15 @@ class TaskMatrices:
 
     def read(self, model: int) -> Tensor:
         """Return w_t tau_t of one model (rows, columns) in fp64. Raises CheckpointError for NaN or infinity in it."""
-        matrix = torch.empty(self.shape, dtype=torch.float64, device=self.device)
+        matrix = torch.empty(self.group.shape[-2:], dtype=torch.float64, device=self.device)
         if self.expert is None:
             for block in self.group.tiles():
                 matrix[block.rows] = self._finite(model, block)
         else:
             one = Block(self.expert, self.expert + 1, self.shape[0] * self.shape[1])
             matrix.copy_(self._finite(model, one)[0])
-        return matrix.mul_(self.weights[model])
+        matrix.mul_(self.weights[model])
+        return matrix.T if self.group.inputs_first else matrix
 
     def _finite(self, model: int, block: Block) -> Tensor:
         task_vector = self.group.task_vector(model, block)
@@ -89,7 +90,7 @@ def is_matrix(group: TensorGroup) -> bool:
     """Whether the tensor is the weight of a linear layer, as far as name and shape tell."""
     if len(group.shape) != 2 or group.is_embedding or not group.name.endswith("weight"):
         return False
-    return not LOOKUP_TABLE.search(group.name) and not OUTPUT_HEAD.search(group.name)
+    return not LOOKUP_TABLE.search(group.name) and role_of(group.name) is None
 
 
 def is_stack(group: TensorGroup) -> bool:
@@ -112,6 +113,7 @@ def merge_matrices(group: TensorGroup, weights: Sequence[float], merge_matrix: M
     if not is_matrix(group):
         return lambda block: {"task_vector": None}
     merged = merge_matrix(TaskMatrices(group, weights)).float()
+    merged = merged.T if group.inputs_first else merged
     return lambda block: {"task_vector": merged[block.rows]}
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.names import stacks_experts
 from merging.registry import merge_method
 from merging.tensors import Block, PerBlock, TensorGroup
+from merging.whole_matrix import is_stack
 
 
 def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
@@ -25,21 +25,18 @@ def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlo
         significance = torch.stack([_task_vector(group, i).abs().double() for i in range(len(group.finetuned))])
         coefficients = _score(significance, significance > ratio * significance.mean(1, keepdim=True), calibration)
         return lambda block: {"coefficients": coefficients[:, block.rows]}
-    magnitude_moved, direction_moved = _column_differences(group)
-    columns = magnitude_moved.shape[-1]
     scores = []
-    for moved in (magnitude_moved, direction_moved):
-        position = _positions(moved)
+    for moved in _column_differences(group):
+        position, columns = _positions(moved), moved.shape[-1]
         # rank > ratio * mean(rank), in whole numbers: the mean of 0..d-1 is (d - 1) / 2
-        above = position > ratio * (columns - 1) / 2
-        scores.append(_score(position / columns, above, calibration))
+        scores.append(_score(position / columns, position > ratio * (columns - 1) / 2, calibration))
     coefficients = (scores[0] + scores[1]) / 2
-    if group.is_embedding:
-        return lambda block: {"coefficients": coefficients[:, block.rows, None]}
-    if stacks_experts(group.name, group.shape):
+    if is_stack(group):
         return lambda block: {"coefficients": coefficients[:, block.rows, None, :]}
-    spread = coefficients.reshape(len(coefficients), 1, *group.shape[1:])
-    return lambda block: {"coefficients": spread}
+    if group.inputs_first:
+        return lambda block: {"coefficients": coefficients[:, block.rows, None]}
+    broadcast = coefficients.reshape(len(coefficients), 1, *group.shape[1:])
+    return lambda block: {"coefficients": broadcast}
 
 
 def widen(base: Tensor, finetuned: Tensor, *, coefficients: Tensor) -> Tensor:
@@ -60,7 +57,7 @@ def _score(rank: Tensor, above: Tensor, calibration: float) -> Tensor:
 
 
 def _positions(moved: Tensor) -> Tensor:
-    """Position of each column in the ascending order of its model, equal ones in index order; (n, ..., d) fp64."""
+    """Position of each column in the ascending order of its model (and expert), equal ones in index order; fp64."""
     order = torch.argsort(moved, dim=-1, stable=True)
     position = torch.empty_like(moved)
     ascending = torch.arange(moved.shape[-1], dtype=moved.dtype, device=moved.device)
@@ -72,29 +69,33 @@ def _task_vector(group: TensorGroup, model: int) -> Tensor:
 
 
 def _column_differences(group: TensorGroup) -> tuple[Tensor, Tensor]:
-    """Return |m_t - m_0| and 1 - cos(W_t, W_0) per column, (n, d) fp64; (n, experts, d) for a mixture's stack.
+    """Return |m_t - m_0| and 1 - cos(W_t, W_0) per column, (n, d) fp64; (n, experts, d) for a stack of experts.
 
-    A column is an input channel (axis 1), or a token (axis 0) of the input embedding. Each expert of a stack is a
-    matrix of its own; another tensor of more dimensions (a convolution) counts as the matrix (rows, all the rest). A
-    column of zeros has no direction: its difference is NaN, which ranks highest, as in the published code. Sums are
-    taken in fp64 over tiles of a fixed size, so that no rank depends on block size or threads.
+    A column is an input channel (axis 1), or a row of what has its inputs first. Each expert of a stack is a matrix
+    of its own. A convolution is the matrix [out, in * kernel] that it applies to a window. A column of zeros has no
+    direction: its difference is NaN, which ranks highest, as in the published code. Sums are taken in fp64 over tiles
+    of a fixed size, so that no rank depends on block size or threads.
     """
-    n, experts = len(group.finetuned), stacks_experts(group.name, group.shape)
-    columns = (group.shape[0],) if group.is_embedding else (group.shape[0], group.shape[2]) if experts else ()
-    columns = columns or (group.shape[1:].numel(),)
-    by_row = group.is_embedding or experts
+    stack = is_stack(group)
+    shape = (
+        (group.shape[0], group.shape[-1])
+        if stack
+        else group.shape[:1]
+        if group.inputs_first
+        else (group.elements // group.shape[0],)
+    )
+    n, axis = len(group.finetuned), -1 if group.inputs_first else -2
     sums = {
-        key: torch.zeros(n, *columns, dtype=torch.float64, device=group.device) for key in ("models", "base", "product")
+        key: torch.zeros(n, *shape, dtype=torch.float64, device=group.device) for key in ("models", "base", "product")
     }
     for tile in group.tiles():
         base, models = group.base_block(tile).double(), group.model_blocks(tile).double()
-        if not by_row:
+        if not stack:
             base, models = base.flatten(1), models.flatten(2)
-        where = (slice(None), tile.rows) if by_row else (slice(None), slice(None))
-        axis = -1 if group.is_embedding else -2
-        sums["models"][where] += models.square().sum(axis)
-        sums["base"][where] += base.square().sum(axis)
-        sums["product"][where] += (models * base).sum(axis)
+        where = tile.rows if stack or group.inputs_first else slice(None)
+        sums["models"][:, where] += models.square().sum(axis)
+        sums["base"][:, where] += base.square().sum(axis)
+        sums["product"][:, where] += (models * base).sum(axis)
     model_norm, base_norm = sums["models"].sqrt(), sums["base"].sqrt()
     cosine = sums["product"] / (model_norm * base_norm)
     return (model_norm - base_norm).abs(), 1 - cosine
