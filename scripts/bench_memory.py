@@ -111,6 +111,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--shape", choices=list(SHAPES), default="1b", help="of the checkpoints")
     parser.add_argument("--layers", type=int, help="of the checkpoints, fewer or more than the shape has")
     parser.add_argument("--models", type=int, default=3, help="fine-tuned models beside the base")
+    parser.add_argument("--results", type=user_path, metavar="FILE", help="add the run to this JSON list of runs")
     parser.add_argument("--sparse", action="store_true", help="inputs of zeros that take no disk")
     parser.add_argument("--methods", help="as A,B (default: every method)")
     parser.add_argument(
@@ -130,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{name}: {args.models} models and a base, largest tensor {largest:.0f} MiB.")
     print(f"The interpreter with torch alone holds {interpreter:.0f} MiB of anonymous memory, taken off below.\n")
     print("| method | peak anonymous MiB | s |\n|---|---:|---:|")
-    worst = 0
+    worst, peaks = 0, {}
     for method in args.methods.split(",") if args.methods else all_methods():
         spec = all_methods()[method]
         count = int(min(args.models, spec.max_models))
@@ -142,6 +143,13 @@ def main(argv: Sequence[str]) -> int:
         told = "failed" if code else f"{memory - interpreter:.0f}"
         print(f"| {method} | {told} | {seconds:.1f} |", flush=True)
         worst = max(worst, code)
+        if not code:
+            peaks[method] = round(memory - interpreter)
+    if args.results:
+        runs = json.loads(args.results.read_text()) if args.results.is_file() else []
+        entry = {"name": name, "models": args.models, "largest_mib": round(largest),
+                 "interpreter_mib": round(interpreter), "peak_mib": peaks}  # fmt: skip
+        args.results.write_text(json.dumps([*runs, entry], indent=2) + "\n", encoding="utf-8")
     return worst
 
 

@@ -1,11 +1,13 @@
 """Fill the generated tables of README.md and REPRODUCTION.md from the committed results.
 
 A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what
-`python scripts/make_tables.py ARGUMENTS` prints. A test fails where a document differs from its results.
+`python scripts/make_tables.py ARGUMENTS` prints. `<!-- memory: FILE -->` holds the runs of scripts/bench_memory.py. A
+test fails where a document differs from its results.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -21,6 +23,7 @@ from console.cli import Parser, add_output_flags, run
 from console.errors import FailureError
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md")
+MEMORY = re.compile(r"(<!-- memory: (?P<file>.*?) -->\n).*?(<!-- end of memory -->)", re.DOTALL)
 TABLES = re.compile(r"(<!-- tables: (?P<arguments>.*?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 
 
@@ -34,8 +37,19 @@ def tables(arguments: str) -> str:
     return re.sub(r"^#", "##", done.stdout, flags=re.MULTILINE)
 
 
+def memory(file: Path) -> str:
+    """Return the runs of bench_memory.py as a table: a row per method, a column per run, peak anonymous MiB."""
+    runs = json.loads(file.read_text(encoding="utf-8"))
+    heads = [f"{r['name']}: {r['models']} models, largest tensor {r['largest_mib']} MiB" for r in runs]
+    lines = [["method", *heads], ["---", *["---:"] * len(runs)]]
+    for method in sorted({method for r in runs for method in r["peak_mib"]}):
+        lines.append([method, *(str(r["peak_mib"].get(method, "")) for r in runs)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def filled(text: str) -> str:
     """Return a document with its tables made anew."""
+    text = MEMORY.sub(lambda m: f"{m[1]}\n{memory(ROOT / m['file'])}\n\n{m[3]}", text)
     return TABLES.sub(lambda m: f"{m[1]}\n{tables(m['arguments'])}\n{m[3]}", text)
 
 
