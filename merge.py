@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from console.cli import Parser, run, say
 from console.errors import UsageError
 from merging.flags import OUTPUT_KEYS, RUN_KEYS, make_parser, take
 from merging.recipe import make_recipe, read_config
 from merging.registry import find_method
+
+if TYPE_CHECKING:
+    from merging.produce import Output, Work
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if as_json and not dry_run:
         parser.error("--json goes with --dry_run")
     if "from_lock" in flags:
-        return from_lock(flags, quiet)
+        return from_lock(flags, quiet, dry_run, as_json)
     config = read_config(flags.pop("config")) if "config" in flags else {}
     asked = {key: take(key, flags, config) for key in RUN_KEYS}
     recipe = make_recipe(flags, config)
@@ -41,21 +45,33 @@ def main(argv: Sequence[str]) -> int:
         from aim.run import relaxing_of
 
         relaxing = relaxing_of(recipe, asked["omega"], asked["importance"], quiet)
-    output = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
+    given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
+    output = Output(**{"save_path": Path(), **given}, quiet=quiet)
     if dry_run:
-        from merging.describe import as_text, describe
-
-        work = plan_merge(recipe, Output(**{"save_path": None, **output}), relaxing, headers_only=True)
-        plan = describe(work, asked["save_path"])
-        print(json.dumps(plan, indent=2) if as_json else as_text(plan))
-        return 0
-    folder = merge(recipe, Output(**output, quiet=quiet), relaxing)
+        return show(plan_merge(recipe, output, relaxing, headers_only=True), output, as_json)
+    folder = merge(recipe, output, relaxing)
     count = len(recipe.models)
     say(f"Merged {count} model{'s' if count > 1 else ''} with {recipe.method} into {folder}.", quiet)
     return 0
 
 
-def from_lock(flags: dict[str, Any], quiet: bool) -> int:
+def show(work: Work, output: Output, as_json: bool) -> int:
+    """Print a plan, after the checks that the run would make."""
+    from merging.describe import as_text, describe
+    from merging.preflight import check_space
+    from merging.stage import check_target
+    from merging.writer import parse_size
+
+    parse_size(output.max_shard_size)
+    if output.save_path != Path():
+        check_target(output.save_path, output.overwrite, [place for c in work.inputs.all for place in c.places])
+        check_space(output.save_path, work.plan.bytes)
+    plan = describe(work, output.save_path)
+    print(json.dumps(plan, indent=2) if as_json else as_text(plan))
+    return 0
+
+
+def from_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool) -> int:
     """Repeat what a lock tells of. Raises UsageError for flags that would change it."""
     from aim.repeat import work_of
     from merging.lock import read_lock
@@ -66,11 +82,14 @@ def from_lock(flags: dict[str, Any], quiet: bool) -> int:
     models, base = flags.pop("models_to_merge", ""), flags.pop("base_model", None)
     if flags:
         raise UsageError(f"--from_lock repeats a recipe as it is; take --{next(iter(flags))} away.")
-    if "save_path" not in where:
+    if "save_path" not in where and not dry_run:
         raise UsageError("--save_path is missing: the folder for the repeated checkpoint.")
-    given = {"max_shard_size": lock["max_shard_size"], "device": lock["device"], **where}
+    given = {"save_path": Path(), "max_shard_size": lock["max_shard_size"], "device": lock["device"], **where}
     output = Output(**given, quiet=quiet, expected=lock)
-    folder = produce(work_of(lock, output, models.split(",") if models else (), base), output)
+    work = work_of(lock, output, models.split(",") if models else (), base)
+    if dry_run:
+        return show(work, output, as_json)
+    folder = produce(work, output)
     say(f"{folder} repeats the lock: every tensor has its digest.", quiet)
     return 0
 

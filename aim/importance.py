@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class Importance:
         partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
         try:
             save_file({name: a.contiguous() for name, a in self.activations.items()}, partial, metadata)
+            _order_metadata(partial)
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)
@@ -84,6 +86,18 @@ class Importance:
                 f"{file} was computed from {self.base['name']}, whose weights are not those of {name}; "
                 "give another --importance file or remove this one to compute it anew."
             )
+
+
+def _order_metadata(file: Path) -> None:
+    """Put the metadata of a safetensors file in order, which its library writes in another one every time."""
+    with file.open("r+b") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:
+            stream.seek(8)
+            stream.write(ordered.ljust(length))
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

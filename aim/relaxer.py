@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from console.errors import CheckpointError, UsageError
-from merging.names import role_of
+from merging.names import layer_of, role_of
 from merging.planned import Plan
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Relaxer:
     omega: float
     relax_tied: bool
     account: dict[str, str] = field(default_factory=dict)
+    _measured: dict[str, str] = field(default_factory=dict, repr=False)
     _scaled: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def check(self, merge_plan: Plan) -> None:
@@ -38,6 +39,9 @@ class Relaxer:
 
         Raises CheckpointError where shapes differ, or where nothing would be relaxed.
         """
+        for tensor in merge_plan.tensors:  # a layer that a slice put elsewhere was measured where the base has it
+            if tensor.base is not None and layer_of(tensor.name):
+                self._measured[tensor.name] = tensor.base.name
         tied_head = "lm_head.weight" not in {t.name for t in merge_plan.tensors}
         for tensor in merge_plan.tensors:
             name = tensor.name
@@ -57,7 +61,7 @@ class Relaxer:
 
     def _source(self, name: str) -> str:
         """The tensor whose activation belongs to `name`: the tied head's for the input embedding."""
-        return "lm_head.weight" if role_of(name) == "input" else name
+        return "lm_head.weight" if role_of(name) == "input" else self._measured.get(name, name)
 
     def _verdict(self, name: str, is_float: bool, is_embedding: bool, tied_head: bool) -> str:
         if not is_float:

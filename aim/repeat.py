@@ -39,6 +39,8 @@ def work_of(lock: Mapping[str, Any], output: Output, models: Sequence[str] = (),
             calibration_dtype=recipe["calibration_dtype"],
             batch_size=recipe["batch_size"],
         )
+        if len(models) > 1:
+            raise UsageError(f"The lock relaxes one merged model, {len(models)} given.")
         first = models[0] if models else exact.get(merged, merged)
         second = base_model or exact.get(base, base)
         return plan_relaxation(first, second, recipe["omega"], settings, output, recipe["dtype"])
@@ -46,7 +48,14 @@ def work_of(lock: Mapping[str, Any], output: Output, models: Sequence[str] = (),
     asked = pinned(make_recipe({}, recipe), lock)
     if models and len(models) != len(asked.models):
         raise UsageError(f"The lock merges {len(asked.models)} models, {len(models)} given.")
-    asked = replace(asked, models=tuple(models) or asked.models, base_model=base_model or asked.base_model)
+    moved = dict(zip(asked.models, models, strict=False)) | ({asked.base_model: base_model} if base_model else {})
+    asked = replace(
+        asked,
+        models=tuple(models) or asked.models,
+        base_model=base_model or asked.base_model,
+        tokenizer=moved.get(asked.tokenizer, asked.tokenizer),
+        chat_template=moved.get(asked.chat_template, asked.chat_template),
+    )
     relaxing = None
     if omega is not None or importance is not None:
         relaxing = relaxing_of(asked, omega, None if importance is None else Path(importance), output.quiet)

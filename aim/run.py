@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from aim.measure import Settings, importance_of, load_importance
 from aim.relaxer import Relaxer, check_omega
@@ -18,7 +18,7 @@ from merging.planned import Plan
 from merging.preflight import plan
 from merging.produce import Output, Relaxing, Work, produce
 from merging.recipe import MergeRecipe
-from merging.registry import Implementation, find_method
+from merging.registry import Implementation
 from merging.run import copied
 from merging.settings import Section
 from merging.sidefiles import read_lineage
@@ -40,7 +40,7 @@ def relaxing_of(
     if omega is None or importance_file is None:
         raise UsageError("AIM in one pass needs both --omega and --importance FILE (performAIM.py makes such a file).")
     check_omega(omega)
-    if recipe.base_model is None or find_method(recipe.method).base == "donor":
+    if not recipe.uses_base:
         raise UsageError(f"AIM in one pass needs a method with a base; {recipe.method} has none: use performAIM.py.")
     file = importance_file
     if not file.is_file():
@@ -71,6 +71,11 @@ def perform(
     check_target(output.save_path, output.overwrite, kept)
     parse_size(output.max_shard_size)
     return produce(plan_relaxation(merged_name, base_name, omega, settings, output, dtype), output)
+
+
+def _lasting(source: str) -> str:
+    """The calibration source as it is found from any folder."""
+    return source if source == "pile" else str(Path(source).resolve())
 
 
 def plan_relaxation(
@@ -115,8 +120,8 @@ def plan_relaxation(
         "numerics": "reference" if settings.reference else "float32",
         "relax_tied": settings.relax_tied,
         "dtype": dtype,
-        "importance": str(settings.importance_file) if settings.importance_file else None,
-        "calibration": asdict(settings.calibration),
+        "importance": str(settings.importance_file.resolve()) if settings.importance_file else None,
+        "calibration": {**asdict(settings.calibration), "source": _lasting(settings.calibration.source)},
         "calibration_dtype": settings.calibration_dtype,
         "batch_size": settings.batch_size,
     }
@@ -133,9 +138,5 @@ def plan_relaxation(
         notes=tuple(notes),
         make_job=make_job,
         details=lambda: {"relaxation": made[0].details()},
-        files={"importance": settings.importance_file} if _exists(settings.importance_file) else {},
+        files={"importance": settings.importance_file} if settings.importance_file else {},
     )
-
-
-def _exists(file: Path | None) -> TypeGuard[Path]:
-    return file is not None and file.is_file()

@@ -17,17 +17,23 @@ from merging.checkpoint import Checkpoint
 from merging.digests import digest_of
 from merging.planned import Plan
 from merging.recipe import MergeRecipe
+from merging.tokenizer import TOKENIZER_FILES
 
 LOCK_FILE = "merge.lock.json"
 FORMAT = "merge-lock-1"
-SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-"""Files of an input besides its weights that the result depends on."""
+CONFIG_FILES = ("config.json", "generation_config.json")
+"""Files of an input besides its weights and its tokenizer that the result depends on."""
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the tokenizer's files in a model folder, sorted."""
+    return sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()})
 
 
 def files_of(checkpoint: Checkpoint) -> list[Path]:
     """Return every file of an input that the result depends on."""
-    small = [checkpoint.folder / name for name in SMALL_FILES]
-    return [*checkpoint.files, *(file for file in small if file.is_file())]
+    configs = [checkpoint.folder / name for name in CONFIG_FILES]
+    return [*checkpoint.files, *(file for file in configs if file.is_file()), *tokenizer_files(checkpoint.folder)]
 
 
 def describe_input(checkpoint: Checkpoint, digests: Mapping[Path, str | None]) -> dict[str, Any]:
@@ -115,7 +121,7 @@ def _told(tensor: Mapping[str, Any] | None) -> str:
 
 def small_files(folder: Path) -> dict[str, str | None]:
     """Return {name: digest} of what stands beside the weights and does not change from run to run."""
-    skipped = (".safetensors", ".index.json")
+    skipped = ".safetensors"
     return {
         file.name: digest_of(file)
         for file in sorted(folder.iterdir())

@@ -26,6 +26,7 @@ class TensorHealth:
         self.nonzero = [0] * len(tensor.models)
         self.dropped: list[int] | None = None
         self.has_base = tensor.base is not None
+        self.positions = list(tensor.positions)
 
     def block(self, block: Block, group: TensorGroup, merged: Tensor, given: Mapping[str, Any]) -> None:
         """Take account of a block: merged (rows, ...) fp32; `given` may hold the method's masks or thresholds."""

@@ -25,7 +25,7 @@ class TensorPlan:
     """One output tensor: where each model's part of it is found, and the method's parameters for it.
 
     `own` gives the shape, and the tensor itself where it is copied: no floating-point numbers, or no `models`.
-    `transposed`: a matrix that is stored [in, out].
+    `transposed`: a matrix that is stored [in, out]. `positions`: which of the recipe's models `models` are.
     """
 
     name: str
@@ -38,6 +38,7 @@ class TensorPlan:
     is_float: bool
     is_embedding: bool
     transposed: bool = False
+    positions: tuple[int, ...] = ()
 
     @property
     def is_merged(self) -> bool:

@@ -43,7 +43,8 @@ def check_config(checkpoint: Checkpoint) -> None:
         )
     layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
     stacks = {stack: depth for stack, depth in stacks_of(checkpoint.tensors).items() if "vision" not in stack}
-    if len(stacks) == 1 and isinstance(layers, int) and layers not in stacks.values():
+    predicting = config.get("num_nextn_predict_layers") or 0  # stored behind the layers, and not counted among them
+    if len(stacks) == 1 and isinstance(layers, int) and not {layers, layers + predicting} & set(stacks.values()):
         (stack, depth), *_ = stacks.items()
         raise CheckpointError(
             f"{checkpoint.name}: config.json says {layers} layers and the weights have {depth} ({stack}*); "
@@ -161,6 +162,7 @@ class _Builder:
             is_float=is_float,
             is_embedding=len(shape) == 2 and role_of(slot.name) == "input",
             transposed=stored in self._transposed_in(checkpoint),
+            positions=section.models if section is not None else (),
         )
 
     def _transposed_in(self, checkpoint: Checkpoint) -> frozenset[str]:

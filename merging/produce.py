@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console.cli import say
+from console.errors import UsageError
 from merging.card import licences_of, pipeline_tag_of, write_card
 from merging.chat_template import ChatTemplate, write_template
 from merging.digests import InputDigests
@@ -108,7 +109,9 @@ def produce(work: Work, output: Output) -> Path:
     """
     started = time.perf_counter()
     inputs, quiet = work.inputs, output.quiet
-    check_target(output.save_path, output.overwrite, [place for c in inputs.all for place in c.places])
+    check_target(
+        output.save_path, output.overwrite, [*(place for c in inputs.all for place in c.places), *work.files.values()]
+    )
     licences = licences_of(inputs.all)
     for note in (*work.notes, *([licences.warning] if licences.warning else [])):
         say(note, quiet)
@@ -117,7 +120,7 @@ def produce(work: Work, output: Output) -> Path:
     files = [*(file for checkpoint in inputs.all for file in files_of(checkpoint)), *work.files.values()]
     configs = make_configs(inputs, work.plan)
     with (
-        staged(output.save_path, output.overwrite, _key(work, files, output), output.resume, quiet) as stage,
+        staged(output.save_path, output.overwrite, _key(work, files, output, job), output.resume, quiet) as stage,
         InputDigests(files) as digests,
     ):
         said = _write(work, output, stage, job, configs)
@@ -144,7 +147,9 @@ def produce(work: Work, output: Output) -> Path:
 
 
 def _with_output(job: Job, output: Output) -> Job:
-    """The job with what the output asks of the loop."""
+    """The job with what the output asks of the loop. Raises UsageError for what does not go together."""
+    if output.health and job.reference:
+        raise UsageError("--health looks at blocks in float32, and does not go with --numerics reference.")
     from merging.observe import TensorHealth
 
     return replace(
@@ -152,11 +157,11 @@ def _with_output(job: Job, output: Output) -> Job:
     )  # fmt: skip
 
 
-def _key(work: Work, files: Sequence[Path], output: Output) -> str:
+def _key(work: Work, files: Sequence[Path], output: Output, job: Job) -> str:
     """What an interrupted run must have in common with the one that goes on with it: all that the bytes depend on."""
     lasting = [file for file in files if not is_scratch(file)]
     seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in lasting]
-    same = [work.program, work.recipe, seen, versions(), output.max_shard_size, output.health]
+    same = [work.program, work.recipe, seen, versions(), output.max_shard_size, output.health, str(job.device)]
     return hashlib.sha256(json.dumps(same, default=str).encode()).hexdigest()
 
 
@@ -186,7 +191,8 @@ def _write(work: Work, output: Output, stage: Stage, job: Job, configs: Mapping[
 
 def _health(work: Work, stage: Stage) -> str:
     merged = {tensor.name for tensor in work.plan.tensors if tensor.is_merged}
-    rows = by_layer((entry["name"], entry["health"]) for entry in stage.journal.entries if entry["name"] in merged)
+    found = ((entry["name"], entry["health"]) for entry in stage.journal.entries if entry["name"] in merged)
+    rows = by_layer(found, len(work.inputs.models))
     return as_markdown(rows, [model.name for model in work.inputs.models])
 
 

@@ -123,13 +123,15 @@ class Implementation:
     """The functions of a method: `merge` on a block, `prepare` on the whole tensor, `reference` in bf16.
 
     `survey(groups, parameters)` looks at all tensors before the first is merged, `groups()` yielding them afresh each
-    time; what it returns reaches `prepare` as parameters["survey"], unless it is None.
+    time; what it returns reaches `prepare` as parameters["survey"], unless it is None. `by_entry`: rows and columns
+    mean nothing to it, so that a stack of matrices may be read as one long matrix.
     """
 
     merge: Callable[..., Any]
     prepare: Prepare | None
     reference: Callable[..., Any] | None
     survey: Callable[..., Any] | None = None
+    by_entry: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,10 @@ def merge_method(
     reference: Callable[..., Any] | None = None,
     prepare: Prepare | None = None,
     survey: Callable[..., Any] | None = None,
+    by_entry: bool = False,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     """Bind a block function to its preparations (whole tensor, all tensors) and to the original's arithmetic."""
-    return lambda merge: Implementation(merge, prepare, reference, survey)
+    return lambda merge: Implementation(merge, prepare, reference, survey, by_entry)
 
 
 def accepted(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:

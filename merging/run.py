@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from console.errors import HeadersUnknownError
 from merging.chat_template import choose_template
 from merging.checkpoint import Checkpoint, open_all
+from merging.hub import CheckpointRef
 from merging.layout import Inputs
+from merging.lock import tokenizer_files
 from merging.mergekit_writer import as_mergekit
 from merging.planned import Plan
 from merging.preflight import check_distinct, plan
@@ -57,9 +59,16 @@ def plan_merge(
         )
         return stream.with_survey(merge_plan, job)
 
+    document, unsaid = as_mergekit(recipe)
     asked = recipe.as_yaml_dict()
+    files = {"importance": relaxing.importance_file} if relaxing else {}
+    if folder not in [checkpoint.folder for checkpoint in inputs.all]:  # a tokenizer from elsewhere
+        files |= {f"tokenizer/{file.name}": file for file in tokenizer_files(folder)}
+        asked["tokenizer" if "tokenizer" in asked else "tokenizer_source"] = CheckpointRef.parse(
+            recipe.tokenizer
+        ).full_name
     if relaxing:
-        asked |= {"omega": relaxing.omega, "importance": str(relaxing.importance_file)}
+        asked |= {"omega": relaxing.omega, "importance": str(relaxing.importance_file.resolve())}
     return Work(
         program="merge.py",
         label="merging",
@@ -78,9 +87,9 @@ def plan_merge(
         notes=(*remarks(recipe), *merge_plan.notes, *copied(merge_plan), f"Chat template: {template.origin}."),
         make_job=make_job,
         details=relaxing.details if relaxing else dict,
-        files={"importance": relaxing.importance_file} if relaxing else {},
+        files=files,
         whole_matrix=any(method.whole_matrix),
-        mergekit=as_mergekit(recipe),
+        mergekit=(document, [*unsaid, *(["AIM: the result was relaxed besides."] if relaxing else [])]),
     )
 
 

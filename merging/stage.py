@@ -27,6 +27,8 @@ def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
     never where it is, contains or lies in one of the `inputs` or the current folder.
     """
     target = save_path.resolve()
+    if target.is_mount():
+        raise UsageError(f"--save_path {save_path} is a mount point, which cannot be replaced; give a folder in it.")
     if target.exists() and not target.is_dir():
         raise UsageError(f"--save_path {save_path} is a file; give a folder.")
     for path in inputs:
@@ -50,10 +52,9 @@ class Journal:
     def __init__(self, file: Path, key: str) -> None:
         self.file = file
         self.entries: list[dict[str, Any]] = []
-        if file.is_file():
-            self.entries = _whole_lines(file)[1:]
-        else:
-            self._write([{"key": key}])
+        lines = _whole_lines(file) if file.is_file() else []
+        self.entries = lines[1:]
+        self._write(lines or [{"key": key}])  # a last line that a crash cut short is gone then
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Append a finished tensor."""
@@ -109,9 +110,9 @@ def staged(save_path: Path, overwrite: bool, key: str, resume: bool = False, qui
         journal = Journal(folder / JOURNAL, key)
         try:
             yield Stage(folder, journal)
-            (folder / JOURNAL).unlink()
-            (folder / LOCK).unlink()
             take_place(folder, target)
+            (target / JOURNAL).unlink()
+            (target / LOCK).unlink()
         except BaseException as error:
             if isinstance(error, ProjectError) or not journal.entries:
                 shutil.rmtree(folder, ignore_errors=True)

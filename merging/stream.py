@@ -109,7 +109,7 @@ def with_survey(plan: Plan, job: Job) -> Job:
 def tensor_blocks(tensor: TensorPlan, job: Job, observer: Observer | None = None) -> Iterator[Tensor]:
     """Yield one output tensor in blocks of rows, in the plan's dtype, on the CPU."""
     dtype = getattr(torch, tensor.dtype)
-    if not tensor.is_merged:
+    if not tensor.is_merged or 0 in tensor.shape:
         yield from _copied(tensor, dtype)
     elif job.reference:
         yield _by_reference(group_of(tensor, job), job, tensor.parameters).to(dtype).reshape(tensor.shape)
@@ -131,11 +131,20 @@ def _copied(tensor: TensorPlan, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
-    """Return the tensor in the base and in every model, its rows in the result's order."""
+    """Return the tensor in the base and in every model, its rows in the result's order.
+
+    A stack of matrices is one long matrix to a method that goes by entry, so that a block need not hold a whole one.
+    """
+    flat = job.implementation.by_entry and job.relaxation is None and len(tensor.shape) > 2
+
+    def rows_of(source: Source) -> Rows:
+        rows = _rows(source, tensor)
+        return rows.flatten(0, -2) if flat and isinstance(rows, Tensor) else rows
+
     return TensorGroup(
         name=tensor.name,
-        base=None if tensor.base is None else _rows(tensor.base, tensor),
-        finetuned=tuple(_rows(source, tensor) for source in tensor.models),
+        base=None if tensor.base is None else rows_of(tensor.base),
+        finetuned=tuple(rows_of(source) for source in tensor.models),
         device=job.device,
         seed=job.seed,
         is_embedding=tensor.is_embedding,

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.layout import Inputs
 from merging.model_config import stated_tie
 from merging.names import role_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COMPARED_ROWS = 4096
 """Rows compared at a time where a checkpoint stores a tensor twice."""
@@ -105,7 +109,16 @@ def _equal(checkpoint: Checkpoint, name: str, other: str) -> bool:
         return True
     ours, theirs = checkpoint.rows(name), checkpoint.rows(other)
     starts = range(0, ours.shape[0], COMPARED_ROWS)
-    return all(bool((ours[rows] == theirs[rows]).all()) for rows in (slice(s, s + COMPARED_ROWS) for s in starts))
+    return all(_same(ours[rows], theirs[rows]) for rows in (slice(s, s + COMPARED_ROWS) for s in starts))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two blocks hold the same bytes; NaN is itself then."""
+    import torch
+
+    return one.dtype == other.dtype and torch.equal(
+        one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
+    )
 
 
 def _notes(

@@ -110,7 +110,7 @@ def chosen(lock: Mapping[str, Any], count: str, pattern: str | None, seed: int) 
 def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list[str]:
     """Return a sentence for each of the tensors that the inputs do not give."""
     from aim.repeat import work_of
-    from merging.lock import check_inputs, describe_input, files_of
+    from merging.lock import check_inputs, check_others, describe_input, files_of
     from merging.produce import Output
     from merging.stream import tensor_blocks
 
@@ -119,6 +119,10 @@ def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list
     work = work_of(lock, output, models, args.base_model)
     files = {file: digest_of(file) for checkpoint in work.inputs.all for file in files_of(checkpoint)}
     check_inputs(lock, [describe_input(checkpoint, files) for checkpoint in work.inputs.all])
+    for name, file in work.files.items():
+        if not file.is_file():
+            raise FailureError(f"The {name} file {file} is not there.")
+    check_others(lock, {name: digest_of(file) for name, file in work.files.items()})
     job = work.make_job()
     wrong = []
     planned = {tensor.name: tensor for tensor in work.plan.tensors}

@@ -322,9 +322,9 @@ def test_health_counts_what_ties_trims(family, tmp_path: Path) -> None:
 def test_health_rows_add_up() -> None:
     """A layer's figures are sums over its tensors: squares under the root, shares of counts."""
     one = {"squares": [9.0], "merged": 9.0, "conflicts": 1, "moved": 2, "nonzero": [2], "dropped": [1], "changed": 0,
-           "elements": 4, "has_base": True}  # fmt: skip
+           "elements": 4, "has_base": True, "positions": [0]}  # fmt: skip
     two = {**one, "squares": [16.0], "merged": 16.0, "conflicts": 0, "moved": 2, "dropped": None}
-    (row,) = by_layer([("model.layers.3.a.weight", one), ("model.layers.3.b.weight", two)])
+    (row,) = by_layer([("model.layers.3.a.weight", one), ("model.layers.3.b.weight", two)], 1)
     assert row == {"layer": "model.layers.3", "norms": [5.0], "merged": 5.0, "conflicts": 0.25, "dropped": [0.5],
                    "changed": 0.0}  # fmt: skip
 
@@ -407,3 +407,134 @@ def test_licence_of_the_result(family, tmp_path: Path, capsys, licences, front, 
     if warned:
         assert "cc-by-nc-4.0" in said
         assert "llama2" in said
+
+
+# what a run must not do
+
+
+def test_repeating_never_overwrites_what_it_needs(family, tmp_path: Path, run_script, done: Path) -> None:
+    """A lock whose importance file lies in the target is refused, with --overwrite too, and the file stays."""
+    home = merge(recipe_of(family), Output(tmp_path / "home", quiet=True))
+    importance = home / "importance.safetensors"
+    made = run_script(
+        "performAIM.py", "--merged_model", done, "--pretrained_model_name", family["base"], "--save_path",
+        tmp_path / "relaxed", "--calibration", family["text"], "--n_samples", 20, "--block_size", 64, "--importance",
+        importance,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    again = run_script("merge.py", "--from_lock", tmp_path / "relaxed", "--save_path", home, "--overwrite")
+    assert again.returncode == 2
+    assert "would write over or into the input" in again.stderr
+    assert importance.is_file()
+
+
+def test_dry_run_of_a_lock_writes_nothing(tmp_path: Path, done: Path, run_script) -> None:
+    """--from_lock --dry_run prints the plan and makes no folder."""
+    planned = run_script("merge.py", "--from_lock", done, "--dry_run", "--json", "--save_path", tmp_path / "out")
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["tensors"]["total"] == len(weights(done))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--max_shard_size", "foo"], "must be a size"), (["--save_path", "INPUT"], "would write over or into the input")],
+)
+def test_dry_run_makes_the_checks_of_the_run(family, run_script, flags: list[str], message: str) -> None:
+    """What the run refuses about its output, the dry run refuses too."""
+    flags = [str(family["a"]) if flag == "INPUT" else flag for flag in flags]
+    models = f"{family['a']},{family['b']}"
+    command = ["merge.py", "--method", "ties", "--base_model", family["base"], "--models_to_merge", models, *flags]
+    planned = run_script(*command, "--dry_run")
+    assert planned.returncode == 2
+    assert message in planned.stderr
+
+
+def test_health_of_reference_numerics_is_refused(family, tmp_path: Path) -> None:
+    """Reference numerics have no blocks to look at: figures of nothing are not printed."""
+    with pytest.raises(UsageError, match="does not go with --numerics reference"):
+        merge(recipe_of(family, numerics="reference", density=1), Output(tmp_path / "out", quiet=True, health=True))
+
+
+def test_verify_misses_no_index(family, tmp_path: Path, run_script) -> None:
+    """The index of a sharded output is under the lock as well."""
+    out = merge(recipe_of(family), Output(tmp_path / "out", quiet=True, max_shard_size="60KB"))
+    assert run_script("scripts/verify.py", out).returncode == 0
+    (out / "model.safetensors.index.json").unlink()
+    found = run_script("scripts/verify.py", out)
+    assert found.returncode == 1
+    assert "model.safetensors.index.json was changed or is missing" in found.stdout
+
+
+def test_health_of_slices(family, tmp_path: Path) -> None:
+    """Where layers come from different models each figure stands in the column of its model, '-' in the others'."""
+    config = {
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": str(family["a"]), "layer_range": [0, 2]}]},
+            {"sources": [{"model": str(family["b"]), "layer_range": [1, 2]}]},
+        ],
+    }
+    out = merge(make_recipe({}, config), Output(tmp_path / "out", quiet=True, health=True))
+    lines = (out / "README.md").read_text().splitlines()
+    rows = {i: next(line for line in lines if f"model.layers.{i} " in line).split("|") for i in (0, 2)}
+    assert rows[0][3].strip() == rows[2][2].strip() == "-"
+    own = [tensor for name, tensor in weights(family["b"]).items() if ".layers.1." in name]
+    norm = sum(float(tensor.double().square().sum()) for tensor in own) ** 0.5
+    assert rows[2][3].strip() == f"{norm:.4g}"
+
+
+def test_aim_follows_the_slices(family, tmp_path: Path) -> None:
+    """With layer 1 of the base in place 0 of the result, AIM in one pass relaxes it by what was measured on layer 1:
+    at omega 0 it is what relaxing the unsliced merge makes of layer 1."""
+    from aim.calibration import Calibration
+    from aim.measure import Settings
+    from aim.run import perform, relaxing_of
+
+    importance = tmp_path / "importance.safetensors"
+    settings = Settings(Calibration(str(family["text"]), n_samples=20, block_size=64), importance)
+    whole = {"method": "task_arithmetic", "base_model": str(family["base"]), "models_to_merge": str(family["a"])}
+    perform(str(family["a"]), str(family["base"]), 0.5, settings, Output(tmp_path / "first", quiet=True), None)
+    sources = [{"model": str(family[name]), "layer_range": [1, 2]} for name in ("a", "base")]
+    sliced = {"merge_method": "task_arithmetic", "base_model": str(family["base"]), "slices": [{"sources": sources}],
+              "parameters": {"weight": 1.0}}  # fmt: skip
+    results = []
+    for name, recipe in (("whole", make_recipe(whole, {})), ("sliced", make_recipe({}, sliced))):
+        output = Output(tmp_path / name, quiet=True)
+        results.append(weights(merge(recipe, output, relaxing_of(recipe, 0.0, importance, True))))
+    for name, tensor in results[0].items():
+        if ".layers.1." in name:
+            assert torch.equal(results[1][name.replace(".layers.1.", ".layers.0.")], tensor), name
+
+
+def test_importance_files_are_equal(family, tmp_path: Path) -> None:
+    """Measured twice, an importance file has the same bytes, so that a lock knows it again; and the lock of the run
+    that made the file is that of one which found it."""
+    from aim.calibration import Calibration
+    from aim.measure import Settings
+    from aim.run import perform
+
+    settings = [
+        Settings(Calibration(str(family["text"]), n_samples=20, block_size=64), tmp_path / name / "importance")
+        for name in "12"
+    ]
+    outs = [
+        perform(str(family["a"]), str(family["base"]), 0.5, which, Output(tmp_path / f"out{i}", quiet=True), None)
+        for i, which in enumerate((*settings, settings[0]))
+    ]
+    assert settings[0].importance_file.read_bytes() == settings[1].importance_file.read_bytes()
+    assert (outs[0] / "merge.lock.json").read_bytes() == (outs[2] / "merge.lock.json").read_bytes()
+
+
+def test_failing_rename_can_be_resumed(family, tmp_path: Path, monkeypatch) -> None:
+    """Where the finished stage cannot take its place, what is done is kept, and --resume ends the run."""
+    from merging import stage
+
+    out = Output(tmp_path / "out", quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "take_place", lambda folder, target: (_ for _ in ()).throw(OSError(16, "Device busy")))
+        with pytest.raises(OSError, match="busy"):
+            merge(recipe_of(family), out)
+    merge(recipe_of(family), Output(**{**vars(out), "resume": True}))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    assert not {"journal.jsonl", "writing.lock"} & {p.name for p in out.save_path.iterdir()}

@@ -9,4 +9,4 @@ from merging.outliers import band_masks
 from merging.registry import merge_method
 from merging.sparse_sum import add_sparse
 
-METHOD = merge_method(prepare=band_masks)(add_sparse)
+METHOD = merge_method(by_entry=True, prepare=band_masks)(add_sparse)

@@ -31,4 +31,4 @@ def reference(
     )
 
 
-METHOD = merge_method(reference=reference, prepare=masks_of)(add_sparse)
+METHOD = merge_method(by_entry=True, reference=reference, prepare=masks_of)(add_sparse)

@@ -55,4 +55,4 @@ def karcher(base: Tensor | None, finetuned: Tensor, *, coefficients: Sequence[fl
     return weighted_sum(finetuned, coefficients)
 
 
-METHOD = merge_method(prepare=coefficients_of)(karcher)
+METHOD = merge_method(by_entry=True, prepare=coefficients_of)(karcher)

@@ -28,4 +28,4 @@ def reference(base: Tensor | None, finetuned: Sequence[Tensor], *, weights: Sequ
     return linear_reference(finetuned, weights=weights, normalize=normalize)
 
 
-METHOD = merge_method(reference=reference)(linear)
+METHOD = merge_method(by_entry=True, reference=reference)(linear)

@@ -55,4 +55,4 @@ def multislerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Sequence
     return base + weighted_sum(finetuned - base, coefficients)
 
 
-METHOD = merge_method(prepare=coefficients_of)(multislerp)
+METHOD = merge_method(by_entry=True, prepare=coefficients_of)(multislerp)

@@ -16,4 +16,4 @@ def nearswap(base: Tensor, finetuned: Tensor, *, t: float) -> Tensor:
     return base + task_vector * (t / task_vector.abs().clamp(min=1e-6)).clamp(0, 1)
 
 
-METHOD = merge_method()(nearswap)
+METHOD = merge_method(by_entry=True)(nearswap)

@@ -12,4 +12,4 @@ def passthrough(base: Tensor | None, finetuned: Tensor, *, scale: float) -> Tens
     return finetuned[0] * scale
 
 
-METHOD = merge_method()(passthrough)
+METHOD = merge_method(by_entry=True)(passthrough)

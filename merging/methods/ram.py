@@ -38,4 +38,4 @@ def ram(base: Tensor, finetuned: Tensor, *, epsilon: float) -> Tensor:
     return combine(base, task_vectors, changed, count, [1.0] * len(finetuned))
 
 
-METHOD = merge_method()(ram)
+METHOD = merge_method(by_entry=True)(ram)

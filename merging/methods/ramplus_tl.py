@@ -35,4 +35,4 @@ def ramplus_tl(base: Tensor, finetuned: Tensor, *, epsilon: float, unique_scale:
     return combine(base, task_vectors, changed, count, unique_scale)
 
 
-METHOD = merge_method(prepare=scales_of)(ramplus_tl)
+METHOD = merge_method(by_entry=True, prepare=scales_of)(ramplus_tl)

@@ -65,4 +65,4 @@ def sce(base: Tensor, finetuned: Tensor, *, selected: Tensor, model_weights: Seq
     return base + total / kept.clamp(min=1e-6)
 
 
-METHOD = merge_method(prepare=weights_of)(sce)
+METHOD = merge_method(by_entry=True, prepare=weights_of)(sce)

@@ -37,4 +37,4 @@ def slerp(base: Tensor, finetuned: Tensor, *, coefficients: Sequence[float]) -> 
     return base * coefficients[0] + finetuned[0] * coefficients[1]
 
 
-METHOD = merge_method(prepare=coefficients_of)(slerp)
+METHOD = merge_method(by_entry=True, prepare=coefficients_of)(slerp)

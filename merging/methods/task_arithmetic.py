@@ -40,4 +40,4 @@ def reference(
     )
 
 
-METHOD = merge_method(reference=reference)(task_arithmetic)
+METHOD = merge_method(by_entry=True, reference=reference)(task_arithmetic)

@@ -79,4 +79,4 @@ def reference(
     )
 
 
-METHOD = merge_method(reference=reference, prepare=thresholds_of, survey=survey)(ties)
+METHOD = merge_method(by_entry=True, reference=reference, prepare=thresholds_of, survey=survey)(ties)
