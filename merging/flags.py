@@ -38,7 +38,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--load_check", action=argparse.BooleanOptionalAction, default=None,
-        help="load the result in transformers, on the meta device, before it takes its place (default: yes)",
+        help="load the planned result in transformers, on the meta device, before it is written (default: yes)",
     )  # fmt: skip
 
 

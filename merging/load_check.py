@@ -1,22 +1,28 @@
-"""Whether a finished folder loads in transformers: on the meta device, names and shapes, without its weights."""
+"""Whether a planned checkpoint will load in transformers: on the meta device, names and shapes, without weights."""
 
 from __future__ import annotations
 
-import json
 import logging
+import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from console.errors import CheckpointError
+from merging.planned import Plan
+from merging.sidefiles import write_configs
+from merging.writer import header_bytes
 
 
-def check_loads(folder: Path) -> str | None:
-    """Load the folder with the class that its config names, on the meta device.
+def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Collection[str]) -> str | None:
+    """Load the planned checkpoint with the class that its config names, on the meta device, before it is written.
 
-    Returns None where all is well, or a sentence on why it could not be tried. Raises CheckpointError where tensors are
-    missing, unexpected or of another shape.
+    What is loaded is a file of the planned header whose data is a hole, beside the planned configs. known: tensors that
+    the donor has; those that its class does not load (a value head, a layer that predicts) are told, not refused.
+    Returns None where all is well, or the sentence on what is not loaded or could not be tried. Raises CheckpointError
+    where tensors are missing, unexpected or of another shape.
     """
-    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    names = configs["config.json"].get("architectures") or []
     try:
         import transformers
     except ImportError as error:
@@ -25,20 +31,28 @@ def check_loads(folder: Path) -> str | None:
     if cls is None:
         what = names[0] if names else "the architecture, which config.json does not name,"
         return f"Loading was not tried: {what} is not in transformers {transformers.__version__}."
-    with _quiet(transformers):
+    with tempfile.TemporaryDirectory() as scratch, _quiet(transformers):
+        folder = Path(scratch)
+        write_configs(folder, configs)
+        with (folder / "model.safetensors").open("wb") as stream:
+            stream.write(header_bytes(plan.tensors))
+            stream.truncate(stream.tell() + plan.bytes)
         try:
             _, found = cls.from_pretrained(folder, device_map="meta", output_loading_info=True)
         except Exception as error:
             text = " ".join(str(error).split())
-            raise CheckpointError(f"The result does not load in transformers as {names[0]}: {text[:300]}.") from error
+            raise CheckpointError(f"The result would not load in transformers as {names[0]}: {text[:300]}.") from error
+    surplus = sorted(key for key in found.get("unexpected_keys", ()) if key in known)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        wrong = sorted(str(key) for key in found.get(kind, ()))
+        wrong = sorted(str(key) for key in found.get(kind, ()) if key not in surplus)
         if wrong:
-            what = kind.removesuffix("_keys")
-            raise CheckpointError(
-                f"The result does not load in transformers as {names[0]}: {what}: {', '.join(wrong[:3])}."
-            )
-    return None
+            told = f"{kind.removesuffix('_keys')}: {', '.join(wrong[:3])}"
+            raise CheckpointError(f"The result would not load in transformers as {names[0]} ({told}).")
+    return (
+        f"transformers does not load {', '.join(surplus[:3])} as {names[0]}; the inputs have it too."
+        if surplus
+        else None
+    )
 
 
 class _quiet:

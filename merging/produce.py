@@ -48,7 +48,7 @@ class Output:
     """Where and how the merged checkpoint is written.
 
     expected: a lock that the result must repeat. health: whether figures per layer are taken; load_check: whether the
-    finished folder is loaded in transformers before it takes its place.
+    planned folder is loaded in transformers before it is written.
     """
 
     save_path: Path
@@ -119,6 +119,9 @@ def produce(work: Work, output: Output) -> Path:
     job = _with_output(work.make_job(), output)
     files = [*(file for checkpoint in inputs.all for file in files_of(checkpoint)), *work.files.values()]
     configs = make_configs(inputs, work.plan)
+    unloaded = check_loads(work.plan, configs, inputs.donor.tensors) if output.load_check else None
+    if unloaded:
+        say(unloaded, quiet)
     with (
         staged(output.save_path, output.overwrite, _key(work, files, output, job), output.resume, quiet) as stage,
         InputDigests(files) as digests,
@@ -180,9 +183,6 @@ def _write(work: Work, output: Output, stage: Stage, job: Job, configs: Mapping[
     write_configs(stage.folder, configs)
     if work.mergekit is not None:
         write_mergekit(stage.folder, *work.mergekit)
-    unchecked = check_loads(stage.folder) if output.load_check else None
-    if unchecked:
-        said.append(unchecked)
     for entry in stage.journal.entries:
         if "nonfinite" in entry:
             said.append(f"Tensor {entry['name']}: not finite in {entry['nonfinite']} places.")

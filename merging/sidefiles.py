@@ -17,7 +17,8 @@ from merging.checkpoint import Checkpoint
 from merging.layout import Inputs
 from merging.planned import Plan
 from merging.stage import RECORD
-from merging.vocabulary import is_vocabulary_tensor, token_ids
+from merging.tied import main_of
+from merging.vocabulary import token_ids
 
 VERSION = "0.1.0"
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -37,7 +38,8 @@ def make_configs(inputs: Inputs, plan: Plan) -> dict[str, dict[str, Any]]:
     if len(dtypes) == 1:
         config.pop("torch_dtype", None)
         config["dtype"] = dtypes.pop()
-    rows = min((t.shape[0] for t in plan.tensors if is_vocabulary_tensor(t.own.name, t.own.checkpoint)), default=None)
+    table = main_of(donor, "input")
+    rows = next((t.shape[0] for t in plan.tensors if t.own.name == table), None)
     nested = config.get("text_config")
     generation = deepcopy(_generation_config(donor))
     for part in (config, nested) if isinstance(nested, dict) else (config,):

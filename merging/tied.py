@@ -92,7 +92,7 @@ def _copies(checkpoint: Checkpoint) -> dict[str, str]:
         main = main_of(checkpoint, "input" if role == "head" else role) if role else None
         if main is None or main == name or (role == "head" and stated is False):
             continue
-        if _equal(checkpoint, name, main):
+        if _equal(checkpoint, name, main, unknown=bool(stated) or role != "head"):
             copies[name] = main
         elif role == "head" and stated:
             raise CheckpointError(
@@ -102,11 +102,12 @@ def _copies(checkpoint: Checkpoint) -> dict[str, str]:
     return copies
 
 
-def _equal(checkpoint: Checkpoint, name: str, other: str) -> bool:
+def _equal(checkpoint: Checkpoint, name: str, other: str, unknown: bool) -> bool:
+    """Whether two tensors are the same; `unknown` where only headers were fetched: the run itself will compare."""
     if checkpoint.tensors[name].shape != checkpoint.tensors[other].shape:
         return False
-    if not checkpoint.tensors[name].file.exists():  # only headers were fetched: the run itself will compare
-        return True
+    if not (checkpoint.tensors[name].file.exists() and checkpoint.tensors[other].file.exists()):
+        return unknown
     ours, theirs = checkpoint.rows(name), checkpoint.rows(other)
     starts = range(0, ours.shape[0], COMPARED_ROWS)
     return all(_same(ours[rows], theirs[rows]) for rows in (slice(s, s + COMPARED_ROWS) for s in starts))

@@ -90,7 +90,7 @@ class ShardedWriter:
             (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
     def _lay_out(self, shard: int, tensors: Sequence[TensorPlan]) -> Iterator[Place]:
-        offset = len(_header(tensors))
+        offset = len(header_bytes(tensors))
         for tensor in tensors:
             size = tensor_bytes(tensor.shape, tensor.dtype)
             yield Place(tensor.name, tensor.shape, tensor.dtype, shard, offset, size)
@@ -113,7 +113,7 @@ class ShardedWriter:
             if self._stream is not None:
                 self._stream.close()
             file = self.folder / self._names[place.shard]
-            header = _header(self._shards[place.shard])
+            header = header_bytes(self._shards[place.shard])
             first = place.offset == len(header)
             self._stream = file.open("wb" if first else "r+b")
             self._shard = place.shard
@@ -139,8 +139,8 @@ class Place:
         return f"{self.name} {self.dtype} {list(self.shape)}"
 
 
-def _header(tensors: Sequence[TensorPlan]) -> bytes:
-    """The first bytes of a safetensors file of these tensors."""
+def header_bytes(tensors: Sequence[TensorPlan]) -> bytes:
+    """Return the first bytes of a safetensors file of these tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:

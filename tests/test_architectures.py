@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from merging.checkpoint import open_all
+from merging.layout import Inputs
 from merging.names import role_of
 from merging.recipe import make_recipe
 from merging.registry import all_methods
 from merging.run import Output, merge
+from merging.tied import heads_of
 from tests.architectures import (
     ARCHITECTURES,
     TIED,
@@ -173,6 +176,35 @@ def test_copies_and_buffers_of_old_checkpoints_change_nothing(family, tmp_path: 
     wanted = weights(ours("task_arithmetic", once["base"], [once["a"], once["b"]], tmp_path / "once"))
     assert found.keys() - computed_buffers(ARCHITECTURES[name].build()).keys() == wanted.keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+
+
+@pytest.mark.parametrize(("name", "tied"), [("llama", False), ("gpt_neox", False), ("qwen2", True)])
+def test_a_plan_without_the_weights_is_that_of_the_run(tmp_path: Path, name: str, tied: bool) -> None:
+    """From headers alone a stored head is a copy only where the config says so; transformers 4 left defaults out."""
+    models = (ARCHITECTURES[name].build(), fine_tuned(ARCHITECTURES[name].build(), 1))
+    base, model = (save(model, tmp_path / str(i), "old") for i, model in enumerate(models))
+    donor, other = open_all([str(base), str(model)])
+    inputs = Inputs(donor, (other,), donor)
+    planned = heads_of(inputs)
+    for folder in (base, model):
+        (folder / "model.safetensors").unlink()
+    assert planned.tied == tied
+    assert (heads_of(inputs).head, heads_of(inputs).dropped) == (planned.head, planned.dropped)
+
+
+def test_layers_that_predict_further_tokens_do_not_contradict_the_config(family, tmp_path: Path) -> None:
+    """DeepSeek-V3 and GLM-4.5 store such a layer behind those that num_hidden_layers counts; it is merged like any."""
+    folders = {}
+    for role, folder in family("llama").items():
+        stored, config = weights(folder), json.loads((folder / "config.json").read_text())
+        further = {key.replace(".1.", ".2."): v.clone() for key, v in stored.items() if ".layers.1." in key}
+        folders[role] = tmp_path / role
+        folders[role].mkdir()
+        save_file({**stored, **further}, folders[role] / "model.safetensors", metadata={"format": "pt"})
+        (folders[role] / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    found = weights(ours("linear", folders["base"], [folders["a"], folders["b"]], tmp_path / "out"))
+    same = "model.layers.{}.mlp.up_proj.weight"
+    assert torch.equal(found[same.format(2)], found[same.format(1)])
 
 
 @pytest.mark.parametrize("form", ["hub", "old"])

@@ -344,22 +344,26 @@ def test_allow_nonfinite(tmp_path: Path, capsys) -> None:
     assert json.loads((out / "run_record.json").read_text())["tensors"]["nonfinite"] == {"model.norm.weight": 3}
 
 
-def test_output_that_does_not_load_is_not_left(tmp_path: Path) -> None:
-    """A result whose tensors are not those of its config's class is refused on the meta device, and nothing written;
-    without the check it is written."""
+def test_output_that_does_not_load_is_not_written(tmp_path: Path, capsys) -> None:
+    """A result that its config's class could not load is refused before the first byte; without the check it is
+    written. What the inputs have besides (a value head) is told and kept."""
     base = make_llama(tmp_path / "base")
-    for name in ("base", "a"):
-        if name != "base":
-            shutil.copytree(base, tmp_path / name)
-        file = tmp_path / name / "model.safetensors"
-        state = load_file(file)
-        save_file({**state, "model.surplus.weight": torch.zeros(3)}, file, {"format": "pt"})
+    shutil.copytree(base, tmp_path / "a")
     recipe = make_recipe({"method": "linear", "models_to_merge": f"{base},{tmp_path / 'a'}"}, {})
+    whole = weights(base)
+    for folder in (base, tmp_path / "a"):
+        save_file({**whole, "value.weight": torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"})
+    out = merge(recipe, Output(tmp_path / "outs" / "more"))
+    assert "transformers does not load value.weight as LlamaForCausalLM" in capsys.readouterr().err
+    assert "value.weight" in weights(out)
+    del whole["model.norm.weight"]
+    for folder in (base, tmp_path / "a"):
+        save_file(whole, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        CheckpointError, match=r"does not load in transformers as LlamaForCausalLM: unexpected: model\.s"
+        CheckpointError, match=r"would not load .* as LlamaForCausalLM \(missing: model\.norm\.weight\)"
     ):
         merge(recipe, Output(tmp_path / "outs" / "out", quiet=True))
-    assert list((tmp_path / "outs").iterdir()) == []
+    assert [p.name for p in (tmp_path / "outs").iterdir()] == ["more"]
     assert merge(recipe, Output(tmp_path / "outs" / "out", quiet=True, load_check=False)).is_dir()
 
 

@@ -97,7 +97,7 @@ def peak_anonymous(arguments: list[object]) -> float:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to read a process's memory")
 @pytest.mark.parametrize("extra", [("--method", "ties"), ("--method", "dare_ties", "--density", "0.5")])
 def test_memory_does_not_grow_with_the_tensor(tmp_path: Path, extra: tuple[str, ...]) -> None:
-    """A tensor of 128 MiB in bf16 takes at most 100 MiB more than one of 8 MiB: less than half of one copy of it in
+    """A tensor of 128 MiB in bf16 takes at most 160 MiB more than one of 8 MiB: less than one copy of it in
     fp32, of which a whole-tensor merge holds several."""
     peaks = []
     for rows in (1024, 16384):
@@ -111,7 +111,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path, extra: tuple[str, 
         models = f"{tmp_path / f'a-{rows}'},{tmp_path / f'b-{rows}'}"
         peaks.append(peak_anonymous(["merge.py", *extra, "--base_model", tmp_path / f"base-{rows}", "--models_to_merge",
                                      models, "--save_path", tmp_path / f"out-{rows}", "--no-load_check"]))  # fmt: skip
-    assert peaks[1] < peaks[0] + 100
+    assert peaks[1] < peaks[0] + 160
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to read a process's memory")
