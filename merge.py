@@ -57,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
 
 def show(work: Work, output: Output, as_json: bool) -> int:
     """Print a plan, after the checks that the run would make."""
+    from merging.checks import check_space
     from merging.describe import as_text, describe
-    from merging.preflight import check_space
     from merging.stage import check_target
     from merging.writer import parse_size
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from merging.card import licences_of
 from merging.checkpoint import Checkpoint
+from merging.checks import free_space
 from merging.planned import Plan, TensorPlan
-from merging.preflight import free_space
 from merging.produce import Work
 from merging.registry import MergeMethod, find_method
 from merging.stored import tensor_bytes

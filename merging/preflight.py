@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from console.errors import CheckpointError, FailureError, UsageError
+from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
+from merging.checks import check_config
 from merging.layout import Inputs, Slot, slots_of
 from merging.names import is_computed, layer_of, role_of, stacks_of
 from merging.orientation import transposed_names
@@ -16,40 +16,6 @@ from merging.settings import Section
 from merging.stored import CODES, FLOATS, TensorInfo
 from merging.tied import Heads, heads_of
 from merging.vocabulary import Alignment, Vocabulary, alignment_of, describe, is_vocabulary_tensor, listed
-
-
-def check_distinct(base: Checkpoint | None, models: Sequence[Checkpoint]) -> None:
-    """Refuse the base among the models, and one model listed twice. Raises UsageError."""
-    seen: dict[str, str] = {}
-    for model in models:
-        key = model.exact_name
-        if base is not None and key == base.exact_name:
-            raise UsageError(f"The base model {base.name} is listed among the models to merge; take it out of them.")
-        if key in seen:
-            also = f" (also as {seen[key]})" if seen[key] != model.name else ""
-            raise UsageError(f"{model.name} is listed twice among the models to merge{also}.")
-        seen[key] = model.name
-
-
-def check_config(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose config contradicts its weights. Raises CheckpointError."""
-    config = checkpoint.text_config
-    rows = next((info.shape[0] for name, info in checkpoint.tensors.items() if role_of(name) == "input"), None)
-    said = config.get("vocab_size")
-    if rows is not None and isinstance(said, int) and said != rows:
-        raise CheckpointError(
-            f"{checkpoint.name}: config.json says vocab_size {said} and the input embedding has {rows} rows; "
-            "correct config.json."
-        )
-    layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
-    stacks = {stack: depth for stack, depth in stacks_of(checkpoint.tensors).items() if "vision" not in stack}
-    predicting = config.get("num_nextn_predict_layers") or 0  # stored behind the layers, and not counted among them
-    if len(stacks) == 1 and isinstance(layers, int) and not {layers, layers + predicting} & set(stacks.values()):
-        (stack, depth), *_ = stacks.items()
-        raise CheckpointError(
-            f"{checkpoint.name}: config.json says {layers} layers and the weights have {depth} ({stack}*); "
-            "correct config.json or download the weights again."
-        )
 
 
 def plan(inputs: Inputs, sections: Sequence[Section], dtype: str | None, vocabulary: Vocabulary) -> Plan:
@@ -99,11 +65,20 @@ class _Builder:
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.left_out: dict[str, tuple[str, ...]] = {}
+        self._lacking: Counter[str] = Counter()
         self._transposed: dict[int, frozenset[str]] = {}
         self._used: dict[int, set[str]] = {id(checkpoint): set() for checkpoint in inputs.all}
 
     def refuse(self) -> None:
         """Raise CheckpointError where anything did not fit."""
+        for name, count in self._lacking.items():
+            other = next(checkpoint for checkpoint in self.inputs.all if checkpoint.name == name)
+            if 2 * count > len(self.inputs.donor.tensors) and other.tensors:
+                raise CheckpointError(
+                    f"{name} names its tensors otherwise than {self.inputs.donor.name} (its first is "
+                    f"{next(iter(other.tensors))}, there it is {next(iter(self.inputs.donor.tensors))}): they are of "
+                    "different architectures, or one has to be loaded and saved again with transformers."
+                )
         if self.problems:
             found = list(dict.fromkeys(self.problems))
             more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
@@ -180,6 +155,7 @@ class _Builder:
         if stored is None:
             donor = self.inputs.donor.name
             self.problems.append(f"{checkpoint.name} has no tensor {name} {list(shape)}, which {donor} has")
+            self._lacking[checkpoint.name] += 1
             return None
         self._used[id(checkpoint)].add(stored)
         info = checkpoint.tensors[stored]
@@ -240,20 +216,3 @@ class _Builder:
                 self.notes.append(
                     f"{checkpoint.name}: left out {', '.join(extra[:3])}, which {donor.name} computes or ties."
                 )
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse before the first byte where the disk cannot hold the output. Raises FailureError."""
-    free = free_space(folder)
-    if free < needed:
-        raise FailureError(
-            f"No space for the output at {folder}: it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free."
-        )
-
-
-def free_space(folder: Path) -> int:
-    """Return the bytes that are free where `folder` is or will be."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    return shutil.disk_usage(existing).free

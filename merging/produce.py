@@ -14,6 +14,7 @@ from console.cli import say
 from console.errors import UsageError
 from merging.card import licences_of, pipeline_tag_of, write_card
 from merging.chat_template import ChatTemplate, write_template
+from merging.checks import check_space
 from merging.digests import InputDigests
 from merging.health import as_markdown, by_layer
 from merging.layout import Inputs
@@ -31,7 +32,6 @@ from merging.lock import (
 )
 from merging.mergekit_writer import write_mergekit
 from merging.planned import Plan
-from merging.preflight import check_space
 from merging.scratch import is_scratch
 from merging.sidefiles import make_configs, versions, write_configs, write_record
 from merging.stage import Stage, check_target, staged

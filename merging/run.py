@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from console.errors import HeadersUnknownError
 from merging.chat_template import choose_template
 from merging.checkpoint import Checkpoint, open_all
+from merging.checks import check_distinct
 from merging.hub import CheckpointRef
 from merging.layout import Inputs
 from merging.lock import tokenizer_files
 from merging.mergekit_writer import as_mergekit
 from merging.planned import Plan
-from merging.preflight import check_distinct, plan
+from merging.preflight import plan
 from merging.produce import Output, Relaxing, Work, produce
 from merging.recipe import MergeRecipe, remarks
 from merging.recipe_checks import check_values

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from console.errors import CheckpointError, FailureError, UsageError
-from merging import preflight
+from merging import checks
 from merging.checkpoint import CheckpointRef, open_checkpoint
 from merging.recipe import make_recipe
 from merging.run import Output, merge
@@ -275,6 +275,8 @@ def broken(folder: Path, how: str) -> Path:
         file.rename(copy / "model-00001-of-00001.safetensors")
         index = {"weight_map": {"ghost": "model-00001-of-00001.safetensors"}}
         (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif how == "other names":
+        save_file({name.removeprefix("model."): t for name, t in load_file(file).items()}, file)
     elif how == "fp8":
         state = load_file(file)
         name = "model.layers.0.mlp.up_proj.weight"
@@ -312,6 +314,7 @@ REFUSED = [
     ("other vocabulary in the config", "config.json says vocab_size 7 and the input embedding has 320 rows"),
     ("one tensor in two shards", "model.norm.weight is in both"),
     ("index of a missing tensor", "names tensor ghost"),
+    ("other names", r"names its tensors otherwise than .* \(its first is .*, there it is "),
     ("fp8", "up_proj.weight.*F8_E4M3"),
     ("packed", "qweight"),
     ("quantised", "quantised"),
@@ -357,7 +360,7 @@ def test_no_space(family, tmp_path: Path, monkeypatch) -> None:
     import shutil
 
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(FailureError, match="No space for the output"):
         merged("ties", family["base"], [family["a"]], tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,62 @@
+"""What is refused before anything is planned or written: the same model twice, a config that lies, a full disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from console.errors import CheckpointError, FailureError, UsageError
+from merging.checkpoint import Checkpoint
+from merging.names import role_of, stacks_of
+
+
+def check_distinct(base: Checkpoint | None, models: Sequence[Checkpoint]) -> None:
+    """Refuse the base among the models, and one model listed twice. Raises UsageError."""
+    seen: dict[str, str] = {}
+    for model in models:
+        key = model.exact_name
+        if base is not None and key == base.exact_name:
+            raise UsageError(f"The base model {base.name} is listed among the models to merge; take it out of them.")
+        if key in seen:
+            also = f" (also as {seen[key]})" if seen[key] != model.name else ""
+            raise UsageError(f"{model.name} is listed twice among the models to merge{also}.")
+        seen[key] = model.name
+
+
+def check_config(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose config contradicts its weights. Raises CheckpointError."""
+    config = checkpoint.text_config
+    rows = next((info.shape[0] for name, info in checkpoint.tensors.items() if role_of(name) == "input"), None)
+    said = config.get("vocab_size")
+    if rows is not None and isinstance(said, int) and said != rows:
+        raise CheckpointError(
+            f"{checkpoint.name}: config.json says vocab_size {said} and the input embedding has {rows} rows; "
+            "correct config.json."
+        )
+    layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
+    stacks = {stack: depth for stack, depth in stacks_of(checkpoint.tensors).items() if "vision" not in stack}
+    predicting = config.get("num_nextn_predict_layers") or 0  # stored behind the layers, and not counted among them
+    if len(stacks) == 1 and isinstance(layers, int) and not {layers, layers + predicting} & set(stacks.values()):
+        (stack, depth), *_ = stacks.items()
+        raise CheckpointError(
+            f"{checkpoint.name}: config.json says {layers} layers and the weights have {depth} ({stack}*); "
+            "correct config.json or download the weights again."
+        )
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse before the first byte where the disk cannot hold the output. Raises FailureError."""
+    free = free_space(folder)
+    if free < needed:
+        raise FailureError(
+            f"No space for the output at {folder}: it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free."
+        )
+
+
+def free_space(folder: Path) -> int:
+    """Return the bytes that are free where `folder` is or will be."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
