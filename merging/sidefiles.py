@@ -51,6 +51,8 @@ def make_configs(inputs: Inputs, plan: Plan) -> dict[str, dict[str, Any]]:
             part["tie_word_embeddings"] = False
         _renumber(part, donor, plan)
     _renumber(generation, donor, plan)
+    for part in (generation, config, *([nested] if isinstance(nested, dict) else [])):
+        _keep_rows(part, rows)
     ids = [i for checkpoint in inputs.all for i in _end_ids(checkpoint, plan) if rows is None or i < rows]
     union = list(dict.fromkeys(ids))
     if union:
@@ -58,11 +60,22 @@ def make_configs(inputs: Inputs, plan: Plan) -> dict[str, dict[str, Any]]:
     return {"config.json": config, "generation_config.json": generation}
 
 
+def _keep_rows(config: dict[str, Any], rows: int | None) -> None:
+    """Take out ids of special tokens that have no row."""
+    for key in TOKEN_IDS:
+        value = config.get(key)
+        if rows is not None and isinstance(value, int) and value >= rows:
+            config[key] = None
+        elif rows is not None and isinstance(value, list):
+            config[key] = [i for i in value if not isinstance(i, int) or i < rows]
+
+
 def _take_layers(config: dict[str, Any], origin: Sequence[int]) -> None:
     """Make a config describe the layers of the result: their number, and each list that has an entry per layer."""
     depth = next((config[key] for key in DEPTH_KEYS if key in config), None)
     for key, value in config.items():
-        if isinstance(value, list) and len(value) == depth:
+        per_layer = isinstance(value, list) and len(value) == depth
+        if per_layer and key != "architectures" and not key.endswith(("token_id", "token_ids")):
             config[key] = [value[i] for i in origin]
         elif key in DEPTH_KEYS:
             config[key] = len(origin)

@@ -111,7 +111,10 @@ def _change(vocabulary: Vocabulary, sources: Sequence[Checkpoint], folder: Path)
     gone = set(vocabulary.rowless)
     assert vocabulary.tokens is not None
     entries = [entry for entry in data.get("added_tokens", []) if entry["content"] not in gone]
-    entries += [_entry(token, vocabulary.tokens[token], sources) for token in vocabulary.added]
+    words = data["model"]["vocab"]
+    stored = {word[0] for word in words} if isinstance(words, list) else set(words)
+    stored |= {entry["content"] for entry in entries}
+    entries += [_entry(token, i, sources) for token, i in vocabulary.tokens.items() if token not in stored]
     data["added_tokens"] = sorted(entries, key=lambda entry: entry["id"])
     _write(file, data)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
@@ -145,7 +148,11 @@ def _without(settings: dict[str, Any], gone: set[str], entries: Sequence[Mapping
         content = value.get("content") if isinstance(value, dict) else value
         return isinstance(content, str) and content in gone
 
-    kept = {key: value for key, value in settings.items() if key not in gone and not names_gone(value)}
+    kept = {
+        key: [entry for entry in value if not names_gone(entry)] if isinstance(value, list) else value
+        for key, value in settings.items()
+        if key not in gone and not names_gone(value)
+    }
     if "added_tokens_decoder" in kept:
         kept["added_tokens_decoder"] = {
             str(entry["id"]): {key: value for key, value in entry.items() if key != "id"} for entry in entries

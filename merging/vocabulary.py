@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from merging.rows import Rows
+
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+                  "additional_special_tokens", "extra_special_tokens")  # fmt: skip
+"""Settings of a tokenizer that name special tokens, in the order that transformers adds them in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +131,8 @@ def token_ids(folder: Path) -> Mapping[str, int] | None:
             vocabulary = data["model"]["vocab"]
             if isinstance(vocabulary, list):  # Unigram: a list of [token, score]
                 vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
-            return {**vocabulary, **{added["content"]: added["id"] for added in data.get("added_tokens", [])}}
+            listed_tokens = {**vocabulary, **{added["content"]: added["id"] for added in data.get("added_tokens", [])}}
+            return _with_settings(listed_tokens, folder)
         if any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")):
             from transformers import AutoTokenizer
 
@@ -134,6 +140,29 @@ def token_ids(folder: Path) -> Mapping[str, int] | None:
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise CheckpointError(f"The tokenizer in {folder} cannot be read ({error!r}).") from error
     return None
+
+
+def _with_settings(tokens: dict[str, int], folder: Path) -> dict[str, int]:
+    """The tokens of tokenizer.json and those that transformers adds when it reads the settings beside it.
+
+    Those are the added tokens listed there, and special tokens that are only named, which get the next free ids.
+    """
+    settings = {name: _json(folder / name) for name in ("added_tokens.json", "tokenizer_config.json")}
+    decoder = settings["tokenizer_config.json"].get("added_tokens_decoder", {})
+    for token, i in {**settings["added_tokens.json"], **{e["content"]: int(i) for i, e in decoder.items()}}.items():
+        tokens.setdefault(token, i)
+    named = {**_json(folder / "special_tokens_map.json"), **settings["tokenizer_config.json"]}
+    for key in SPECIAL_TOKENS:
+        values = named.get(key)
+        for value in values if isinstance(values, list) else [values]:
+            token = value.get("content") if isinstance(value, dict) else value
+            if isinstance(token, str):
+                tokens.setdefault(token, max(tokens.values(), default=-1) + 1)
+    return tokens
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def align(

@@ -233,3 +233,42 @@ def test_config_that_says_tied_beside_another_head(tmp_path: Path) -> None:
     (own / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     with pytest.raises(CheckpointError, match=r"says that lm_head\.weight is tied"):
         merged(base, [own], tmp_path / "out")
+
+
+@pytest.mark.parametrize("how", ["decoder", "named", "list", "pad id"])
+def test_tokens_that_only_settings_list(trio, tmp_path: Path, how: str) -> None:
+    """Tokens without a row that stand only in a tokenizer's settings (its decoder, a special token that is named, a
+    list) are left out of the result too, and an id of a special token without a row is no id of its configs."""
+    base = fine_tune(trio["base"], tmp_path / "base", seed=0, std=0.0)
+    file = base / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    entry = {"content": "<ghost>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+             "special": True}  # fmt: skip
+    changed = {
+        "decoder": {"added_tokens_decoder": {str(VOCABULARY): entry}},
+        "named": {"pad_token": "<ghost>"},
+        "list": {"additional_special_tokens": ["<ghost>", "<x>"]},
+        "pad id": {"pad_token": "<ghost>"},
+    }
+    file.write_text(json.dumps({**settings, **changed[how]}))
+    if how == "pad id":
+        for name in ("config.json", "generation_config.json"):
+            config = json.loads((base / name).read_text())
+            (base / name).write_text(json.dumps({**config, "pad_token_id": VOCABULARY}))
+    assert len(AutoTokenizer.from_pretrained(base)) > VOCABULARY
+    out = merged(base, [trio["c"]], tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert len(tokenizer) == VOCABULARY
+    assert max(tokenizer.get_vocab().values()) < weights(out)[EMBEDDING].shape[0]
+    for name in ("config.json", "generation_config.json"):
+        assert (json.loads((out / name).read_text()).get("pad_token_id") or 0) < VOCABULARY
+
+
+def test_union_sees_tokens_that_only_settings_list(trio, tmp_path: Path) -> None:
+    """A model whose added token stands in added_tokens.json alone keeps its trained row in the union."""
+    model = fine_tune(trio["base"], tmp_path / "model", seed=5, extra=("<late>",))
+    make_tokenizer(model, VOCABULARY)
+    (model / "added_tokens.json").write_text(json.dumps({"<late>": VOCABULARY}))
+    out = merged(trio["base"], [model], tmp_path / "out", tokenizer="union")
+    assert torch.equal(weights(out)[EMBEDDING][VOCABULARY], weights(model)[EMBEDDING][VOCABULARY])
+    assert AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<late>") == VOCABULARY
