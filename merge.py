@@ -57,15 +57,13 @@ def main(argv: Sequence[str]) -> int:
 
 def show(work: Work, output: Output, as_json: bool) -> int:
     """Print a plan, after the checks that the run would make."""
-    from merging.checks import check_space
     from merging.describe import as_text, describe
-    from merging.stage import check_target
+    from merging.produce import check_output
     from merging.writer import parse_size
 
     parse_size(output.max_shard_size)
     if output.save_path != Path():
-        check_target(output.save_path, output.overwrite, [place for c in work.inputs.all for place in c.places])
-        check_space(output.save_path, work.plan.bytes)
+        check_output(work, output)
     plan = describe(work, output.save_path)
     print(json.dumps(plan, indent=2) if as_json else as_text(plan))
     return 0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from console.errors import CheckpointError, FailureError, UsageError
 from merging.checkpoint import Checkpoint
-from merging.names import role_of, stacks_of
+from merging.names import stacks_of
+from merging.tokenizer import embedding_rows
 
 
 def check_distinct(base: Checkpoint | None, models: Sequence[Checkpoint]) -> None:
@@ -27,7 +28,7 @@ def check_distinct(base: Checkpoint | None, models: Sequence[Checkpoint]) -> Non
 def check_config(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint whose config contradicts its weights. Raises CheckpointError."""
     config = checkpoint.text_config
-    rows = next((info.shape[0] for name, info in checkpoint.tensors.items() if role_of(name) == "input"), None)
+    rows = embedding_rows(checkpoint)
     said = config.get("vocab_size")
     if rows is not None and isinstance(said, int) and said != rows:
         raise CheckpointError(

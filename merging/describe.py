@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from merging.card import licences_of
 from merging.checkpoint import Checkpoint
 from merging.checks import free_space
-from merging.planned import Plan, TensorPlan
+from merging.planned import Plan
 from merging.produce import Work
 from merging.registry import MergeMethod, find_method
 from merging.stored import tensor_bytes
@@ -42,7 +43,7 @@ def describe(work: Work, save_path: Path | None) -> dict[str, Any]:
             "left_out": dict(plan.left_out),
         },
         "result": {
-            "parameters": sum(_elements(tensor) for tensor in plan.tensors),
+            "parameters": sum(math.prod(tensor.shape) for tensor in plan.tensors),
             "dtypes": sorted({tensor.dtype for tensor in plan.tensors}),
             "tied": plan.tied,
             "vocabulary": plan.vocabulary.name,
@@ -76,22 +77,17 @@ def peak_memory(plan: Plan, method: MergeMethod | None) -> int:
     return least + 4 * max((matrices * out * width + squares * width * width for out, width in shapes), default=0)
 
 
-def _elements(tensor: TensorPlan) -> int:
-    total = 1
-    for size in tensor.shape:
-        total *= size
-    return total
+def _role(checkpoint: Checkpoint, work: Work) -> str:
+    if checkpoint is work.inputs.base:
+        return "base"
+    return "model" if any(checkpoint is model for model in work.inputs.models) else "donor"
 
 
 def _model(checkpoint: Checkpoint, work: Work) -> dict[str, Any]:
     tokens = token_ids(checkpoint.folder)
     return {
         "name": checkpoint.name,
-        "role": "base"
-        if checkpoint is work.inputs.base
-        else "donor"
-        if checkpoint not in work.inputs.models
-        else "model",
+        "role": _role(checkpoint, work),
         "exact": checkpoint.exact_name,
         "commit": checkpoint.commit,
         "architecture": (checkpoint.config.get("architectures") or [None])[0],

@@ -8,6 +8,10 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 1 << 22
 
@@ -30,6 +34,21 @@ def digest_of(file: Path, offset: int = 0, size: int | None = None, stop: thread
     except FileNotFoundError:
         return None
     return None if left or (stop and stop.is_set()) else digest.hexdigest()
+
+
+def block_bytes(block: Tensor) -> memoryview:
+    """Return the bytes of a block of a tensor on the CPU, as a file holds them."""
+    import torch
+
+    return block.detach().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def tensor_digest(blocks: Iterable[Tensor]) -> str:
+    """Return the sha256 of the bytes of a tensor that comes in blocks of rows."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block_bytes(block))
+    return digest.hexdigest()
 
 
 def known_digest(file: Path) -> str | None:

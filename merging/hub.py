@@ -134,11 +134,11 @@ class Part:
         return f"{self.ref.path}@{self.commit}" if self.commit else self.ref.full_name
 
 
-def locate(ref: CheckpointRef, weights: bool = False) -> Path:
+def locate(ref: CheckpointRef) -> Path:
     """Return where a reference (without its adapter) is: a folder, or a .gguf file; from the hub with the small files.
 
-    weights: with the weights too. The hub's own cache, token and environment are used; the cache is tried first.
-    Raises UsageError where there is no such model, CheckpointError where the hub cannot give it.
+    The hub's own cache, token and environment are used; the cache is tried first. Raises UsageError where there is no
+    such model, CheckpointError where the hub cannot give it.
     """
     local = Path(ref.path).expanduser()
     if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
@@ -149,9 +149,6 @@ def locate(ref: CheckpointRef, weights: bool = False) -> Path:
         )
     if not ref.is_hub_id:
         raise UsageError(f"Model {ref.alone} is no folder here, and not a hub id of the form org/name.")
-    from merging.download import fetch, small_files
+    from merging.download import small_files
 
-    folder = small_files(ref)
-    if weights:
-        fetch([Part(ref, folder)])
-    return folder
+    return small_files(ref)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -107,17 +108,17 @@ def _layers(section: Section, at: int, inputs: Inputs) -> Iterator[Slot]:
     first, stop = section.layers[0]
     base_first = section.base_layers[0] if section.base_layers else first
     own, own_first = (inputs.base, base_first) if inputs.base is not None else (models[0], first)
+    rests: dict[int, list[str]] = defaultdict(list)
+    for name in own.tensors:
+        if (found := layer_of(name)) and found[0] == stack:
+            rests[found[1]].append(found[2])
     for k in range(stop - first):
-        for name in own.tensors:
-            found = layer_of(name)
-            if found is None or found[0] != stack or found[1] != own_first + k:
-                continue
-            rest = found[2]
+        for rest in rests[own_first + k]:
             yield Slot(
                 name=f"{stack}{at + k}{rest}",
                 section=section,
                 depth=_depth(k, stop - first),
-                own=(own, name),
+                own=(own, f"{stack}{own_first + k}{rest}"),
                 models=tuple(f"{stack}{start + k}{rest}" for start, _ in section.layers),
                 base=f"{stack}{base_first + k}{rest}",
             )

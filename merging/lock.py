@@ -17,17 +17,15 @@ from merging.checkpoint import Checkpoint
 from merging.digests import digest_of
 from merging.planned import Plan
 from merging.recipe import MergeRecipe
-from merging.tokenizer import TOKENIZER_FILES
+from merging.stage import JOURNAL, LOCK, RECORD
+from merging.tokenizer_files import tokenizer_files
 
 LOCK_FILE = "merge.lock.json"
 FORMAT = "merge-lock-1"
+VARYING_FILES = (RECORD, "README.md", JOURNAL, LOCK, LOCK_FILE)
+"""Files of an output that are not under its lock: they differ from run to run, are edited, or are the lock."""
 CONFIG_FILES = ("config.json", "generation_config.json")
 """Files of an input besides its weights and its tokenizer that the result depends on."""
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the tokenizer's files in a model folder, sorted."""
-    return sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()})
 
 
 def files_of(checkpoint: Checkpoint) -> list[Path]:
@@ -121,12 +119,8 @@ def _told(tensor: Mapping[str, Any] | None) -> str:
 
 def small_files(folder: Path) -> dict[str, str | None]:
     """Return {name: digest} of what stands beside the weights and does not change from run to run."""
-    skipped = ".safetensors"
     return {
         file.name: digest_of(file)
         for file in sorted(folder.iterdir())
-        if file.is_file() and not file.name.endswith(skipped) and file.name not in _VARYING
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in VARYING_FILES
     }
-
-
-_VARYING = ("run_record.json", "README.md", "journal.jsonl", "writing.lock", LOCK_FILE)

@@ -109,13 +109,10 @@ def produce(work: Work, output: Output) -> Path:
     """
     started = time.perf_counter()
     inputs, quiet = work.inputs, output.quiet
-    check_target(
-        output.save_path, output.overwrite, [*(place for c in inputs.all for place in c.places), *work.files.values()]
-    )
+    check_output(work, output)
     licences = licences_of(inputs.all)
     for note in (*work.notes, *([licences.warning] if licences.warning else [])):
         say(note, quiet)
-    check_space(output.save_path, work.plan.bytes)
     job = _with_output(work.make_job(), output)
     files = [*(file for checkpoint in inputs.all for file in files_of(checkpoint)), *work.files.values()]
     configs = make_configs(inputs, work.plan)
@@ -149,15 +146,24 @@ def produce(work: Work, output: Output) -> Path:
     return output.save_path
 
 
+def check_output(work: Work, output: Output) -> None:
+    """Refuse an output that cannot be written, or that would touch an input. Raises UsageError, FailureError."""
+    parse_size(output.max_shard_size)
+    taken = [*(place for checkpoint in work.inputs.all for place in checkpoint.places), *work.files.values()]
+    check_target(output.save_path, output.overwrite, taken)
+    check_space(output.save_path, work.plan.bytes)
+
+
 def _with_output(job: Job, output: Output) -> Job:
     """The job with what the output asks of the loop. Raises UsageError for what does not go together."""
     if output.health and job.reference:
         raise UsageError("--health looks at blocks in float32, and does not go with --numerics reference.")
+    job = replace(job, allow_nonfinite=output.allow_nonfinite)
+    if not output.health:
+        return job
     from merging.observe import TensorHealth
 
-    return replace(
-        job, allow_nonfinite=output.allow_nonfinite, observe=TensorHealth if output.health else None
-    )  # fmt: skip
+    return replace(job, observe=TensorHealth)
 
 
 def _key(work: Work, files: Sequence[Path], output: Output, job: Job) -> str:
@@ -169,7 +175,7 @@ def _key(work: Work, files: Sequence[Path], output: Output, job: Job) -> str:
 
 
 def _write(work: Work, output: Output, stage: Stage, job: Job, configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Write weights, tokenizer and configs, and load them; returns what is to be said at the end."""
+    """Write weights, tokenizer and configs; returns what is to be said at the end."""
     from merging import stream
 
     writer = ShardedWriter(stage.folder, work.plan.tensors, parse_size(output.max_shard_size), stage.journal)

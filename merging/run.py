@@ -12,7 +12,6 @@ from merging.checkpoint import Checkpoint, open_all
 from merging.checks import check_distinct
 from merging.hub import CheckpointRef
 from merging.layout import Inputs
-from merging.lock import tokenizer_files
 from merging.mergekit_writer import as_mergekit
 from merging.planned import Plan
 from merging.preflight import plan
@@ -22,6 +21,7 @@ from merging.recipe_checks import check_values
 from merging.registry import find_method
 from merging.stage import check_target
 from merging.tokenizer import choose_vocabulary
+from merging.tokenizer_files import tokenizer_files
 from merging.writer import parse_size
 
 if TYPE_CHECKING:

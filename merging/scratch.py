@@ -7,9 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+from merging.tokenizer_files import VOCABULARIES, tokenizer_files
 
+CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
 
 _made: set[Path] = set()
 
@@ -32,11 +32,6 @@ def overlay(below: Path, above: Path) -> Path:
 
     For an adapter that was trained with more tokens, or with another chat template, than its base has.
     """
-    from merging.tokenizer import TOKENIZER_FILES
-
-    def tokenizer_files(folder: Path) -> set[Path]:
-        return {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}
-
     theirs = tokenizer_files(above)
     if not any(file.name in VOCABULARIES for file in theirs):
         return below

@@ -15,7 +15,7 @@ from console.errors import CheckpointError, UsageError
 from merging.planned import Plan, Source, TensorPlan
 from merging.registry import Implementation, accepted
 from merging.rows import Rows
-from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup
+from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup, cut
 from merging.vocabulary import AlignedRows, gather
 
 
@@ -125,9 +125,8 @@ def _copied(tensor: TensorPlan, dtype: torch.dtype) -> Iterator[Tensor]:
     if not rows.shape:
         yield tensor.own.checkpoint.read(tensor.own.name).to(dtype)
         return
-    step = max(1, BLOCK_ELEMENTS // max(1, rows.shape.numel() // max(1, rows.shape[0])))
-    for start in range(0, rows.shape[0], step):
-        yield rows[slice(start, min(rows.shape[0], start + step))].to(dtype)
+    for block in cut(rows.shape, BLOCK_ELEMENTS):
+        yield rows[block.rows].to(dtype)
 
 
 def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:

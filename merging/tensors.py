@@ -43,6 +43,15 @@ class Block:
         return (self.stop - self.start) * self.row_elements
 
 
+def cut(shape: torch.Size, elements: int) -> Iterator[Block]:
+    """Yield blocks of whole rows, in order, of at most `elements` elements (or of one row)."""
+    rows = shape[0]
+    row_elements = shape.numel() // rows if rows else 0
+    step = max(1, elements // max(1, row_elements))
+    for start in range(0, rows, step):
+        yield Block(start, min(rows, start + step), row_elements)
+
+
 @dataclass(frozen=True)
 class TensorGroup:
     """The same tensor in the base and in every fine-tuned model, with at least one dimension, read by rows.
@@ -77,18 +86,11 @@ class TensorGroup:
 
     def blocks(self) -> Iterator[Block]:
         """Yield the blocks in order."""
-        return self._cut(self.block_elements)
+        return cut(self.shape, self.block_elements)
 
     def tiles(self) -> Iterator[Block]:
         """Yield blocks whose size never changes, for sums over the whole tensor."""
-        return self._cut(TILE_ELEMENTS)
-
-    def _cut(self, elements: int) -> Iterator[Block]:
-        rows = self.shape[0]
-        row_elements = self.elements // rows if rows else 0
-        step = max(1, elements // max(1, row_elements))
-        for start in range(0, rows, step):
-            yield Block(start, min(rows, start + step), row_elements)
+        return cut(self.shape, TILE_ELEMENTS)
 
     def base_block(self, block: Block) -> Tensor:
         """Return the base's rows (rows, ...) in fp32."""

@@ -62,9 +62,8 @@ def heads_of(inputs: Inputs) -> Heads:
         embedding = main_of(checkpoint, "input")
         if head is not None and ties[id(checkpoint)] and embedding is not None:
             same[id(checkpoint)][head] = embedding
-        for name in (
-            same[id(donor)].keys() - checkpoint.tensors.keys()
-        ):  # the donor's copies, which another need not have
+        lacking = same[id(donor)].keys() - checkpoint.tensors.keys()  # the donor's copies, which another need not have
+        for name in lacking:
             main = main_of(checkpoint, role_of(name) or "")
             if main is not None and role_of(name) != "head":
                 same[id(checkpoint)].setdefault(name, main)

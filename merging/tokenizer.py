@@ -13,11 +13,8 @@ from console.files import read_json
 from merging.checkpoint import Checkpoint
 from merging.hub import CheckpointRef, locate
 from merging.names import role_of
-from merging.vocabulary import Vocabulary, listed, token_ids
-
-TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-                   "*.model", "*.tiktoken", "preprocessor_config.json", "processor_config.json",
-                   "video_preprocessor_config.json")  # fmt: skip
+from merging.tokenizer_files import tokenizer_files
+from merging.vocabulary import Vocabulary, listed, own_vocabulary, token_ids
 
 
 def embedding_rows(checkpoint: Checkpoint) -> int | None:
@@ -41,14 +38,11 @@ def choose_vocabulary(policy: str, donor: Checkpoint, others: Sequence[Checkpoin
     if policy == "union":
         kept, rowless = _split(tokens, rows)
         assert kept is not None
-        united, added = dict(kept), []
-        for other in others:
-            for token in _with_row(other):
-                if token not in united:
-                    united[token] = max(united.values(), default=-1) + 1
-                    added.append(token)
-        least = max(united.values(), default=-1) + 1
-        return Vocabulary(donor.folder, donor.name, united, least_rows=least, added=tuple(added), rowless=rowless)
+        first = max(kept.values(), default=-1) + 1
+        theirs = dict.fromkeys(token for other in others for token in _with_row(other))
+        added = tuple(token for token in theirs if token not in kept)
+        united = {**kept, **{token: first + i for i, token in enumerate(added)}}
+        return Vocabulary(donor.folder, donor.name, united, least_rows=first + len(added), added=added, rowless=rowless)
     return _named(policy, donor, others)
 
 
@@ -89,13 +83,11 @@ def write_tokenizer(vocabulary: Vocabulary, sources: Sequence[Checkpoint], folde
 
     Returns their names (empty where there are none). Raises CheckpointError where the tokenizer cannot be changed so.
     """
-    names = {file.name for pattern in TOKENIZER_FILES for file in vocabulary.folder.glob(pattern) if file.is_file()}
-    for name in sorted(names):
-        shutil.copyfile(vocabulary.folder / name, folder / name)
+    for file in tokenizer_files(vocabulary.folder):
+        shutil.copyfile(file, folder / file.name)
     if vocabulary.added or vocabulary.rowless:
         _change(vocabulary, sources, folder)
-        names = {file.name for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
-    return sorted(names)
+    return [file.name for file in tokenizer_files(folder)]
 
 
 def _change(vocabulary: Vocabulary, sources: Sequence[Checkpoint], folder: Path) -> None:
@@ -111,9 +103,7 @@ def _change(vocabulary: Vocabulary, sources: Sequence[Checkpoint], folder: Path)
     gone = set(vocabulary.rowless)
     assert vocabulary.tokens is not None
     entries = [entry for entry in data.get("added_tokens", []) if entry["content"] not in gone]
-    words = data["model"]["vocab"]
-    stored = {word[0] for word in words} if isinstance(words, list) else set(words)
-    stored |= {entry["content"] for entry in entries}
+    stored = {*own_vocabulary(data), *(entry["content"] for entry in entries)}
     entries += [_entry(token, i, sources) for token, i in vocabulary.tokens.items() if token not in stored]
     data["added_tokens"] = sorted(entries, key=lambda entry: entry["id"])
     _write(file, data)

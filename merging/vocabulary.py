@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.names import role_of
+from merging.tokenizer_files import SLOW_VOCABULARIES
 
 if TYPE_CHECKING:
     import torch
@@ -128,18 +129,23 @@ def token_ids(folder: Path) -> Mapping[str, int] | None:
     try:
         if fast.is_file():
             data = json.loads(fast.read_text(encoding="utf-8"))
-            vocabulary = data["model"]["vocab"]
-            if isinstance(vocabulary, list):  # Unigram: a list of [token, score]
-                vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
-            listed_tokens = {**vocabulary, **{added["content"]: added["id"] for added in data.get("added_tokens", [])}}
-            return _with_settings(listed_tokens, folder)
-        if any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")):
+            added = {entry["content"]: entry["id"] for entry in data.get("added_tokens", [])}
+            return _with_settings({**own_vocabulary(data), **added}, folder)
+        if any((folder / name).is_file() for name in SLOW_VOCABULARIES):
             from transformers import AutoTokenizer
 
             return AutoTokenizer.from_pretrained(folder).get_vocab()
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise CheckpointError(f"The tokenizer in {folder} cannot be read ({error!r}).") from error
     return None
+
+
+def own_vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """Return {token: id} of the model in a tokenizer.json, without what was added to it."""
+    vocabulary = tokenizer["model"]["vocab"]
+    if isinstance(vocabulary, list):  # Unigram: a list of [token, score]
+        return {entry[0]: i for i, entry in enumerate(vocabulary)}
+    return dict(vocabulary)
 
 
 def _with_settings(tokens: dict[str, int], folder: Path) -> dict[str, int]:
@@ -156,8 +162,8 @@ def _with_settings(tokens: dict[str, int], folder: Path) -> dict[str, int]:
         values = named.get(key)
         for value in values if isinstance(values, list) else [values]:
             token = value.get("content") if isinstance(value, dict) else value
-            if isinstance(token, str):
-                tokens.setdefault(token, max(tokens.values(), default=-1) + 1)
+            if isinstance(token, str) and token not in tokens:
+                tokens[token] = max(tokens.values(), default=-1) + 1
     return tokens
 
 

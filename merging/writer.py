@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from console.errors import CheckpointError, UsageError
-from merging.digests import digest_of
+from merging.digests import block_bytes, digest_of
 from merging.planned import TensorPlan
 from merging.stage import Journal
 from merging.stored import CODES, tensor_bytes
@@ -58,8 +58,6 @@ class ShardedWriter:
 
         Raises CheckpointError where it is not the one that was planned.
         """
-        import torch
-
         place = self._places[self._next]
         stream = self._at(place)
         digest, written = hashlib.sha256(), 0
@@ -67,7 +65,7 @@ class ShardedWriter:
             dtype = str(block.dtype).removeprefix("torch.")
             if (name, dtype) != (place.name, place.dtype):
                 raise CheckpointError(f"Tensor {name} {dtype} {list(block.shape)} came where {place} was planned.")
-            data = block.detach().contiguous().flatten().view(torch.uint8).numpy().data
+            data = block_bytes(block)
             stream.write(data)
             digest.update(data)
             written += data.nbytes

@@ -96,7 +96,7 @@ def peak(command: Sequence[str]) -> tuple[float, float, int]:
         except OSError:
             break
         highest = max(highest, int(found[1]) if found else 0)
-        time.sleep(0.01)
+        time.sleep(0.002)
     _, errors = process.communicate()
     if process.returncode:
         say(errors)

@@ -6,11 +6,10 @@ Exit code 0: all is as the lock says. 1: something is not. 3: it could not be ch
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import FailureError, ProjectError
 from console.files import user_path
-from merging.digests import digest_of
+from merging.digests import digest_of, tensor_digest
 from merging.headers import header_of
 from merging.lock import LOCK_FILE, read_lock, small_files
 from merging.stored import StoredWeights, TensorInfo
@@ -41,32 +40,35 @@ def main(argv: Sequence[str]) -> int:
     add_output_flags(parser)
     args = parser.parse_args(argv)
     try:
-        lock = read_lock(args.folder)
+        return check(args)
     except ProjectError as error:
         print(f"could not check: {error}", file=sys.stderr)
         return COULD_NOT
-    wrong = damage(args.folder, lock)
-    for sentence in wrong:
-        print(sentence)
-    if wrong:
-        print(f"BAD: {len(wrong)} of {len(lock['tensors']) + len(lock['files'])} parts differ from {LOCK_FILE}.")
+
+
+def check(args: Any) -> int:
+    """Compare with the lock, then perhaps with the inputs. Raises ProjectError for what cannot be checked."""
+    lock = read_lock(args.folder)
+    parts = len(lock["tensors"]) + len(lock["files"])
+    if bad(damage(args.folder, lock), f"of {parts} parts differ from {LOCK_FILE}"):
         return 1
     say(f"{len(lock['tensors'])} tensors and {len(lock['files'])} files are as the lock says.", args.quiet)
     if args.recompute or args.tensors:
-        try:
-            names = chosen(lock, args.recompute or "all", args.tensors, args.seed)
-            wrong = recomputed(lock, names, args)
-        except ProjectError as error:
-            print(f"could not check: {error}", file=sys.stderr)
-            return COULD_NOT
-        for sentence in wrong:
-            print(sentence)
-        if wrong:
-            print(f"BAD: {len(wrong)} of {len(names)} tensors do not come out of the inputs.")
+        names = chosen(lock, args.recompute or "all", args.tensors, args.seed)
+        if bad(recomputed(lock, names, args), f"of {len(names)} tensors do not come out of the inputs"):
             return 1
         say(f"{len(names)} tensors recomputed from the inputs, bit for bit the same.", args.quiet)
     print("GOOD")
     return 0
+
+
+def bad(wrong: Sequence[str], what: str) -> bool:
+    """Print what is wrong, if anything is, and say whether."""
+    for sentence in wrong:
+        print(sentence)
+    if wrong:
+        print(f"BAD: {len(wrong)} {what}.")
+    return bool(wrong)
 
 
 def damage(folder: Path, lock: Mapping[str, Any]) -> list[str]:
@@ -87,7 +89,7 @@ def damage(folder: Path, lock: Mapping[str, Any]) -> list[str]:
         if (info.dtype, list(info.shape)) != (expected["dtype"], expected["shape"]):
             found = f"{info.dtype} {list(info.shape)}"
             wrong.append(f"Tensor {name} is {found}, expected {expected['dtype']} {expected['shape']}.")
-        elif sha256_of([weights.rows(name)[:] if info.shape else weights.rows(name)]) != expected["sha256"]:
+        elif tensor_digest([weights.rows(name)[:] if info.shape else weights.rows(name)]) != expected["sha256"]:
             wrong.append(f"Tensor {name} in {info.file.name} has other bytes than when it was written.")
     wrong += [f"Tensor {name} is not in the lock." for name in stored if name not in lock["tensors"]]
     files = small_files(folder)
@@ -127,19 +129,9 @@ def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list
     wrong = []
     planned = {tensor.name: tensor for tensor in work.plan.tensors}
     for name in names:
-        if sha256_of(tensor_blocks(planned[name], job)) != lock["tensors"][name]["sha256"]:
+        if tensor_digest(tensor_blocks(planned[name], job)) != lock["tensors"][name]["sha256"]:
             wrong.append(f"Tensor {name} comes out differently from the inputs.")
     return wrong
-
-
-def sha256_of(blocks: Iterable[Any]) -> str:
-    """Return the digest of the bytes of a tensor that comes in blocks of rows."""
-    import torch
-
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(block.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.conftest import ROOT
+from scripts.bench_memory import peak
 from tests.tiny import fine_tune, weights
 
 
@@ -81,17 +78,9 @@ def test_dry_run_refuses_what_the_run_would(family, tmp_path: Path, run_script) 
 
 def peak_anonymous(arguments: list[object]) -> float:
     """Run a script; returns the highest anonymous memory seen, in MiB."""
-    process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    status, highest = Path(f"/proc/{process.pid}/status"), 0
-    while process.poll() is None:
-        try:
-            found = re.search(r"RssAnon:\s+(\d+)", status.read_text())
-        except OSError:
-            break
-        highest = max(highest, int(found[1]) if found else 0)
-        time.sleep(0.002)
-    assert process.wait() == 0
-    return highest / 1024
+    memory, _, code = peak([sys.executable, *map(str, arguments)])
+    assert code == 0
+    return memory
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to read a process's memory")

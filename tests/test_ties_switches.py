@@ -318,33 +318,23 @@ def test_thresholds_are_exact(monkeypatch: pytest.MonkeyPatch, kind: str, collec
 
 
 PEAK = """
-import threading, time, torch
+import torch
 from merging.model_scope import survey
 from merging.selection import top_threshold
 from merging.tensors import TensorGroup
-
-def anonymous():
-    line = next(x for x in open("/proc/self/status") if x.startswith("RssAnon"))
-    return int(line.split()[1]) / 1024
+from tests.memory import peak_of
 
 parameters = {"density": [0.5], "weights": [1.0], "trim_scope": "model", "zero_sum": "majority"}
+
+def find(group):
+    top_threshold(group, lambda block: group.task_vector(0, block).abs_(), group.elements // 2)
+    survey(lambda: [group], parameters)
+
 for rows in (64, 1024, 4096):
     model = torch.randn(rows, 4096, generator=torch.Generator().manual_seed(0)).bfloat16()
     model[:, : 6 * 4096 // 10] = 0
     group = TensorGroup("w", torch.zeros(rows, 1).bfloat16().expand(rows, 4096), (model,), torch.device("cpu"))
-    before, highest, done = anonymous(), 0, False
-    def watch():
-        global highest
-        while not done:
-            highest = max(highest, anonymous())
-            time.sleep(0.0005)
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    top_threshold(group, lambda block: group.task_vector(0, block).abs_(), group.elements // 2)
-    survey(lambda: [group], parameters)
-    done = True
-    watcher.join()
-    print(highest - before)
+    print(peak_of(lambda: find(group)))
 """
 
 

@@ -489,13 +489,10 @@ def test_checkpoints(family: dict[str, Path], tmp_path: Path, method: str) -> No
 
 
 MEMORY = """
-import threading, time, torch
+import torch
 from merging.registry import find_method
 from merging.tensors import TensorGroup
-
-def anonymous():
-    line = next(x for x in open("/proc/self/status") if x.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
+from tests.memory import peak_of
 
 def prepare(side, method, extra):
     spec = find_method(method)
@@ -509,18 +506,7 @@ models = [base + (0.01 * torch.randn(SIDE, SIDE, generator=generator)).bfloat16(
 closed_form = {"solver": "closed_form"}
 for method, extra in (("tsv_merge", {}), ("iso_c", {}), ("wudi", {"iterations": 2}), ("wudi", closed_form)):
     prepare(64, method, extra)
-    before, highest, done = anonymous(), 0, False
-    def watch():
-        global highest
-        while not done:
-            highest = max(highest, anonymous())
-            time.sleep(0.001)
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    prepare(SIDE, method, extra)
-    done = True
-    watcher.join()
-    print((highest - before) / (4 * SIDE * SIDE))
+    print(peak_of(lambda: prepare(SIDE, method, extra)) * 2**20 / (4 * SIDE * SIDE))
 """
 
 
