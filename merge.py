@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aim.asked import KEYS as AIM_KEYS
+from aim.asked import SEED, Aim, add_aim_flags, aim_of
 from console.cli import Parser, run, say
 from console.errors import UsageError
-from merging.flags import OUTPUT_KEYS, RUN_KEYS, make_parser, take
+from merging.flags import OUTPUT_KEYS, make_parser, take
 from merging.recipe import make_recipe, read_config
 from merging.registry import find_method
 
 if TYPE_CHECKING:
-    from merging.produce import Output, Work
+    from merging.work import Output, Work
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,6 +27,10 @@ def main(argv: Sequence[str]) -> int:
     chosen, _ = early.parse_known_args(argv)
     asks_help = bool({"-h", "--help"} & set(argv))
     parser = make_parser(find_method(chosen.method) if chosen.method and asks_help else None)
+    parser.add_argument(
+        "--omega", metavar="X or X,Y,Z", help="relax the merge by AIM in the same pass; several make a folder each"
+    )
+    add_aim_flags(parser, SEED)
     flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
     quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")
     flags.pop("debug")
@@ -33,26 +39,39 @@ def main(argv: Sequence[str]) -> int:
     if "from_lock" in flags:
         return from_lock(flags, quiet, dry_run, as_json)
     config = read_config(flags.pop("config")) if "config" in flags else {}
-    asked = {key: take(key, flags, config) for key in RUN_KEYS}
+    asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
+    aim = aim_asked({key: flags.pop(key, config.pop(key, None)) for key in AIM_KEYS}, bool(asked["resume"]))
     recipe = make_recipe(flags, config)
     if asked["save_path"] is None and not dry_run:
         parser.error("--save_path is missing: the folder for the merged checkpoint")
-    from merging.produce import Output
     from merging.run import merge, plan_merge
+    from merging.work import Output
 
-    relaxing = None
-    if asked["omega"] is not None or asked["importance"] is not None:
-        from aim.run import relaxing_of
-
-        relaxing = relaxing_of(recipe, asked["omega"], asked["importance"], quiet)
     given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
     output = Output(**{"save_path": Path(), **given}, quiet=quiet)
+    relaxing = None
+    if aim is not None:
+        from aim.run import relaxing_of
+
+        relaxing = relaxing_of(recipe, aim, output)
     if dry_run:
         return show(plan_merge(recipe, output, relaxing, headers_only=True), output, as_json)
     folder = merge(recipe, output, relaxing)
     count = len(recipe.models)
     say(f"Merged {count} model{'s' if count > 1 else ''} with {recipe.method} into {folder}.", quiet)
     return 0
+
+
+def aim_asked(given: dict[str, Any], resume: bool) -> Aim | None:
+    """Return what is asked of AIM, None where nothing is. Raises UsageError for settings of it without an omega."""
+    named = [key for key, value in given.items() if value is not None]
+    if not named:
+        return None
+    if given["omega"] is None:
+        raise UsageError(f"--{named[0]} belongs to AIM in the same pass: give --omega too.")
+    if given["importance"] is None and given["calibration"] is None:
+        raise UsageError("--omega needs the base's importance: --importance FILE, or --calibration and its text.")
+    return aim_of(given, resume=resume)
 
 
 def show(work: Work, output: Output, as_json: bool) -> int:
@@ -73,7 +92,8 @@ def from_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool) 
     """Repeat what a lock tells of. Raises UsageError for flags that would change it."""
     from aim.repeat import work_of
     from merging.lock import read_lock
-    from merging.produce import Output, produce
+    from merging.produce import produce
+    from merging.work import Output
 
     lock = read_lock(flags.pop("from_lock"))
     where = {key: flags.pop(key) for key in OUTPUT_KEYS if key in flags}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +34,14 @@ class Calibration:
     block_size: int = 512
     seed: int = 42
     text_field: str = "text"
+
+    def files(self) -> list[Path]:
+        """Return the local files that the texts are read from."""
+        return [] if self.source == "pile" else [Path(self.source)]
+
+    def lasting(self) -> Calibration:
+        """Return this with local paths as they are found from any folder."""
+        return self if self.source == "pile" else replace(self, source=str(Path(self.source).resolve()))
 
     def check(self) -> None:
         """Raise UsageError for counts that are not positive, or a local file that is missing or of another kind."""

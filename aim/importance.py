@@ -1,7 +1,6 @@
-"""The base's activation importance: hooks, accumulators, and the file that holds the result.
+"""The importance of a base: its activations per weight in one file, with what they were measured on.
 
-For every linear layer and norm, a (d_in,) is the mean over all calibration tokens of the absolute input per channel
-(AWQ's statistic, Lin et al. 2023, arXiv:2306.00978, as AIM uses it).
+The file is safetensors: one fp32 tensor per weight, (d_in,), or (experts, d_in) for a stack of experts, and metadata.
 """
 
 from __future__ import annotations
@@ -10,29 +9,35 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from console.errors import CalibrationError, CheckpointError
+from console.errors import CheckpointError
 
 if TYPE_CHECKING:
     from merging.checkpoint import Checkpoint
 
-FORMAT = "aim-importance-1"
+FORMAT = "aim-importance-2"
+DESCRIBED = (
+    "axes", "tokens", "stability", "heads", "unmeasured", "calibration", "base", "versions", "numerics",
+)  # fmt: skip
+"""What the file's metadata holds, as JSON, besides the activations."""
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Activations per tensor name, (d_in,) fp32, with what they were measured on.
+    """Activations per tensor name, fp32, with what they were measured on.
 
-    `axes` gives the axis of the weight that the channels run along: -1, or 0 for Conv1D, whose weight is [in, out].
-    `unmeasured` names weights that no activation was seen for, with the reason.
+    activations: (d_in,), or (experts, d_in) for a stack of experts along axis 0. `axes`: the axis of the weight that
+    the channels run along (0 for Conv1D, whose weight is [in, out]). tokens: how many each is the mean of, a list for
+    experts. stability: rank correlation between the two halves of the calibration set. heads: {input embedding: the
+    entry that was measured as its tied output head}. `unmeasured` names weights that no activation was seen for, with
+    the reason.
     """
 
     activations: Mapping[str, Tensor]
@@ -40,20 +45,30 @@ class Importance:
     unmeasured: Mapping[str, str]
     calibration: Mapping[str, Any]
     base: Mapping[str, Any]
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    stability: Mapping[str, Any] = field(default_factory=dict)
+    heads: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     numerics: str = "float32"
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything in it."""
+        digest = hashlib.sha256(json.dumps(self._about(), sort_keys=True).encode())
+        for name in sorted(self.activations):
+            digest.update(name.encode())
+            digest.update(self.activations[name].contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _about(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in DESCRIBED}
 
     def save(self, file: Path) -> None:
         """Write one safetensors file, appearing only when whole."""
         from safetensors.torch import save_file
 
-        about = {
-            "axes": self.axes,
-            "unmeasured": self.unmeasured,
-            "calibration": self.calibration,
-            "base": self.base,
-            "numerics": self.numerics,
-        }
-        metadata = {"format": FORMAT, **{key: json.dumps(value) for key, value in about.items()}}
+        described = {key: json.dumps(value) for key, value in self._about().items()}
+        metadata = {"format": FORMAT, "digest": self.digest, **described}
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
         try:
@@ -75,9 +90,18 @@ class Importance:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is not a whole safetensors file ({error}).") from error
         if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{file} is not an importance file ({FORMAT}) of performAIM.py.")
-        about = {key: json.loads(metadata[key]) for key in ("axes", "unmeasured", "calibration", "base", "numerics")}
-        return cls(activations=activations, **about)
+            told = metadata.get("format", "none")
+            raise CheckpointError(
+                f"{file} is not an importance file of this program (its format is {told}, expected {FORMAT}); "
+                "performAIM.py --importance or scripts/importance.py makes one."
+            )
+        try:
+            found = cls(activations=activations, **{key: json.loads(metadata[key]) for key in DESCRIBED})
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{file} lacks or garbles a part of its metadata ({error}).") from error
+        if found.digest != metadata.get("digest"):
+            raise CheckpointError(f"{file} was changed since it was written (its digest differs); make it anew.")
+        return found
 
     def check_base(self, fingerprint: str, name: str, file: Path) -> None:
         """Raise CheckpointError where this was measured on another base than `name`."""
@@ -113,107 +137,3 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         sampled = flat[:: max(1, len(flat) // 256)].contiguous()
         digest.update(sampled.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def stored_names(names: Iterable[str], stored: Collection[str], prefix: str) -> dict[str, str]:
-    """Map parameter names to those in the checkpoint, which may lack (or have) the inner model's prefix."""
-    found = {}
-    for name in names:
-        bare = name.removeprefix(f"{prefix}.")
-        found[name] = next((n for n in (name, bare, f"{prefix}.{name}") if n in stored), name)
-    return found
-
-
-def measured_axis(module: nn.Module) -> int | None:
-    """Return the axis of `module.weight` that its input channels run along, or None for what is not measured.
-
-    Linear layers and norms are measured. Embeddings are looked up by id and have no activation; convolutions mix
-    positions and are left as merged.
-    """
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or isinstance(module, nn.Embedding):
-        return None
-    if type(module).__name__ == "Conv1D":
-        return 0
-    return -1 if weight.dim() in (1, 2) else None
-
-
-class Accumulator:
-    """Collects sum |x| per channel of one weight: fp32 over the tokens of a batch, fp64 over batches.
-
-    In reference numerics each block's mean is taken and added in the model's dtype, as the original does.
-    """
-
-    def __init__(self, channels: int, reference: bool) -> None:
-        self.channels = channels
-        self.reference = reference
-        self.total: Tensor | None = None
-        self.tokens = 0
-
-    def add(self, x: Tensor, total: Tensor) -> None:
-        """Add one batch; `total` is `batch_total(x)`, shared by modules with the same input."""
-        self.total = total if self.total is None else self.total + total
-        self.tokens += x.numel() // self.channels
-
-    def mean(self) -> Tensor:
-        """Return a (channels,) fp32 on the CPU; in reference numerics the sum over blocks (its ratio is the same)."""
-        assert self.total is not None
-        total = self.total.float() if self.reference else (self.total / self.tokens).float()
-        return total.cpu()
-
-
-def batch_total(x: Tensor, reference: bool) -> Tensor:
-    """Return the batch's contribution (channels,): sum |x| over tokens in fp64, or the bf16 mean for the reference."""
-    magnitude = x.detach().reshape(-1, x.shape[-1]).abs()
-    return magnitude.mean(0) if reference else magnitude.sum(0, dtype=torch.float32).double()
-
-
-def collect(
-    model: nn.Module, blocks: Tensor, *, batch_size: int = 1, reference: bool = False, quiet: bool = False
-) -> tuple[dict[str, Tensor], dict[str, int], dict[str, str]]:
-    """Run the base over calibration blocks (n_blocks, block_size); return activations, axes and what went unmeasured.
-
-    Names are `MODULE.weight`. Raises CalibrationError for activations that are not finite.
-    """
-    accumulators: dict[str, Accumulator] = {}
-    axes: dict[str, int] = {}
-    last: list[Tensor] = []  # the previous input and its total: q, k and v read the same tensor
-
-    def hook(name: str):  # type: ignore[no-untyped-def]
-        def observe(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            x = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-            accumulator = accumulators[name]
-            if x is None or not x.is_floating_point() or x.shape[-1] != accumulator.channels:
-                return
-            if not last or last[0] is not x:
-                last[:] = [x, batch_total(x, reference)]
-            accumulator.add(x, last[1])
-
-        return observe
-
-    handles = []
-    for name, module in model.named_modules():
-        axis = measured_axis(module)
-        if axis is not None and not (reference and "embed" in name):  # the original goes by the name
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            accumulators[f"{name}.weight"] = Accumulator(weight.shape[axis], reference)
-            axes[f"{name}.weight"] = axis
-            handles.append(module.register_forward_pre_hook(hook(f"{name}.weight"), with_kwargs=True))
-    device = next(model.parameters()).device
-    try:
-        with torch.inference_mode():
-            for batch in tqdm(blocks.split(batch_size), desc="calibrating", disable=True if quiet else None):
-                model(batch.to(device), use_cache=False)
-                last.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-    activations = {name: a.mean() for name, a in accumulators.items() if a.tokens}
-    for name, a in activations.items():
-        if not torch.isfinite(a).all():
-            raise CalibrationError(
-                f"The base's activations into {name} are not finite; try --calibration_dtype float32."
-            )
-    unmeasured = {name: "never called with activations" for name, a in accumulators.items() if not a.tokens}
-    return activations, {name: axes[name] for name in activations}, unmeasured

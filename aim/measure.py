@@ -2,88 +2,205 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aim.calibration import Calibration
 from console.cli import say
-from console.errors import CalibrationError, CheckpointError, UsageError
+from console.errors import CalibrationError, CheckpointError, UsageError, nearest
 from merging.checkpoint import FLOATS, Checkpoint
+from merging.processes import Processes
+from merging.recipe import DTYPES
+from merging.sidefiles import versions
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
 
+    from aim.activations import Activations
     from aim.importance import Importance
+
+WAYS = ("auto", "whole", "layerwise")
+PLACES = ("auto", "host", "disk")
+ROOM = 1.3
+"""Memory that a whole model takes, with what passes through it, in multiples of its weights."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How importance is measured: text, precision, batch; and where it is kept."""
+    """How importance is measured: text, precision, batch, memory; and where it is kept.
+
+    way: "whole", "layerwise", or "auto", which takes the whole model where it fits; hidden_states: where a layerwise
+    run keeps them; resume: whether an interrupted calibration goes on.
+    """
 
     calibration: Calibration
     importance_file: Path | None = None
     calibration_dtype: str = "auto"
     batch_size: int | None = None
     reference: bool = False
-    relax_tied: bool = False
+    way: str = "auto"
+    hidden_states: str = "auto"
+    resume: bool = False
+
+    def check(self) -> None:
+        """Raise UsageError for words that mean nothing here."""
+        self.calibration.check()
+        for flag, value, known in (
+            ("calibrate", self.way, WAYS),
+            ("hidden_states", self.hidden_states, PLACES),
+            ("calibration_dtype", self.calibration_dtype, ("auto", *DTYPES)),
+        ):
+            if value not in known:
+                raise UsageError(f"--{flag} must be one of {', '.join(known)}, found {value!r}.{nearest(value, known)}")
+        if self.reference and self.way == "layerwise":
+            raise UsageError("--numerics reference runs the whole base; take --calibrate layerwise away.")
+
+    def key(self, base_fingerprint: str, dtype: str, digest: str, processes: Processes) -> str:
+        """Return what an interrupted calibration must have in common with the one that goes on with it."""
+        same = [base_fingerprint, dtype, digest, processes.rank, processes.count, versions()]
+        return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
 
-def importance_of(base: Checkpoint, settings: Settings, device: torch.device, quiet: bool) -> Importance:
+def importance_of(
+    base: Checkpoint,
+    settings: Settings,
+    device: torch.device,
+    quiet: bool,
+    state: Path,
+    processes: Processes | None = None,
+) -> Importance:
     """Load the importance of a base where its file stands, else compute it and save it.
 
-    Raises CheckpointError for a file of another base, CalibrationError for text that cannot be used.
+    state: where an interrupted calibration leaves what it has. Raises CheckpointError for a file of another base,
+    CalibrationError for text that cannot be used or a base that cannot be run.
     """
-    from aim.calibration import cut, load_texts, summary
-    from aim.importance import Importance, collect, fingerprint, stored_names
-
+    processes = processes or Processes()
     file = settings.importance_file
     if file is not None and file.exists():
+        from aim.calibration import summary
+
         found = load_importance(file, base, settings.reference)
         check_same_calibration(file, found.calibration, settings.calibration)
         say(f"Importance from {file}. {summary(dict(found.calibration))}", quiet)
         return found
+    measured = measure(base, settings, device, quiet, state, processes)
+    if file is not None and processes.leads:
+        measured.save(file)
+        say(f"Importance saved to {file}.", quiet)
+    return measured
+
+
+def measure(
+    base: Checkpoint, settings: Settings, device: torch.device, quiet: bool, state: Path, processes: Processes
+) -> Importance:
+    """Run the base over its calibration text and return its importance. Raises CalibrationError."""
+    from transformers import AutoTokenizer
+
+    from aim.attribution import by_stored_tensor
+    from aim.calibration import cut, load_texts, summary
+    from aim.importance import fingerprint
+
     if not base.loads_from_folder:
         raise CalibrationError(
             f"{base.name} is no folder of weights that can be run (it has an adapter, or is a .gguf file); "
             "give --importance FILE, measured on the model saved as a folder."
         )
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     check_length(base, settings.calibration.block_size)
+    dtype = calibration_dtype(base, settings)
+    check_dtype(dtype, device)
     texts = load_texts(settings.calibration)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder)
     except (OSError, ValueError) as error:
         raise CalibrationError(f"{base.name} has no tokenizer that loads; calibration needs one ({error}).") from error
     sample = cut(texts, tokenizer, settings.calibration)
+    quiet = quiet or not processes.leads
     say(summary(sample.account), quiet)
-    dtype = base_dtype(base) if settings.calibration_dtype == "auto" else settings.calibration_dtype
-    if settings.reference:
-        dtype = "bfloat16"
-    model: Any = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype)
-    model = model.to(device).eval()
-    batch_size = 1 if settings.reference else settings.batch_size or (8 if device.type == "cuda" else 1)
-    activations, axes, unmeasured = collect(
-        model, sample.blocks, batch_size=batch_size, reference=settings.reference, quiet=quiet
+    mark = fingerprint(base)
+    progress = _progress(
+        settings, settings.key(mark, dtype, sample.account["digest"], processes), state, quiet, processes
     )
-    stored = stored_names([*activations, *unmeasured], base.tensors, getattr(model, "base_model_prefix", ""))
-    measured = Importance(
-        activations={stored[name]: a for name, a in activations.items()},
-        axes={stored[name]: axis for name, axis in axes.items()},
-        unmeasured={stored[name]: reason for name, reason in unmeasured.items()},
-        calibration={**sample.account, "dtype": dtype, "device": device.type, "batch_size": batch_size},
-        base={"name": base.name, "commit": base.commit, "fingerprint": fingerprint(base)},
+    way, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, quiet, processes)
+    found = by_stored_tensor(activations, model, base)
+    if progress is not None:
+        progress.clear()
+    how = {"dtype": dtype, "device": device.type, "calibrate": way}
+    return replace(
+        found,
+        calibration={**sample.account, **how},
+        base={"name": base.name, "commit": base.commit, "fingerprint": mark},
         numerics="reference" if settings.reference else "float32",
     )
-    if file is not None:
-        measured.save(file)
-        say(f"Importance saved to {file}.", quiet)
-    return measured
+
+
+def _progress(settings: Settings, key: str, state: Path, quiet: bool, processes: Processes) -> Any:
+    """Where the state of this process's calibration is kept; the reference's is not."""
+    if settings.reference:
+        return None
+    from aim.progress import Progress
+
+    file = state if processes.count == 1 else state.with_name(f"{state.name}-{processes.rank}")
+    return Progress(file, key, settings.resume, quiet)
+
+
+def _run(
+    base: Checkpoint, settings: Settings, blocks: Tensor, device: torch.device, dtype: str, progress: Any, quiet: bool,
+    processes: Processes,
+) -> tuple[str, Activations, nn.Module]:  # fmt: skip
+    """Run the base in the way that was asked for; returns the way, the statistics, and the model (or its skeleton)."""
+    from aim import base_model, calibrate, layerwise, reference
+
+    way, spread = chosen_way(base, settings, device, dtype, processes)
+    if way == "layerwise":
+        skeleton = base_model.Skeleton(base, dtype, device)
+        say("Calibrating one layer at a time.", quiet)
+        found = layerwise.calibrate_layerwise(
+            skeleton,
+            blocks,
+            batch_size=settings.batch_size,
+            processes=processes,
+            progress=progress,
+            place=settings.hidden_states,
+            folder=settings.importance_file.parent if settings.importance_file else None,
+            quiet=quiet,
+        )
+        return way, found, skeleton.model
+    model = base_model.load_whole(base, dtype, device, spread)
+    if settings.reference:
+        return way, reference.collect(model, blocks, quiet), model
+    found = calibrate.calibrate(
+        model, blocks, batch_size=settings.batch_size, processes=processes, progress=progress, quiet=quiet
+    )
+    return way, found, model
+
+
+def chosen_way(
+    base: Checkpoint, settings: Settings, device: torch.device, dtype: str, processes: Processes
+) -> tuple[str, bool]:
+    """Return "whole" or "layerwise", and whether a whole model is spread over all GPUs.
+
+    Left to us, the whole model where it fits: on the device, else on the GPUs together (one process), else by layers.
+    """
+    import torch
+
+    from aim.base_model import weight_bytes
+    from aim.memory import available
+
+    needed = ROOM * weight_bytes(base, dtype)
+    fits = needed < available(device)
+    gpus = torch.cuda.device_count() if device.type == "cuda" and processes.count == 1 else 0
+    together = gpus > 1 and needed < sum(available(torch.device("cuda", i)) for i in range(gpus))
+    if settings.reference or settings.way == "whole":
+        return "whole", together and not fits
+    if settings.way == "auto" and (fits or together):
+        return "whole", not fits
+    return "layerwise", False
 
 
 def load_importance(file: Path, base: Checkpoint, reference: bool) -> Importance:
@@ -126,7 +243,22 @@ def check_length(base: Checkpoint, block_size: int) -> None:
         raise UsageError(f"--block_size {block_size} is more than the {longest} positions that {base.name} has.")
 
 
-def base_dtype(base: Checkpoint) -> str:
-    """Return the floating-point dtype that most of the base's tensors are stored in."""
+def calibration_dtype(base: Checkpoint, settings: Settings) -> str:
+    """Return the dtype that the base is run in: as asked, else the one that most of its tensors are stored in."""
+    if settings.reference:
+        return "bfloat16"
+    if settings.calibration_dtype != "auto":
+        return settings.calibration_dtype
     counts = Counter(info.dtype for info in base.tensors.values() if info.dtype in FLOATS)
     return counts.most_common(1)[0][0]
+
+
+def check_dtype(dtype: str, device: torch.device) -> None:
+    """Refuse a dtype that a GPU does not compute in. Raises UsageError."""
+    import torch
+
+    if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError(
+            f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; give --calibration_dtype float16 "
+            "or float32, or --device cpu."
+        )

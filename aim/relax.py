@@ -7,14 +7,45 @@ a (d_in,) is the base's mean absolute input per channel, s its importance in [0,
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 def importance(activation: Tensor) -> Tensor:
-    """Return s = a / max(a); zeros where nothing was active, so that nothing is relaxed there. (d_in,) -> (d_in,)."""
-    largest = activation.max()
-    return activation / largest if largest > 0 else torch.zeros_like(activation)
+    """Return s = a / max(a); zeros where nothing was active, so that nothing is relaxed there.
+
+    (d_in,) -> (d_in,); (experts, d_in) -> (experts, d_in), each expert by its own maximum.
+    """
+    largest = activation.amax(-1, keepdim=True)
+    return torch.where(largest > 0, activation / largest.where(largest > 0, 1.0), 0.0)
+
+
+def along_rows(s: Tensor, shape: Sequence[int], axis: int, start: int, stop: int, dimensions: int) -> Tensor:
+    """Return s so that it broadcasts to rows start:stop of a weight.
+
+    s (channels,) along `axis` of a weight of `shape`, or (experts, channels) for a stack along axis 0. dimensions: 2
+    for a weight of three or more whose leading axes are read as one long axis of rows, else the weight's own number.
+    """
+    axis %= len(shape)
+    if dimensions == len(shape) and s.dim() == 1:
+        part = s[start:stop] if axis == 0 else s
+        return part.reshape([-1 if i == axis else 1 for i in range(dimensions)])
+    if dimensions == len(shape):
+        return s[start:stop].reshape(stop - start, *[-1 if i == axis else 1 for i in range(1, dimensions)])
+    rows = torch.arange(start, stop, device=s.device)
+    last = axis == len(shape) - 1
+    if s.dim() == 1:
+        return s if last else s[_index(rows, shape, axis)][:, None]
+    own = _index(rows, shape, 0)
+    return s[own] if last else s[own, _index(rows, shape, axis)][:, None]
+
+
+def _index(rows: Tensor, shape: Sequence[int], axis: int) -> Tensor:
+    """The index along an axis of rows that count all axes but the last."""
+    return rows.div(math.prod(shape[axis + 1 : -1]), rounding_mode="floor") % shape[axis]
 
 
 def relax(base: Tensor, merged: Tensor, s: Tensor, omega: float) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from console.errors import CheckpointError, UsageError
-from merging.names import layer_of, role_of
-from merging.planned import Plan
+from merging.names import layer_of
+from merging.planned import Plan, TensorPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,11 +18,45 @@ if TYPE_CHECKING:
     from aim.importance import Importance
     from merging.tensors import Block
 
+MIN_TOKENS = 64
+"""Tokens that an expert needs: the mean of |x| over 64 has a standard error of about a tenth."""
+RELAXED, FROZEN = "relaxed", "frozen: the base's own"
 
-def check_omega(omega: float) -> None:
-    """Raise UsageError for an omega outside [0, 1]."""
-    if not 0.0 <= omega <= 1.0:
-        raise UsageError(f"--omega must be in [0, 1] (1 leaves the merge as it is, 0 relaxes most), found {omega:g}.")
+
+@dataclass(frozen=True)
+class Rule:
+    """What is relaxed beside what activations allow.
+
+    include, exclude: regular expressions on tensor names; what does not match the one or matches the other is left as
+    merged. freeze: those that keep the base's values. relax_tied: relax an embedding that is the output head too.
+    min_tokens: an expert that fewer tokens were routed to is left as merged.
+    """
+
+    include: str | None = None
+    exclude: str | None = None
+    freeze: str | None = None
+    relax_tied: bool = False
+    min_tokens: int = MIN_TOKENS
+
+    def check(self) -> None:
+        """Raise UsageError for an expression that is none, or a count below 1."""
+        for flag in ("include", "exclude", "freeze"):
+            try:
+                re.compile(getattr(self, flag) or "")
+            except re.error as error:
+                raise UsageError(f"--{flag} {getattr(self, flag)!r} is not a regular expression ({error}).") from None
+        if self.min_tokens < 1:
+            raise UsageError(f"--min_tokens must be at least 1, found {self.min_tokens}.")
+
+    def verdict(self, name: str) -> str | None:
+        """Return what the rule alone says of a tensor; None where it says nothing."""
+        if self.freeze and re.search(self.freeze, name):
+            return FROZEN
+        if self.exclude and re.search(self.exclude, name):
+            return "excluded"
+        if self.include and not re.search(self.include, name):
+            return "not included"
+        return None
 
 
 @dataclass
@@ -28,10 +64,12 @@ class Relaxer:
     """The relaxation of the loop over tensors: importance per tensor, and an account of what it did."""
 
     importance: Importance
-    omega: float
-    relax_tied: bool
+    omegas: Sequence[float]
+    rule: Rule = field(default_factory=Rule)
     account: dict[str, str] = field(default_factory=dict)
-    _measured: dict[str, str] = field(default_factory=dict, repr=False)
+    unrelaxed_experts: dict[str, list[int]] = field(default_factory=dict)
+    _sources: dict[str, str] = field(default_factory=dict, repr=False)
+    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     _scaled: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def check(self, merge_plan: Plan) -> None:
@@ -39,81 +77,119 @@ class Relaxer:
 
         Raises CheckpointError where shapes differ, or where nothing would be relaxed.
         """
-        for tensor in merge_plan.tensors:  # a layer that a slice put elsewhere was measured where the base has it
-            if tensor.base is not None and layer_of(tensor.name):
-                self._measured[tensor.name] = tensor.base.name
-        tied_head = "lm_head.weight" not in {t.name for t in merge_plan.tensors}
         for tensor in merge_plan.tensors:
             name = tensor.name
-            self.account[name] = self._verdict(name, tensor.is_float, tensor.is_embedding, tied_head)
-            source = self._source(name)
-            if self.account[name] == "relaxed":
-                channels = len(self.importance.activations[source])
-                if tensor.shape[self.importance.axes[source]] != channels:
-                    raise CheckpointError(
-                        f"Tensor {name} is {list(tensor.shape)}, and the importance of it has {channels} channels."
-                    )
-        if "relaxed" not in self.account.values():
+            self._shapes[name] = tensor.shape
+            self._sources[name] = self._source_of(tensor)
+            self.account[name] = self._verdict(tensor, merge_plan.tied)
+            if self.account[name] == RELAXED:
+                self._fit(tensor)
+        if not {RELAXED, FROZEN} & set(self.account.values()):
             raise CheckpointError(
                 f"The importance measured on {self.importance.base['name']} belongs to none of the tensors "
-                f"(the first is {merge_plan.tensors[0].name}); nothing would be relaxed."
+                f"(the first is {merge_plan.tensors[0].name}: {self.account[merge_plan.tensors[0].name]}); nothing "
+                "would be relaxed."
             )
 
-    def _source(self, name: str) -> str:
-        """The tensor whose activation belongs to `name`: the tied head's for the input embedding."""
-        return "lm_head.weight" if role_of(name) == "input" else self._measured.get(name, name)
+    def _source_of(self, tensor: TensorPlan) -> str:
+        """The entry whose activation belongs to a tensor: the tied head's for the input embedding, and that of the
+        layer that a slice put elsewhere."""
+        if tensor.base is None:
+            return tensor.name
+        if tensor.is_embedding:
+            return self.importance.heads.get(tensor.base.name, tensor.base.name)
+        return tensor.base.name if layer_of(tensor.name) else tensor.name
 
-    def _verdict(self, name: str, is_float: bool, is_embedding: bool, tied_head: bool) -> str:
-        if not is_float:
+    def _verdict(self, tensor: TensorPlan, tied: bool) -> str:
+        source = self._sources[tensor.name]
+        if not tensor.is_float:
             return "not floating point"
-        if is_embedding and not (tied_head and self.relax_tied and "lm_head.weight" in self.importance.activations):
+        if not tensor.is_merged or tensor.base is None:
+            return "not merged"
+        ruled = self.rule.verdict(tensor.name)
+        if ruled is not None:
+            return ruled
+        tied_head = tied and self.rule.relax_tied and source in self.importance.heads.values()
+        if tensor.is_embedding and not tied_head:
             return "embedding"
-        if name.endswith(".bias"):
+        if tensor.name.endswith(".bias"):
             return "bias"
-        source = self._source(name)
         if source not in self.importance.activations:
             return self.importance.unmeasured.get(source, "no activation was measured for it")
+        tokens = self.importance.tokens.get(source)
+        if isinstance(tokens, int) and _is_expert(source) and tokens < self.rule.min_tokens:
+            return f"an expert with fewer than {self.rule.min_tokens} tokens"
+        if isinstance(tokens, list):
+            few = [i for i, count in enumerate(tokens) if count < self.rule.min_tokens]
+            if len(few) == len(tokens):
+                return f"an expert with fewer than {self.rule.min_tokens} tokens"
+            if few:
+                self.unrelaxed_experts[tensor.name] = few
         if not float(self.importance.activations[source].max()) > 0:
             return "its activation is zero everywhere"
-        return "relaxed"
+        return RELAXED
 
-    def block(self, name: str, block: Block, base: Tensor, merged: Tensor) -> Tensor:
-        """Relax the rows of a block, fp32."""
-        from aim.relax import importance, relax
+    def _fit(self, tensor: TensorPlan) -> None:
+        """Raise CheckpointError where a tensor has not the channels that were measured."""
+        source = self._sources[tensor.name]
+        activation, axis = self.importance.activations[source], self.importance.axes[source]
+        fits = -len(tensor.shape) <= axis < len(tensor.shape) and tensor.shape[axis] == activation.shape[-1]
+        if not fits or (activation.dim() == 2 and tensor.shape[0] != len(activation)):
+            raise CheckpointError(
+                f"Tensor {tensor.name} is {list(tensor.shape)}, and the importance of it has "
+                f"{' x '.join(map(str, activation.shape))} channels."
+            )
 
-        if self.account[name] != "relaxed":
-            return merged
+    def block(self, name: str, block: Block, base: Tensor, merged: Tensor) -> list[Tensor]:
+        """Return the rows of a block, fp32, relaxed with each omega."""
+        from aim.relax import relax
+
+        verdict = self.account[name]
+        if verdict == FROZEN:
+            return [base] * len(self.omegas)
+        if verdict != RELAXED:
+            return [merged] * len(self.omegas)
+        s = self._along(name, block, merged)
+        return [relax(base, merged, s, omega) for omega in self.omegas]
+
+    def _along(self, name: str, block: Block, merged: Tensor) -> Tensor:
+        """The importance of a block's entries, broadcastable to them."""
+        from aim.relax import along_rows, importance
+
+        source = self._sources[name]
         if block.start == 0 or name not in self._scaled:  # once for a tensor's blocks, which come in order
-            activation = self.importance.activations[self._source(name)]
-            self._scaled = {name: importance(activation).to(merged.device)}
-        return relax(base, merged, self._along(name, self._scaled[name], merged.dim(), block.rows), self.omega)
+            s = importance(self.importance.activations[source])
+            if name in self.unrelaxed_experts:
+                s[self.unrelaxed_experts[name]] = 0
+            self._scaled = {name: s.to(merged.device)}
+        s, shape = self._scaled[name], self._shapes[name]
+        return along_rows(s, shape, self.importance.axes[source], block.start, block.stop, merged.dim())
 
-    def reference(self, name: str, base: Tensor, merged: Tensor) -> Tensor:
-        """Relax a whole bf16 tensor with the original's arithmetic."""
-        from aim.relax import relax_reference
+    def reference(self, name: str, base: Tensor, merged: Tensor) -> list[Tensor]:
+        """Return a whole bf16 tensor relaxed with the original's arithmetic, with each omega."""
+        from aim.relax import along_rows, relax_reference
 
-        if self.account[name] != "relaxed":
-            return merged
-        activation = self.importance.activations[self._source(name)]
-        return relax_reference(base, merged, self._along(name, activation, merged.dim(), slice(None)), self.omega)
+        verdict = self.account[name]
+        if verdict == FROZEN:
+            return [base] * len(self.omegas)
+        if verdict != RELAXED:
+            return [merged] * len(self.omegas)
+        source, shape = self._sources[name], self._shapes[name]
+        a = self.importance.activations[source]
+        a = along_rows(a, shape, self.importance.axes[source], 0, merged.shape[0], merged.dim())
+        return [relax_reference(base, merged, a, omega) for omega in self.omegas]
 
-    def _along(self, name: str, channels: Tensor, dimensions: int, rows: slice) -> Tensor:
-        """Shape (d_in,) so that it broadcasts along the weight's input axis for the given rows."""
-        axis = self.importance.axes[self._source(name)]
-        if dimensions == 1:
-            return channels[rows]
-        return channels[rows].reshape(-1, *[1] * (dimensions - 1)) if axis == 0 else channels
-
-    def details(self) -> dict[str, Any]:
+    def details(self, omega: float) -> dict[str, Any]:
         """Return what the run record says: omega, calibration, and each tensor that was not relaxed, by reason."""
         reasons: dict[str, list[str]] = {}
         for name, verdict in self.account.items():
-            if verdict != "relaxed":
+            if verdict != RELAXED:
                 reasons.setdefault(verdict, []).append(name)
         return {
-            "omega": self.omega,
-            "relaxed": sum(verdict == "relaxed" for verdict in self.account.values()),
+            "omega": omega,
+            "relaxed": sum(verdict == RELAXED for verdict in self.account.values()),
             "not_relaxed": reasons,
+            "experts_not_relaxed": self.unrelaxed_experts,
             "calibration": {k: v for k, v in self.importance.calibration.items() if k != "positions"},
             "importance_of": dict(self.importance.base),
         }
@@ -121,7 +197,43 @@ class Relaxer:
     def sentence(self) -> str:
         """Say how many tensors are relaxed and what the others are."""
         counts = Counter(self.account.values())
-        relaxed = counts.pop("relaxed", 0)
+        relaxed = counts.pop(RELAXED, 0)
         rest = "; ".join(f"{count} not ({reason})" for reason, count in counts.most_common())
-        nothing = " (omega 1 leaves the merge as it is)" if self.omega == 1 else ""
-        return f"Relaxing {relaxed} tensors with omega {self.omega:g}{nothing}{'; ' + rest if rest else ''}."
+        omegas = ", ".join(f"{omega:g}" for omega in self.omegas)
+        nothing = " (omega 1 leaves the merge as it is)" if 1 in self.omegas else ""
+        experts = sum(map(len, self.unrelaxed_experts.values()))
+        few = f"; {experts} matrices of experts with fewer than {self.rule.min_tokens} tokens left as merged"
+        return (
+            f"Relaxing {relaxed} tensors with omega {omegas}{nothing}{'; ' + rest if rest else ''}"
+            f"{few if experts else ''}."
+        )
+
+
+def _is_expert(name: str) -> bool:
+    """Whether a tensor is one expert's own matrix."""
+    return bool(re.search(r"\.experts\.\d+\.", name))
+
+
+def check_omegas(omegas: Sequence[float]) -> None:
+    """Raise UsageError for an omega outside [0, 1], none at all, or one that is given twice."""
+    if not omegas:
+        raise UsageError("--omega needs at least one value in [0, 1].")
+    for omega in omegas:
+        if not 0.0 <= omega <= 1.0:
+            raise UsageError(
+                f"--omega must be in [0, 1] (1 leaves the merge as it is, 0 relaxes most), found {omega:g}."
+            )
+    if len(set(omegas)) < len(omegas):
+        raise UsageError(f"--omega has {', '.join(f'{o:g}' for o in omegas)}: one value is given twice.")
+
+
+def parse_omegas(text: str) -> tuple[float, ...]:
+    """Return the numbers of "0.4" or "0,0.2,0.4". Raises UsageError for what is no number."""
+    try:
+        found = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(
+            f"--omega must be a number in [0, 1], or several with commas between, found {text!r}."
+        ) from None
+    check_omegas(found)
+    return found

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from aim.calibration import Calibration
-from aim.measure import Settings
+from aim.asked import KEYS as AIM_KEYS
+from aim.asked import aim_of
 from aim.run import plan_relaxation, relaxing_of
 from console.errors import UsageError
 from merging.lock import pinned
-from merging.produce import Output, Work
 from merging.recipe import make_recipe
 from merging.run import plan_merge
+from merging.work import Output, Work
 
 
 def work_of(lock: Mapping[str, Any], output: Output, models: Sequence[str] = (), base_model: str | None = None) -> Work:
@@ -30,21 +29,13 @@ def work_of(lock: Mapping[str, Any], output: Output, models: Sequence[str] = (),
     if lock["program"] == "performAIM.py":
         exact: dict[str, str] = {entry["name"]: entry["exact"] for entry in lock["inputs"]}
         merged, base = str(recipe["merged_model"]), str(recipe["pretrained_model_name"])
-        importance = recipe["importance"]
-        settings = Settings(
-            calibration=Calibration(**recipe["calibration"]),
-            importance_file=Path(importance) if importance else None,
-            reference=recipe["numerics"] == "reference",
-            relax_tied=recipe["relax_tied"],
-            calibration_dtype=recipe["calibration_dtype"],
-            batch_size=recipe["batch_size"],
-        )
+        aim = aim_of(recipe, reference=recipe["numerics"] == "reference")
         if len(models) > 1:
             raise UsageError(f"The lock relaxes one merged model, {len(models)} given.")
         first = models[0] if models else exact.get(merged, merged)
         second = base_model or exact.get(base, base)
-        return plan_relaxation(first, second, recipe["omega"], settings, output, recipe["dtype"])
-    omega, importance = recipe.pop("omega", None), recipe.pop("importance", None)
+        return plan_relaxation(first, second, aim, output, recipe["dtype"])
+    given = {key: recipe.pop(key) for key in AIM_KEYS if key in recipe}
     asked = pinned(make_recipe({}, recipe), lock)
     if models and len(models) != len(asked.models):
         raise UsageError(f"The lock merges {len(asked.models)} models, {len(models)} given.")
@@ -56,7 +47,6 @@ def work_of(lock: Mapping[str, Any], output: Output, models: Sequence[str] = (),
         tokenizer=moved.get(asked.tokenizer, asked.tokenizer),
         chat_template=moved.get(asked.chat_template, asked.chat_template),
     )
-    relaxing = None
-    if omega is not None or importance is not None:
-        relaxing = relaxing_of(asked, omega, None if importance is None else Path(importance), output.quiet)
+    reference = asked.numerics == "reference"
+    relaxing = relaxing_of(asked, aim_of(given, reference=reference), output) if given else None
     return plan_merge(asked, output, relaxing)

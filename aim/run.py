@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aim.measure import Settings, importance_of, load_importance
-from aim.relaxer import Relaxer, check_omega
+from aim.asked import Aim
+from aim.measure import Settings, importance_of
+from aim.relaxer import Relaxer
 from console.cli import say
 from console.errors import UsageError
 from merging.chat_template import choose_template
@@ -16,7 +16,8 @@ from merging.checkpoint import Checkpoint, open_all
 from merging.layout import Inputs
 from merging.planned import Plan
 from merging.preflight import plan
-from merging.produce import Output, Relaxing, Work, produce
+from merging.processes import processes_of_run
+from merging.produce import produce
 from merging.recipe import MergeRecipe
 from merging.registry import Implementation
 from merging.run import copied
@@ -25,6 +26,7 @@ from merging.sidefiles import read_lineage
 from merging.stage import check_target
 from merging.tokenizer import choose_vocabulary
 from merging.vocabulary import token_ids
+from merging.work import Output, Relaxing, Variant, Work
 from merging.writer import parse_size
 
 if TYPE_CHECKING:
@@ -33,97 +35,110 @@ if TYPE_CHECKING:
 PAPER = "https://arxiv.org/abs/2502.02421"
 
 
-def relaxing_of(
-    recipe: MergeRecipe, omega: float | None, importance_file: Path | None, quiet: bool = False
-) -> Relaxing:
-    """Return AIM for the loop of a merge. Raises UsageError where omega, importance or base is missing."""
-    if omega is None or importance_file is None:
-        raise UsageError("AIM in one pass needs both --omega and --importance FILE (performAIM.py makes such a file).")
-    check_omega(omega)
+def folder_of(omega: float) -> str:
+    """Return the folder of one omega of several: omega-0.4."""
+    return f"omega-{omega:g}"
+
+
+def state_file(save_path: Path, settings: Settings) -> Path:
+    """Return where an interrupted calibration leaves what it has: beside the importance file, else the output."""
+    kept = settings.importance_file or save_path.absolute()
+    return kept.with_name(f".{kept.name}.calibration")
+
+
+class _Relaxation:
+    """Makes the relaxer of a run when its base and plan are known, and tells of it afterwards."""
+
+    def __init__(self, aim: Aim, output: Output) -> None:
+        self.aim, self.output = aim, output
+        self.made: Relaxer | None = None
+
+    def make(self, base: Checkpoint, relax_plan: Plan) -> Relaxer:
+        """Load or measure the importance, and decide what is relaxed."""
+        from merging.stream import resolve_device  # loads torch
+
+        settings, output = self.aim.settings, self.output
+        device = resolve_device(output.device)
+        state = state_file(output.save_path, settings)
+        importance = importance_of(base, settings, device, output.quiet, state, processes_of_run())
+        self.made = Relaxer(importance, self.aim.omegas, self.aim.rule)
+        self.made.check(relax_plan)
+        say(self.made.sentence(), output.quiet)
+        return self.made
+
+    def details(self, omega: float) -> Mapping[str, Any]:
+        """Return what the run record says of one result."""
+        assert self.made is not None
+        return {"relaxation": self.made.details(omega)}
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Return the results: one in the output itself, several in folders of it."""
+        omegas = self.aim.omegas
+        return tuple(self._variant(omega, folder_of(omega) if len(omegas) > 1 else ".") for omega in omegas)
+
+    def _variant(self, omega: float, folder: str) -> Variant:
+        said = {"omega": omega}
+        return Variant(folder, recipe=said, lineage=said, details=lambda: self.details(omega))
+
+
+def relaxing_of(recipe: MergeRecipe, aim: Aim, output: Output) -> Relaxing:
+    """Return AIM for the loop of a merge. Raises UsageError where the method has no base, or values cannot be."""
+    aim.check()
     if not recipe.uses_base:
         raise UsageError(f"AIM in one pass needs a method with a base; {recipe.method} has none: use performAIM.py.")
-    file = importance_file
-    if not file.is_file():
-        raise UsageError(
-            f"--importance {file} does not exist; performAIM.py --importance {file} computes and saves it."
-        )
-    made: list[Relaxer] = []
-
-    def make(base: Checkpoint, merge_plan: Plan) -> Relaxer:
-        reference = recipe.numerics == "reference"
-        made.append(Relaxer(load_importance(file, base, reference), omega, relax_tied=reference))
-        made[0].check(merge_plan)
-        say(made[0].sentence(), quiet)
-        return made[0]
-
-    return Relaxing(omega, file, make, details=lambda: {"relaxation": made[0].details()})
+    relaxation = _Relaxation(aim, output)
+    return Relaxing(aim.as_recipe(), aim.files, aim.kept, relaxation.make, relaxation.variants())
 
 
-def perform(
-    merged_name: str, base_name: str, omega: float, settings: Settings, output: Output, dtype: str | None
-) -> Path:
-    """Relax a merged checkpoint towards its base and return the folder.
+def perform(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: str | None) -> Path:
+    """Relax a merged checkpoint towards its base and return the folder; several omegas are folders in it.
 
     dtype of the output: None keeps the merged checkpoint's. Raises UsageError, CheckpointError, CalibrationError.
     """
-    kept = [settings.importance_file] if settings.importance_file else []
-    kept += [Path(settings.calibration.source)] if settings.calibration.source != "pile" else []
-    check_target(output.save_path, output.overwrite, kept)
+    aim.check()
+    check_target(output.save_path, output.overwrite, aim.kept)
     parse_size(output.max_shard_size)
-    return produce(plan_relaxation(merged_name, base_name, omega, settings, output, dtype), output)
+    return produce(plan_relaxation(merged_name, base_name, aim, output, dtype), output)
 
 
-def _lasting(source: str) -> str:
-    """The calibration source as it is found from any folder."""
-    return source if source == "pile" else str(Path(source).resolve())
-
-
-def plan_relaxation(
-    merged_name: str, base_name: str, omega: float, settings: Settings, output: Output, dtype: str | None
-) -> Work:
+def plan_relaxation(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: str | None) -> Work:
     """Open the two checkpoints and decide everything about the relaxation; the importance is read or measured later."""
-    check_omega(omega)
-    settings.calibration.check()
+    aim.check()
     merged, base = open_all([merged_name, base_name])
     if merged.exact_name == base.exact_name:
         raise UsageError(f"--merged_model and --pretrained_model_name are both {merged.name}: nothing to relax.")
-    lineage: Mapping[str, Any] = {**read_lineage(merged), "omega": omega}
+    lineage: Mapping[str, Any] = read_lineage(merged)
     if lineage["base_model"] is None:
         lineage = {**lineage, "base_model": base.ref.full_name}
     inputs = Inputs(merged, (merged,), base)
     owner = merged if token_ids(merged.folder) is not None else base
     vocabulary = choose_vocabulary("base", owner, [])
-    wanted = "bfloat16" if settings.reference and dtype is None else dtype
+    reference = aim.settings.reference
+    wanted = "bfloat16" if reference and dtype is None else dtype
     relax_plan = plan(inputs, [Section((0,), {})], wanted, vocabulary)
-    made: list[Relaxer] = []
+    relaxation = _Relaxation(aim, output)
 
     def make_job() -> Job:
         from merging import stream  # loads torch
 
         device = stream.resolve_device(output.device)
-        relaxer = Relaxer(importance_of(base, settings, device, output.quiet), omega, settings.relax_tied)
-        relaxer.check(relax_plan)
-        say(relaxer.sentence(), output.quiet)
-        made.append(relaxer)
-        identity = Implementation(lambda base, finetuned: finetuned[0], None, lambda base, finetuned: finetuned[0])
-        return stream.Job(identity, device, reference=settings.reference, relaxation=relaxer)
+        relaxer = relaxation.make(base, relax_plan)
+        return stream.Job(
+            Implementation(_merged, None, _merged, by_entry=True), device, reference=reference, relaxation=relaxer
+        )
 
     notes = [*relax_plan.notes, *copied(relax_plan)]
-    if omega == 1 and not settings.reference:
+    if aim.omegas == (1.0,) and not reference:
         notes.append("omega 1: the merged model is left as it is.")
     if owner is base and vocabulary.tokens is not None:
         notes.append(f"{merged.name} has no tokenizer; the base's is saved.")
     recipe = {
         "merged_model": merged_name,
         "pretrained_model_name": base_name,
-        "omega": omega,
-        "numerics": "reference" if settings.reference else "float32",
-        "relax_tied": settings.relax_tied,
+        "omega": list(aim.omegas),
+        "numerics": "reference" if reference else "float32",
         "dtype": dtype,
-        "importance": str(settings.importance_file.resolve()) if settings.importance_file else None,
-        "calibration": {**asdict(settings.calibration), "source": _lasting(settings.calibration.source)},
-        "calibration_dtype": settings.calibration_dtype,
-        "batch_size": settings.batch_size,
+        **aim.as_recipe(),
     }
     return Work(
         program="performAIM.py",
@@ -137,6 +152,11 @@ def plan_relaxation(
         lineage=lineage,
         notes=tuple(notes),
         make_job=make_job,
-        details=lambda: {"relaxation": made[0].details()},
-        files={"importance": settings.importance_file} if settings.importance_file else {},
+        variants=relaxation.variants(),
+        files=aim.files,
     )
+
+
+def _merged(base: Any, finetuned: Any) -> Any:
+    """The merged model as it is: what a relaxation starts from."""
+    return finetuned[0]

@@ -12,11 +12,11 @@ from merging.card import licences_of
 from merging.checkpoint import Checkpoint
 from merging.checks import free_space
 from merging.planned import Plan
-from merging.produce import Work
 from merging.registry import MergeMethod, find_method
 from merging.stored import tensor_bytes
 from merging.tokenizer import embedding_rows
 from merging.vocabulary import token_ids
+from merging.work import Work
 
 INTERPRETER = 400 << 20
 """Bytes of the interpreter, torch and tokenizers, as measured on a CPU (scripts/bench_memory.py)."""
@@ -52,7 +52,7 @@ def describe(work: Work, save_path: Path | None) -> dict[str, Any]:
             "license": licences.result,
         },
         "bytes_to_read": plan.bytes_read,
-        "bytes_to_write": plan.bytes,
+        "bytes_to_write": work.bytes,
         "bytes_free": free_space(save_path or Path()),
         "peak_memory_bytes": peak_memory(plan, find_method(method) if method else None),
         "notes": [*work.notes, *([licences.warning] if licences.warning else [])],

@@ -1,4 +1,4 @@
-"""The flags of merge.py, of which a method's come from its YAML; those about the output are performAIM.py's too."""
+"""The flags of merge.py about merging, of which a method's come from its YAML; those about the output are shared."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from merging.registry import MergeMethod, all_methods
 
 RUN_KEYS = {
     "save_path": Path, "device": str, "max_shard_size": str, "overwrite": bool, "resume": bool,
-    "allow_nonfinite": bool, "health": bool, "load_check": bool, "omega": float, "importance": Path,
+    "allow_nonfinite": bool, "health": bool, "load_check": bool,
 }  # fmt: skip
 """Keys that flags and a YAML may give besides the recipe's own, and their types."""
-OUTPUT_KEYS = tuple(key for key in RUN_KEYS if key not in ("omega", "importance"))
-NAMES = {Path: "path", str: "word", bool: "true or false", float: "number"}
+OUTPUT_KEYS = tuple(RUN_KEYS)
+NAMES = {Path: "path", str: "word", bool: "true or false"}
 EXAMPLE = (
     "example: python merge.py --method ties --base_model BASE --models_to_merge A,B,C --save_path OUT --density 0.2"
 )
@@ -72,8 +72,6 @@ def make_parser(method: MergeMethod | None) -> Parser:
         metavar="base|auto|MODEL|JINJA",
         help="the base's chat template, the commonest, a model's, or one written out (default: base)",
     )
-    parser.add_argument("--omega", type=float, help="relax the merge by AIM in the same pass, with this omega")
-    parser.add_argument("--importance", type=user_path, metavar="FILE", help="the base's importance file, for --omega")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
     add_run_flags(parser)
@@ -119,8 +117,6 @@ def take(key: str, flags: dict[str, Any], config: dict[str, Any]) -> Any:
     kind = RUN_KEYS[key]
     if value is None or isinstance(value, kind):
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if kind is Path and isinstance(value, str):
         return user_path(value)
     raise UsageError(f"{key} must be a {NAMES[kind]}, found {value!r}.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
     if cls is None:
         what = names[0] if names else "the architecture, which config.json does not name,"
         return f"Loading was not tried: {what} is not in transformers {transformers.__version__}."
-    with tempfile.TemporaryDirectory() as scratch, _quiet(transformers):
+    with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
         folder = Path(scratch)
         write_configs(folder, configs)
         with (folder / "model.safetensors").open("wb") as stream:
@@ -55,19 +56,17 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
     )
 
 
-class _quiet:
-    """Keeps transformers from printing bars and remarks while it is asked."""
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from printing bars and remarks."""
+    from transformers.utils import logging as talk
 
-    def __init__(self, transformers: Any) -> None:
-        self._logging = transformers.utils.logging
-
-    def __enter__(self) -> None:
-        self._bars = self._logging.is_progress_bar_enabled()
-        self._level = self._logging.get_verbosity()
-        self._logging.disable_progress_bar()
-        self._logging.set_verbosity(logging.CRITICAL)
-
-    def __exit__(self, *exception: object) -> None:
-        self._logging.set_verbosity(self._level)
-        if self._bars:
-            self._logging.enable_progress_bar()
+    bars, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
+    talk.disable_progress_bar()
+    talk.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        talk.set_verbosity(level)
+        if bars:
+            talk.enable_progress_bar()

@@ -15,13 +15,14 @@ from merging.layout import Inputs
 from merging.mergekit_writer import as_mergekit
 from merging.planned import Plan
 from merging.preflight import plan
-from merging.produce import Output, Relaxing, Work, produce
+from merging.produce import produce
 from merging.recipe import MergeRecipe, remarks
 from merging.recipe_checks import check_values
 from merging.registry import find_method
 from merging.stage import check_target
 from merging.tokenizer import choose_vocabulary
 from merging.tokenizer_files import tokenizer_files
+from merging.work import Output, Relaxing, Variant, Work
 from merging.writer import parse_size
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None) -> Path:
     """Merge as the recipe says and return the folder. Raises UsageError, CheckpointError or FailureError."""
-    check_target(output.save_path, output.overwrite, [relaxing.importance_file] if relaxing else [])
+    check_target(output.save_path, output.overwrite, relaxing.kept if relaxing else [])
     parse_size(output.max_shard_size)
     return produce(plan_merge(recipe, output, relaxing), output)
 
@@ -62,14 +63,14 @@ def plan_merge(
 
     document, unsaid = as_mergekit(recipe)
     asked = recipe.as_yaml_dict()
-    files = {"importance": relaxing.importance_file} if relaxing else {}
+    files = dict(relaxing.files) if relaxing else {}
     if folder not in [checkpoint.folder for checkpoint in inputs.all]:  # a tokenizer from elsewhere
         files |= {f"tokenizer/{file.name}": file for file in tokenizer_files(folder)}
         asked["tokenizer" if "tokenizer" in asked else "tokenizer_source"] = CheckpointRef.parse(
             recipe.tokenizer
         ).full_name
     if relaxing:
-        asked |= {"omega": relaxing.omega, "importance": str(relaxing.importance_file.resolve())}
+        asked |= relaxing.recipe
     return Work(
         program="merge.py",
         label="merging",
@@ -83,11 +84,11 @@ def plan_merge(
             "method": recipe.method,
             "base_model": donor.ref.full_name if recipe.base_model else None,
             "models": [model.ref.full_name for model in models],
-            "omega": relaxing.omega if relaxing else None,
+            "omega": None,
         },
         notes=(*remarks(recipe), *merge_plan.notes, *copied(merge_plan), f"Chat template: {template.origin}."),
         make_job=make_job,
-        details=relaxing.details if relaxing else dict,
+        variants=relaxing.variants if relaxing else (Variant(),),
         files=files,
         whole_matrix=any(method.whole_matrix),
         mergekit=(document, [*unsaid, *(["AIM: the result was relaxed besides."] if relaxing else [])]),

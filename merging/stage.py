@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +92,10 @@ class Stage:
 
 
 @contextmanager
-def staged(save_path: Path, overwrite: bool, key: str, resume: bool = False, quiet: bool = False) -> Iterator[Stage]:
-    """Yield a stage beside `save_path` that takes its place at the end.
+def staged(
+    save_path: Path, overwrite: bool, key: str, resume: bool = False, quiet: bool = False, parts: Sequence[str] = (".",)
+) -> Iterator[list[Stage]]:
+    """Yield stages beside `save_path` that take its place together at the end: itself, or folders in it (`parts`).
 
     On an error of the project's own it vanishes; where the run is interrupted (or the disk full, or the process
     killed) and tensors are finished, it stays, and a later run with `resume` and the same key goes on in it. Raises
@@ -106,21 +108,20 @@ def staged(save_path: Path, overwrite: bool, key: str, resume: bool = False, qui
     folder = target.with_name(f".{target.name}.partial")
     folder.mkdir(exist_ok=True)
     with _only_writer(folder, save_path):
-        _prepare(folder, save_path, key, resume, quiet)
-        journal = Journal(folder / JOURNAL, key)
+        _prepare(folder, save_path, key, resume, quiet, parts)
+        stages = [Stage(folder / part, Journal(folder / part / JOURNAL, key)) for part in parts]
         try:
-            yield Stage(folder, journal)
+            yield stages
             take_place(folder, target)
-            (target / JOURNAL).unlink()
+            for part in parts:
+                (target / part / JOURNAL).unlink()
             (target / LOCK).unlink()
         except BaseException as error:
-            if isinstance(error, ProjectError) or not journal.entries:
+            done = min(len(stage.journal.entries) for stage in stages)
+            if isinstance(error, ProjectError) or not done:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                say(
-                    f"{len(journal.entries)} tensors are done: the same command with --resume goes on from there.",
-                    quiet,
-                )
+                say(f"{done} tensors are done: the same command with --resume goes on from there.", quiet)
             raise
 
 
@@ -135,9 +136,9 @@ def _only_writer(folder: Path, save_path: Path) -> Iterator[None]:
         yield
 
 
-def _prepare(folder: Path, save_path: Path, key: str, resume: bool, quiet: bool) -> None:
+def _prepare(folder: Path, save_path: Path, key: str, resume: bool, quiet: bool, parts: Sequence[str]) -> None:
     """Check that an interrupted run may be taken up, or clear what it left."""
-    file = folder / JOURNAL
+    file = folder / parts[-1] / JOURNAL  # the last to be made: where it stands, all do
     lines = _whole_lines(file) if file.is_file() else []
     if resume and lines and lines[0].get("key") != key:
         raise UsageError(
@@ -154,6 +155,8 @@ def _prepare(folder: Path, save_path: Path, key: str, resume: bool, quiet: bool)
     for path in folder.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for part in parts:
+        (folder / part).mkdir(exist_ok=True)
 
 
 @contextmanager

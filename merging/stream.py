@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -20,13 +20,23 @@ from merging.vocabulary import AlignedRows, gather
 
 
 class Relaxation(Protocol):
-    """AIM's part of the loop, given by `aim.relax`; merging itself knows nothing of activations."""
+    """AIM's part of the loop, given by `aim.relaxer`; merging itself knows nothing of activations.
 
-    def block(self, name: str, block: Block, base: Tensor, merged: Tensor) -> Tensor:
-        """Relax the merged rows of a block towards the base's, both (rows, ...) fp32."""
+    It makes one result for each of its omegas, from one read.
+    """
 
-    def reference(self, name: str, base: Tensor, merged: Tensor) -> Tensor:
-        """Relax a whole tensor with the original's bf16 arithmetic."""
+    @property
+    def omegas(self) -> Sequence[float]:
+        """What the results differ in."""
+
+    def block(self, name: str, block: Block, base: Tensor, merged: Tensor) -> Sequence[Tensor]:
+        """Relax the merged rows of a block towards the base's, both (rows, ...) fp32, with each omega.
+
+        A stack of matrices may come as one long matrix (rows, columns).
+        """
+
+    def reference(self, name: str, base: Tensor, merged: Tensor) -> Sequence[Tensor]:
+        """Relax a whole tensor with the original's bf16 arithmetic, with each omega."""
 
 
 class Observer(Protocol):
@@ -40,14 +50,20 @@ class Observer(Protocol):
 
 
 class Writer(Protocol):
-    """Where finished tensors go: `merging.writer.ShardedWriter`."""
+    """Where finished tensors go, in the plan's order: `merging.writer.ShardedWriter`."""
 
     @property
     def done(self) -> int:
-        """How many tensors of the plan an interrupted run had written already."""
+        """How many tensors of the plan are written."""
 
-    def write(self, name: str, blocks: Iterable[Tensor], remark: Callable[[], Mapping[str, Any]]) -> None:
-        """Write the next tensor of the plan; `remark` is called at its end and kept with it."""
+    def begin(self, name: str) -> None:
+        """Start the next tensor of the plan."""
+
+    def add(self, block: Tensor) -> None:
+        """Write the tensor's next rows."""
+
+    def end(self, remark: Mapping[str, Any]) -> None:
+        """Finish the tensor, keeping a remark with it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,11 @@ class Job:
     observe: Callable[[TensorPlan], Observer] | None = None
     block_elements: int = BLOCK_ELEMENTS
 
+    @property
+    def results(self) -> int:
+        """How many results are made from one read."""
+        return 1 if self.relaxation is None else len(self.relaxation.omegas)
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:n`. Raises UsageError where it does not exist."""
@@ -84,14 +105,23 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def run(plan: Plan, job: Job, writer: Writer, quiet: bool = False, label: str = "merging") -> None:
-    """Make every tensor of the plan that is not written yet and hand it to the writer, block by block."""
-    bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=True if quiet else None, initial=writer.done)
-    for tensor in plan.tensors[writer.done :]:
-        observer = job.observe(tensor) if job.observe else None
-        nonfinite = _Nonfinite(tensor.name, job.allow_nonfinite)
-        blocks = map(nonfinite.check, tensor_blocks(tensor, job, observer))
-        writer.write(tensor.name, blocks, partial(_remark, nonfinite, observer))
+def run(plan: Plan, job: Job, writers: Sequence[Writer], quiet: bool = False, label: str = "merging") -> None:
+    """Make every tensor of the plan that is not written yet and hand it to the writers, block by block.
+
+    One writer for each of the results that `tensor_blocks` makes; all have written the same tensors.
+    """
+    done = writers[0].done
+    bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=True if quiet else None, initial=done)
+    for tensor in plan.tensors[done:]:
+        observers = [job.observe(tensor) if job.observe else None for _ in writers]
+        nonfinite = [_Nonfinite(tensor.name, job.allow_nonfinite) for _ in writers]
+        for writer in writers:
+            writer.begin(tensor.name)
+        for blocks in tensor_blocks(tensor, job, observers):
+            for writer, check, block in zip(writers, nonfinite, blocks, strict=True):
+                writer.add(check.check(block))
+        for writer, check, observer in zip(writers, nonfinite, observers, strict=True):
+            writer.end(_remark(check, observer))
         bar.update()
     bar.close()
 
@@ -106,17 +136,20 @@ def with_survey(plan: Plan, job: Job) -> Job:
     return replace(job, survey=survey(lambda: (group_of(tensor, job) for tensor in merged), parameters))
 
 
-def tensor_blocks(tensor: TensorPlan, job: Job, observer: Observer | None = None) -> Iterator[Tensor]:
-    """Yield one output tensor in blocks of rows, in the plan's dtype, on the CPU."""
+def tensor_blocks(
+    tensor: TensorPlan, job: Job, observers: Sequence[Observer | None] = ()
+) -> Iterator[Sequence[Tensor]]:
+    """Yield one output tensor in blocks of rows, in the plan's dtype, on the CPU: one for each of the job's results."""
     dtype = getattr(torch, tensor.dtype)
     if not tensor.is_merged or 0 in tensor.shape:
-        yield from _copied(tensor, dtype)
+        for block in _copied(tensor, dtype):
+            yield [block] * job.results
     elif job.reference:
-        yield _by_reference(group_of(tensor, job), job, tensor.parameters).to(dtype).reshape(tensor.shape)
+        yield [t.to(dtype).reshape(tensor.shape) for t in _by_reference(group_of(tensor, job), job, tensor.parameters)]
     else:
         scalar = not tensor.shape
-        for block in merged_blocks(group_of(tensor, job), job, tensor.parameters, dtype, observer):
-            yield block.reshape(()) if scalar else block
+        for blocks in merged_blocks(group_of(tensor, job), job, tensor.parameters, dtype, observers):
+            yield [block.reshape(()) for block in blocks] if scalar else blocks
 
 
 def _copied(tensor: TensorPlan, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -134,7 +167,7 @@ def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
 
     A stack of matrices is one long matrix to a method that goes by entry, so that a block need not hold a whole one.
     """
-    flat = job.implementation.by_entry and job.relaxation is None and len(tensor.shape) > 2
+    flat = job.implementation.by_entry and len(tensor.shape) > 2
 
     def rows_of(source: Source) -> Rows:
         rows = _rows(source, tensor)
@@ -192,9 +225,13 @@ def _has(source: Source, wanted: Tensor) -> Tensor:
 
 
 def merged_blocks(
-    group: TensorGroup, job: Job, parameters: Mapping[str, Any], dtype: torch.dtype, observer: Observer | None = None
-) -> Iterator[Tensor]:
-    """Merge (and relax) one tensor block by block in fp32 and yield the blocks on the CPU, rounded once to `dtype`."""
+    group: TensorGroup,
+    job: Job,
+    parameters: Mapping[str, Any],
+    dtype: torch.dtype,
+    observers: Sequence[Observer | None] = (),
+) -> Iterator[Sequence[Tensor]]:
+    """Merge one tensor block by block in fp32, relax it, and yield each result's block on the CPU, rounded once."""
     implementation = job.implementation
     known = parameters if job.survey is None else {**parameters, "survey": job.survey}
     per_block = implementation.prepare(group, known) if implementation.prepare else None
@@ -203,30 +240,33 @@ def merged_blocks(
         base = group.base_block(block) if group.base is not None else None
         given = {**arguments, **(per_block(block) if per_block else {})}
         merged = implementation.merge(base, group.model_blocks(block), **given)
+        results: Sequence[Tensor] = [merged]
         if job.relaxation is not None:
             assert base is not None
-            merged = job.relaxation.block(group.name, block, base, merged)
-        if observer is not None:
-            observer.block(block, group, merged, given)
-        yield merged.to(dtype).cpu()
+            results = job.relaxation.block(group.name, block, base, merged)
+        for observer, result in zip(observers, results, strict=False):
+            if observer is not None:
+                observer.block(block, group, result, given)
+        rounded = {id(result): result.to(dtype).cpu() for result in results}  # once where they are one tensor
+        yield [rounded[id(result)] for result in results]
 
 
 def merge_group(group: TensorGroup, job: Job, parameters: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     """Return a whole merged tensor, for callers that hold one anyway."""
-    return torch.cat(list(merged_blocks(group, job, parameters, dtype)))
+    return torch.cat([block for (block,) in merged_blocks(group, job, parameters, dtype)])
 
 
-def _by_reference(group: TensorGroup, job: Job, parameters: Mapping[str, Any]) -> Tensor:
+def _by_reference(group: TensorGroup, job: Job, parameters: Mapping[str, Any]) -> Sequence[Tensor]:
     base = None if group.base is None else group.base[:].to(torch.bfloat16)
     finetuned = [tensor[:].to(torch.bfloat16) for tensor in group.finetuned]
     known = {**parameters, "is_embedding": group.inputs_first}
     reference = job.implementation.reference
     assert reference is not None  # the recipe was checked
     merged = reference(base, finetuned, **accepted(reference, known))
-    if job.relaxation is not None:
-        assert base is not None
-        merged = job.relaxation.reference(group.name, base, merged)
-    return merged
+    if job.relaxation is None:
+        return [merged]
+    assert base is not None
+    return job.relaxation.reference(group.name, base, merged)
 
 
 class _Nonfinite:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from console.errors import CheckpointError, UsageError
@@ -46,6 +47,8 @@ class ShardedWriter:
         self._places = [place for i, shard in enumerate(self._shards) for place in self._lay_out(i, shard)]
         self._stream: BinaryIO | None = None
         self._shard = -1
+        self._current: BinaryIO
+        self._digest, self._written = hashlib.sha256(), 0
         self._next = self._verified()
 
     @property
@@ -53,27 +56,41 @@ class ShardedWriter:
         """How many tensors of the plan are written."""
         return self._next
 
-    def write(self, name: str, blocks: Iterable[Tensor], remark: Callable[[], Mapping[str, Any]] = dict) -> None:
-        """Write the next tensor of the plan and enter it in the journal with `remark()`.
+    def rewind(self, done: int) -> None:
+        """Go on as if only the first `done` tensors were written."""
+        self._next = min(self._next, done)
+        self.journal.keep(self._next)
 
-        Raises CheckpointError where it is not the one that was planned.
+    def begin(self, name: str) -> None:
+        """Start the next tensor of the plan. Raises CheckpointError where it is not the one that was planned."""
+        place = self._places[self._next]
+        if name != place.name:
+            raise CheckpointError(f"Tensor {name} came where {place} was planned.")
+        self._current = self._at(place)
+        self._digest, self._written = hashlib.sha256(), 0
+
+    def add(self, block: Tensor) -> None:
+        """Write the tensor's next rows. Raises CheckpointError where they are of another dtype than planned."""
+        place = self._places[self._next]
+        dtype = str(block.dtype).removeprefix("torch.")
+        if dtype != place.dtype:
+            raise CheckpointError(f"Tensor {place.name} {dtype} {list(block.shape)} came where {place} was planned.")
+        data = block_bytes(block)
+        self._current.write(data)
+        self._digest.update(data)
+        self._written += data.nbytes
+
+    def end(self, remark: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Finish the tensor and enter it in the journal with a remark.
+
+        Raises CheckpointError where it is not as large as planned.
         """
         place = self._places[self._next]
-        stream = self._at(place)
-        digest, written = hashlib.sha256(), 0
-        for block in blocks:
-            dtype = str(block.dtype).removeprefix("torch.")
-            if (name, dtype) != (place.name, place.dtype):
-                raise CheckpointError(f"Tensor {name} {dtype} {list(block.shape)} came where {place} was planned.")
-            data = block_bytes(block)
-            stream.write(data)
-            digest.update(data)
-            written += data.nbytes
-        if name != place.name or written != place.size:
-            raise CheckpointError(f"Tensor {name} of {written} bytes came where {place} was planned.")
-        stream.flush()
+        if self._written != place.size:
+            raise CheckpointError(f"Tensor {place.name} of {self._written} bytes came where {place} was planned.")
+        self._current.flush()
         self._next += 1
-        self.journal.add({"name": name, "sha256": digest.hexdigest(), **remark()})
+        self.journal.add({"name": place.name, "sha256": self._digest.hexdigest(), **remark})
 
     def close(self) -> None:
         """Finish the last shard and write the index. Raises CheckpointError where tensors are missing."""

@@ -91,7 +91,8 @@ def merge_all(family, out: Path, fast: bool, seed: int, quiet: bool) -> list[Pat
     from tqdm import tqdm
 
     from merging.recipe import make_recipe
-    from merging.run import Output, merge
+    from merging.run import merge
+    from merging.work import Output
 
     jobs = [(m, c) for c in combinations(list(family.models), fast) for m in (FAST_METHODS if fast else METHODS)]
     folders = []
@@ -111,17 +112,18 @@ def relax_all(family, out: Path, merged: Sequence[Path], quiet: bool) -> list[Pa
     """Measure the base's importance once, then relax every merge; returns the folders."""
     from tqdm import tqdm
 
+    from aim.asked import Aim
     from aim.calibration import Calibration
     from aim.measure import Settings
     from aim.run import perform
-    from merging.run import Output
+    from merging.work import Output
 
     calibration = Calibration(str(family.calibration), n_samples=1024, block_size=64)
-    settings = Settings(calibration, importance_file=out / "importance.safetensors")
+    aim = Aim((OMEGA,), Settings(calibration, importance_file=out / "importance.safetensors"))
     folders = []
     for folder in tqdm(merged, desc="relaxing", unit="merge", disable=True if quiet else None):
         target = Output(out / "relaxed" / f"{folder.name}___AIM", quiet=True)
-        folders.append(perform(str(folder), str(family.base), OMEGA, settings, target, None))
+        folders.append(perform(str(folder), str(family.base), aim, target, None))
     return folders
 
 

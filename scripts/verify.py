@@ -113,8 +113,8 @@ def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list
     """Return a sentence for each of the tensors that the inputs do not give."""
     from aim.repeat import work_of
     from merging.lock import check_inputs, check_others, describe_input, files_of
-    from merging.produce import Output
     from merging.stream import tensor_blocks
+    from merging.work import Output
 
     models = args.models_to_merge.split(",") if args.models_to_merge else ()
     output = Output(args.folder, device=lock["device"], quiet=True)
@@ -129,7 +129,7 @@ def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list
     wrong = []
     planned = {tensor.name: tensor for tensor in work.plan.tensors}
     for name in names:
-        if tensor_digest(tensor_blocks(planned[name], job)) != lock["tensors"][name]["sha256"]:
+        if tensor_digest(block for (block,) in tensor_blocks(planned[name], job)) != lock["tensors"][name]["sha256"]:
             wrong.append(f"Tensor {name} comes out differently from the inputs.")
     return wrong
 

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from aim.asked import Aim
+from aim.calibrate import calibrate
 from aim.calibration import Calibration, cut, load_texts
-from aim.importance import Importance, collect
+from aim.importance import Importance
 from aim.measure import Settings
 from aim.relax import importance, relax
-from aim.run import perform
+from aim.relaxer import Rule
+from aim.run import perform, relaxing_of
 from console.errors import CalibrationError, CheckpointError, UsageError
 from merging.recipe import make_recipe
-from merging.run import Output, merge
+from merging.run import merge
+from merging.work import Output
 from tests.tiny import VOCABULARY, fine_tune, make_llama, weights, write_texts
 
 
@@ -97,7 +101,7 @@ def test_statistics_are_the_definition(family) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(family["base"], dtype=torch.float32).eval()
     blocks = torch.randint(3, VOCABULARY, (6, 32), generator=torch.Generator().manual_seed(1))
-    activations, axes, unmeasured = collect(model, blocks, quiet=True)
+    found = calibrate(model, blocks, quiet=True)
     with torch.no_grad():
         hidden = model(blocks, output_hidden_states=True).hidden_states
     layer = model.model.layers[0]
@@ -109,10 +113,11 @@ def test_statistics_are_the_definition(family) -> None:
     }
     for name, x in expected.items():
         a = x.double().abs().reshape(-1, x.shape[-1]).mean(0)
-        assert torch.allclose(activations[name].double(), a, rtol=1e-5), name
-    assert not unmeasured
-    assert set(axes.values()) == {-1}
-    assert "model.embed_tokens.weight" not in activations
+        assert torch.allclose(found.means[name].double(), a, rtol=1e-5), name
+    assert all(axis == len(model.get_parameter(name).shape) - 1 for name, axis in found.axes.items())
+    untouched = {name for name, _ in model.named_parameters()} - found.means.keys()
+    assert untouched == {"model.embed_tokens.weight"}
+    assert set(found.tokens.values()) == {6 * 32}
 
 
 def test_statistics_do_not_depend_on_batches(family) -> None:
@@ -121,8 +126,8 @@ def test_statistics_do_not_depend_on_batches(family) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(family["base"], dtype=torch.float32).eval()
     blocks = torch.randint(3, VOCABULARY, (12, 32), generator=torch.Generator().manual_seed(1))
-    one, _, _ = collect(model, blocks, quiet=True)
-    five, _, _ = collect(model, blocks.flip(0), batch_size=5, quiet=True)
+    one = calibrate(model, blocks, batch_size=1, quiet=True).means
+    five = calibrate(model, blocks.flip(0), batch_size=5, quiet=True).means
     for name in one:
         assert torch.allclose(one[name], five[name], rtol=1e-6, atol=0), name
 
@@ -132,10 +137,10 @@ def test_conv1d_is_measured_on_its_input_axis(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2)).eval()
-    activations, axes, _ = collect(model, torch.randint(0, 50, (4, 16)), quiet=True)
-    assert axes["transformer.h.0.mlp.c_fc.weight"] == 0
-    assert len(activations["transformer.h.0.mlp.c_fc.weight"]) == 16
-    assert len(activations["transformer.h.0.mlp.c_proj.weight"]) == 64
+    found = calibrate(model, torch.randint(0, 50, (4, 16)), quiet=True)
+    assert found.axes["transformer.h.0.mlp.c_fc.weight"] == 0
+    assert len(found.means["transformer.h.0.mlp.c_fc.weight"]) == 16
+    assert len(found.means["transformer.h.0.mlp.c_proj.weight"]) == 64
 
 
 def test_relaxed_checkpoint(family, merged: Path, settings: Settings, tmp_path: Path) -> None:
@@ -143,7 +148,9 @@ def test_relaxed_checkpoint(family, merged: Path, settings: Settings, tmp_path: 
     folder loads with its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    out = perform(str(merged), str(family["base"]), 0.4, settings, Output(tmp_path / "out", quiet=True), "float32")
+    out = perform(
+        str(merged), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "out", quiet=True), "float32"
+    )
     base, before, after = weights(family["base"]), weights(merged), weights(out)
     assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"].float())
     assert settings.importance_file is not None
@@ -160,7 +167,7 @@ def test_relaxed_checkpoint(family, merged: Path, settings: Settings, tmp_path: 
 
 def test_omega_one_keeps_the_bytes(family, merged: Path, settings: Settings, tmp_path: Path) -> None:
     """Law 23: with omega 1 the weights file is the merged one, byte for byte."""
-    out = perform(str(merged), str(family["base"]), 1.0, settings, Output(tmp_path / "out", quiet=True), None)
+    out = perform(str(merged), str(family["base"]), Aim((1.0,), settings), Output(tmp_path / "out", quiet=True), None)
     assert (out / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
 
 
@@ -168,10 +175,10 @@ def test_importance_is_reused(family, merged: Path, settings: Settings, tmp_path
     """A second run with the same importance file computes nothing and gives the same bytes."""
     from dataclasses import replace
 
-    first = perform(str(merged), str(family["base"]), 0.3, settings, Output(tmp_path / "1", quiet=True), None)
+    first = perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "1", quiet=True), None)
     capsys.readouterr()
     nowhere = replace(settings, calibration=Calibration("pile"))  # would fail if it were read
-    second = perform(str(merged), str(family["base"]), 0.3, nowhere, Output(tmp_path / "2"), None)
+    second = perform(str(merged), str(family["base"]), Aim((0.3,), nowhere), Output(tmp_path / "2"), None)
     assert "Importance from" in capsys.readouterr().err
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
@@ -179,9 +186,9 @@ def test_importance_is_reused(family, merged: Path, settings: Settings, tmp_path
 def test_importance_of_another_base_is_refused(merged: Path, family, settings: Settings, tmp_path: Path) -> None:
     """An importance file made from other weights is refused by name, and nothing is written."""
     other = make_llama(tmp_path / "other", seed=9)
-    perform(str(merged), str(family["base"]), 0.3, settings, Output(tmp_path / "1", quiet=True), None)
+    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "1", quiet=True), None)
     with pytest.raises(CheckpointError, match="whose weights are not those of"):
-        perform(str(merged), str(other), 0.3, settings, Output(tmp_path / "out", quiet=True), None)
+        perform(str(merged), str(other), Aim((0.3,), settings), Output(tmp_path / "out", quiet=True), None)
     assert not (tmp_path / "out").exists()
 
 
@@ -189,16 +196,16 @@ def test_one_pass_is_two_passes_with_one_rounding_less(
     family, merged: Path, settings: Settings, tmp_path: Path
 ) -> None:
     """merge --omega equals merging in float32 and relaxing that, rounded once: bit for bit in bf16."""
-    from aim.run import relaxing_of
-
     flags = {"method": "task_arithmetic", "base_model": family["base"],
              "models_to_merge": [str(family["a"]), str(family["b"])]}  # fmt: skip
-    perform(str(merged), str(family["base"]), 0.3, settings, Output(tmp_path / "0", quiet=True), None)
+    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0", quiet=True), None)
     exact = merge(make_recipe({**flags, "dtype": "float32"}, {}), Output(tmp_path / "exact", quiet=True))
-    two = perform(str(exact), str(family["base"]), 0.4, settings, Output(tmp_path / "two", quiet=True), "bfloat16")
+    two = perform(
+        str(exact), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "two", quiet=True), "bfloat16"
+    )
     recipe = make_recipe(flags, {})
-    relaxing = relaxing_of(recipe, 0.4, settings.importance_file)
-    one = merge(recipe, Output(tmp_path / "one", quiet=True), relaxing)
+    output = Output(tmp_path / "one", quiet=True)
+    one = merge(recipe, output, relaxing_of(recipe, Aim((0.4,), settings), output))
     assert all(torch.equal(weights(one)[name], tensor) for name, tensor in weights(two).items())
     assert json.loads((one / "run_record.json").read_text())["lineage"]["omega"] == 0.4
 
@@ -207,13 +214,13 @@ def test_existing_importance_binds(family, merged: Path, settings: Settings, tmp
     """An importance file that stands is not silently another one: other numerics or other calibration are refused."""
     from dataclasses import replace
 
-    perform(str(merged), str(family["base"]), 0.3, settings, Output(tmp_path / "0", quiet=True), None)
+    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0", quiet=True), None)
     output = Output(tmp_path / "out", quiet=True)
     with pytest.raises(CheckpointError, match="was measured with --numerics float32"):
-        perform(str(merged), str(family["base"]), 0.3, replace(settings, reference=True), output, None)
+        perform(str(merged), str(family["base"]), Aim((0.3,), replace(settings, reference=True)), output, None)
     other = replace(settings, calibration=replace(settings.calibration, n_samples=5))
     with pytest.raises(UsageError, match="was measured with --n_samples 40, and 5 is asked for"):
-        perform(str(merged), str(family["base"]), 0.3, other, output, None)
+        perform(str(merged), str(family["base"]), Aim((0.3,), other), output, None)
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +231,7 @@ def test_importance_is_not_lost_in_the_target(family, merged: Path, settings: Se
     out = tmp_path / "out"
     inside = replace(settings, importance_file=out / "imp.safetensors")
     with pytest.raises(UsageError, match="would write over or into the input"):
-        perform(str(merged), str(family["base"]), 0.3, inside, Output(out, quiet=True), None)
+        perform(str(merged), str(family["base"]), Aim((0.3,), inside), Output(out, quiet=True), None)
     assert not out.exists()
 
 
@@ -248,7 +255,9 @@ def test_gpt2_without_its_prefix(tmp_path: Path) -> None:
         folders.append(folder)
     text = write_texts(tmp_path / "text.jsonl")
     settings = Settings(Calibration(str(text), n_samples=20, block_size=42), importance_file=tmp_path / "imp")
-    out = perform(str(folders[1]), str(folders[0]), 0.0, settings, Output(tmp_path / "out", quiet=True), "float32")
+    out = perform(
+        str(folders[1]), str(folders[0]), Aim((0.0,), settings), Output(tmp_path / "out", quiet=True), "float32"
+    )
     base, before, after = weights(folders[0]), weights(folders[1]), weights(out)
     name = "h.0.mlp.c_fc.weight"
     a = Importance.load(tmp_path / "imp").activations[name].double()
@@ -261,11 +270,10 @@ def test_gpt2_without_its_prefix(tmp_path: Path) -> None:
 def test_card_of_local_models_names_no_hub_id(family, merged: Path, settings: Settings, tmp_path: Path) -> None:
     """Local folders never appear as base_model in the card, whatever the current folder; the recipe of a one-pass
     merge has omega and the importance file."""
-    from aim.run import relaxing_of
-
-    perform(str(merged), str(family["base"]), 0.3, settings, Output(tmp_path / "0", quiet=True), None)
+    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0", quiet=True), None)
     recipe = make_recipe({"method": "ties", "base_model": str(family["base"]), "models_to_merge": str(family["a"])}, {})
-    out = merge(recipe, Output(tmp_path / "one", quiet=True), relaxing_of(recipe, 0.4, settings.importance_file, True))
+    output = Output(tmp_path / "one", quiet=True)
+    out = merge(recipe, output, relaxing_of(recipe, Aim((0.4,), settings), output))
     front, body = (out / "README.md").read_text().split("---\n", 2)[1:]
     assert "base_model" not in front
     assert "omega: 0.4\n" in body
@@ -278,8 +286,8 @@ def test_tied_embeddings(tmp_path: Path, relax_tied: bool) -> None:
     base = make_llama(tmp_path / "base", tied=True)
     tuned = fine_tune(base, tmp_path / "tuned", seed=1)
     text = write_texts(tmp_path / "text.jsonl")
-    settings = Settings(Calibration(str(text), n_samples=20, block_size=64), relax_tied=relax_tied)
-    out = perform(str(tuned), str(base), 0.2, settings, Output(tmp_path / "out", quiet=True), None)
+    aim = Aim((0.2,), Settings(Calibration(str(text), n_samples=20, block_size=64)), Rule(relax_tied=relax_tied))
+    out = perform(str(tuned), str(base), aim, Output(tmp_path / "out", quiet=True), None)
     name = "model.embed_tokens.weight"
     assert torch.equal(weights(out)[name], weights(tuned)[name]) != relax_tied
     assert "lm_head.weight" not in weights(out)
@@ -289,7 +297,7 @@ def test_extra_token_row_is_left_as_merged(family, tmp_path: Path) -> None:
     """Base of 320 and merged model of 321 rows: the row of the token that the base lacks stays merged in the head."""
     merged = fine_tune(family["base"], tmp_path / "merged", seed=4, extra=("[PAD]",))
     settings = Settings(Calibration(str(family["text"]), n_samples=20, block_size=64))
-    out = perform(str(merged), str(family["base"]), 0.0, settings, Output(tmp_path / "out", quiet=True), None)
+    out = perform(str(merged), str(family["base"]), Aim((0.0,), settings), Output(tmp_path / "out", quiet=True), None)
     before, after = weights(merged)["lm_head.weight"], weights(out)["lm_head.weight"]
     assert after.shape[0] == VOCABULARY + 1
     assert torch.equal(after[-1], before[-1])
@@ -320,7 +328,7 @@ def test_block_longer_than_the_model(family, merged: Path, tmp_path: Path) -> No
     """Blocks of more positions than the base has are refused before the model is loaded."""
     settings = Settings(Calibration(str(family["text"]), block_size=2049))
     with pytest.raises(UsageError, match="is more than the 2048 positions"):
-        perform(str(merged), str(family["base"]), 0.3, settings, Output(tmp_path / "out"), None)
+        perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "out"), None)
 
 
 def test_binary_text(tmp_path: Path) -> None:
@@ -367,4 +375,4 @@ def test_bad_calibration_file(tmp_path: Path, content: str, message: str) -> Non
 def test_omega_outside(family, merged: Path, settings: Settings, tmp_path: Path, omega: float) -> None:
     """An omega outside [0, 1] is a usage error before anything is read."""
     with pytest.raises(UsageError, match=r"--omega must be in \[0, 1\]"):
-        perform(str(merged), str(family["base"]), omega, settings, Output(tmp_path / "out"), None)
+        perform(str(merged), str(family["base"]), Aim((omega,), settings), Output(tmp_path / "out"), None)

@@ -18,8 +18,9 @@ from merging.layout import Inputs
 from merging.names import role_of
 from merging.recipe import make_recipe
 from merging.registry import all_methods
-from merging.run import Output, merge
+from merging.run import merge
 from merging.tied import heads_of
+from merging.work import Output
 from tests.architectures import (
     ARCHITECTURES,
     TIED,

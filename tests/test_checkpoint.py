@@ -14,8 +14,9 @@ from console.errors import CheckpointError, FailureError, UsageError
 from merging import checks
 from merging.checkpoint import CheckpointRef, open_checkpoint
 from merging.recipe import make_recipe
-from merging.run import Output, merge
+from merging.run import merge
 from merging.vocabulary import AlignedRows, align
+from merging.work import Output
 from merging.writer import parse_size
 from tests.tiny import VOCABULARY, fine_tune, make_llama, weights
 

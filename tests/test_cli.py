@@ -146,7 +146,7 @@ def bad(family: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[object]
         "no such device": ([*m, *out, "--method", "ties", "--device", "cuda:99"], 2, "CUDA devices"),
         "bad size": ([*m, *out, "--method", "ties", "--max_shard_size", "5XB"], 2, "must be a size such as 5GB"),
         "no config": (["merge.py", "--config", tmp_path / "none.yaml"], 2, "does not exist"),
-        "omega alone": ([*m, *out, "--method", "ties", "--omega", "0.4"], 2, "needs both --omega and --importance"),
+        "omega alone": ([*m, *out, "--method", "ties", "--omega", "0.4"], 2, "--omega needs the base's importance"),
         "yaml of other types": (["merge.py", "--config", yaml(tmp_path, "omega: abc")], 2, "omega must be a number"),
         "yaml overwrite": (["merge.py", "--config", yaml(tmp_path, 'overwrite: "no"')], 2, "overwrite must be a true"),
         "yaml path": (["merge.py", "--config", yaml(tmp_path, "save_path: 5")], 2, "save_path must be a path"),

@@ -38,10 +38,10 @@ def test_calibration_on_the_device(family) -> None:
     """Activations measured on the GPU agree with the CPU's in fp32 to 1e-4 relative (matrix products differ)."""
     from transformers import AutoModelForCausalLM
 
-    from aim.importance import collect
+    from aim.calibrate import calibrate
 
     model = AutoModelForCausalLM.from_pretrained(family["base"], dtype=torch.float32).eval()
     blocks = torch.randint(3, 320, (6, 32), generator=torch.Generator().manual_seed(1))
-    cpu, _, _ = collect(model, blocks, quiet=True)
-    gpu, _, _ = collect(model.cuda(), blocks, batch_size=3, quiet=True)
+    cpu = calibrate(model, blocks, quiet=True).means
+    gpu = calibrate(model.cuda(), blocks, batch_size=3, quiet=True).means
     assert all(torch.allclose(cpu[name], gpu[name], rtol=1e-4) for name in cpu)

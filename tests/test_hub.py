@@ -10,7 +10,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from merging.recipe import make_recipe
-from merging.run import Output, merge
+from merging.run import merge
+from merging.work import Output
 from tests.hub_server import Hub, Repo, running_hub
 from tests.tiny import fine_tune, make_llama
 

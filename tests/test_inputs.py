@@ -23,7 +23,8 @@ from merging.adapter import AdaptedRows
 from merging.adapter_keys import find_stored
 from merging.checkpoint import CheckpointRef, open_checkpoint
 from merging.recipe import make_recipe
-from merging.run import Output, merge
+from merging.run import merge
+from merging.work import Output
 from tests.tiny import VOCABULARY, fine_tune, make_llama, make_tokenizer, weights
 
 # names

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from console.errors import CheckpointError, FailureError, UsageError
 from merging.health import by_layer
 from merging.recipe import make_recipe
-from merging.run import Output, merge
+from merging.run import merge
+from merging.work import Output
 from merging.writer import ShardedWriter
 from tests.conftest import ROOT
 from tests.tiny import fine_tune, make_llama, weights
@@ -40,14 +41,14 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
     """Make the writer fail when `count` tensors are written."""
-    real = ShardedWriter.write
+    real = ShardedWriter.begin
 
-    def failing(self, name, blocks, remark=dict):  # type: ignore[no-untyped-def]
+    def failing(self, name):  # type: ignore[no-untyped-def]
         if self.done == count:
             raise error
-        real(self, name, blocks, remark)
+        real(self, name)
 
-    monkeypatch.setattr(ShardedWriter, "write", failing)
+    monkeypatch.setattr(ShardedWriter, "begin", failing)
 
 
 @pytest.mark.parametrize("size", ["5GB", "20KB"])
@@ -66,8 +67,8 @@ def test_resumed_run_gives_the_same_bytes(family, tmp_path: Path, monkeypatch, c
     stage = tmp_path / "cut" / ".out.partial"
     assert not (stage / "config.json").exists()
     written = []
-    real = ShardedWriter.write
-    monkeypatch.setattr(ShardedWriter, "write", lambda *a: (written.append(a[1]), real(*a)))
+    real = ShardedWriter.begin
+    monkeypatch.setattr(ShardedWriter, "begin", lambda *a: (written.append(a[1]), real(*a)))
     merge(recipe_of(family), Output(**{**vars(out), "resume": True}))
     assert "5 tensors are done" in capsys.readouterr().err
     assert len(written) == len(weights(whole)) - 5
@@ -129,7 +130,7 @@ def test_two_writers_of_one_folder(family, tmp_path: Path) -> None:
     """While a process writes a folder, another that wants to write it is refused."""
     from merging.stage import staged
 
-    with staged(tmp_path / "out", False, "key") as stage:
+    with staged(tmp_path / "out", False, "key") as (stage,):
         stage.journal.add({"name": "x"})
         with pytest.raises(FailureError, match="Another process is writing"):
             merge(recipe_of(family), Output(tmp_path / "out", quiet=True))
@@ -491,6 +492,7 @@ def test_health_of_slices(family, tmp_path: Path) -> None:
 def test_aim_follows_the_slices(family, tmp_path: Path) -> None:
     """With layer 1 of the base in place 0 of the result, AIM in one pass relaxes it by what was measured on layer 1:
     at omega 0 it is what relaxing the unsliced merge makes of layer 1."""
+    from aim.asked import Aim
     from aim.calibration import Calibration
     from aim.measure import Settings
     from aim.run import perform, relaxing_of
@@ -498,14 +500,15 @@ def test_aim_follows_the_slices(family, tmp_path: Path) -> None:
     importance = tmp_path / "importance.safetensors"
     settings = Settings(Calibration(str(family["text"]), n_samples=20, block_size=64), importance)
     whole = {"method": "task_arithmetic", "base_model": str(family["base"]), "models_to_merge": str(family["a"])}
-    perform(str(family["a"]), str(family["base"]), 0.5, settings, Output(tmp_path / "first", quiet=True), None)
+    first = Output(tmp_path / "first", quiet=True)
+    perform(str(family["a"]), str(family["base"]), Aim((0.5,), settings), first, None)
     sources = [{"model": str(family[name]), "layer_range": [1, 2]} for name in ("a", "base")]
     sliced = {"merge_method": "task_arithmetic", "base_model": str(family["base"]), "slices": [{"sources": sources}],
               "parameters": {"weight": 1.0}}  # fmt: skip
     results = []
     for name, recipe in (("whole", make_recipe(whole, {})), ("sliced", make_recipe({}, sliced))):
         output = Output(tmp_path / name, quiet=True)
-        results.append(weights(merge(recipe, output, relaxing_of(recipe, 0.0, importance, True))))
+        results.append(weights(merge(recipe, output, relaxing_of(recipe, Aim((0.0,), settings), output))))
     for name, tensor in results[0].items():
         if ".layers.1." in name:
             assert torch.equal(results[1][name.replace(".layers.1.", ".layers.0.")], tensor), name
@@ -514,6 +517,7 @@ def test_aim_follows_the_slices(family, tmp_path: Path) -> None:
 def test_importance_files_are_equal(family, tmp_path: Path) -> None:
     """Measured twice, an importance file has the same bytes, so that a lock knows it again; and the lock of the run
     that made the file is that of one which found it."""
+    from aim.asked import Aim
     from aim.calibration import Calibration
     from aim.measure import Settings
     from aim.run import perform
@@ -523,7 +527,9 @@ def test_importance_files_are_equal(family, tmp_path: Path) -> None:
         for name in "12"
     ]
     outs = [
-        perform(str(family["a"]), str(family["base"]), 0.5, which, Output(tmp_path / f"out{i}", quiet=True), None)
+        perform(
+            str(family["a"]), str(family["base"]), Aim((0.5,), which), Output(tmp_path / f"out{i}", quiet=True), None
+        )
         for i, which in enumerate((*settings, settings[0]))
     ]
     assert settings[0].importance_file.read_bytes() == settings[1].importance_file.read_bytes()

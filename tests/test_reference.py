@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from aim.asked import Aim
 from aim.calibration import Calibration
 from aim.measure import Settings
 from aim.run import perform
 from merging.recipe import make_recipe
-from merging.run import Output, merge
+from merging.run import merge
+from merging.work import Output
 from tests.tiny import fine_tune, make_llama, weights
 
 PAIRS = [("linear", {}), ("task_arithmetic", {}), ("ties", {"density": 1}), ("dare_linear", {"density": 1}),
@@ -240,10 +242,8 @@ def test_reference_aim_is_the_original(family, tmp_path: Path) -> None:
     with torch.no_grad():
         for block in blocks:
             model(block)
-    settings = Settings(Calibration(str(family["text"]), n_samples=40, block_size=64), reference=True, relax_tied=True)
-    relaxed = weights(
-        perform(str(merged), str(family["base"]), 0.4, settings, Output(tmp_path / "out", quiet=True), None)
-    )
+    aim = Aim((0.4,), Settings(Calibration(str(family["text"]), n_samples=40, block_size=64), reference=True))
+    relaxed = weights(perform(str(merged), str(family["base"]), aim, Output(tmp_path / "out", quiet=True), None))
     base, before = weights(family["base"]), weights(merged)
     assert len(features) == len(base) - 1
     for name, tensor in base.items():

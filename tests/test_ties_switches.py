@@ -20,9 +20,10 @@ from merging.model_scope import survey, thresholds_in
 from merging.ranks import locate, lower_counts, upper_counts, value_of, within
 from merging.recipe import make_recipe
 from merging.registry import accepted, find_method
-from merging.run import Output, merge
+from merging.run import merge
 from merging.selection import select, top_threshold
 from merging.tensors import TensorGroup
+from merging.work import Output
 from tests.tiny import fine_tune, make_llama, weights
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from console.errors import CheckpointError, UsageError
 from merging.recipe import make_recipe
-from merging.run import Output, merge
+from merging.run import merge
+from merging.work import Output
 from tests.tiny import VOCABULARY, fine_tune, make_llama, make_tokenizer, weights
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

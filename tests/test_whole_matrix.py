@@ -17,10 +17,10 @@ from torch import Tensor
 from console.errors import CheckpointError
 from merging.recipe import make_recipe
 from merging.registry import accepted, find_method
-from merging.run import Output
 from merging.run import merge as merge_files
 from merging.tensors import TensorGroup
 from merging.whole_matrix import decompose, is_matrix, is_stack, polar
+from merging.work import Output
 from tests.tiny import weights
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,0 +1,95 @@
+"""What is to be made: where it goes, what is decided, and the results that come out of one read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merging.chat_template import ChatTemplate
+from merging.layout import Inputs
+from merging.planned import Plan
+
+if TYPE_CHECKING:
+    from merging.checkpoint import Checkpoint
+    from merging.stream import Job
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where and how the merged checkpoint is written.
+
+    expected: a lock that the result must repeat. health: whether figures per layer are taken; load_check: whether the
+    planned folder is loaded in transformers before it is written.
+    """
+
+    save_path: Path
+    max_shard_size: str = "5GB"
+    overwrite: bool = False
+    device: str = "auto"
+    quiet: bool = False
+    resume: bool = False
+    allow_nonfinite: bool = False
+    health: bool = False
+    load_check: bool = True
+    expected: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of several results of a work: its folder in the output, and what differs in it.
+
+    recipe and lineage are put over the work's; details: for the run record, called at the end.
+    """
+
+    folder: str = "."
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    details: Callable[[], Mapping[str, Any]] = dict
+
+
+@dataclass(frozen=True)
+class Relaxing:
+    """AIM applied in the same pass: made by the caller from the base, since merging knows no activations.
+
+    recipe: what a lock repeats it from, omega excepted; files: what the result depends on (an importance file); kept:
+    paths that the output must not touch; `make(base, plan)` returns the relaxation of the loop; variants: its results.
+    """
+
+    recipe: Mapping[str, Any]
+    files: Mapping[str, Path]
+    kept: Sequence[Path]
+    make: Callable[[Checkpoint, Plan], Any]
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A checkpoint that is to be made, or several from one read: everything decided, nothing written.
+
+    recipe: what a lock repeats it from; make_job loads torch and what the loop needs; variants: the results, in the
+    order in which the loop makes them; files: inputs besides the checkpoints (an importance file); whole_matrix:
+    whether products of whole matrices enter, whose last bits depend on the number of threads.
+    """
+
+    program: str
+    label: str
+    paper: str
+    inputs: Inputs
+    plan: Plan
+    template: ChatTemplate
+    recipe: Mapping[str, Any]
+    sources: Mapping[str, str]
+    lineage: Mapping[str, Any]
+    notes: tuple[str, ...]
+    make_job: Callable[[], Job]
+    variants: tuple[Variant, ...] = (Variant(),)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    whole_matrix: bool = False
+    mergekit: tuple[Mapping[str, Any], Sequence[str]] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all results in bytes."""
+        return self.plan.bytes * len(self.variants)
