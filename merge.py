@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aim.asked import KEYS as AIM_KEYS
 from aim.asked import SEED, Aim, add_aim_flags, aim_of
+from aim.relaxer import parse_omegas
 from console.cli import Parser, run, say
 from console.errors import UsageError
 from merging.flags import OUTPUT_KEYS, make_parser, take
@@ -69,6 +70,7 @@ def aim_asked(given: dict[str, Any], resume: bool) -> Aim | None:
         return None
     if given["omega"] is None:
         raise UsageError(f"--{named[0]} belongs to AIM in the same pass: give --omega too.")
+    parse_omegas(given["omega"])
     if given["importance"] is None and given["calibration"] is None:
         raise UsageError("--omega needs the base's importance: --importance FILE, or --calibration and its text.")
     return aim_of(given, resume=resume)

@@ -128,9 +128,6 @@ def aim_of(given: Mapping[str, Any], *, reference: bool = False, resume: bool = 
 
     Raises UsageError for values that cannot be.
     """
-    omega = given.get("omega", 0.4)
-    if isinstance(omega, (list, tuple)):
-        omega = ",".join(map(str, omega))
     importance = given.get("importance")
     named = {"calibration_dtype": "calibration_dtype", "way": "calibrate", "hidden_states": "hidden_states"}
     settings = Settings(
@@ -144,7 +141,7 @@ def aim_of(given: Mapping[str, Any], *, reference: bool = False, resume: bool = 
     rule = Rule(**{key: given[key] for key in Rule.__dataclass_fields__ if given.get(key) is not None})
     if reference:
         rule = Rule(**{**vars(rule), "relax_tied": True})
-    aim = Aim(parse_omegas(str(omega)), settings, rule)
+    aim = Aim(parse_omegas(given["omega"]), settings, rule)
     aim.check()
     return aim
 

@@ -227,13 +227,14 @@ def check_omegas(omegas: Sequence[float]) -> None:
         raise UsageError(f"--omega has {', '.join(f'{o:g}' for o in omegas)}: one value is given twice.")
 
 
-def parse_omegas(text: str) -> tuple[float, ...]:
-    """Return the numbers of "0.4" or "0,0.2,0.4". Raises UsageError for what is no number."""
+def parse_omegas(given: object) -> tuple[float, ...]:
+    """Return the numbers of 0.4, "0.4", "0,0.2,0.4" or a list. Raises UsageError for what is no number in [0, 1]."""
+    parts = given if isinstance(given, (list, tuple)) else str(given).split(",")
     try:
-        found = tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError:
+        found = tuple(float(part) for part in parts if str(part).strip())
+    except (TypeError, ValueError):
         raise UsageError(
-            f"--omega must be a number in [0, 1], or several with commas between, found {text!r}."
+            f"--omega must be a number in [0, 1], or several with commas between, found {given!r}."
         ) from None
     check_omegas(found)
     return found
