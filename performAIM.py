@@ -9,6 +9,7 @@ from aim.asked import add_aim_flags, aim_of
 from console.cli import Parser, add_output_flags, run, say
 from console.files import user_path
 from merging.flags import OUTPUT_KEYS, add_run_flags
+from merging.processes import processes_of_run
 from merging.recipe import DTYPES
 from merging.work import Output
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
     folder = perform(args.merged_model, args.pretrained_model_name, aim, output, args.dtype)
     omegas = ", ".join(f"{omega:g}" for omega in aim.omegas)
-    say(f"Relaxed {args.merged_model} with omega {omegas} into {folder}.", args.quiet)
+    say(f"Relaxed {args.merged_model} with omega {omegas} into {folder}.", args.quiet or not processes_of_run().leads)
     return 0
 
 

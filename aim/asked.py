@@ -49,11 +49,10 @@ class Aim:
         return [*self.files.values(), *self.settings.calibration.files()]
 
     def as_recipe(self) -> dict[str, Any]:
-        """Return the keys that `aim_of` takes, without omega: the importance file (also where it is none) and what is
-        not at its default."""
+        """Return the keys that `aim_of` takes, without omega: what is not at its default."""
         settings = self.settings
         file = settings.importance_file
-        found: dict[str, Any] = {"importance": str(file.resolve()) if file else None}
+        found: dict[str, Any] = {"importance": str(file.resolve())} if file else {}
         for given, plain, names, left_out in (
             (settings.calibration.lasting(), Calibration(), CALIBRATION, ()),
             (settings, Settings(Calibration()), SETTINGS, ("calibration", "importance_file", "reference", "resume")),

@@ -72,7 +72,7 @@ class Importance:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
         try:
-            save_file({name: a.contiguous() for name, a in self.activations.items()}, partial, metadata)
+            save_file({name: a.clone() for name, a in self.activations.items()}, partial, metadata)  # some share memory
             _order_metadata(partial)
             partial.replace(file)
         finally:

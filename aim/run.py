@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from merging.checkpoint import Checkpoint, open_all
 from merging.layout import Inputs
 from merging.planned import Plan
 from merging.preflight import plan
-from merging.processes import processes_of_run
+from merging.processes import Processes, processes_of_run
 from merging.produce import produce
 from merging.recipe import MergeRecipe
 from merging.registry import Implementation
@@ -30,6 +31,7 @@ from merging.work import Output, Relaxing, Variant, Work
 from merging.writer import parse_size
 
 if TYPE_CHECKING:
+    from aim.importance import Importance
     from merging.stream import Job
 
 PAPER = "https://arxiv.org/abs/2502.02421"
@@ -52,16 +54,26 @@ class _Relaxation:
     def __init__(self, aim: Aim, output: Output) -> None:
         self.aim, self.output = aim, output
         self.made: Relaxer | None = None
+        self._importance: Importance | None = None
 
-    def make(self, base: Checkpoint, relax_plan: Plan) -> Relaxer:
-        """Load or measure the importance, and decide what is relaxed."""
+    def measure(self, base: Checkpoint, processes: Processes) -> None:
+        """Load or measure the importance of the base, with the other processes of the run."""
         from merging.stream import resolve_device  # loads torch
 
         settings, output = self.aim.settings, self.output
         device = resolve_device(output.device)
+        if device.type == "cuda" and processes.count > 1:
+            device = resolve_device(f"cuda:{processes.local}")
         state = state_file(output.save_path, settings)
-        importance = importance_of(base, settings, device, output.quiet, state, processes_of_run())
-        self.made = Relaxer(importance, self.aim.omegas, self.aim.rule)
+        self._importance = importance_of(base, settings, device, output.quiet, state, processes)
+
+    def make(self, base: Checkpoint, relax_plan: Plan) -> Relaxer:
+        """Decide what is relaxed by the importance, which is loaded or measured first if it was not."""
+        output = self.output
+        if self._importance is None:
+            self.measure(base, Processes())
+        assert self._importance is not None
+        self.made = Relaxer(self._importance, self.aim.omegas, self.aim.rule)
         self.made.check(relax_plan)
         say(self.made.sentence(), output.quiet)
         return self.made
@@ -96,12 +108,28 @@ def perform(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: s
     dtype of the output: None keeps the merged checkpoint's. Raises UsageError, CheckpointError, CalibrationError.
     """
     aim.check()
+    processes = processes_of_run()
+    output = output if processes.leads else replace(output, quiet=True)
     check_target(output.save_path, output.overwrite, aim.kept)
     parse_size(output.max_shard_size)
-    return produce(plan_relaxation(merged_name, base_name, aim, output, dtype), output)
+    relaxation = _Relaxation(aim, output)
+    work = plan_relaxation(merged_name, base_name, aim, output, dtype, relaxation)
+    if processes.count > 1:  # all of them calibrate, one writes
+        assert work.inputs.base is not None
+        relaxation.measure(work.inputs.base, processes)
+        if not processes.leads:
+            return output.save_path
+    return produce(work, output)
 
 
-def plan_relaxation(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: str | None) -> Work:
+def plan_relaxation(
+    merged_name: str,
+    base_name: str,
+    aim: Aim,
+    output: Output,
+    dtype: str | None,
+    relaxation: _Relaxation | None = None,
+) -> Work:
     """Open the two checkpoints and decide everything about the relaxation; the importance is read or measured later."""
     aim.check()
     merged, base = open_all([merged_name, base_name])
@@ -116,7 +144,7 @@ def plan_relaxation(merged_name: str, base_name: str, aim: Aim, output: Output, 
     reference = aim.settings.reference
     wanted = "bfloat16" if reference and dtype is None else dtype
     relax_plan = plan(inputs, [Section((0,), {})], wanted, vocabulary)
-    relaxation = _Relaxation(aim, output)
+    relaxation = relaxation or _Relaxation(aim, output)
 
     def make_job() -> Job:
         from merging import stream  # loads torch
