@@ -67,7 +67,7 @@ class Importance:
         """Write one safetensors file, appearing only when whole."""
         from safetensors.torch import save_file
 
-        described = {key: json.dumps(value) for key, value in self._about().items()}
+        described = {key: json.dumps(value, sort_keys=True) for key, value in self._about().items()}
         metadata = {"format": FORMAT, "digest": self.digest, **described}
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
