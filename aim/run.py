@@ -135,6 +135,11 @@ def plan_relaxation(
     merged, base = open_all([merged_name, base_name])
     if merged.exact_name == base.exact_name:
         raise UsageError(f"--merged_model and --pretrained_model_name are both {merged.name}: nothing to relax.")
+    if _same_weights(merged, base):
+        raise UsageError(
+            f"--merged_model {merged.name} and --pretrained_model_name {base.name} hold the same weights: nothing to "
+            "relax."
+        )
     lineage: Mapping[str, Any] = read_lineage(merged)
     if lineage["base_model"] is None:
         lineage = {**lineage, "base_model": base.ref.full_name}
@@ -182,6 +187,19 @@ def plan_relaxation(
         make_job=make_job,
         variants=relaxation.variants(),
         files=aim.files,
+    )
+
+
+def _same_weights(merged: Checkpoint, base: Checkpoint) -> bool:
+    """Whether two checkpoints have the same tensors, as far as the first values of each tell."""
+    import torch
+
+    if {n: i.shape for n, i in merged.tensors.items()} != {n: i.shape for n, i in base.tensors.items()}:
+        return False
+    return all(
+        torch.equal(merged.rows(name)[:1].flatten()[:256], base.rows(name)[:1].flatten()[:256])
+        for name, info in merged.tensors.items()
+        if info.shape
     )
 
 
