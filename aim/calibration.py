@@ -1,167 +1,198 @@
-"""Calibration text as blocks of token ids, sampled as the original does (AutoAWQ's recipe for the Pile)."""
+"""Which calibration text is asked for: sources, how many texts of each, how they are cut. Nothing is read here."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from console.errors import CalibrationError, UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from console.errors import UsageError
 
 PILE = "mit-han-lab/pile-val-backup"
+FILES = (".jsonl", ".json", ".parquet", ".txt")
+KINDS = f"{', '.join(FILES[:-1])} or {FILES[-1]}"
+HUB_SET = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^@:]+))?(@(?P<revision>[^@]+))?")
+FLAGS = {"source": "calibration", "split": "calibration_split", "weights": "calibration_weights"}
+"""Flags that are not called as the field is."""
 
 
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used here."""
+@dataclass(frozen=True)
+class Source:
+    """One source: `pile`, a hub data set `org/name[:config][@revision]`, a local file or a folder of files.
 
-    def encode(self, text: str) -> list[int]:
-        """Return token ids, with the tokenizer's own special tokens."""
+    field: that holds the text; split: of a hub data set; count: texts to keep.
+    """
+
+    given: str
+    field: str
+    split: str
+    count: int
+
+    @property
+    def path(self) -> Path | None:
+        """The local file or folder, None for the hub's."""
+        return local_path(self.given)
+
+    @property
+    def hub(self) -> re.Match[str]:
+        """The hub's name in its parts."""
+        found = HUB_SET.fullmatch(self.name)
+        assert found is not None
+        return found
+
+    @property
+    def name(self) -> str:
+        """The hub's name in full, or the last part of a path: a record is read where the path means nothing."""
+        return PILE if self.given == "pile" else self.path.name if self.path else self.given
+
+
+def local_path(given: str) -> Path | None:
+    """Return where a source lies here, or None where it is the hub's: pile is, whatever lies here."""
+    path = Path(given).expanduser()
+    is_path = path.suffix in FILES or given.startswith(("/", ".", "~")) or path.exists()
+    return path if given != "pile" and is_path else None
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which text, and how it is cut. Texts longer than a block are dropped; the first n_samples others are kept."""
+    """Which texts, and how they are cut. Texts longer than a block are dropped; the first n_samples others are kept.
 
-    source: str = "pile"
+    Several sources share n_samples by their weights (None: equally). `text_field` and `split` name one value, or one
+    for each source, separated by commas; a split of None is the Pile's validation, and train of any other data set.
+    """
+
+    source: str | tuple[str, ...] = "pile"
     n_samples: int = 256
     block_size: int = 512
     seed: int = 42
     text_field: str = "text"
+    split: str | None = None
+    weights: tuple[float, ...] | None = None
 
-    def files(self) -> list[Path]:
-        """Return the local files that the texts are read from."""
-        return [] if self.source == "pile" else [Path(self.source)]
+    def __post_init__(self) -> None:
+        names = tuple(self.source) if not isinstance(self.source, str) else split_names(self.source)
+        object.__setattr__(self, "source", names[0] if len(names) == 1 else names)
+        if self.weights is not None:
+            object.__setattr__(self, "weights", tuple(map(float, self.weights)))
 
-    def lasting(self) -> Calibration:
-        """Return this with local paths as they are found from any folder."""
-        return self if self.source == "pile" else replace(self, source=str(Path(self.source).resolve()))
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sources as they were given."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    def sources(self) -> tuple[Source, ...]:
+        """Return every source with its own field, split and number of texts. Raises UsageError as `check` does."""
+        names = self.names
+        text_fields = self._each(self.text_field, "text_field")
+        splits = [None] * len(names) if self.split is None else self._each(self.split, "calibration_split")
+        counts = shares(self.n_samples, self.weights or (1.0,) * len(names))
+        found = zip(names, text_fields, splits, counts, strict=True)
+        return tuple(Source(n, f, s or ("validation" if n == "pile" else "train"), c) for n, f, s, c in found)
+
+    def _each(self, text: str, flag: str) -> list[str]:
+        """One value per source, where one or as many as there are sources are given."""
+        values = [value.strip() for value in text.split(",")]
+        count = len(self.names)
+        if "" in values or len(values) not in (1, count):
+            wanted = f"one name, or one per source ({count})" if count > 1 else "one name"
+            raise UsageError(f"--{flag} must be {wanted}, found {text!r}.")
+        return values * count if len(values) == 1 else values
 
     def check(self) -> None:
-        """Raise UsageError for counts that are not positive, or a local file that is missing or of another kind."""
+        """Raise UsageError for counts and weights that cannot be, or sources that are nothing here or on a hub."""
         if self.n_samples < 1 or self.block_size < 1:
             raise UsageError("--n_samples and --block_size must be at least 1.")
-        if self.source != "pile":
-            path = Path(self.source)
-            if path.suffix not in (".jsonl", ".txt"):
-                raise UsageError(f"--calibration must be pile or a .jsonl or .txt file, found {self.source}.")
-            if not path.is_file():
-                raise UsageError(f"--calibration {self.source} does not exist.")
+        if self.seed < 0:
+            raise UsageError(f"--seed of the calibration must be 0 or more, found {self.seed}.")
+        for name in self.names:
+            _check_source(name)
+        twice = next((name for i, name in enumerate(self.names) if name in self.names[:i]), None)
+        if twice:
+            raise UsageError(f"--calibration lists {twice} twice; give it once, with a larger weight.")
+        if self.weights is not None:
+            self._check_weights(self.weights)
+        if self.split is not None and all(local_path(name) for name in self.names):
+            raise UsageError("--calibration_split is for hub data sets; name the files of that split instead.")
+        for source in self.sources():
+            if source.count == 0:
+                raise UsageError(f"--calibration {source.given}: none of {self.n_samples} samples; raise --n_samples.")
+
+    def _check_weights(self, weights: Sequence[float]) -> None:
+        given = ",".join(f"{weight:g}" for weight in weights)
+        if len(weights) != len(self.names):
+            raise UsageError(f"--calibration_weights must be one per source ({len(self.names)}), found {given}.")
+        if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+            raise UsageError(f"--calibration_weights must be positive numbers, found {given}.")
+
+    def lasting(self) -> Calibration:
+        """Return the same with local sources as they are found from any folder."""
+        paths = [(name, local_path(name)) for name in self.names]
+        return replace(self, source=tuple(str(path.resolve()) if path else name for name, path in paths))
+
+    def fitting(self, available: Sequence[int]) -> int:
+        """Return the largest n_samples, up to this one, that sources of so many texts give by their weights."""
+        weights = self.weights or (1.0,) * len(self.names)
+
+        def fits(count: int) -> bool:
+            return all(0 < share <= there for share, there in zip(shares(count, weights), available, strict=True))
+
+        return next((count for count in range(self.n_samples, 0, -1) if fits(count)), 0)
+
+    def files(self) -> list[Path]:
+        """Return the local files and folders that are read."""
+        return [path for name in self.names if (path := local_path(name))]
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the fields as an account holds them, in JSON's types: sources by their public names."""
+        names = [source.name for source in self.sources()]
+        weights = None if self.weights is None else list(self.weights)
+        return {**asdict(self), "source": names[0] if len(names) == 1 else names, "weights": weights}
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What the calibration set became: blocks (n_blocks, block_size) of ids and an account of the texts."""
-
-    blocks: Tensor
-    account: dict[str, Any]
+def split_names(text: str) -> tuple[str, ...]:
+    """Cut a list of sources at its commas; a path that exists is one path, whatever signs are in its name."""
+    return (text,) if Path(text).expanduser().exists() else tuple(part.strip() for part in text.split(","))
 
 
-def load_texts(calibration: Calibration) -> Iterable[str]:
-    """Return the texts, shuffled by `datasets` with the seed. Raises CalibrationError where they cannot be had."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    if calibration.source == "pile":
-        try:
-            rows = datasets.load_dataset(PILE, split="validation")
-        except Exception as error:
-            raise CalibrationError(
-                f"The calibration set {PILE} cannot be reached ({type(error).__name__}); pass a local file with "
-                "--calibration FILE.jsonl or FILE.txt, or an importance file with --importance."
-            ) from error
-    elif calibration.source.endswith(".jsonl"):
-        rows = _read_json_lines(calibration)
-    else:
-        text = _read_text(calibration.source)
-        paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
-        rows = datasets.Dataset.from_dict({calibration.text_field: paragraphs})
-    if calibration.text_field not in rows.column_names:
-        raise CalibrationError(
-            f"{calibration.source} has no field {calibration.text_field!r}, it has {', '.join(rows.column_names)}."
-        )
-    return rows.shuffle(seed=calibration.seed)[calibration.text_field]
+def shares(count: int, weights: Sequence[float]) -> list[int]:
+    """Divide a count in proportion to weights by largest remainder; of equal remainders the earlier goes first."""
+    exact = [Fraction(str(weight)) for weight in weights]
+    quotas = [count * weight / sum(exact) for weight in exact]
+    whole = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda i: whole[i] - quotas[i])
+    for i in by_remainder[: count - sum(whole)]:
+        whole[i] += 1
+    return whole
 
 
-def _read_text(source: str) -> str:
-    try:
-        return Path(source).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"{source} is not text in UTF-8 (byte {error.start}).") from error
+def _check_source(given: str) -> None:
+    if not given:
+        raise UsageError("--calibration has an empty name; give pile, hub data sets or local files, split by commas.")
+    path = local_path(given)
+    if path is None:
+        if given != "pile" and not HUB_SET.fullmatch(given):
+            raise UsageError(
+                f"--calibration {given} is no file here; give pile, a hub data set (org/name, org/name:config@revision)"
+                f" or a local {KINDS} file, or a folder of them."
+            )
+    elif not path.exists():
+        raise UsageError(f"--calibration {given} does not exist.")
+    elif path.is_file() and path.suffix not in FILES:
+        raise UsageError(f"--calibration {given} must be a {KINDS} file.")
 
 
-def _read_json_lines(calibration: Calibration) -> Any:
-    import datasets
+def contradiction(asked: Calibration, recorded: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return (flag, recorded value, asked value) of the first setting in which an account differs from what is asked.
 
-    texts = []
-    for number, line in enumerate(_read_text(calibration.source).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            texts.append(str(json.loads(line)[calibration.text_field]))
-        except ValueError as error:
-            raise CalibrationError(f"{calibration.source}, line {number} is not JSON ({error}).") from error
-        except (KeyError, TypeError):
-            raise CalibrationError(
-                f"{calibration.source}, line {number} has no field {calibration.text_field!r}."
-            ) from None
-    return datasets.Dataset.from_dict({calibration.text_field: texts})
-
-
-def cut(texts: Iterable[str], tokenizer: Tokenizer, calibration: Calibration) -> Sample:
-    """Encode, drop long texts, keep the first n, join them, cut into blocks, drop the tail.
-
-    Raises CalibrationError where not even one block comes together, saying how much text there is.
+    Settings left at their defaults ask for nothing.
     """
-    import torch
-
-    kept: list[Sequence[int]] = []
-    positions: list[int] = []
-    read = too_long = 0
-    for text in texts:
-        if len(kept) == calibration.n_samples:
-            break
-        read += 1
-        ids = tokenizer.encode(text.strip())
-        if len(ids) > calibration.block_size:
-            too_long += 1
-        elif ids:
-            kept.append(ids)
-            positions.append(read - 1)
-    tokens = [i for ids in kept for i in ids]
-    n_blocks = len(tokens) // calibration.block_size
-    if n_blocks == 0:
-        raise CalibrationError(
-            f"Too little calibration text: {len(kept)} texts of at most {calibration.block_size} tokens give "
-            f"{len(tokens)} tokens, less than one block ({too_long} longer texts were dropped); "
-            "give more text or a smaller --block_size."
-        )
-    blocks = torch.tensor(tokens[: n_blocks * calibration.block_size]).reshape(n_blocks, calibration.block_size)
-    account = {
-        **asdict(calibration),
-        "source": PILE if calibration.source == "pile" else os.path.basename(calibration.source),
-        "texts_read": read,
-        "texts_too_long": too_long,
-        "texts_kept": len(kept),
-        "positions": positions,
-        "digest": hashlib.sha256(blocks.numpy().tobytes()).hexdigest(),
-        "blocks": n_blocks,
-        "tokens": n_blocks * calibration.block_size,
-        "tokens_dropped_at_the_end": len(tokens) - n_blocks * calibration.block_size,
-    }
-    return Sample(blocks, account)
-
-
-def summary(account: dict[str, Any]) -> str:
-    """Return one sentence that says what was used."""
-    return (
-        f"Calibration on {account['source']}: {account['texts_kept']} texts kept of {account['texts_read']} read "
-        f"({account['texts_too_long']} longer than {account['block_size']} tokens), {account['blocks']} blocks, "
-        f"{account['tokens']} tokens."
-    )
+    values = asked.recorded()
+    for entry in fields(asked):
+        value, there = values[entry.name], recorded.get(entry.name)
+        if getattr(asked, entry.name) != entry.default and value != there:
+            return FLAGS.get(entry.name, entry.name), there, value
+    return None

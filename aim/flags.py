@@ -6,25 +6,70 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from aim.calibration import Calibration
+from aim.calibration import KINDS, Calibration
+from console.errors import UsageError
 
-KEYS = ("calibration", "text_field", "n_samples", "block_size", "seed")
+KEYS = ("calibration", "calibration_weights", "calibration_split", "text_field", "n_samples", "block_size", "seed")
+"""Keys that flags and a YAML may give."""
 
 
 def add_calibration_flags(parser: argparse.ArgumentParser, seed: str = "seed") -> None:
     """Add the flags, None where they are not given. seed: what the flag of the shuffling is called."""
     group = parser.add_argument_group("calibration text")
-    group.add_argument("--calibration", help="pile (mit-han-lab/pile-val-backup) or a local .jsonl or .txt file")
-    group.add_argument("--text_field", help="of a .jsonl file's lines")
-    group.add_argument("--n_samples", type=int, help="texts to keep")
-    group.add_argument("--block_size", type=int, help="tokens per block; longer texts are dropped")
-    group.add_argument(f"--{seed}", type=int, help="of the shuffling of the texts")
+    group.add_argument(
+        "--calibration",
+        metavar="A,B",
+        help=f"pile (mit-han-lab/pile-val-backup), hub data sets (org/name, org/name:config@revision), {KINDS} files, "
+        f"folders of them; chats (messages) in the base's template (default: {Calibration.source})",
+    )
+    group.add_argument(
+        "--calibration_weights", metavar="X,Y", help="how the sources share --n_samples (default: equally)"
+    )
+    group.add_argument(
+        "--calibration_split", metavar="SPLIT", help="of hub data sets (default: train; of pile, validation)"
+    )
+    group.add_argument(
+        "--text_field", help=f"that holds the text or chat (default: {Calibration.text_field}, else messages)"
+    )
+    group.add_argument("--n_samples", type=int, help=f"texts to keep (default: {Calibration.n_samples})")
+    group.add_argument(
+        "--block_size",
+        type=int,
+        help=f"tokens a block; longer texts are dropped (default: {Calibration.block_size})",
+    )
+    group.add_argument(f"--{seed}", type=int, help=f"of the shuffling of the texts (default: {Calibration.seed})")
 
 
 def calibration_of(given: Mapping[str, Any], seed: str = "seed") -> Calibration:
-    """Return what parsed flags or a YAML's keys ask for, defaults where they are None or missing."""
-    names = {"calibration": "source", seed: "seed"}
-    asked = {names.get(k, k): given[k] for k in (*KEYS[:-1], seed) if given.get(k) is not None}
+    """Return what parsed flags or a YAML's keys ask for, defaults where they are None or missing.
+
+    Raises UsageError for values of another type, and as `Calibration.check` does.
+    """
+    names = {"calibration": "source", "calibration_weights": "weights", "calibration_split": "split", seed: "seed"}
+    keys = [*KEYS[:-1], seed]
+    asked = {names.get(key, key): _value(key, given[key]) for key in keys if given.get(key) is not None}
     calibration = Calibration(**asked)
     calibration.check()
     return calibration
+
+
+def _value(key: str, value: Any) -> Any:
+    """A value in its type: numbers as they are, names as one text, weights as numbers."""
+    if key == "calibration_weights":
+        return _weights(value)
+    listed = [value] if isinstance(value, str) else value
+    if key in ("calibration", "calibration_split", "text_field"):
+        if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
+            raise UsageError(f"{key} must be a name, or a list of names, found {value!r}.")
+        return tuple(listed) if key == "calibration" and len(listed) > 1 else ",".join(listed)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UsageError(f"{key} must be a whole number, found {value!r}.")
+    return value
+
+
+def _weights(value: Any) -> tuple[float, ...]:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    try:
+        return tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise UsageError(f"calibration_weights must be numbers, one per source, found {value!r}.") from None

@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aim.calibration import Calibration
+from aim.calibration import Calibration, contradiction
 from console.cli import say
 from console.errors import CalibrationError, CheckpointError, UsageError, nearest
 from merging.checkpoint import FLOATS, Checkpoint
@@ -83,7 +83,7 @@ def importance_of(
     processes = processes or Processes()
     file = settings.importance_file
     if file is not None and file.exists():
-        from aim.calibration import summary
+        from aim.blocks import summary
 
         found = load_importance(file, base, settings.reference)
         check_same_calibration(file, found.calibration, settings.calibration)
@@ -103,8 +103,9 @@ def measure(
     from transformers import AutoTokenizer
 
     from aim.attribution import by_stored_tensor
-    from aim.calibration import cut, load_texts, summary
+    from aim.blocks import cut, summary
     from aim.importance import fingerprint
+    from aim.texts import load_texts
 
     if not base.loads_from_folder:
         raise CalibrationError(
@@ -224,16 +225,12 @@ def check_same_calibration(file: Path, recorded: Mapping[str, Any], asked: Calib
 
     Flags left at their defaults ask for nothing.
     """
-    for entry in fields(asked):
-        value = getattr(asked, entry.name)
-        if entry.name == "source":
-            value = Path(value).name
-        if value != entry.default and value != recorded.get(entry.name):
-            flag = "calibration" if entry.name == "source" else entry.name
-            raise UsageError(
-                f"--importance {file} was measured with --{flag} {recorded.get(entry.name)}, and {value} is asked for: "
-                "leave the flag out, or give another file to measure anew."
-            )
+    if found := contradiction(asked, recorded):
+        flag, there, wanted = found
+        raise UsageError(
+            f"--importance {file} was measured with --{flag} {there}, and {wanted} is asked for: "
+            "leave the flag out, or give another file to measure anew."
+        )
 
 
 def check_length(base: Checkpoint, block_size: int) -> None:

@@ -1,4 +1,5 @@
-"""A small hub on the loopback: it serves local folders as models, refuses as the real one does, and notes requests."""
+"""A small hub on the loopback: it serves local folders as models (data sets where a name begins with `datasets/`),
+refuses as the real one does, and notes requests."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 
 @dataclass
@@ -19,13 +20,14 @@ class Repo:
     """A model: its folder (files of subfolders too), and what is wrong with it.
 
     refusal: (status, X-Error-Code, X-Error-Message) of every request; files_refusal: of downloads alone; sizes: what
-    the listing claims for files, true or not.
+    the listing claims for files, true or not; tags: other names of its commit.
     """
 
     folder: Path | None = None
     refusal: tuple[int, str, str] | None = None
     files_refusal: tuple[int, str, str] | None = None
     sizes: dict[str, int] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
 
     @property
     def commit(self) -> str:
@@ -49,6 +51,13 @@ class Hub:
         return sorted(name for name in names if name.endswith(suffix))
 
 
+def _repo_and_rest(path: str) -> tuple[str, list[str]]:
+    """The repo that a request is about, and the rest of its path."""
+    parts = path.strip("/").removeprefix("api/").removeprefix("models/").split("/")
+    start = 3 if parts[0] == "datasets" else 2
+    return "/".join(parts[:start]), parts[start:]
+
+
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -62,35 +71,47 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             self._answer()
 
+        def do_POST(self) -> None:
+            self._answer()
+
         def _answer(self) -> None:
             path = unquote(urlparse(self.path).path)
             part = " of a part" if "Range" in self.headers else ""
             hub.requests.append((self.command + part, path))
-            parts = path.strip("/").removeprefix("api/models/").split("/")
-            repo = hub.repos.get("/".join(parts[:2]))
+            name, parts = _repo_and_rest(path)
+            repo = hub.repos.get(name)
             if repo is None:
                 return self._refuse(404, "RepoNotFound", "Repository not found")
             if repo.refusal:
                 return self._refuse(*repo.refusal)
             assert repo.folder is not None
-            kind, revision, file = parts[2], parts[3], "/".join(parts[4:])
-            if revision not in ("main", repo.commit):
+            kind, revision, *rest = parts or ["revision", "main"]
+            file = "/".join(rest)
+            if revision not in ("main", repo.commit, *repo.tags):
                 return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             if kind == "revision":
                 names = [{"rfilename": name} for name in self._files(repo)]
-                return self._json({"id": "/".join(parts[:2]), "sha": repo.commit, "siblings": names})
-            if kind == "tree":
-                return self._json(
-                    [
-                        {"type": "file", "path": name, "size": repo.sizes.get(name, size), "oid": "0" * 40}
-                        for name, size in self._files(repo).items()
-                    ]
-                )
+                return self._json({"id": name.removeprefix("datasets/"), "sha": repo.commit, "siblings": names})
+            if kind in ("tree", "paths-info"):
+                return self._json(self._entries(repo, file))
             if repo.files_refusal:
                 return self._refuse(*repo.files_refusal)
             if not (repo.folder / file).is_file():
                 return self._refuse(404, "EntryNotFound", "Entry not found")
             return self._file(repo, (repo.folder / file).read_bytes())
+
+        def _entries(self, repo: Repo, folder: str) -> list[dict[str, Any]]:
+            """What lies in a folder of a repo, or what stands at the paths that a POST asks for."""
+            entries: list[dict[str, Any]] = [
+                {"type": "file", "path": path, "size": repo.sizes.get(path, size), "oid": "0" * 40}
+                for path, size in self._files(repo).items()
+            ]
+            folders = {str(parent) for entry in entries for parent in Path(entry["path"]).parents} - {"."}
+            entries += [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
+            if self.command != "POST":
+                return [entry for entry in entries if not folder or entry["path"].startswith(f"{folder}/")]
+            asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
+            return [entry for entry in entries if entry["path"] in asked]
 
         def _files(self, repo: Repo) -> dict[str, int]:
             assert repo.folder is not None
@@ -118,7 +139,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             for key, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(key, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(content)
 
     return Handler

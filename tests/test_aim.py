@@ -10,13 +10,13 @@ import torch
 
 from aim.asked import Aim
 from aim.calibrate import calibrate
-from aim.calibration import Calibration, cut, load_texts
+from aim.calibration import Calibration
 from aim.importance import Importance
 from aim.measure import Settings
 from aim.relax import importance, relax
 from aim.relaxer import Rule
 from aim.run import perform, relaxing_of
-from console.errors import CalibrationError, CheckpointError, UsageError
+from console.errors import CheckpointError, UsageError
 from merging.recipe import make_recipe
 from merging.run import merge
 from merging.work import Output
@@ -304,71 +304,11 @@ def test_extra_token_row_is_left_as_merged(family, tmp_path: Path) -> None:
     assert not torch.equal(after[:-1], before[:-1])
 
 
-# calibration
-
-
-class Words:
-    """A tokenizer of one id per word, with a first token 1, as Llama's has."""
-
-    def encode(self, text: str) -> list[int]:
-        """Return 1 and the words' lengths."""
-        return [1, *(len(word) for word in text.split())]
-
-
-def test_cut_by_hand() -> None:
-    """Long texts are dropped, the first n others kept, joined, cut, the tail dropped: counted by hand."""
-    texts = ["a bb ccc", "x " * 9, "dddd ee", "f", "g g g"]
-    sample = cut(texts, Words(), Calibration("pile", n_samples=3, block_size=4))
-    assert sample.blocks.tolist() == [[1, 1, 2, 3], [1, 4, 2, 1]]
-    assert (sample.account["texts_read"], sample.account["texts_too_long"], sample.account["texts_kept"]) == (4, 1, 3)
-    assert sample.account["tokens_dropped_at_the_end"] == 1
-
-
 def test_block_longer_than_the_model(family, merged: Path, tmp_path: Path) -> None:
     """Blocks of more positions than the base has are refused before the model is loaded."""
     settings = Settings(Calibration(str(family["text"]), block_size=2049))
     with pytest.raises(UsageError, match="is more than the 2048 positions"):
         perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "out"), None)
-
-
-def test_binary_text(tmp_path: Path) -> None:
-    """A file that is no UTF-8 is named."""
-    file = tmp_path / "t.txt"
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CalibrationError, match="is not text in UTF-8"):
-        load_texts(Calibration(str(file)))
-
-
-def test_too_little_text() -> None:
-    """Text for less than one block is an error that says how much there is."""
-    with pytest.raises(CalibrationError, match="give 3 tokens, less than one block"):
-        cut(["a b"], Words(), Calibration("pile", block_size=100))
-
-
-def test_local_text_is_shuffled_like_a_data_set(tmp_path: Path) -> None:
-    """A local .jsonl is read in the order of datasets' shuffle with the seed (numpy's default_rng permutation)."""
-    import numpy as np
-
-    file = tmp_path / "t.jsonl"
-    file.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(50)))
-    expected = [f"text {i}" for i in np.random.default_rng(42).permutation(50)]
-    assert list(load_texts(Calibration(str(file)))) == expected
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{broken\n", "line 1 is not JSON"),
-        ('{"body": "x"}\n', "line 1 has no field 'text'"),
-        ("[1]\n", "line 1 has no"),
-    ],
-)
-def test_bad_calibration_file(tmp_path: Path, content: str, message: str) -> None:
-    """A broken line is an error that names file and line."""
-    file = tmp_path / "t.jsonl"
-    file.write_text(content)
-    with pytest.raises(CalibrationError, match=message):
-        load_texts(Calibration(str(file)))
 
 
 @pytest.mark.parametrize("omega", [-0.1, 1.1, float("nan")])
