@@ -94,7 +94,7 @@ def test_mistakes(trio: dict[str, Path], family, tmp_path: Path, capsys: pytest.
         "cut importance": ([*good, *out, "--importance", cut], 1, "not a whole safetensors file"),
         "a checkpoint for importance": ([*good, *out, "--importance", base / "model.safetensors"], 1,
                                         "not an importance file"),
-        "empty text": ([*good[:4], *out, "--calibration", tmp_path / "empty.jsonl"], 1, "Too little calibration text"),
+        "empty text": ([*good[:4], *out, "--calibration", tmp_path / "empty.jsonl"], 1, "is empty: it holds no text"),
         "not UTF-8": ([*good[:4], *out, "--calibration", tmp_path / "latin.txt"], 1, "not text in UTF-8"),
         "no field": ([*good[:4], *out, "--calibration", tmp_path / "fields.jsonl"], 1, "no field 'text'"),
         "no file": ([*good[:4], *out, "--calibration", tmp_path / "none.jsonl"], 2, "does not exist"),
