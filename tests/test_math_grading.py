@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.tasks.answers import extract, gold_of, normalise
+from eval.tasks.answers import extract, normalise
 from eval.tasks.equality import equal, number, quickly_equal
 from eval.tasks.grader import Grader, process_results
 from eval.tasks.prompts import STOPS, TEMPLATES, prompt
@@ -126,17 +126,6 @@ def test_gold_answers_of_gsm8k_score_100_and_wrong_ones_0() -> None:
         assert process_results(doc, [phrases[i % 4].format(gold)])["acc"] == 1.0
         other = str(2 * int(gold.replace(",", "")) + 1)
         assert process_results(doc, [doc["answer"].replace("####", "") + "\nThe answer is " + other])["acc"] == 0.0
-
-
-def test_gold_solutions_of_math_score_100_and_wrong_ones_0() -> None:
-    """All gold solutions are right and have an answer; with one added to it (every tenth item) they are wrong."""
-    docs = items("EleutherAI/hendrycks_math/*/test.jsonl")
-    for i, doc in enumerate(docs):
-        gold = gold_of(doc)
-        assert gold
-        assert process_results(doc, [doc["solution"]])["acc"] == 1.0
-        if i % 10 == 0:
-            assert process_results(doc, [rf"Therefore \boxed{{{gold}+1}}."])["acc"] == 0.0, gold
 
 
 def test_answers_of_math500_match_their_solutions() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from eval.sandbox import Limits, run_program, run_programs
 from eval.tasks.code import CODE_EVAL, SandboxedCodeEval, pass_at_k
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("AIM_DATA_DIR", ROOT.parent / "shared" / "data"))
 SHORT = Limits(cpu_seconds=1, wall_seconds=4.0)
 
 
@@ -140,18 +138,6 @@ def test_canonical_humaneval_solutions_pass_and_broken_ones_fail() -> None:
     assert [p["task_id"] for p, v in zip(problems, verdicts, strict=True) if not v.passed] == []
     broken = [f"{p['prompt']}    return object()\n{t}" for p, t in zip(problems[::4], tests[::4], strict=True)]
     assert [v.status for v in run_programs(broken)] == ["failed"] * len(broken)
-
-
-def test_canonical_mbpp_solutions_pass() -> None:
-    """Every tenth of MBPP's 500 own solutions passes its tests; without the function they all fail."""
-    file = DATA / "hub" / "google-research-datasets" / "mbpp" / "full" / "test.jsonl"
-    if not file.is_file():
-        pytest.skip(f"no MBPP at {file}; set AIM_DATA_DIR")
-    items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][::10]
-    tests = ["\n".join(item["test_list"]) for item in items]
-    verdicts = run_programs([f"{item['code']}\n{t}" for item, t in zip(items, tests, strict=True)])
-    assert [i["task_id"] for i, v in zip(items, verdicts, strict=True) if not v.passed] == []
-    assert not any(v.passed for v in run_programs(tests[::5]))
 
 
 def test_pass_at_k_is_the_unbiased_estimator() -> None:

@@ -14,8 +14,10 @@ _UNITS = (
     "seconds?|minutes?|hours?|days?|weeks?|months?|years?|dollars?|cents?|percent|mph|kph|grams?|kg|pounds?|ounces?|"
     "liters?|gallons?|people|students?|points?|ways|times|pm|am|a\\.m\\.?|p\\.m\\.?"
 )
+_SHORT_UNITS = "m|s|g|h|l|L|ml|mL|min|sec|hr|hrs|rad|N|J|W|V|Hz"  # units only where the text is set upright
 _WRAPPED_UNIT = re.compile(
-    rf"(?<=[\d}})])\\?\s*\\(?:text|mbox|mathrm|textrm)\s*\{{\s*(?:{_UNITS})(?:\s+(?:{_UNITS}))*\.?\s*\}}(?:\^\{{?\d\}}?)?"
+    rf"(?<=[\w}})])\\?\s*\\(?:text|mbox|mathrm|textrm)\s*\{{\s*(?:{_UNITS}|{_SHORT_UNITS})(?:\s+(?:{_UNITS}))*\.?\s*\}}"
+    r"(?:\^\{?\d\}?)?"
 )
 _BARE_UNIT = re.compile(rf"(?<=[\d}})])\s*(?:{_UNITS})(?:\s+(?:{_UNITS}))*(?:\^\{{?\d\}}?)?$")
 _WRAPPER = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf|textit)\s*\{([^{}]*)\}")
@@ -39,7 +41,7 @@ def extract(text: str) -> str:
     else:
         numbers = NUMBER.findall(text.replace(",", ""))
         found = numbers[-1] if numbers else ""
-    found = re.sub(r"\n\s*", "", found).removeprefix(":").removesuffix(".").removesuffix("/")
+    found = re.sub(r"\n\s*", " ", found).strip().removeprefix(":").removesuffix(".").removesuffix("/")
     return normalise(found)
 
 
@@ -57,7 +59,7 @@ def _boxed(rest: str) -> str:
 
 def normalise(answer: str) -> str:
     """Return the answer in normal form: one spelling for fractions, roots, spaces, degrees, percent and units."""
-    text = answer.strip().replace("\n", "").rstrip(".").strip()
+    text = answer.strip().replace("\n", " ").rstrip(".").strip()
     text = re.sub(r"(?<!\\)\\[!,;:]|(?<!\\)\\[()]", "", text)  # spacing and inline-mathematics marks
     text = re.sub(r"(?<!\\)\\ ", " ", text)  # but not the row break of a matrix
     for old, new in (
@@ -95,6 +97,7 @@ def normalise(answer: str) -> str:
     text = re.sub(r"\\sqrt(?=[^{\[])(\\[A-Za-z]+|.)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\a-z])sqrt\(?(\d+)\)?", r"\\sqrt{\1}", text)
     text = re.sub(r"\\frac(\d)(\d)(?!\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac(\\[A-Za-z]+)\s?(\w|\\[A-Za-z]+)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac([^{\\])(\{[^{}]*\})", r"\\frac{\1}\2", text)
     text = re.sub(r"\\frac(\{[^{}]*\})([^{\\])", r"\\frac\1{\2}", text)
     text = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)

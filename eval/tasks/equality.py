@@ -12,6 +12,7 @@ RELATIVE_TOLERANCE = 1e-4
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|pi|infty|frac"
+_BASED = re.compile(r"([0-9A-Za-z]+)_\{?(\d+)\}?")
 _MATRIX = re.compile(r"^\\begin\{pmatrix\}(.*)\\end\{pmatrix\}$", re.DOTALL)
 
 
@@ -34,10 +35,24 @@ def quickly_equal(answer: str, gold: str) -> bool | None:
         return True
     if not answer or not gold:
         return False
+    based = based_equal(answer, gold)
+    if based is not None:
+        return based
     a, g = number(answer), number(gold)
     if a is None or g is None:
         return None
     return any(abs(a - value) <= RELATIVE_TOLERANCE * abs(value) for value in (g, g / 100, g * 100))
+
+
+def based_equal(answer: str, gold: str) -> bool | None:
+    """Compare numerals with their base, such as 1011_2, digit by digit; None where neither is one.
+
+    The grammars read the subscript as a name's, and drop it.
+    """
+    a, g = _BASED.fullmatch(answer), _BASED.fullmatch(gold)
+    if not any(match and match[1][0].isdigit() for match in (a, g)):
+        return None
+    return a is not None and g is not None and a.groups() == g.groups()
 
 
 def equal(answer: str, gold: str) -> bool:
@@ -103,13 +118,23 @@ def symbolically_equal(answer: str, gold: str) -> bool:
     return a is not None and g is not None and _same(a, g)
 
 
+def commands(text: str) -> str:
+    """Spell functions and constants as LaTeX commands: `sqrt(2)/pi` -> `\\sqrt{2}/\\pi`."""
+    text = re.sub(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])", r"\\\1", text)
+    return re.sub(r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}", text)
+
+
+def has_words(text: str) -> bool:
+    """Whether plain words stand in a formula, which the grammar would read as products of letters."""
+    return bool(_WORD.search(re.sub(r"\\(?:begin|end)\{\w+\}", "", commands(text))))
+
+
 def parse(text: str) -> Any:
     """Read LaTeX or plain mathematics into sympy; None where it is neither."""
     from latex2sympy2_extended import latex2sympy
 
-    text = re.sub(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])", r"\\\1", text)
-    text = re.sub(r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}", text).replace("**", "^").replace("*", "\\cdot ")
-    if _WORD.search(text.replace("pmatrix", "")):
+    text = commands(text).replace("**", "^").replace("*", "\\cdot ")
+    if has_words(text):
         return None
     try:
         return latex2sympy(text)
@@ -122,6 +147,10 @@ def _same(a: Any, g: Any) -> bool:
 
     if a == g:
         return True
+    if isinstance(a, sympy.FiniteSet) and isinstance(g, sympy.FiniteSet):
+        return len(a) == len(g) and all(any(_same(x, y) for x in a) for y in g)
+    if isinstance(a, sympy.core.relational.Relational) and isinstance(g, sympy.core.relational.Relational):
+        return bool(a.canonical == g.canonical)
     if not (isinstance(a, sympy.Expr) and isinstance(g, sympy.Expr)):
         return False
     if a.is_number and g.is_number and (a.has(sympy.Float) or g.has(sympy.Float)):

@@ -1,14 +1,20 @@
-"""Compare two answers within a time limit, in a worker process that is killed and replaced when it takes longer.
+"""Grade answers within a time limit, in a worker process that is killed and replaced when it takes longer.
 
-sympy can think for hours about a power tower; no signal or thread stops it reliably, ending its process does.
+Two graders: the paper's (`Grader.equal`: answers.py and equality.py) and that of the `lm-eval` preset (`Grader.verify`:
+strict.py, with math-verify).
+
+sympy can think for hours about a power tower, and neither a thread nor a handler in Python stops it reliably. The
+system does: the worker asks for a signal that ends it after so much CPU time, and its successor takes the next item.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,8 +25,12 @@ from typing import Any
 from console.errors import EvaluationError
 from eval.tasks.answers import extract, gold_of
 from eval.tasks.equality import equal, quickly_equal
+from eval.tasks.strict import final_answer, quickly_verified, verified
 
 SECONDS = 3.0
+"""CPU time for one item, so that a verdict does not depend on what else the machine does."""
+PATIENCE = 10
+"""Wall-clock time is this many times as long: for a worker that waits instead of computing."""
 START_SECONDS = 120.0
 MEMORY = 4 << 30
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -30,19 +40,30 @@ class Grader:
     """Answers "are these equal?" by one worker process, started when mathematics is first needed."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
+        """`seconds`: CPU time for one item."""
         self.seconds = seconds
         self.timeouts = 0
         self._worker: subprocess.Popen[bytes] | None = None
 
     def equal(self, answer: str, gold: str) -> bool:
-        """Whether `answer` equals `gold`; False where that is not found out within the time limit."""
+        """The paper's grader: whether `answer` equals `gold`, both normalised; False where the time limit ends it."""
         quick = quickly_equal(answer, gold)
-        if quick is not None:
-            return quick
+        return self._ask("equal", answer, gold) if quick is None else quick
+
+    def verify(self, generation: str, solution: str) -> bool:
+        """The `lm-eval` preset's grader: whether the final answer of a generation is that of a gold solution.
+
+        The exact string first, then math-verify; False where the time limit ends it.
+        """
+        answer, gold = final_answer(generation), final_answer(solution)
+        quick = quickly_verified(answer, gold)
+        return self._ask("verified", answer, gold) if quick is None else quick
+
+    def _ask(self, how: str, answer: str, gold: str) -> bool:
         worker = self._worker or self._start()
         try:
-            self._write(worker, {"answer": answer, "gold": gold})
-            reply = _read_line(worker, self.seconds)
+            self._write(worker, {"how": how, "answer": answer, "gold": gold, "seconds": self.seconds})
+            reply = _read_line(worker, PATIENCE * self.seconds)
         except OSError:
             reply = None
         if reply is None:  # too slow, or dead (out of memory, a recursion too deep for the interpreter)
@@ -76,7 +97,7 @@ class Grader:
         return self._worker
 
     @staticmethod
-    def _write(worker: subprocess.Popen[bytes], message: Mapping[str, str]) -> None:
+    def _write(worker: subprocess.Popen[bytes], message: Mapping[str, Any]) -> None:
         assert worker.stdin is not None
         worker.stdin.write(json.dumps(message).encode() + b"\n")
         worker.stdin.flush()
@@ -90,20 +111,24 @@ def _read_line(worker: subprocess.Popen[bytes], seconds: float) -> bytes | None:
 
 
 def serve() -> None:
-    """The worker: read {"answer", "gold"} lines, write true or false, until its input ends."""
+    """The worker: read {"how", "answer", "gold", "seconds"} lines, write true or false, until its input ends."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    import latex2sympy2_extended  # noqa: F401  (imported before the clock of the first item starts)
-
+    logging.disable(logging.WARNING)  # math-verify says at each item that its own time limit is off
+    ask = {"equal": equal, "verified": verified}
+    for compare in ask.values():  # loads grammars and libraries before the clock of the first item starts
+        compare("x+1", "1+x")
     print("ready", flush=True)
     for line in sys.stdin:
         question = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, question["seconds"])  # SIGPROF, which nobody handles, ends the process
         try:
-            verdict = equal(question["answer"], question["gold"])
+            verdict = ask[question["how"]](question["answer"], question["gold"])
         except Exception:  # an answer sympy cannot handle is not equal to the gold
             verdict = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(verdict), flush=True)
 
 
