@@ -1,12 +1,14 @@
-"""Reading small files and taking paths as users write them."""
+"""Reading and writing small files, and taking paths as users write them."""
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from console.errors import CheckpointError
+from console.errors import CheckpointError, FailureError
 
 
 def user_path(text: str) -> Path:
@@ -25,3 +27,19 @@ def read_json(file: Path, missing: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} should hold a JSON object.")
     return data
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a derived file in one step: at any moment `path` holds the old content or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise FailureError(f"{path} is a folder; a file name was expected.")
+    handle, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(staged, 0o644)
+        os.replace(staged, path)
+    except BaseException:
+        Path(staged).unlink(missing_ok=True)
+        raise

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from console.figures import COLOURS, KINDS, MARKERS, in_style, write_figure
 from eval.fronts import DASHES, GAINED, LOST, SOURCE, WITH, WITHOUT, Point, draw_pair, is_base
 from eval.labels import place
 from eval.rows import Family, Models, Remark
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-METHOD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-METHOD_MARKERS = ("o", "^", "D", "v", "P", "X", "p", "<", ">", "*")
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "hatch.linewidth": 0.4,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: searchable, and edited with the fonts at hand
-    "svg.hashsalt": "aim",  # the same results give the same bytes
-}
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        yield
 
 
 def plot_pareto(models: Models, pairs: Sequence[tuple[str, str]], remark: Remark) -> Figure:
@@ -51,7 +25,7 @@ def plot_pareto(models: Models, pairs: Sequence[tuple[str, str]], remark: Remark
     """
     from matplotlib.figure import Figure
 
-    with _style():
+    with in_style():
         columns = min(3, len(pairs))
         rows = math.ceil(len(pairs) / columns)
         size = (6.4, 5.2) if len(pairs) == 1 else (2.75 * columns, 2.45 * rows + 0.85)
@@ -75,7 +49,7 @@ def plot_pareto(models: Models, pairs: Sequence[tuple[str, str]], remark: Remark
 
 def _markers(models: Models) -> dict[str, str]:
     methods = dict.fromkeys(family.method for family in models.families)
-    return dict(zip(methods, itertools.cycle(METHOD_MARKERS), strict=False))
+    return dict(zip(methods, itertools.cycle(MARKERS), strict=False))
 
 
 def _legend(figure: Figure, models: Models, markers: Mapping[str, str], narrow: bool) -> None:
@@ -122,9 +96,9 @@ def plot_omega_curves(models: Models, gains: Mapping[str, float]) -> Figure:
     families = curved(models)
     sets = list(dict.fromkeys(family.label for family in families))
     quantities = ["HV Gain", *models.columns]
-    with _style():
+    with in_style():
         markers = _markers(models)
-        colours = dict(zip(markers, itertools.cycle(METHOD_COLOURS), strict=False))
+        colours = dict(zip(markers, itertools.cycle(COLOURS), strict=False))
         columns = min(4, len(quantities)) if len(sets) == 1 else len(quantities)
         rows = math.ceil(len(quantities) / columns) if len(sets) == 1 else len(sets)
         figure = Figure(figsize=(1.95 * columns + 0.4, 1.75 * rows + 0.7), dpi=200, layout="constrained")
@@ -181,14 +155,7 @@ def _curve(family: Family, quantity: str, gains: Mapping[str, float]) -> list[Po
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem`.png and `stem`.svg, each in one step; return their paths."""
-    from eval.report import write_whole
-
-    written = []
-    with _style():
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, metadata=metadata)
-            path = stem.with_name(f"{stem.name}.{kind}")
-            write_whole(path, content.getvalue())
-            written.append(path)
+    written = [stem.with_name(f"{stem.name}.{kind}") for kind in KINDS]
+    for path in written:
+        write_figure(figure, path)
     return written

@@ -5,13 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from console.errors import FailureError, UsageError, nearest
+from console.errors import UsageError, nearest
 from eval.hypervolume import hv_gain, population_of
 from eval.rows import Models, Remark, Row
 
@@ -249,19 +246,3 @@ def to_csv(report: Report) -> str:
             shown = [line.method, line.label, line.aim, *(cell.text for cell in line.cells)]
             write([*shown, "; ".join(line.population or ()), omega, line.row.model, *values])
     return out.getvalue()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a derived file in one step: at any moment `path` holds the old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise FailureError(f"{path} is a folder; a file name was expected.")
-    handle, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(staged, 0o644)
-        os.replace(staged, path)
-    except BaseException:
-        Path(staged).unlink(missing_ok=True)
-        raise

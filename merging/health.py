@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from console.tables import markdown
 from merging.names import layer_of
 
 
@@ -57,7 +58,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> str
     heads += ["sign conflicts"] if has_base else []
     heads += [f"dropped {i}" for i in range(1, len(models) + 1)] if shows_drops else []
     heads += ["changed"] if has_base else []
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines = []
     for row in rows:
         cells = [
             row["layer"],
@@ -68,11 +69,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> str
         cells += [_percent(x) for x in row["dropped"] or [None] * len(models)] if shows_drops else []
         cells += [_percent(row["changed"])] if has_base else []
         lines.append(cells)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    table = "\n".join(
-        "| " + " | ".join(_pad(cell, width, i) for i, (cell, width) in enumerate(zip(line, widths, strict=True))) + " |"
-        for line in lines
-    )
+    table = markdown(heads, lines)
     still = [row["layer"] for row in rows if row["changed"] == 0]
     unchanged = f"Unchanged: {', '.join(still)}." if still else "Every layer changed." if has_base else ""
     return f"Norm of each {what}; {legend}.\n\n{table}\n\n{unchanged}".rstrip()
@@ -80,9 +77,3 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> str
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def _pad(cell: str, width: int, column: int) -> str:
-    if set(cell) <= {"-", ":"} and len(cell) > 1:
-        return cell.replace("---", "-" * (width - cell.count(":")))
-    return cell.ljust(width) if column == 0 else cell.rjust(width)

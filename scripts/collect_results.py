@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
-from eval.report import write_whole
+from console.files import write_whole
 from eval.result import EvalResult, Lineage
 from eval.rows import COLLECTION, parse_names, read_results
 

@@ -13,8 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
+from console.files import write_whole
 from eval.hypervolume import read_rule
-from eval.report import make_report, to_csv, to_markdown, write_whole
+from eval.report import make_report, to_csv, to_markdown
 from eval.rows import load, parse_names
 
 

@@ -153,8 +153,9 @@ def evaluate_all(family, models: Sequence[Path], results: Path, quiet: bool) -> 
 
 def report(out: Path, quiet: bool) -> None:
     """Print the tables, draw the fronts, and say what AIM did, whatever it is."""
+    from console.files import write_whole
     from eval.plots import plot_pareto, save
-    from eval.report import all_gains, make_report, to_csv, to_markdown, write_whole
+    from eval.report import all_gains, make_report, to_csv, to_markdown
     from eval.rows import load
 
     def remark(sentence: str) -> None:

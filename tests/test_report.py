@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from console.errors import EvaluationError, ProjectError, UsageError
-from eval.report import Report, make_report, percentage, to_csv, to_markdown, write_whole
+from console.files import write_whole
+from eval.report import Report, make_report, percentage, to_csv, to_markdown
 from eval.result import COLUMNS, EvalResult, Lineage, Score
 from eval.rows import Models, load, parse_names
 
