@@ -127,6 +127,14 @@ def aim_of(given: Mapping[str, Any], *, reference: bool = False, resume: bool = 
 
     Raises UsageError for values that cannot be.
     """
+    settings = settings_of(given, reference=reference, resume=resume, seed=seed)
+    aim = Aim(parse_omegas(given["omega"]), settings, rule_of(given, reference))
+    aim.check()
+    return aim
+
+
+def settings_of(given: Mapping[str, Any], *, reference: bool, resume: bool, seed: str) -> Settings:
+    """Return how importance is to be measured, by the same keys. Raises UsageError as `aim_of` does."""
     importance = given.get("importance")
     named = {"calibration_dtype": "calibration_dtype", "way": "calibrate", "hidden_states": "hidden_states"}
     settings = Settings(
@@ -137,12 +145,17 @@ def aim_of(given: Mapping[str, Any], *, reference: bool = False, resume: bool = 
         resume=resume,
         **{field: given[key] for field, key in named.items() if given.get(key) is not None},
     )
+    settings.check()
+    return settings
+
+
+def rule_of(given: Mapping[str, Any], reference: bool) -> Rule:
+    """Return what is to be relaxed, by the same keys. Raises UsageError as `aim_of` does."""
     rule = Rule(**{key: given[key] for key in Rule.__dataclass_fields__ if given.get(key) is not None})
     if reference:
         rule = Rule(**{**vars(rule), "relax_tied": True})
-    aim = Aim(parse_omegas(given["omega"]), settings, rule)
-    aim.check()
-    return aim
+    rule.check()
+    return rule
 
 
 def _batch_size(given: Any) -> int | None:

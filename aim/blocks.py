@@ -144,6 +144,12 @@ def _counts(account: Mapping[str, Any], block_size: int) -> str:
     return f"{account['kept']} texts kept of {account['read']} read ({dropped}{asked})"
 
 
+def without_ids(account: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an account without the lists of samples, which the importance file keeps."""
+    sources = [{k: v for k, v in s.items() if k not in ("positions", "row_ids")} for s in account.get("sources", [])]
+    return {**account, "sources": sources}
+
+
 def summary(account: Mapping[str, Any]) -> str:
     """Return what was used, one line for each source where there are several."""
     lines = [

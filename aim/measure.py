@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aim.calibration import Calibration, contradiction
 from console.cli import say
 from console.errors import CalibrationError, CheckpointError, UsageError, nearest
+from merging.card import public_name
 from merging.checkpoint import FLOATS, Checkpoint
 from merging.processes import Processes
 from merging.recipe import DTYPES
@@ -117,7 +119,8 @@ def measure(
     check_dtype(dtype, device)
     texts = load_texts(settings.calibration)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder)
+        # longer texts are dropped here, so that the tokenizer need not warn of them
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, model_max_length=sys.maxsize)
     except (OSError, ValueError) as error:
         raise CalibrationError(f"{base.name} has no tokenizer that loads; calibration needs one ({error}).") from error
     sample = cut(texts, tokenizer, settings.calibration)
@@ -135,7 +138,7 @@ def measure(
     return replace(
         found,
         calibration={**sample.account, **how},
-        base={"name": base.name, "commit": base.commit, "fingerprint": mark},
+        base={"name": public_name(base.name), "commit": base.commit, "fingerprint": mark},
         numerics="reference" if settings.reference else "float32",
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from aim.blocks import without_ids
 from console.errors import CheckpointError, UsageError
 from merging.names import layer_of
 from merging.planned import Plan, TensorPlan
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 MIN_TOKENS = 64
 """Tokens that an expert needs: the mean of |x| over 64 has a standard error of about a tenth."""
-RELAXED, FROZEN = "relaxed", "frozen: the base's own"
+RELAXED, FROZEN, ZERO = "relaxed", "frozen: the base's own", "its activation is zero everywhere"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Rule:
                 raise UsageError(f"--{flag} {getattr(self, flag)!r} is not a regular expression ({error}).") from None
         if self.min_tokens < 1:
             raise UsageError(f"--min_tokens must be at least 1, found {self.min_tokens}.")
+
+    @property
+    def too_few(self) -> str:
+        """What is said of an expert that too few tokens were routed to."""
+        return f"an expert with fewer than {self.min_tokens} tokens"
 
     def verdict(self, name: str) -> str | None:
         """Return what the rule alone says of a tensor; None where it says nothing."""
@@ -117,16 +123,16 @@ class Relaxer:
         if source not in self.importance.activations:
             return self.importance.unmeasured.get(source, "no activation was measured for it")
         tokens = self.importance.tokens.get(source)
-        if isinstance(tokens, int) and _is_expert(source) and tokens < self.rule.min_tokens:
-            return f"an expert with fewer than {self.rule.min_tokens} tokens"
+        if isinstance(tokens, int) and is_expert(source) and tokens < self.rule.min_tokens:
+            return self.rule.too_few
         if isinstance(tokens, list):
             few = [i for i, count in enumerate(tokens) if count < self.rule.min_tokens]
             if len(few) == len(tokens):
-                return f"an expert with fewer than {self.rule.min_tokens} tokens"
+                return self.rule.too_few
             if few:
                 self.unrelaxed_experts[tensor.name] = few
         if not float(self.importance.activations[source].max()) > 0:
-            return "its activation is zero everywhere"
+            return ZERO
         return RELAXED
 
     def _fit(self, tensor: TensorPlan) -> None:
@@ -190,7 +196,7 @@ class Relaxer:
             "relaxed": sum(verdict == RELAXED for verdict in self.account.values()),
             "not_relaxed": reasons,
             "experts_not_relaxed": self.unrelaxed_experts,
-            "calibration": {k: v for k, v in self.importance.calibration.items() if k != "positions"},
+            "calibration": without_ids(self.importance.calibration),
             "importance_of": dict(self.importance.base),
         }
 
@@ -209,7 +215,7 @@ class Relaxer:
         )
 
 
-def _is_expert(name: str) -> bool:
+def is_expert(name: str) -> bool:
     """Whether a tensor is one expert's own matrix."""
     return bool(re.search(r"\.experts\.\d+\.", name))
 

@@ -62,9 +62,9 @@ def write_card(
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {title}",
         f"Merged with {lineage['method'] or 'an unknown method'} ({paper}){relaxed}.",
-        f"Base model: {_public(lineage['base_model']) if lineage['base_model'] else 'none'}",
+        f"Base model: {public_name(lineage['base_model']) if lineage['base_model'] else 'none'}",
         "Merged models:",
-        "\n".join(f"- {_public(model)}" for model in lineage["models"]),
+        "\n".join(f"- {public_name(model)}" for model in lineage["models"]),
         *([licences.warning] if licences.warning else []),
         f"## Recipe\n\n```yaml\n{yaml.safe_dump(_without_places(recipe), sort_keys=False)}```",
         *([f"## Health\n\n{health}"] if health else []),
@@ -72,7 +72,7 @@ def write_card(
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _public(name: str) -> str:
+def public_name(name: str) -> str:
     """A hub id as it is, a local folder by its last name: a card is read where the path means nothing."""
     return name if CheckpointRef.parse(name).is_hub_id else "+".join(Path(part).name for part in name.split("+"))
 
@@ -84,7 +84,7 @@ def _without_places(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_places(entry) for entry in value]
     is_path = isinstance(value, str) and "/" in value and "{" not in value
-    return _public(value) if is_path else value
+    return public_name(value) if is_path else value
 
 
 def pipeline_tag_of(config: Mapping[str, Any]) -> str | None:

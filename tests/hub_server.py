@@ -3,6 +3,7 @@ refuses as the real one does, and notes requests."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -38,11 +39,18 @@ class Repo:
 @dataclass
 class Hub:
     """The running server: its address, and (method, path) of every request so far;
-    "GET of a part" is one for a range of bytes."""
+    "GET of a part" is one for a range of bytes.
+
+    tokens: those that may write (200), or what the others are refused with; pushed: {repo: {file: content}};
+    public: repos that anybody may read.
+    """
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
+    pushed: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    public: set[str] = field(default_factory=set)
 
     def downloads(self, suffix: str = "") -> list[str]:
         """The files that were downloaded, as `org/name/file`."""
@@ -72,13 +80,42 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self._answer()
 
         def do_POST(self) -> None:
-            self._answer()
+            if hub.tokens and not self.path.startswith("/api/datasets/"):
+                return self._take()
+            return self._answer()
+
+        def _take(self) -> None:
+            """Make a repo, or take files into one, if the token may."""
+            hub.requests.append((self.command, self.path))
+            status = hub.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "), 401)
+            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if status != 200:
+                return self._refuse(status, "", "You do not have the rights")
+            lines = [json.loads(line) for line in content.splitlines()]
+            name, parts = _repo_and_rest(self.path)
+            if self.path == "/api/repos/create":
+                name = "/".join((lines[0]["organization"], lines[0]["name"]))
+                if name in hub.pushed:
+                    return self._json({"error": "You already created this model repo", "url": f"{hub.url}/{name}"}, 409)
+                hub.pushed[name] = {}
+                if lines[0].get("visibility") != "private" and not lines[0].get("private"):
+                    hub.public.add(name)
+            if parts[:1] == ["preupload"]:
+                asked = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in lines[0]["files"]]
+                return self._json({"files": asked})
+            if parts[:1] == ["commit"]:
+                files = [line["value"] for line in lines if line["key"] == "file"]
+                hub.pushed[name] |= {entry["path"]: base64.b64decode(entry["content"]) for entry in files}
+            url = f"{hub.url}/{name}"
+            return self._json({"url": url, "commitUrl": f"{url}/commit/{'0' * 40}", "commitOid": "0" * 40})
 
         def _answer(self) -> None:
             path = unquote(urlparse(self.path).path)
             part = " of a part" if "Range" in self.headers else ""
             hub.requests.append((self.command + part, path))
             name, parts = _repo_and_rest(path)
+            if name in hub.pushed:
+                return self._json({"id": name, "private": name not in hub.public})
             repo = hub.repos.get(name)
             if repo is None:
                 return self._refuse(404, "RepoNotFound", "Repository not found")
@@ -127,8 +164,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 content = content[first : last + 1]
             self._send(206 if asked else 200, content, headers)
 
-        def _json(self, data: Any) -> None:
-            self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
+        def _json(self, data: Any, status: int = 200) -> None:
+            self._send(status, json.dumps(data).encode(), {"Content-Type": "application/json"})
 
         def _refuse(self, status: int, code: str, message: str) -> None:
             headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}

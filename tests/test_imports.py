@@ -46,7 +46,7 @@ def test_only_the_harness_imports_lm_eval() -> None:
     assert users <= {"eval/harness.py"} | {u for u in users if u.startswith("eval/tasks/")}
 
 
-@pytest.mark.parametrize("script", ["merge.py", "performAIM.py", "evaluate_model.py"])
+@pytest.mark.parametrize("script", ["merge.py", "performAIM.py", "evaluate_model.py", "scripts/importance.py"])
 def test_help_needs_no_heavy_library(script: str) -> None:
     """--help answers without importing torch, transformers, lm_eval, datasets or matplotlib."""
     code = (

@@ -1,0 +1,119 @@
+"""Measure (or load) the importance of a base, print its summary, plot it, push it to the hub."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from aim.asked import add_aim_flags, rule_of, settings_of
+from console.cli import Parser, add_output_flags, run, say
+from console.errors import UsageError
+from console.files import user_path
+
+if TYPE_CHECKING:
+    from aim.importance import Importance
+    from aim.measure import Settings
+    from aim.summary import Summary
+
+
+ABOUT = ("base", "calibration", "versions", "numerics")
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
+    parser = Parser(prog="scripts/importance.py", description=__doc__)
+    parser.add_argument("base", nargs="?", metavar="BASE", help="a folder or hub id; not needed where FILE stands")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--numerics", choices=("float32", "reference"), default="float32", help="reference: bf16")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted calibration")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("--plot", type=user_path, metavar="FILE.png", help="draw the summary (.png or .svg)")
+    parser.add_argument("--push_to_hub", metavar="ORG/NAME", help="upload the file with a card")
+    parser.add_argument("--private", action="store_true", help="with --push_to_hub: into a private repository")
+    add_aim_flags(parser, seed="seed")
+    add_output_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Load or measure, then print, plot and push as asked."""
+    args = make_parser().parse_args(argv)
+    reference = args.numerics == "reference"
+    settings = settings_of(vars(args), reference=reference, resume=args.resume, seed="seed")
+    rule = rule_of(vars(args), reference)
+    check(args)
+    importance = loaded_or_measured(args, settings)
+    from aim.summary import summarise
+    from aim.summary_text import as_text
+    from merging.processes import processes_of_run
+
+    if not processes_of_run().leads:
+        return 0
+    found = summarise(importance, rule)
+    print(json.dumps(as_record(importance, found), indent=2) if args.json else as_text(importance, found))
+    if args.plot:
+        draw(importance, found, args.plot)
+        say(f"Plot written to {args.plot}.", args.quiet)
+    if args.push_to_hub:
+        from aim.publish import card, push
+
+        text = card(importance, found, args.push_to_hub, args.importance.name)
+        url = push(args.importance, text, args.push_to_hub, args.private)
+        say(f"Pushed to {url}.", args.quiet)
+    return 0
+
+
+def check(args: Any) -> None:
+    """Raise UsageError for flags that do not go together."""
+    if args.importance is None:
+        raise UsageError("--importance FILE is missing: the file to read, or to write what is measured.")
+    if args.base is None and not args.importance.exists():
+        raise UsageError(f"--importance {args.importance} does not exist: give the BASE to measure.")
+    if args.plot and (args.plot.suffix not in (".png", ".svg") or args.plot.is_dir()):
+        raise UsageError(f"--plot must be a .png or .svg file, found {args.plot}.")
+    if args.private and not args.push_to_hub:
+        raise UsageError("--private goes with --push_to_hub.")
+    if args.push_to_hub:
+        from aim.publish import check_push
+
+        check_push(args.push_to_hub)
+
+
+def loaded_or_measured(args: Any, settings: Settings) -> Importance:
+    """The file's importance, held against the base where one is given; else the base's, measured and saved."""
+    from aim.importance import Importance
+
+    if args.base is None:
+        return Importance.load(args.importance)
+    from aim.measure import importance_of
+    from aim.run import state_file
+    from merging.checkpoint import open_all
+    from merging.processes import processes_of_run
+    from merging.stream import resolve_device
+
+    (base,) = open_all([args.base])
+    state = state_file(args.importance, settings)
+    return importance_of(base, settings, resolve_device(args.device), args.quiet, state, processes_of_run())
+
+
+def as_record(importance: Importance, found: Summary) -> dict[str, Any]:
+    """Everything but the activations, in JSON's types."""
+    return {key: getattr(importance, key) for key in ABOUT} | found.as_json()
+
+
+def draw(importance: Importance, found: Summary, file: Path) -> None:
+    """Write the figure."""
+    from aim.summary_plot import plot_summary
+    from console.figures import write_figure
+    from merging.card import public_name
+
+    write_figure(plot_summary(found, f"Importance of {public_name(importance.base['name'])}"), file)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
