@@ -18,6 +18,7 @@ from console.errors import CheckpointError
 from merging.adapter_config import pattern_value
 from merging.adapter_keys import AdapterKeys, Pair, find_stored
 from merging.names import role_of
+from merging.orientation import transposed_names
 from merging.stored import FLOATS, TensorInfo, Weights
 
 if TYPE_CHECKING:
@@ -32,10 +33,9 @@ BLOCK_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Product:
-    """What is added to one tensor: the adapter's names of A and B, and whether the tensor is stored (in, out)."""
+    """What is added to one tensor: the adapter's A and B, and whether the tensor is stored (in, out)."""
 
-    a: str
-    b: str
+    pair: Pair
     scaling: float
     transposed: bool
 
@@ -99,8 +99,8 @@ class AdaptedWeights:
         heads: Mapping[str, str],
         config_file: Path,
     ) -> None:
-        self._base, self._adapter, self._config_file = base, adapter, config_file
-        self._products, self._whole, self._heads = products, whole, heads
+        self.base, self.adapter, self.config_file = base, adapter, config_file
+        self.products, self.whole, self.heads = products, whole, heads
         stored = dict(base.tensors) | {head: base.tensors[embedding] for head, embedding in heads.items()}
         stored |= {name: adapter.tensors[key] for name, key in whole.items()}
         stored |= {name: TensorInfo(stored[name].shape, "float32", stored[name].file) for name in products}
@@ -109,30 +109,30 @@ class AdaptedWeights:
     @property
     def files(self) -> tuple[Path, ...]:
         """The base's files and the adapter's, with its config, which holds the scaling."""
-        return tuple(sorted({*self._base.files, *self._adapter.files, self._config_file}))
+        return tuple(sorted({*self.base.files, *self.adapter.files, self.config_file}))
 
     @property
     def config_changes(self) -> dict[str, Any]:
         """What the base's config has to say otherwise: a head that is tied no longer, another number of tokens."""
-        replaced = [name for name in self._whole if role_of(name) == "input"]
+        replaced = [name for name in self.whole if role_of(name) == "input"]
         rows = {"vocab_size": self.tensors[replaced[0]].shape[0]} if replaced else {}
-        return {**rows, **({"tie_word_embeddings": False} if self._heads else {})}
+        return {**rows, **({"tie_word_embeddings": False} if self.heads else {})}
 
     def rows(self, name: str) -> Rows:
         """Return a tensor of the adapted model. Raises CheckpointError where a file cannot be read."""
-        key = self._whole.get(name)
-        own = self._base.rows(self._heads.get(name, name)) if key is None else self._adapter.rows(key)
-        product = self._products.get(name)
+        key = self.whole.get(name)
+        own = self.base.rows(self.heads.get(name, name)) if key is None else self.adapter.rows(key)
+        product = self.products.get(name)
         if product is None:
             return own
-        a, b = (self._adapter.rows(key)[slice(None)] for key in (product.a, product.b))
+        a, b = (self.adapter.rows(key)[slice(None)] for key in (product.pair.a, product.pair.b))
         left, right = (a.T, b.T) if product.transposed else (b, a)
         return AdaptedRows(own, left, right, product.scaling)
 
     def close(self) -> None:
         """Let go of both."""
-        self._base.close()
-        self._adapter.close()
+        self.base.close()
+        self.adapter.close()
 
 
 def adapt(
@@ -187,6 +187,7 @@ class _Fit:
         turned = config.get("fan_in_fan_out") or any(
             way == {True} and not targets[n].embedding for n, way in ways.items()
         )
+        stored_turned = transposed_names({name: info.shape for name, info in self._base.tensors.items()})
         found = {}
         for stored, pair in targets.items():
             rank = pattern_value(label, config, "rank_pattern", pair.module, config["r"])
@@ -195,9 +196,8 @@ class _Fit:
                 kept = self._adapter.tensors[pair.a].shape[0]
                 self.problems.append(f"its config gives {pair.module} rank {rank} and its tensors have {kept}")
             scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-            found[stored] = Product(
-                pair.a, pair.b, scaling, ways[stored] == {True} or (True in ways[stored] and bool(turned))
-            )
+            either = len(ways[stored]) == 2 and (turned or stored in stored_turned)  # a square matrix does not tell
+            found[stored] = Product(pair, scaling, ways[stored] == {True} or bool(either))
         return found
 
     def check_tied(self, changed: set[str]) -> None:

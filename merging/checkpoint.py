@@ -127,18 +127,19 @@ class _Found:
     adapter_config: Mapping[str, Any]
 
 
-def open_all(names: Sequence[str], headers_only: bool = False) -> list[Checkpoint]:
+def open_all(names: Sequence[str], headers_only: bool = False, adapters_only: bool = False) -> list[Checkpoint]:
     """Open several checkpoints, reading headers only; all are found and checked before a weight is downloaded.
 
-    headers_only: download no weights at all; such checkpoints can be described and not read. Raises UsageError for a
-    model that does not exist, CheckpointError for files that are missing, broken or cannot be merged.
+    headers_only: download no weights at all; such checkpoints can be described and not read. adapters_only: download
+    those of adapters, and of the models below them headers only. Raises UsageError for a model that does not exist,
+    CheckpointError for files that are missing, broken or cannot be merged.
     """
     from merging.download import fetch
 
     found = [_find(CheckpointRef.parse(name)) for name in names]
     if not headers_only:
-        fetch([part for one in found for part in one.parts])
-    return [_open(one, headers_only) for one in found]
+        fetch([part for one in found for part in one.parts if part.is_adapter or not adapters_only])
+    return [_open(one, headers_only, headers_only or adapters_only) for one in found]
 
 
 def open_checkpoint(text: str) -> Checkpoint:
@@ -187,18 +188,18 @@ def _gguf_of(base: Part, place: Path) -> Path | None:
     return place / alone[0] if len(alone) == 1 and not base.layout(names).files else None
 
 
-def _open(found: _Found, headers_only: bool) -> Checkpoint:
+def _open(found: _Found, headers_only: bool, base_headers_only: bool) -> Checkpoint:
     base, label = found.parts[0], str(found.ref.alone)
     weights: Weights
     config, folder = found.config, base.folder
     if found.gguf is not None:
-        if headers_only and not found.gguf.exists():
+        if base_headers_only and not found.gguf.exists():
             raise HeadersUnknownError(f"{label}: what is in a .gguf file cannot be told without downloading it.")
         from merging.gguf import open_gguf
 
         weights, config, folder = open_gguf(label, found.gguf)
     else:
-        weights = _stored(base, headers_only)
+        weights = _stored(base, base_headers_only)
         check_plain(label, config, weights.tensors)
     if len(found.parts) > 1:
         adapter = found.parts[1]

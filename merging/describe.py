@@ -139,15 +139,16 @@ def as_text(plan: Mapping[str, Any]) -> str:
     )
     lines.append("Cost")
     lines.append(
-        f"  reads {_size(plan['bytes_to_read'])}, writes {_size(plan['bytes_to_write'])} "
-        f"({_size(plan['bytes_free'])} free), peak memory about {_size(plan['peak_memory_bytes'])}"
+        f"  reads {size_of(plan['bytes_to_read'])}, writes {size_of(plan['bytes_to_write'])} "
+        f"({size_of(plan['bytes_free'])} free), peak memory about {size_of(plan['peak_memory_bytes'])}"
     )
     if plan["notes"]:
         lines += ["Notes", *(f"  {note}" for note in plan["notes"])]
     return "\n".join(lines)
 
 
-def _size(count: int) -> str:
+def size_of(count: int) -> str:
+    """Return a number of bytes for people."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -15,7 +15,7 @@ from console.errors import CheckpointError, UsageError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
 from merging.digests import digest_of
-from merging.planned import Plan
+from merging.planned import Listing
 from merging.recipe import MergeRecipe
 from merging.stage import JOURNAL, LOCK, RECORD
 from merging.tokenizer_files import tokenizer_files
@@ -34,15 +34,21 @@ def files_of(checkpoint: Checkpoint) -> list[Path]:
     return [*checkpoint.files, *(file for file in configs if file.is_file()), *tokenizer_files(checkpoint.folder)]
 
 
-def describe_input(checkpoint: Checkpoint, digests: Mapping[Path, str | None]) -> dict[str, Any]:
-    """Return name, exact name (absolute folder or id with commit), commit, and {file: size and digest} of an input."""
+def describe_input(
+    checkpoint: Checkpoint, digests: Mapping[Path, str | None], among: Sequence[Path] | None = None
+) -> dict[str, Any]:
+    """Return name, exact name (absolute folder or id with commit), commit, and {file: size and digest} of an input.
+
+    among: the files that count; None for all that the result depends on.
+    """
     files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": digests.get(file)} for file in files_of(checkpoint)
-    }  # fmt: skip
+        file.name: {"bytes": file.stat().st_size, "sha256": digests.get(file)}
+        for file in (files_of(checkpoint) if among is None else among)
+    }
     return {"name": checkpoint.name, "exact": checkpoint.exact_name, "commit": checkpoint.commit, "files": files}
 
 
-def tensors_of(plan: Plan, journal: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def tensors_of(plan: Listing, journal: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return {name: shape, dtype, sha256} of the finished tensors of a plan."""
     return {
         tensor.name: {"shape": list(tensor.shape), "dtype": tensor.dtype, "sha256": entry["sha256"]}

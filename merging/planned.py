@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from merging.checkpoint import Checkpoint
 from merging.stored import tensor_bytes
 from merging.vocabulary import Alignment, Vocabulary
+
+
+class Named(Protocol):
+    """What a writer needs to know of a tensor before it is made."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype, by torch's name."""
+
+
+class Listing(Protocol):
+    """A plan, as far as writing goes: the tensors in order."""
+
+    @property
+    def tensors(self) -> Sequence[Named]:
+        """Every tensor."""
 
 
 @dataclass(frozen=True, eq=False)

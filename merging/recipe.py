@@ -35,7 +35,8 @@ __all__ = [
 class MergeRecipe:
     """Everything a merge depends on besides the weights.
 
-    sources: where each parameter's value comes from; notes: what is to be said of the file that it was read from.
+    sources: where each parameter's value comes from; notes: what is to be said of the file that it was read from;
+    dtype_given: whether somebody asked for that dtype.
     """
 
     method: str
@@ -49,6 +50,7 @@ class MergeRecipe:
     tokenizer: str = "base"
     chat_template: str = "base"
     notes: tuple[str, ...] = field(default=(), compare=False)
+    dtype_given: bool = field(default=True, compare=False)
 
     @property
     def is_plain(self) -> bool:
@@ -141,6 +143,7 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
         tokenizer=_tokenizer(given.get("tokenizer", "base")),
         chat_template=_template(given.get("chat_template", "base"), (*draft.models, *([str(base)] if base else []))),
         notes=draft.notes,
+        dtype_given="dtype" in given,
     )
     check(recipe, method)
     return recipe

@@ -64,11 +64,9 @@ def plan_merge(
     document, unsaid = as_mergekit(recipe)
     asked = recipe.as_yaml_dict()
     files = dict(relaxing.files) if relaxing else {}
-    if folder not in [checkpoint.folder for checkpoint in inputs.all]:  # a tokenizer from elsewhere
-        files |= {f"tokenizer/{file.name}": file for file in tokenizer_files(folder)}
-        asked["tokenizer" if "tokenizer" in asked else "tokenizer_source"] = CheckpointRef.parse(
-            recipe.tokenizer
-        ).full_name
+    if foreign := foreign_tokenizer(folder, inputs):
+        files |= foreign
+        asked["tokenizer" if "tokenizer" in asked else "tokenizer_source"] = lasting_name(recipe.tokenizer)
     if relaxing:
         asked |= relaxing.recipe
     return Work(
@@ -93,6 +91,18 @@ def plan_merge(
         whole_matrix=any(method.whole_matrix),
         mergekit=(document, [*unsaid, *(["AIM: the result was relaxed besides."] if relaxing else [])]),
     )
+
+
+def foreign_tokenizer(folder: Path, inputs: Inputs) -> dict[str, Path]:
+    """Return the files of the result's tokenizer, by name, where it is none of the inputs'."""
+    if folder in [checkpoint.folder for checkpoint in inputs.all]:
+        return {}
+    return {f"tokenizer/{file.name}": file for file in tokenizer_files(folder)}
+
+
+def lasting_name(name: str) -> str:
+    """Return a model's name as it means the same from any folder."""
+    return CheckpointRef.parse(name).full_name
 
 
 def _fitted(recipe: MergeRecipe, headers_only: bool) -> tuple[Inputs, Plan]:

@@ -152,7 +152,8 @@ def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
 
     Raises CheckpointError for a run record that lacks it.
     """
-    file = checkpoint.folder / RECORD
+    folder = checkpoint.parts[-1].folder if len(checkpoint.parts) > 1 else checkpoint.folder  # an adapter has its own
+    file = folder / RECORD
     unmerged: dict[str, Any] = {"method": None, "base_model": None, "models": [], "omega": None}
     if not file.is_file():
         return unmerged

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from console.errors import CheckpointError, UsageError
-from merging.planned import Plan, Source, TensorPlan
+from merging.planned import Listing, Plan, Source, TensorPlan
 from merging.registry import Implementation, accepted
 from merging.rows import Rows
 from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup, cut
@@ -105,19 +105,29 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def run(plan: Plan, job: Job, writers: Sequence[Writer], quiet: bool = False, label: str = "merging") -> None:
+def run(
+    plan: Listing,
+    job: Job,
+    writers: Sequence[Writer],
+    quiet: bool = False,
+    label: str = "merging",
+    make: Callable[..., Iterator[Sequence[Tensor]]] | None = None,
+) -> None:
     """Make every tensor of the plan that is not written yet and hand it to the writers, block by block.
 
-    One writer for each of the results that `tensor_blocks` makes; all have written the same tensors.
+    One writer for each of the results that `make` (`tensor_blocks`, with the same arguments) makes; all have written
+    the same tensors.
     """
+    make = make or tensor_blocks
     done = writers[0].done
+    tensor: Any  # whatever `make` takes
     bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=True if quiet else None, initial=done)
     for tensor in plan.tensors[done:]:
         observers = [job.observe(tensor) if job.observe else None for _ in writers]
         nonfinite = [_Nonfinite(tensor.name, job.allow_nonfinite) for _ in writers]
         for writer in writers:
             writer.begin(tensor.name)
-        for blocks in tensor_blocks(tensor, job, observers):
+        for blocks in make(tensor, job, observers):
             for writer, check, block in zip(writers, nonfinite, blocks, strict=True):
                 writer.add(check.check(block))
         for writer, check, observer in zip(writers, nonfinite, observers, strict=True):

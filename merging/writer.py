@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from console.errors import CheckpointError, UsageError
 from merging.digests import block_bytes, digest_of
-from merging.planned import TensorPlan
+from merging.planned import Named
 from merging.stage import Journal
 from merging.stored import CODES, tensor_bytes
 
@@ -40,10 +40,12 @@ class ShardedWriter:
     journal of an interrupted run takes up after the last tensor whose bytes are there and have their digest.
     """
 
-    def __init__(self, folder: Path, tensors: Sequence[TensorPlan], max_shard_bytes: int, journal: Journal) -> None:
+    def __init__(
+        self, folder: Path, tensors: Sequence[Named], max_shard_bytes: float, journal: Journal, stem: str = "model"
+    ) -> None:
         self.folder, self.journal = folder, journal
         self._shards = split_shards(tensors, max_shard_bytes)
-        self._names = shard_names(len(self._shards))
+        self._names = shard_names(len(self._shards), stem)
         self._places = [place for i, shard in enumerate(self._shards) for place in self._lay_out(i, shard)]
         self._stream: BinaryIO | None = None
         self._shard = -1
@@ -104,7 +106,7 @@ class ShardedWriter:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
-    def _lay_out(self, shard: int, tensors: Sequence[TensorPlan]) -> Iterator[Place]:
+    def _lay_out(self, shard: int, tensors: Sequence[Named]) -> Iterator[Place]:
         offset = len(header_bytes(tensors))
         for tensor in tensors:
             size = tensor_bytes(tensor.shape, tensor.dtype)
@@ -154,7 +156,7 @@ class Place:
         return f"{self.name} {self.dtype} {list(self.shape)}"
 
 
-def header_bytes(tensors: Sequence[TensorPlan]) -> bytes:
+def header_bytes(tensors: Sequence[Named]) -> bytes:
     """Return the first bytes of a safetensors file of these tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -169,16 +171,16 @@ def header_bytes(tensors: Sequence[TensorPlan]) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded
 
 
-def shard_names(count: int) -> list[str]:
+def shard_names(count: int, stem: str = "model") -> list[str]:
     """Return the file names of `count` shards, as transformers writes them."""
     if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def split_shards(tensors: Sequence[TensorPlan], max_shard_bytes: int) -> list[list[TensorPlan]]:
+def split_shards(tensors: Sequence[Named], max_shard_bytes: float) -> list[list[Named]]:
     """Cut the tensors, in order, into shards of at most `max_shard_bytes` (one tensor may exceed it alone)."""
-    shards: list[list[TensorPlan]] = [[]]
+    shards: list[list[Named]] = [[]]
     filled = 0
     for tensor in tensors:
         size = tensor_bytes(tensor.shape, tensor.dtype)

@@ -15,7 +15,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aim.importance import fingerprint
 from console.errors import CheckpointError, FailureError, UsageError
@@ -25,7 +25,7 @@ from merging.checkpoint import CheckpointRef, open_checkpoint
 from merging.recipe import make_recipe
 from merging.run import merge
 from merging.work import Output
-from tests.tiny import VOCABULARY, fine_tune, make_llama, make_tokenizer, weights
+from tests.tiny import VOCABULARY, fine_tune, make_gpt2, make_llama, train, weights
 
 # names
 
@@ -79,39 +79,6 @@ def merged(models: list[str], out: Path, base: Path | None = None, **flags: Any)
     """Merge quietly; `linear` without a base unless told otherwise."""
     given = {"method": "linear", "models_to_merge": models, "dtype": "float32", **flags}
     return merge(make_recipe(given | ({"base_model": str(base)} if base else {}), {}), Output(out, quiet=True))
-
-
-def train(base: Path, folder: Path, seed: int = 7, **settings: Any) -> None:
-    """Save a LoRA adapter of random weights by PEFT."""
-    torch.manual_seed(seed)
-    chosen = {
-        "r": 4,
-        "lora_alpha": 8,
-        "init_lora_weights": False,
-        "target_modules": ["q_proj", "down_proj"],
-        **settings,
-    }
-    model = peft.get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
-        peft.LoraConfig(task_type="CAUSAL_LM", **chosen),
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "modules_to_save" in name or (parameter.requires_grad and "lora_" not in name):
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.save_pretrained(str(folder))
-
-
-def make_gpt2(folder: Path) -> Path:
-    """Save a tiny GPT-2, whose Conv1D layers are stored (in, out), with biases that are not zero."""
-    torch.manual_seed(3)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=48, n_layer=2, n_head=4))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    model.save_pretrained(folder)
-    make_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

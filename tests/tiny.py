@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 320
 
@@ -91,3 +99,38 @@ def write_texts(file: Path, n: int = 60, words: int = 40, seed: int = 5) -> Path
             ids = torch.randint(3, VOCABULARY, (words,), generator=generator).tolist()
             stream.write(json.dumps({"text": " ".join(f"w{i}" for i in ids)}) + "\n")
     return file
+
+
+def train(base: Path, folder: Path, seed: int = 7, **settings: Any) -> None:
+    """Save a LoRA adapter of random weights by PEFT."""
+    import peft
+
+    torch.manual_seed(seed)
+    chosen = {
+        "r": 4,
+        "lora_alpha": 8,
+        "init_lora_weights": False,
+        "target_modules": ["q_proj", "down_proj"],
+        **settings,
+    }
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        peft.LoraConfig(task_type="CAUSAL_LM", **chosen),
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name or (parameter.requires_grad and "lora_" not in name):
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(str(folder))
+
+
+def make_gpt2(folder: Path) -> Path:
+    """Save a tiny GPT-2, whose Conv1D layers are stored (in, out), with biases that are not zero."""
+    torch.manual_seed(3)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=48, n_layer=2, n_head=4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    model.save_pretrained(folder)
+    make_tokenizer(folder)
+    return folder

@@ -18,19 +18,19 @@ def interpolation_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBl
     """Compute t from the mean cosine between task vectors: of the whole tensor, or of each row (`filter_wise`)."""
     n = len(group.finetuned)
     if not parameters["filter_wise"] or len(group.shape) == 1:
-        whole = _ratio(gram(group, relative=True)[None], n)
+        whole = interpolation(gram(group, relative=True)[None], n)
         return lambda block: {"t": whole.float().to(group.device)}
 
     def rows(block: Block) -> dict[str, Any]:
         tau = (group.model_blocks(block) - group.base_block(block)).double()
         products = torch.einsum("i...d,j...d->...ij", tau, tau)
-        return {"t": _ratio(products, n).float()[..., None]}
+        return {"t": interpolation(products, n).float()[..., None]}
 
     return rows
 
 
-def _ratio(products: Tensor, n: int) -> Tensor:
-    """t = n c / (1 + (n - 1) c) for the mean pairwise cosine c; products (..., n, n) -> (...); 0 at its singularity."""
+def interpolation(products: Tensor, n: int) -> Tensor:
+    """Return t = n c / (1 + (n - 1) c), c the mean pairwise cosine; (..., n, n) -> (...); 0 at its singularity."""
     length = products.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
     pairs = list(itertools.combinations(range(n), 2))
     cosines = [products[..., i, j] / (length[..., i] * length[..., j]).clamp(min=1e-6) for i, j in pairs]

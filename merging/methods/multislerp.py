@@ -16,7 +16,15 @@ from merging.tensors import PerBlock, TensorGroup
 
 
 def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
-    """Compute each model's coefficient from the inner products of the tensors (of the task vectors, with a base).
+    """Compute each model's coefficient from the inner products of the tensors (of the task vectors, with a base)."""
+    if len(group.finetuned) == 1:
+        return lambda block: {"coefficients": [1.0]}
+    found = barycentre(group.name, gram(group, relative=group.base is not None), parameters)
+    return lambda block: {"coefficients": found}
+
+
+def barycentre(name: str, products: Tensor, parameters: Mapping[str, Any]) -> list[float]:
+    """Return the coefficient of each of n vectors from their inner products (n, n) fp64.
 
     u_i = x_i / |x_i|; m = sum w_i u_i normalised; v = sum w_i (u_i - <u_i, m> m); the result is
     (cos|v| m + sin|v| v / |v|) * sum w_i |x_i|. Raises CheckpointError where three or more directions cancel.
@@ -25,24 +33,21 @@ def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlo
     w = torch.tensor(parameters["weights"], dtype=torch.float64)
     if parameters["normalize_weights"]:
         w = w / w.sum()
-    if len(w) == 1:
-        return lambda block: {"coefficients": [1.0]}
-    products = gram(group, relative=group.base is not None)
     lengths = norms(products)
     unit = 1.0 / (lengths + eps)
     mean = w * unit
     size = length(mean, products)
     if size < eps:
         if len(w) > 2 and float(lengths.max()) > eps:
-            raise CheckpointError(f"{group.name}: the models' directions cancel; use other --weights.")
-        return lambda block: {"coefficients": w.tolist()}
+            raise CheckpointError(f"{name}: the models' directions cancel; use other --weights.")
+        return w.tolist()
     mean = mean / size
     dots = (products @ mean) * unit
     tangent = w * unit - float((w * dots).sum()) * mean
     angle = length(tangent, products) + eps
     result = mean * torch.cos(torch.tensor(angle)) + tangent * (torch.sin(torch.tensor(angle)) / angle)
     result = result * float((lengths * w).sum())
-    return lambda block: {"coefficients": result.tolist()}
+    return result.tolist()
 
 
 def multislerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Sequence[float]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,7 @@ def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlo
     t = w_2 / (w_1 + w_2), one half where the weights cancel. Without flattening, each vector along the last axis has an
     angle of its own; with nuslerp_row_wise each vector along the first axis.
     """
-    first, second = parameters["weights"]
-    t = second / (first + second) if abs(first + second) >= 1e-6 else 0.5
+    t = turn(parameters["weights"])
     relative = group.base is not None
 
     def pair(block: Block) -> Tensor:
@@ -29,26 +28,32 @@ def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlo
 
     if parameters["nuslerp_flatten"] or len(group.shape) == 1:
         g = gram(group, relative)
-        whole = _arc(g[0, 0], g[1, 1], g[0, 1], t).to(group.device)
+        whole = arc(g[0, 0], g[1, 1], g[0, 1], t).to(group.device)
         return lambda block: {"coefficients": whole}
     if not parameters["nuslerp_row_wise"]:
 
         def rows(block: Block) -> dict[str, Any]:
             x, y = pair(block)
             xx, yy, xy = ((a * b).sum(-1, keepdim=True) for a, b in ((x, x), (y, y), (x, y)))
-            return {"coefficients": _arc(xx, yy, xy, t)}
+            return {"coefficients": arc(xx, yy, xy, t)}
 
         return rows
     sums = torch.zeros(3, *group.shape[1:], dtype=torch.float64, device=group.device)
     for tile in group.tiles():
         x, y = pair(tile)
         sums += torch.stack([(x * x).sum(0), (y * y).sum(0), (x * y).sum(0)])
-    columns = _arc(sums[0], sums[1], sums[2], t)
+    columns = arc(sums[0], sums[1], sums[2], t)
     return lambda block: {"coefficients": columns}
 
 
-def _arc(xx: Tensor, yy: Tensor, xy: Tensor, t: float) -> Tensor:
-    """Coefficients (2, ...) fp32 from squared norms and the inner product; a line where the pair is collinear."""
+def turn(weights: Sequence[float]) -> float:
+    """Return how far along the arc the second model pulls, in [0, 1] for weights of one sign."""
+    first, second = weights
+    return second / (first + second) if abs(first + second) >= 1e-6 else 0.5
+
+
+def arc(xx: Tensor, yy: Tensor, xy: Tensor, t: float) -> Tensor:
+    """Return coefficients (2, ...) fp32 from squared norms and inner product; a line where the pair is collinear."""
     cosine = (xy / (xx.sqrt().clamp(min=1e-7) * yy.sqrt().clamp(min=1e-7))).clamp(-1, 1)
     straight = 1 - cosine.square() <= 1e-16
     theta = torch.acos(torch.where(straight, 0.0, cosine))
