@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aim.asked import KEYS as AIM_KEYS
 from aim.asked import SEED, Aim, add_aim_flags, aim_of
-from aim.relaxer import parse_omegas
+from aim.omegas import parse_omegas
 from console.cli import Parser, run, say
 from console.errors import UsageError
 from merging.flags import OUTPUT_KEYS, make_parser, take
 from merging.recipe import make_recipe, read_config
 from merging.registry import find_method
-
-if TYPE_CHECKING:
-    from merging.work import Output, Work
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     recipe = make_recipe(flags, config)
     if asked["save_path"] is None and not dry_run:
         parser.error("--save_path is missing: the folder for the merged checkpoint")
-    from merging.run import merge, plan_merge
+    from merging.lora.either import merge, planned, shown
     from merging.work import Output
 
     given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
@@ -56,10 +52,11 @@ def main(argv: Sequence[str]) -> int:
 
         relaxing = relaxing_of(recipe, aim, output)
     if dry_run:
-        return show(plan_merge(recipe, output, relaxing, headers_only=True), output, as_json)
+        print(shown(planned(recipe, output, relaxing, headers_only=True), output, as_json))
+        return 0
     folder = merge(recipe, output, relaxing)
     count = len(recipe.models)
-    say(f"Merged {count} model{'s' if count > 1 else ''} with {recipe.method} into {folder}.", quiet)
+    say(f"Merged {count} {output.save_as}{'s' if count > 1 else ''} with {recipe.method} into {folder}.", quiet)
     return 0
 
 
@@ -76,29 +73,15 @@ def aim_asked(given: dict[str, Any], resume: bool) -> Aim | None:
     return aim_of(given, resume=resume)
 
 
-def show(work: Work, output: Output, as_json: bool) -> int:
-    """Print a plan, after the checks that the run would make."""
-    from merging.describe import as_text, describe
-    from merging.produce import check_output
-    from merging.writer import parse_size
-
-    parse_size(output.max_shard_size)
-    if output.save_path != Path():
-        check_output(work, output)
-    plan = describe(work, output.save_path)
-    print(json.dumps(plan, indent=2) if as_json else as_text(plan))
-    return 0
-
-
 def from_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool) -> int:
     """Repeat what a lock tells of. Raises UsageError for flags that would change it."""
     from aim.repeat import work_of
     from merging.lock import read_lock
-    from merging.produce import produce
+    from merging.lora.either import make, shown
     from merging.work import Output
 
     lock = read_lock(flags.pop("from_lock"))
-    where = {key: flags.pop(key) for key in OUTPUT_KEYS if key in flags}
+    where = {key: flags.pop(key) for key in OUTPUT_KEYS if key in flags and key != "save_as"}
     models, base = flags.pop("models_to_merge", ""), flags.pop("base_model", None)
     if flags:
         raise UsageError(f"--from_lock repeats a recipe as it is; take --{next(iter(flags))} away.")
@@ -108,8 +91,9 @@ def from_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool) 
     output = Output(**given, quiet=quiet, expected=lock)
     work = work_of(lock, output, models.split(",") if models else (), base)
     if dry_run:
-        return show(work, output, as_json)
-    folder = produce(work, output)
+        print(shown(work, output, as_json))
+        return 0
+    folder = make(work, output)
     say(f"{folder} repeats the lock: every tensor has its digest.", quiet)
     return 0
 

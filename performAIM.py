@@ -27,7 +27,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--save_path", required=True, type=user_path, help="folder for the relaxed checkpoint")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the output (default: the merged checkpoint's)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the output (default: the merged model's or adapter's)")
     parser.add_argument(
         "--numerics",
         choices=("float32", "reference"),

@@ -11,7 +11,8 @@ from typing import Any
 from aim.calibration import Calibration
 from aim.flags import add_calibration_flags, calibration_of
 from aim.measure import PLACES, WAYS, Settings
-from aim.relaxer import Rule, check_omegas, parse_omegas
+from aim.omegas import check_omegas, parse_omegas
+from aim.relaxer import Rule
 from console.errors import UsageError
 from console.files import user_path
 from merging.recipe import DTYPES

@@ -171,6 +171,30 @@ class Relaxer:
         s, shape = self._scaled[name], self._shapes[name]
         return along_rows(s, shape, self.importance.axes[source], block.start, block.stop, merged.dim())
 
+    def pulls(self, name: str, axis: int) -> list[Tensor] | None:
+        """Return (1 - omega) s (channels,) fp64 for each omega: how far the task vector of a matrix shrinks by channel.
+
+        axis: where the caller takes the channels to be. None where the tensor is left as merged, one number where it is
+        frozen. Raises CheckpointError where the channels were measured along another axis.
+        """
+        import torch
+
+        from aim.relax import importance
+
+        verdict = self.account[name]
+        if verdict == FROZEN:
+            return [torch.ones(1, dtype=torch.float64)] * len(self.omegas)
+        if verdict != RELAXED:
+            return None
+        measured = self.importance.axes[self._sources[name]] % len(self._shapes[name])
+        if measured != axis:
+            raise CheckpointError(
+                f"Tensor {name}: its inputs run along axis {measured}, and in the adapter along axis {axis}; the "
+                "adapter is for another kind of layer."
+            )
+        s = importance(self.importance.activations[self._sources[name]]).double()
+        return [s * (1.0 - omega) for omega in self.omegas]
+
     def reference(self, name: str, base: Tensor, merged: Tensor) -> list[Tensor]:
         """Return a whole bf16 tensor relaxed with the original's arithmetic, with each omega."""
         from aim.relax import along_rows, relax_reference
@@ -218,29 +242,3 @@ class Relaxer:
 def is_expert(name: str) -> bool:
     """Whether a tensor is one expert's own matrix."""
     return bool(re.search(r"\.experts\.\d+\.", name))
-
-
-def check_omegas(omegas: Sequence[float]) -> None:
-    """Raise UsageError for an omega outside [0, 1], none at all, or one that is given twice."""
-    if not omegas:
-        raise UsageError("--omega needs at least one value in [0, 1].")
-    for omega in omegas:
-        if not 0.0 <= omega <= 1.0:
-            raise UsageError(
-                f"--omega must be in [0, 1] (1 leaves the merge as it is, 0 relaxes most), found {omega:g}."
-            )
-    if len(set(omegas)) < len(omegas):
-        raise UsageError(f"--omega has {', '.join(f'{o:g}' for o in omegas)}: one value is given twice.")
-
-
-def parse_omegas(given: object) -> tuple[float, ...]:
-    """Return the numbers of 0.4, "0.4", "0,0.2,0.4" or a list. Raises UsageError for what is no number in [0, 1]."""
-    parts = given if isinstance(given, (list, tuple)) else str(given).split(",")
-    try:
-        found = tuple(float(part) for part in parts if str(part).strip())
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"--omega must be a number in [0, 1], or several with commas between, found {given!r}."
-        ) from None
-    check_omegas(found)
-    return found

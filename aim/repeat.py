@@ -6,22 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from aim.adapters import plan_adapter_relaxation
 from aim.asked import KEYS as AIM_KEYS
 from aim.asked import aim_of
-from aim.run import plan_relaxation, relaxing_of
+from aim.run import plan_relaxation, relaxing_by, relaxing_of
 from console.errors import UsageError
 from merging.lock import pinned
+from merging.lora.either import Either, planned
 from merging.recipe import make_recipe
-from merging.run import plan_merge
-from merging.work import Output, Work
+from merging.work import Output
 
 
-def work_of(lock: Mapping[str, Any], output: Output, models: Sequence[str] = (), base_model: str | None = None) -> Work:
+def work_of(
+    lock: Mapping[str, Any], output: Output, models: Sequence[str] = (), base_model: str | None = None
+) -> Either:
     """Plan what the lock tells of, from its inputs by their exact names, or from these where they lie elsewhere now.
 
     Raises UsageError for another number of models than the lock's.
     """
     recipe = dict(lock["recipe"])
+    output = replace(output, save_as=recipe.pop("save_as", "model"))
     if "threads" in lock:
         import torch
 
@@ -34,6 +38,8 @@ def work_of(lock: Mapping[str, Any], output: Output, models: Sequence[str] = (),
             raise UsageError(f"The lock relaxes one merged model, {len(models)} given.")
         first = models[0] if models else exact.get(merged, merged)
         second = base_model or exact.get(base, base)
+        if output.save_as == "adapter":
+            return plan_adapter_relaxation(first, second, aim, recipe["dtype"], relaxing_by(aim, output))
         return plan_relaxation(first, second, aim, output, recipe["dtype"])
     given = {key: recipe.pop(key) for key in AIM_KEYS if key in recipe}
     asked = pinned(make_recipe({}, recipe), lock)
@@ -49,4 +55,4 @@ def work_of(lock: Mapping[str, Any], output: Output, models: Sequence[str] = (),
     )
     reference = asked.numerics == "reference"
     relaxing = relaxing_of(asked, aim_of(given, reference=reference), output) if given else None
-    return plan_merge(asked, output, relaxing)
+    return planned(asked, output, relaxing)

@@ -15,10 +15,10 @@ from console.errors import UsageError
 from merging.chat_template import choose_template
 from merging.checkpoint import Checkpoint, open_all
 from merging.layout import Inputs
+from merging.lora.either import Either, make
 from merging.planned import Plan
 from merging.preflight import plan
 from merging.processes import Processes, processes_of_run
-from merging.produce import produce
 from merging.recipe import MergeRecipe
 from merging.registry import Implementation
 from merging.run import copied
@@ -92,20 +92,32 @@ class _Relaxation:
         said = {"omega": omega}
         return Variant(folder, recipe=said, lineage=said, details=lambda: self.details(omega))
 
+    def relaxing(self) -> Relaxing:
+        """Return it as what relaxes task vectors in whatever makes them."""
+        aim = self.aim
+        return Relaxing(aim.as_recipe(), aim.files, aim.kept, self.make, self.variants())
+
 
 def relaxing_of(recipe: MergeRecipe, aim: Aim, output: Output) -> Relaxing:
-    """Return AIM for the loop of a merge. Raises UsageError where the method has no base, or values cannot be."""
-    aim.check()
-    if not recipe.uses_base:
+    """Return AIM for the loop of a merge. Raises UsageError where the method has no base, or values cannot be.
+
+    Adapters have a base by whatever method.
+    """
+    if not recipe.uses_base and output.save_as == "model":
         raise UsageError(f"AIM in one pass needs a method with a base; {recipe.method} has none: use performAIM.py.")
-    relaxation = _Relaxation(aim, output)
-    return Relaxing(aim.as_recipe(), aim.files, aim.kept, relaxation.make, relaxation.variants())
+    return relaxing_by(aim, output)
+
+
+def relaxing_by(aim: Aim, output: Output) -> Relaxing:
+    """Return AIM for whatever relaxes task vectors. Raises UsageError where values cannot be."""
+    aim.check()
+    return _Relaxation(aim, output).relaxing()
 
 
 def perform(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: str | None) -> Path:
-    """Relax a merged checkpoint towards its base and return the folder; several omegas are folders in it.
+    """Relax a merged checkpoint or an adapter towards its base and return the folder; several omegas are folders in it.
 
-    dtype of the output: None keeps the merged checkpoint's. Raises UsageError, CheckpointError, CalibrationError.
+    dtype of the output: None keeps that of what is relaxed. Raises UsageError, CheckpointError, CalibrationError.
     """
     aim.check()
     processes = processes_of_run()
@@ -113,13 +125,19 @@ def perform(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: s
     check_target(output.save_path, output.overwrite, aim.kept)
     parse_size(output.max_shard_size)
     relaxation = _Relaxation(aim, output)
-    work = plan_relaxation(merged_name, base_name, aim, output, dtype, relaxation)
+    work: Either
+    if output.save_as == "adapter":
+        from aim.adapters import plan_adapter_relaxation
+
+        work = plan_adapter_relaxation(merged_name, base_name, aim, dtype, relaxation.relaxing())
+    else:
+        work = plan_relaxation(merged_name, base_name, aim, output, dtype, relaxation)
     if processes.count > 1:  # all of them calibrate, one writes
         assert work.inputs.base is not None
         relaxation.measure(work.inputs.base, processes)
         if not processes.leads:
             return output.save_path
-    return produce(work, output)
+    return make(work, output)
 
 
 def plan_relaxation(
@@ -156,9 +174,7 @@ def plan_relaxation(
 
         device = stream.resolve_device(output.device)
         relaxer = relaxation.make(base, relax_plan)
-        return stream.Job(
-            Implementation(_merged, None, _merged, by_entry=True), device, reference=reference, relaxation=relaxer
-        )
+        return stream.Job(merged_alone(), device, reference=reference, relaxation=relaxer)
 
     notes = [*relax_plan.notes, *copied(relax_plan)]
     if aim.omegas == (1.0,) and not reference:
@@ -203,6 +219,10 @@ def _same_weights(merged: Checkpoint, base: Checkpoint) -> bool:
     )
 
 
+def merged_alone() -> Implementation:
+    """Return the method that gives the merged model as it is: what a relaxation starts from."""
+    return Implementation(_merged, None, _merged, by_entry=True)
+
+
 def _merged(base: Any, finetuned: Any) -> Any:
-    """The merged model as it is: what a relaxation starts from."""
     return finetuned[0]

@@ -49,19 +49,10 @@ def write_card(
     """Write README.md. health: the figures as Markdown, where they were taken."""
     named = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
     parents = [part.repo for ref in named for part in (ref.alone, ref.adapter) if part and part.is_hub_id]
-    front = {
-        **({"license": licences.result} if licences.result else {"license": "other"} if licences.warning else {}),
-        **({"base_model": parents} if parents else {}),
-        "library_name": "transformers",
-        **({"pipeline_tag": pipeline_tag} if pipeline_tag else {}),
-        "tags": list(TAGS),
-    }
-    omega = lineage["omega"]
-    relaxed = f", relaxed by AIM (arXiv:2502.02421) with omega {omega:g}" if omega is not None else ""
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        _front(licences, parents, "transformers", pipeline_tag, TAGS),
         f"# {title}",
-        f"Merged with {lineage['method'] or 'an unknown method'} ({paper}){relaxed}.",
+        f"Merged with {lineage['method'] or 'an unknown method'} ({paper}){_relaxed(lineage, ', relaxed')}.",
         f"Base model: {public_name(lineage['base_model']) if lineage['base_model'] else 'none'}",
         "Merged models:",
         "\n".join(f"- {public_name(model)}" for model in lineage["models"]),
@@ -70,6 +61,54 @@ def write_card(
         *([f"## Health\n\n{health}"] if health else []),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def write_adapter_card(
+    folder: Path,
+    title: str,
+    lineage: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    paper: str,
+    licences: Licences,
+    pipeline_tag: str | None,
+    base: str,
+    remarks: Sequence[str],
+) -> None:
+    """Write README.md of an adapter. base: what its config calls the base; remarks: what its user has to know."""
+    parents = [base] if CheckpointRef(base).is_hub_id else []
+    merged = f"Merged with {lineage['method']} ({paper}){_relaxed(lineage, ', relaxed')}."
+    parts = [
+        _front(licences, parents, "peft", pipeline_tag, ("lora", *TAGS)),
+        f"# {title}",
+        f"A LoRA adapter for {public_name(base)}: `PeftModel.from_pretrained(base, folder)` of PEFT adds it to that model.",
+        merged if lineage["method"] else f"{_relaxed(lineage, 'Relaxed')}.",
+        "Adapters:",
+        "\n".join(f"- {public_name(model)}" for model in lineage["models"]),
+        *remarks,
+        *([licences.warning] if licences.warning else []),
+        f"## Recipe\n\n```yaml\n{yaml.safe_dump(_without_places(recipe), sort_keys=False)}```",
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _front(
+    licences: Licences, parents: Sequence[str], library: str, pipeline_tag: str | None, tags: Sequence[str]
+) -> str:
+    """The front matter, which the hub reads."""
+    front = {
+        **({"license": licences.result} if licences.result else {"license": "other"} if licences.warning else {}),
+        **({"base_model": list(parents)} if parents else {}),
+        "library_name": library,
+        **({"pipeline_tag": pipeline_tag} if pipeline_tag else {}),
+        "tags": list(tags),
+    }
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
+
+
+def _relaxed(lineage: Mapping[str, Any], words: str) -> str:
+    """The words that say that AIM was applied, with its omega; nothing where it was not."""
+    omega = lineage["omega"]
+    return f"{words} by AIM (arXiv:2502.02421) with omega {omega:g}" if omega is not None else ""
 
 
 def public_name(name: str) -> str:

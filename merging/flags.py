@@ -14,10 +14,11 @@ from merging.registry import MergeMethod, all_methods
 
 RUN_KEYS = {
     "save_path": Path, "device": str, "max_shard_size": str, "overwrite": bool, "resume": bool,
-    "allow_nonfinite": bool, "health": bool, "load_check": bool,
+    "allow_nonfinite": bool, "health": bool, "load_check": bool, "save_as": str,
 }  # fmt: skip
 """Keys that flags and a YAML may give besides the recipe's own, and their types."""
 OUTPUT_KEYS = tuple(RUN_KEYS)
+SAVE_AS = ("model", "adapter")
 NAMES = {Path: "path", str: "word", bool: "true or false"}
 EXAMPLE = (
     "example: python merge.py --method ties --base_model BASE --models_to_merge A,B,C --save_path OUT --density 0.2"
@@ -26,6 +27,10 @@ EXAMPLE = (
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags about the output folder; a default of None means that a YAML may say it."""
+    parser.add_argument(
+        "--save_as", choices=SAVE_AS, help="adapter: of adapters (BASE+ADAPTER) make one adapter, where that is exact "
+        "(default: model)",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is in --save_path")
     parser.add_argument(
         "--resume", action="store_true", default=None, help="go on with an interrupted run, to the same bytes"
@@ -115,6 +120,8 @@ def take(key: str, flags: dict[str, Any], config: dict[str, Any]) -> Any:
     from_config = config.pop(key, None)
     value = flags.pop(key, from_config)
     kind = RUN_KEYS[key]
+    if key == "save_as" and value not in (None, *SAVE_AS):
+        raise UsageError(f"save_as must be one of {', '.join(SAVE_AS)}, found {value!r}.")
     if value is None or isinstance(value, kind):
         return value
     if kind is Path and isinstance(value, str):

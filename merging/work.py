@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Output:
     """Where and how the merged checkpoint is written.
 
-    expected: a lock that the result must repeat. health: whether figures per layer are taken; load_check: whether the
-    planned folder is loaded in transformers before it is written.
+    save_as: "model", or "adapter" where adapters make one adapter. expected: a lock that the result must repeat.
+    health: whether figures per layer are taken; load_check: whether the planned folder is loaded in transformers before
+    it is written.
     """
 
     save_path: Path
@@ -33,6 +34,7 @@ class Output:
     allow_nonfinite: bool = False
     health: bool = False
     load_check: bool = True
+    save_as: str = "model"
     expected: Mapping[str, Any] | None = None
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import FailureError, ProjectError
 from console.files import user_path
-from merging.digests import digest_of, tensor_digest
+from merging.digests import tensor_digest
 from merging.headers import header_of
 from merging.lock import LOCK_FILE, read_lock, small_files
 from merging.stored import StoredWeights, TensorInfo
@@ -112,24 +112,16 @@ def chosen(lock: Mapping[str, Any], count: str, pattern: str | None, seed: int) 
 def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list[str]:
     """Return a sentence for each of the tensors that the inputs do not give."""
     from aim.repeat import work_of
-    from merging.lock import check_inputs, check_others, describe_input, files_of
-    from merging.stream import tensor_blocks
+    from merging.lora.either import check_inputs_of, remade
     from merging.work import Output
 
     models = args.models_to_merge.split(",") if args.models_to_merge else ()
     output = Output(args.folder, device=lock["device"], quiet=True)
     work = work_of(lock, output, models, args.base_model)
-    files = {file: digest_of(file) for checkpoint in work.inputs.all for file in files_of(checkpoint)}
-    check_inputs(lock, [describe_input(checkpoint, files) for checkpoint in work.inputs.all])
-    for name, file in work.files.items():
-        if not file.is_file():
-            raise FailureError(f"The {name} file {file} is not there.")
-    check_others(lock, {name: digest_of(file) for name, file in work.files.items()})
-    job = work.make_job()
+    check_inputs_of(work, lock)
     wrong = []
-    planned = {tensor.name: tensor for tensor in work.plan.tensors}
-    for name in names:
-        if tensor_digest(block for (block,) in tensor_blocks(planned[name], job)) != lock["tensors"][name]["sha256"]:
+    for name, blocks in remade(work, names):
+        if tensor_digest(blocks) != lock["tensors"][name]["sha256"]:
             wrong.append(f"Tensor {name} comes out differently from the inputs.")
     return wrong
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,11 +10,12 @@ from subprocess import CompletedProcess
 
 import pytest
 
+import merge as merge_script
 from merging.recipe import make_recipe
 from merging.run import merge
 from merging.work import Output
 from tests.hub_server import Hub, Repo, running_hub
-from tests.tiny import fine_tune, make_llama
+from tests.tiny import fine_tune, make_llama, train
 
 Run = Callable[..., CompletedProcess[str]]
 
@@ -295,3 +297,24 @@ def test_adapter_and_gguf_on_the_hub(hub: Hub, run: Run, opened: Run, models: di
     ):
         done = opened("org/base", name)
         assert (done.returncode, sentence in done.stderr) == (code, True), done.stderr
+
+
+def test_adapters_alone_are_downloaded(
+    hub: Hub, run_script: Run, settings: dict[str, str], models: dict[str, Path], tmp_path: Path
+) -> None:
+    """A merge of adapters into an adapter fetches their weights and of the base's only the headers; the result names
+    the base as the hub does, and has the bytes of a local merge."""
+    for i, name in enumerate("xy"):
+        train(models["base"], tmp_path / name, seed=i)
+        hub.repos[f"org/{name}"] = Repo(tmp_path / name)
+    hub.repos["org/base"] = Repo(models["base"])
+    command = ("merge.py", "--method", "linear", "--save_as", "adapter", "--no-load_check", "--quiet")
+    done = run_script(*command, "--models_to_merge", "org/base+org/x,org/base+org/y", "--save_path", tmp_path / "out",
+                      **settings)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert hub.downloads(".safetensors") == [f"org/{name}/adapter_model.safetensors" for name in "xy"]
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/base"
+    local = ",".join(f"{models['base']}+{tmp_path / name}" for name in "xy")
+    assert merge_script.main([*command[1:], "--models_to_merge", local, "--save_path", str(tmp_path / "local")]) == 0
+    files = [tmp_path / out / "adapter_model.safetensors" for out in ("out", "local")]
+    assert files[0].read_bytes() == files[1].read_bytes()

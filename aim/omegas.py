@@ -1,0 +1,33 @@
+"""The values of omega: one, or several for a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from console.errors import UsageError
+
+
+def check_omegas(omegas: Sequence[float]) -> None:
+    """Raise UsageError for an omega outside [0, 1], none at all, or one that is given twice."""
+    if not omegas:
+        raise UsageError("--omega needs at least one value in [0, 1].")
+    for omega in omegas:
+        if not 0.0 <= omega <= 1.0:
+            raise UsageError(
+                f"--omega must be in [0, 1] (1 leaves the merge as it is, 0 relaxes most), found {omega:g}."
+            )
+    if len(set(omegas)) < len(omegas):
+        raise UsageError(f"--omega has {', '.join(f'{o:g}' for o in omegas)}: one value is given twice.")
+
+
+def parse_omegas(given: object) -> tuple[float, ...]:
+    """Return the numbers of 0.4, "0.4", "0,0.2,0.4" or a list. Raises UsageError for what is no number in [0, 1]."""
+    parts = given if isinstance(given, (list, tuple)) else str(given).split(",")
+    try:
+        found = tuple(float(part) for part in parts if str(part).strip())
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"--omega must be a number in [0, 1], or several with commas between, found {given!r}."
+        ) from None
+    check_omegas(found)
+    return found

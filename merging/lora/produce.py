@@ -1,0 +1,166 @@
+"""Making an adapter that was planned: stage, tensors, config, tokenizer, card, lock, and only then its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from console.cli import say
+from console.errors import CheckpointError, UsageError
+from merging.card import Licences, licences_of, pipeline_tag_of, write_adapter_card
+from merging.chat_template import write_template
+from merging.checks import check_space
+from merging.digests import digest_of
+from merging.lock import FORMAT, check_inputs, check_others, check_tensors, small_files, tensors_of, write_lock
+from merging.lora.check import check_adapter_loads
+from merging.lora.work import AdapterWork, described_base, described_inputs
+from merging.scratch import is_scratch
+from merging.sidefiles import make_configs, versions, write_record
+from merging.stage import Stage, check_target, staged
+from merging.tokenizer import write_tokenizer
+from merging.work import Output, Variant
+from merging.writer import ShardedWriter, parse_size
+
+CONFIG, STEM = "adapter_config.json", "adapter_model"
+
+
+def produce_adapter(work: AdapterWork, output: Output) -> Path:
+    """Write the adapter that was planned, or one for each omega in a folder of its own, and return the folder.
+
+    Raises UsageError, CheckpointError or FailureError; then nothing is at the target that was not there before.
+    """
+    started = time.perf_counter()
+    quiet = output.quiet
+    check_adapter_output(work, output)
+    licences = licences_of(work.inputs.all)
+    for note in (*work.notes, *work.remarks, *([licences.warning] if licences.warning else [])):
+        say(note, quiet)
+    config = make_configs(work.inputs, work.plan.of_model)["config.json"]
+    untried = check_adapter_loads(work.plan, work.settings, config) if output.load_check else None
+    if untried:
+        say(untried, quiet)
+    maker = work.make()
+    parts = [variant.folder for variant in work.variants]
+    with staged(output.save_path, output.overwrite, _key(work), output.resume, quiet, parts) as stages:
+        _write_tensors(work, output, stages, maker)
+        inputs = _inputs(work, output.expected)
+        for variant, stage in zip(work.variants, stages, strict=True):
+            seconds = time.perf_counter() - started
+            _finish(work, output, variant, stage, inputs, licences, pipeline_tag_of(config), seconds)
+        if len(stages) > 1:
+            write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
+    return output.save_path
+
+
+def check_adapter_output(work: AdapterWork, output: Output) -> None:
+    """Refuse an output that cannot be written, or that would touch an input. Raises UsageError, FailureError."""
+    if output.health:
+        raise UsageError("--health looks at whole tensors, which --save_as adapter does not make; take it away.")
+    parse_size(output.max_shard_size)
+    places = [place for checkpoint in work.inputs.all for place in checkpoint.places]
+    kept = [*work.files.values(), *(work.relaxing.kept if work.relaxing else ())]
+    check_target(output.save_path, output.overwrite, [*places, *kept])
+    check_space(output.save_path, work.bytes)
+
+
+def _key(work: AdapterWork) -> str:
+    """What an interrupted run must have in common with the one that goes on with it: all that the bytes depend on."""
+    files = [*(f for checkpoint in work.inputs.all for f in checkpoint.files), *work.files.values()]
+    lasting = [file for file in files if not is_scratch(file) and file.exists()]
+    seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in lasting]
+    results = [(variant.folder, variant.recipe) for variant in work.variants]
+    same = [work.program, work.recipe, results, seen, versions()]
+    return hashlib.sha256(json.dumps(same, default=str).encode()).hexdigest()
+
+
+def _write_tensors(work: AdapterWork, output: Output, stages: Sequence[Stage], maker: Any) -> None:
+    """Write the tensors of all results, each read once."""
+    from merging import stream
+
+    writers = [ShardedWriter(stage.folder, work.plan.tensors, math.inf, stage.journal, STEM) for stage in stages]
+    done = min(writer.done for writer in writers)
+    for writer in writers:
+        writer.rewind(done)
+    job = replace(maker.job, allow_nonfinite=output.allow_nonfinite)
+    stream.run(work.plan, job, writers, output.quiet, work.label, make=lambda entry, *_: maker.blocks(entry))
+    for writer in writers:
+        writer.close()
+
+
+def _inputs(work: AdapterWork, expected: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The part of a lock that tells of the inputs. Raises CheckpointError where they are not the expected lock's."""
+    inputs, base = described_inputs(work), described_base(work)
+    others = {name: digest_of(file) for name, file in work.files.items()}
+    if expected is not None:
+        check_inputs(expected, inputs)
+        check_others(expected, others)
+        check_base(expected, base, work.base.name)
+    return {"inputs": inputs, "base_weights": base, "other_inputs": others}
+
+
+def check_base(lock: Mapping[str, Any], found: Mapping[str, Any], name: str) -> None:
+    """Raise CheckpointError where a base's weights are not those of a lock, as far as an adapter depends on them."""
+    expected = lock["base_weights"]
+    if found["headers"] != expected["headers"]:
+        raise CheckpointError(f"{name}: its tensors have other names, shapes or dtypes than those of the lock's base.")
+    other = next((t for t, digest in expected["tensors"].items() if found["tensors"].get(t) != digest), None)
+    if other:
+        raise CheckpointError(f"{name}: tensor {other} is not that of the lock's base; get the version that it names.")
+
+
+def _finish(
+    work: AdapterWork,
+    output: Output,
+    variant: Variant,
+    stage: Stage,
+    inputs: Mapping[str, Any],
+    licences: Licences,
+    tag: str | None,
+    seconds: float,
+) -> None:
+    """Write everything beside the tensors of one result."""
+    recipe, lineage = {**work.recipe, **variant.recipe}, {**work.lineage, **variant.lineage}
+    (stage.folder / CONFIG).write_text(json.dumps(work.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if work.has_tokenizer:
+        write_tokenizer(work.plan.of_model.vocabulary, work.inputs.all, stage.folder)
+        write_template(work.template, stage.folder)
+    name = output.save_path.name
+    title = name if variant.folder == "." else f"{name} {variant.folder}"
+    base = str(work.settings["base_model_name_or_path"])
+    write_adapter_card(stage.folder, title, lineage, recipe, work.paper, licences, tag, base, work.remarks)
+    tensors = tensors_of(work.plan, stage.journal.entries)
+    if output.expected is not None:
+        check_tensors(output.expected, tensors)
+    lock = {
+        "format": FORMAT,
+        "program": work.program,
+        "recipe": dict(recipe),
+        "sources": dict(work.sources),
+        "device": "cpu",
+        "max_shard_size": output.max_shard_size,
+        "versions": versions(),
+        **inputs,
+        "files": small_files(stage.folder),
+        "tensors": tensors,
+    }
+    write_lock(stage.folder, lock)
+    details = {
+        "recipe": recipe,
+        "sources": dict(work.sources),
+        "inputs": [{"name": c.name, "commit": c.commit} for c in work.inputs.all],
+        "tensors": {
+            "factors": {s.module: s.rank for s in work.plan.sums},
+            "whole": list(work.plan.wholes),
+            "nonfinite": {e["name"]: e["nonfinite"] for e in stage.journal.entries if "nonfinite" in e},
+        },
+        "notes": [*work.notes, *work.remarks],
+        **variant.details(),
+        "seconds": round(seconds, 3),
+    }
+    write_record(stage.folder, lineage, details)
