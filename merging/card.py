@@ -80,7 +80,8 @@ def write_adapter_card(
     parts = [
         _front(licences, parents, "peft", pipeline_tag, ("lora", *TAGS)),
         f"# {title}",
-        f"A LoRA adapter for {public_name(base)}: `PeftModel.from_pretrained(base, folder)` of PEFT adds it to that model.",
+        f"A LoRA adapter for {public_name(base)}: PEFT adds it to that model "
+        "(`PeftModel.from_pretrained(base, folder)`).",
         merged if lineage["method"] else f"{_relaxed(lineage, 'Relaxed')}.",
         "Adapters:",
         "\n".join(f"- {public_name(model)}" for model in lineage["models"]),

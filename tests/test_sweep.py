@@ -11,7 +11,7 @@ import torch
 from aim.asked import Aim, aim_of
 from aim.calibration import Calibration
 from aim.measure import Settings
-from aim.relaxer import parse_omegas
+from aim.omegas import parse_omegas
 from aim.run import perform, relaxing_of
 from console.errors import UsageError
 from merging.recipe import make_recipe
