@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 from aim.blocks import Chat
 from aim.calibration import Calibration, Source
 from aim.text_files import Rows, chosen_field, read
-from console.errors import CalibrationError, ProjectError, UsageError
+from console.errors import DISK_FULL, CalibrationError, ProjectError, UsageError, causes
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIGS = re.compile(r"(?:configs|Available|configurations)(?: in the cache)?: \[?(.*?)\]?(?: (?:Example|Please) .*)?$")
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,9 @@ def _explained(error: BaseException, source: Source) -> ProjectError:
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors as hub
 
-    chain, name = list(_chain(error)), source.name
+    chain, name = list(causes(error)), source.name
     said = " ".join(str(error).split())
-    if any(getattr(e, "errno", None) in FULL for e in chain):
+    if any(getattr(e, "errno", None) in DISK_FULL for e in chain):
         return CalibrationError(f"No space for the calibration set {name}; set HF_HOME to a folder on a larger disk.")
     if lacking := next((e for e in chain if isinstance(e, ImportError)), None):
         return CalibrationError(f"The calibration set {name} needs a package that is not here ({lacking}).")
@@ -147,9 +145,3 @@ def _explained(error: BaseException, source: Source) -> ProjectError:
         "pass a local file with --calibration FILE.jsonl (.json, .parquet, .txt), or an importance file with "
         "--importance."
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

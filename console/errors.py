@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ProjectError(Exception):
@@ -43,3 +46,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     original = {k.lower(): k for k in known}
     match = difflib.get_close_matches(word.lower(), original, n=1, cutoff=0.5)
     return f" Did you mean {original[match[0]]!r}?" if match else ""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from, down to the first one."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

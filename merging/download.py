@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from console.errors import CheckpointError, HeadersUnknownError, ProjectError, UsageError
+from console.errors import DISK_FULL, CheckpointError, HeadersUnknownError, ProjectError, UsageError, causes
 from merging.headers import Layout, header_of, read_headers, united
 from merging.hub import CheckpointRef, Part
 from merging.stored import DTYPES, TensorInfo
@@ -17,7 +16,6 @@ SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md
 NESTED = ["*/*"]
 """Subfolders hold other formats (onnx/, original/) and are never fetched."""
 CONFIGS = ("config.json", "adapter_config.json")
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Unreachable(CheckpointError):
@@ -191,8 +189,8 @@ def explained(error: BaseException, ref: CheckpointRef) -> ProjectError:
 
     if isinstance(error, ProjectError):
         return error
-    chain = list(_chain(error))
-    if any(getattr(e, "errno", None) in FULL or "os error 28" in str(e) for e in chain):
+    chain = list(causes(error))
+    if any(getattr(e, "errno", None) in DISK_FULL or "os error 28" in str(e) for e in chain):
         return _full(str(ref), "the disk is full")
     status = next((e.response.status_code for e in chain if isinstance(e, hub.HfHubHTTPError)), None)
     if status == 401:
@@ -221,12 +219,6 @@ def explained(error: BaseException, ref: CheckpointRef) -> ProjectError:
         f"Model {ref} is not here or not whole in the hub's cache, and the hub cannot be reached ({what}); "
         f"run `{_command(ref)}` where there is internet, or give a local folder."
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _command(ref: CheckpointRef) -> str:
