@@ -1,8 +1,8 @@
 """Fill the generated tables of README.md and REPRODUCTION.md from the committed results.
 
 A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what
-`python scripts/make_tables.py ARGUMENTS` prints. `<!-- memory: FILE -->` holds the runs of scripts/bench_memory.py. A
-test fails where a document differs from its results.
+`python scripts/make_tables.py ARGUMENTS` prints. `<!-- memory: FILE -->` holds the runs of scripts/bench_memory.py,
+`<!-- calibration: FILE -->` those of scripts/bench_calibration.py. A test fails where a document differs from its results.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from console.errors import FailureError
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md")
 MEMORY = re.compile(r"(<!-- memory: (?P<file>.*?) -->\n).*?(<!-- end of memory -->)", re.DOTALL)
+CALIBRATION = re.compile(r"(<!-- calibration: (?P<file>.*?) -->\n).*?(<!-- end of calibration -->)", re.DOTALL)
 TABLES = re.compile(r"(<!-- tables: (?P<arguments>.*?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 
 
@@ -47,8 +48,24 @@ def memory(file: Path) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def calibration(file: Path) -> str:
+    """Return the runs of bench_calibration.py as a table: a row per run and way."""
+    lines = [
+        ["checkpoint", "way", "s", "least to most", "peak anonymous MiB", "mapped from files MiB"],
+        ["---", "---", *["---:"] * 4],
+    ]
+    for entry in json.loads(file.read_text(encoding="utf-8")):
+        what = f"{entry['name']}, {entry['weights_mib']} MiB, {entry['blocks']} x {entry['block_size']} tokens"
+        for way, figures in entry["ways"].items():
+            spread = f"{figures['seconds_least']:.0f} to {figures['seconds_most']:.0f}"
+            memory = [f"{figures[kind]:.0f}" for kind in ("RssAnon", "RssFile")]
+            lines.append([what, way, f"{figures['seconds']:.0f}", spread, *memory])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def filled(text: str) -> str:
     """Return a document with its tables made anew."""
+    text = CALIBRATION.sub(lambda m: f"{m[1]}\n{calibration(ROOT / m['file'])}\n\n{m[3]}", text)
     text = MEMORY.sub(lambda m: f"{m[1]}\n{memory(ROOT / m['file'])}\n\n{m[3]}", text)
     return TABLES.sub(lambda m: f"{m[1]}\n{tables(m['arguments'])}\n{m[3]}", text)
 
