@@ -2,7 +2,8 @@
 
 A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what
 `python scripts/make_tables.py ARGUMENTS` prints. `<!-- memory: FILE -->` holds the runs of scripts/bench_memory.py,
-`<!-- calibration: FILE -->` those of scripts/bench_calibration.py. A test fails where a document differs from its results.
+`<!-- calibration: FILE -->` those of scripts/bench_calibration.py. A test fails where a document differs from its
+results.
 """
 
 from __future__ import annotations
