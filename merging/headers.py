@@ -133,12 +133,15 @@ def header_of(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         _check_layout(header, size - 8 - length)
-        return {
-            name: TensorInfo(tuple(spec["shape"]), DTYPES.get(spec["dtype"], (spec["dtype"], 0))[0], file)
-            for name, spec in header.items()
-        }
+        return {name: _info(spec, file, 8 + length) for name, spec in header.items()}
     except (ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is not a whole safetensors file ({error}); download it again.") from error
+
+
+def _info(spec: Mapping[str, Any], file: Path, data: int) -> TensorInfo:
+    """What a header's entry says, the file's data beginning at byte `data`."""
+    dtype = DTYPES.get(spec["dtype"], (spec["dtype"], 0))[0]
+    return TensorInfo(tuple(spec["shape"]), dtype, file, data + spec["data_offsets"][0])
 
 
 def _check_layout(header: Mapping[str, Any], size: int) -> None:

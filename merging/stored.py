@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import mmap
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,11 +38,15 @@ PACKED_DTYPES = ("F8", "F6", "F4", "U32", "float8", "float4", "uint32")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of a tensor; dtype is torch's name ("bfloat16")."""
+    """What a header says of a tensor; dtype is torch's name ("bfloat16").
+
+    offset: where its bytes begin in a safetensors file that is here; None elsewhere.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     file: Path
+    offset: int | None = None
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
@@ -79,28 +86,56 @@ class StoredWeights:
 
     def rows(self, name: str) -> Tensor:
         """Return the tensor as stored, memory-mapped, on the CPU. Raises CheckpointError where it cannot be read."""
-        file = self.tensors[name].file
+        info = self.tensors[name]
+        file = info.file
         if not file.exists():
             raise CheckpointError(f"Tensor {name} cannot be read: {file} is not there (only headers were fetched).")
         try:
-            if file.suffix == ".safetensors":
-                return self._safetensors(file).get_tensor(name)
             if file not in self._open:
-                self._open[file] = load_pickled(file)
-            return self._open[file][name]
+                self._open[file] = map_file(file) if file.suffix == ".safetensors" else load_pickled(file)
+            opened = self._open[file]
+            return opened[name] if isinstance(opened, dict) else tensor_in(opened, info)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{file}: tensor {name} cannot be read ({error}).") from error
-
-    def _safetensors(self, file: Path) -> Any:
-        if file not in self._open:
-            from safetensors import safe_open
-
-            self._open[file] = safe_open(str(file), framework="pt")
-        return self._open[file]
 
     def close(self) -> None:
         """Let go of the memory maps."""
         self._open.clear()
+
+
+def map_file(file: Path) -> mmap.mmap:
+    """Map a file into memory, to be read only.
+
+    safetensors' own library maps it to be written too, without effect on the file; the system then refuses a file that
+    is larger than its memory.
+    """
+    with file.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def tensor_in(mapped: mmap.mmap, info: TensorInfo) -> Tensor:
+    """Return a tensor of a mapped safetensors file, whose bytes are the file's: it must not be written to.
+
+    Raises ValueError where the file ends before it.
+    """
+    import torch
+
+    dtype, count = getattr(torch, info.dtype), math.prod(info.shape)
+    if count == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    assert info.offset is not None
+    _have_warned()
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=info.offset).reshape(info.shape)
+
+
+@cache
+def _have_warned() -> None:
+    """Let torch warn, unheard, of bytes that cannot be written to: it does so once."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.frombuffer(b"\0", dtype=torch.uint8)
 
 
 def load_pickled(file: Path) -> dict[str, Tensor]:
