@@ -169,3 +169,30 @@ def test_flags_yaml_and_lock_say_the_same(family, tmp_path: Path) -> None:
     assert aim_of({**recipe, "omega": [0.1, 0.3]}) == asked
     assert set(recipe) == set(given) - {"omega"}
     assert aim_of({"omega": 0.4}).as_recipe() == {}
+
+
+def test_plot_of_a_sweep(family, settings: Settings, tmp_path: Path, run_script) -> None:
+    """scripts/plot_sweep.py tells how much of each layer's task vector every omega leaves: all of it at 1, its own norm
+    over the merge's elsewhere, computed here from the weights; outputs of two merges, or none, are refused."""
+    both = (str(family["a"]), str(family["base"]))
+    out = perform(*both, Aim((0.2, 1.0), settings), Output(tmp_path / "sweep", quiet=True, health=True), None)
+    done = run_script("scripts/plot_sweep.py", out, "--out", tmp_path / "plot.png")
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| model.layers.0 "))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    base, merged, relaxed = weights(family["base"]), weights(family["a"]), weights(out / "omega-0.2")
+    norms = [
+        sum(float((w[n].double() - base[n].double()).square().sum()) for n in base if ".layers.0." in n) ** 0.5
+        for w in (merged, relaxed)
+    ]
+    assert float(cells[1]) == pytest.approx(norms[0], rel=1e-3)
+    assert float(cells[2].removesuffix(" %")) == pytest.approx(100 * norms[1] / norms[0], abs=0.2)
+    assert cells[3] == "100.0 %"
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    other = perform(
+        str(family["b"]), both[1], Aim((0.5,), settings), Output(tmp_path / "b", quiet=True, health=True), None
+    )
+    for folders, sentence in (((out / "omega-1", other), "is of another merge"), ((tmp_path,), "has no run_record")):
+        done = run_script("scripts/plot_sweep.py", *folders)
+        assert done.returncode != 0
+        assert sentence in done.stderr

@@ -1,0 +1,117 @@
+"""Plot how far each omega of a sweep stays from the base, layer by layer, and print it as a table.
+
+Reads the run records of OUT/omega-* (or of several outputs of one merge), made with `--health`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from console.cli import Parser, add_output_flags, run, say
+from console.errors import UsageError
+from console.figures import COLOURS, MARKERS, in_style, write_figure
+from console.files import read_json, user_path
+from console.tables import markdown
+from merging.stage import RECORD
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Sweep = Mapping[float, Sequence[Mapping[str, Any]]]
+"""{omega: the rows of its health figures, one for each layer}."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read, print, plot."""
+    parser = Parser(prog="scripts/plot_sweep.py", description=__doc__)
+    parser.add_argument("outputs", nargs="+", type=user_path, metavar="OUT", help="a sweep's folder, or single outputs")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="a .png or .svg file for the plot")
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
+    if args.out is not None and args.out.suffix not in (".png", ".svg"):
+        raise UsageError(f"--out must end in .png or .svg, found {args.out}.")
+    sweep = read_sweep(args.outputs)
+    print(table(sweep))
+    if args.out is not None:
+        write_figure(plot(sweep), args.out)
+        say(f"Plot written to {args.out}.", args.quiet)
+    return 0
+
+
+def read_sweep(outputs: Sequence[Path]) -> Sweep:
+    """Return the figures of every omega, in order. Raises UsageError for outputs without them, or of several merges."""
+    folders = [found for out in outputs for found in (sorted(out.glob("omega-*")) or [out])]
+    sweep: dict[float, Sequence[Mapping[str, Any]]] = {}
+    origin = None
+    for folder in folders:
+        record = read_json(folder / RECORD, f"{folder} is no output of merge.py or performAIM.py: it has no {RECORD}.")
+        omega, rows = record["lineage"]["omega"], record.get("health")
+        if omega is None or not rows:
+            raise UsageError(f"{folder} has no figures per layer of an omega; make it with --omega and --health.")
+        of = ({**record["lineage"], "omega": None}, record["inputs"])
+        origin = origin or of
+        if of != origin:
+            raise UsageError(f"{folder} is of another merge than {folders[0]}; a plot shows one.")
+        if omega in sweep:
+            raise UsageError(f"{folder} has omega {omega:g}, which is there already.")
+        sweep[omega] = rows
+    return dict(sorted(sweep.items()))
+
+
+def table(sweep: Sweep) -> str:
+    """Return a row per layer: the norm of the merge's task vector, and for each omega how much of it is left."""
+    first = next(iter(sweep.values()))
+    rows = []
+    for i, row in enumerate(first):
+        whole = merged_norm(row)
+        left = [rows_of[i]["merged"] / whole if whole else None for rows_of in sweep.values()]
+        rows.append([row["layer"], f"{whole:.4g}", *("-" if part is None else f"{100 * part:.1f} %" for part in left)])
+    heads = ["layer", "norm of the merge", *(f"omega {omega:g}" for omega in sweep)]
+    return markdown(heads, rows)
+
+
+def merged_norm(row: Mapping[str, Any]) -> float:
+    """The norm of the merged task vector before it was relaxed: performAIM.py's one model is the merge."""
+    if len(row["norms"]) != 1:
+        raise UsageError("A plot of a sweep needs the outputs of performAIM.py, whose one model is the merge.")
+    return row["norms"][0]
+
+
+def plot(sweep: Sweep) -> Figure:
+    """Draw the norm that is left of each layer's task vector, and its part of the merge's, a line for each omega."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    first = next(iter(sweep.values()))
+    layers = [i for i, row in enumerate(first) if row["layer"].rpartition(".")[2].isdigit()]
+    numbers = [int(first[i]["layer"].rpartition(".")[2]) for i in layers]
+    with in_style():
+        figure = Figure(figsize=(7.2, 2.9), dpi=200, layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for number, (omega, rows) in enumerate(sweep.items()):
+            look: dict[str, Any] = {
+                "color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 2.5, "lw": 1.0,
+                "label": f"ω = {omega:g}",
+            }  # fmt: skip
+            norms = [rows[i]["merged"] for i in layers]
+            whole = [merged_norm(rows[i]) for i in layers]
+            left.plot(numbers, norms, **look)
+            right.plot(numbers, [100 * n / w if w else float("nan") for n, w in zip(norms, whole, strict=True)], **look)
+        left.set(xlabel="layer", ylabel="‖θ − θ₀‖", title="distance from the base")
+        right.set(xlabel="layer", ylabel="% of the merge's", title="what is left of the merge's task vector")
+        for ax in (left, right):
+            ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        left.set_ylim(bottom=0)
+        right.set_ylim(0, 103)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(sweep), fontsize=7)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
