@@ -20,8 +20,8 @@ from merging.lora.work import AdapterWork
 from merging.preflight import plan
 from merging.settings import Section, Setting
 from merging.sidefiles import read_lineage
+from merging.token_ids import token_ids
 from merging.tokenizer import choose_vocabulary
-from merging.vocabulary import token_ids
 from merging.work import Relaxing
 
 

@@ -13,7 +13,7 @@ from aim.binding import Binding, bindings
 from aim.watch import output_head
 from console.errors import CalibrationError
 from merging.checkpoint import Checkpoint
-from merging.load_check import quiet_transformers
+from merging.silence import quiet_transformers
 from merging.stored import tensor_bytes
 
 EAGER = "eager"

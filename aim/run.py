@@ -25,8 +25,8 @@ from merging.run import copied
 from merging.settings import Section
 from merging.sidefiles import read_lineage
 from merging.stage import check_target
+from merging.token_ids import read_tokenizers, token_ids
 from merging.tokenizer import choose_vocabulary
-from merging.vocabulary import token_ids
 from merging.work import Output, Relaxing, Variant, Work
 from merging.writer import parse_size
 
@@ -162,6 +162,7 @@ def plan_relaxation(
     if lineage["base_model"] is None:
         lineage = {**lineage, "base_model": base.ref.full_name}
     inputs = Inputs(merged, (merged,), base)
+    read_tokenizers([merged.folder, base.folder])
     owner = merged if token_ids(merged.folder) is not None else base
     vocabulary = choose_vocabulary("base", owner, [])
     reference = aim.settings.reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from merging.checks import free_space
 from merging.planned import Plan
 from merging.registry import MergeMethod, find_method
 from merging.stored import tensor_bytes
+from merging.token_ids import token_ids
 from merging.tokenizer import embedding_rows
-from merging.vocabulary import token_ids
 from merging.work import Work
 
 INTERPRETER = 400 << 20
@@ -24,8 +24,8 @@ BLOCK = 4 << 20
 """Bytes of a block in fp32 (merging.tensors.BLOCK_ELEMENTS of them)."""
 
 
-def describe(work: Work, save_path: Path | None) -> dict[str, Any]:
-    """Return the plan as data for JSON."""
+def describe(work: Work, save_path: Path | None, remarks: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the plan as data for JSON. remarks: what is to be said besides the notes of the work."""
     plan, inputs = work.plan, work.inputs
     merged = [tensor for tensor in plan.tensors if tensor.is_merged]
     licences = licences_of(inputs.all)
@@ -55,7 +55,7 @@ def describe(work: Work, save_path: Path | None) -> dict[str, Any]:
         "bytes_to_write": work.bytes,
         "bytes_free": free_space(save_path or Path()),
         "peak_memory_bytes": peak_memory(plan, find_method(method) if method else None),
-        "notes": [*work.notes, *([licences.warning] if licences.warning else [])],
+        "notes": [*work.notes, *remarks, *([licences.warning] if licences.warning else [])],
     }
 
 

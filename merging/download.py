@@ -12,7 +12,7 @@ from merging.headers import Layout, header_of, read_headers, united
 from merging.hub import CheckpointRef, Part
 from merging.stored import DTYPES, TensorInfo
 
-SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md"]
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm", "bpe.codes", "README.md"]
 NESTED = ["*/*"]
 """Subfolders hold other formats (onnx/, original/) and are never fetched."""
 CONFIGS = ("config.json", "adapter_config.json")

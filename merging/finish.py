@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merging.card import Licences, pipeline_tag_of, write_card
-from merging.chat_template import write_template
 from merging.health import as_markdown, by_layer
 from merging.lock import (
     FORMAT,
@@ -20,9 +19,9 @@ from merging.lock import (
     write_lock,
 )
 from merging.mergekit_writer import write_mergekit
-from merging.sidefiles import versions, write_configs, write_record
+from merging.prepared import Prepared
+from merging.sidefiles import versions, write_record
 from merging.stage import Stage
-from merging.tokenizer import write_tokenizer
 from merging.work import Output, Variant, Work
 
 if TYPE_CHECKING:
@@ -32,10 +31,8 @@ if TYPE_CHECKING:
 class Finisher:
     """Finishes the results of a work whose weights are written, each in its stage."""
 
-    def __init__(
-        self, work: Work, output: Output, job: Job, configs: Mapping[str, Mapping[str, Any]], licences: Licences
-    ) -> None:
-        self.work, self.output, self.job, self.configs, self.licences = work, output, job, configs, licences
+    def __init__(self, work: Work, output: Output, job: Job, small: Prepared, licences: Licences) -> None:
+        self.work, self.output, self.job, self.small, self.licences = work, output, job, small, licences
         self.said: list[str] = []
         self.tables: list[str] = []
 
@@ -53,7 +50,7 @@ class Finisher:
         self.tables += [table] if table else []
         name = self.output.save_path.name
         title = name if variant.folder == "." else f"{name} {variant.folder}"
-        tag = pipeline_tag_of(self.configs["config.json"])
+        tag = pipeline_tag_of(self.small.configs["config.json"])
         write_card(stage.folder, title, lineage, recipe, work.paper, self.licences, tag, table)
         write_lock(stage.folder, self._lock(recipe, stage, digests))
         details = {
@@ -69,13 +66,9 @@ class Finisher:
 
     def _write_configs(self, stage: Stage) -> None:
         """Write tokenizer and configs."""
-        work, vocabulary = self.work, self.work.plan.vocabulary
-        if not write_tokenizer(vocabulary, work.inputs.all, stage.folder):
-            self.said.append(f"{vocabulary.name} has no tokenizer files; the result has none.")
-        write_template(work.template, stage.folder)
-        write_configs(stage.folder, self.configs)
-        if work.mergekit is not None:
-            write_mergekit(stage.folder, *work.mergekit)
+        self.small.copy_to(stage.folder)
+        if self.work.mergekit is not None:
+            write_mergekit(stage.folder, *self.work.mergekit)
         for entry in stage.journal.entries:
             if "nonfinite" in entry:
                 self.said.append(f"Tensor {entry['name']}: not finite in {entry['nonfinite']} places.")

@@ -73,6 +73,9 @@ def make_parser(method: MergeMethod | None) -> Parser:
         "--tokenizer", metavar="base|union|MODEL", help="whose vocabulary the result has, by token (default: base)"
     )
     parser.add_argument(
+        "--pad_to_multiple_of", type=int, metavar="N", help="round the vocabulary's rows up to a multiple of N"
+    )
+    parser.add_argument(
         "--chat_template",
         metavar="base|auto|MODEL|JINJA",
         help="the base's chat template, the commonest, a model's, or one written out (default: base)",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from console.errors import CheckpointError, FailureError
 from console.files import read_json
 from merging.scratch import scratch_folder
+from merging.silence import quiet_transformers
 from merging.stored import TensorInfo
 
 if TYPE_CHECKING:
@@ -166,15 +166,5 @@ def _first_line(error: Exception) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the libraries' remarks on what a GGUF file leaves to defaults, or bars where none can be drawn."""
-    from transformers.utils import logging as library
-
-    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity(logging.ERROR)
-    library.disable_progress_bar()
-    try:
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        library.set_verbosity(level)
-        if bars:
-            library.enable_progress_bar()
+    with quiet_transformers(), nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        yield

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from console.errors import CheckpointError
 from merging.planned import Plan
-from merging.sidefiles import write_configs
+from merging.result_config import write_configs
+from merging.silence import quiet_transformers
 from merging.writer import header_bytes
 
 
@@ -54,19 +53,3 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
         if surplus
         else None
     )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from printing bars and remarks."""
-    from transformers.utils import logging as talk
-
-    bars, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
-    talk.disable_progress_bar()
-    talk.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        talk.set_verbosity(level)
-        if bars:
-            talk.enable_progress_bar()

@@ -104,7 +104,7 @@ def _general(flags: Mapping[str, Any], config: Mapping[str, Any], groups: Sequen
     if config.get("tokenizer_source") is not None:
         given["tokenizer"] = model_name(config["tokenizer_source"], "tokenizer_source")
     elif config.get("tokenizer") is not None:
-        given["tokenizer"] = _tokenizer(config["tokenizer"])
+        given |= _tokenizer(config["tokenizer"])
     bases = [(f"{group.where}.base_model", group.base) for group in groups if group.base is not None]
     if config.get("base_model") is not None:
         given["base_model"] = model_name(config["base_model"], "base_model")
@@ -124,16 +124,16 @@ def _dtype(value: Any, key: str) -> str:
     return name
 
 
-def _tokenizer(value: Any) -> str:
-    """mergekit's `tokenizer`: whose vocabulary, which is the union of all where it does not say."""
+def _tokenizer(value: Any) -> dict[str, Any]:
+    """mergekit's `tokenizer`: whose vocabulary, which is the union of all where it does not say, and its padding."""
     if isinstance(value, str):
-        return value
+        return {"tokenizer": value}
     content = as_mapping(value, "tokenizer")
     check_keys(content, ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
-    for key in ("tokens", "pad_to_multiple_of"):
-        if content.get(key):
-            raise UsageError(f"tokenizer.{key} is not supported; take it out (`source` is base, union or a model).")
-    return model_name(content.get("source", "union"), "tokenizer.source")
+    if content.get("tokens"):
+        raise UsageError("tokenizer.tokens is not supported; take it out (`source` is base, union or a model).")
+    source = model_name(content.get("source", "union"), "tokenizer.source")
+    return {"tokenizer": source, "pad_to_multiple_of": content.get("pad_to_multiple_of")}
 
 
 def _with_base(group: Group, method: MergeMethod, base: str) -> Group:

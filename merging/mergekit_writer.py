@@ -32,8 +32,8 @@ def as_mergekit(recipe: MergeRecipe) -> tuple[dict[str, Any], list[str]]:
     document["dtype"] = compute
     if recipe.dtype != compute:
         document["out_dtype"] = recipe.dtype
-    if recipe.tokenizer != "base":
-        document["tokenizer_source"] = recipe.tokenizer
+    if recipe.tokenizer != "base" or recipe.pad_to_multiple_of:
+        document |= _tokenizer(recipe)
     if _template_of_mergekit(recipe):
         document["chat_template"] = recipe.chat_template
     return document, list(_inexpressible(recipe, method, base))
@@ -45,11 +45,18 @@ def lossless(recipe: MergeRecipe) -> dict[str, Any]:
     return {
         **_document(recipe, method, _Words(method, strict=False), recipe.base_model),
         "dtype": recipe.dtype,
-        "tokenizer_source": recipe.tokenizer,
+        **_tokenizer(recipe),
         "chat_template": recipe.chat_template,
         "numerics": recipe.numerics,
         "seed": recipe.seed,
     }
+
+
+def _tokenizer(recipe: MergeRecipe) -> dict[str, Any]:
+    """Whose vocabulary, and what its rows are rounded up to."""
+    if recipe.pad_to_multiple_of is None:
+        return {"tokenizer_source": recipe.tokenizer}
+    return {"tokenizer": {"source": recipe.tokenizer, "pad_to_multiple_of": recipe.pad_to_multiple_of}}
 
 
 def to_text(document: Mapping[str, Any]) -> str:

@@ -79,8 +79,8 @@ class TensorPlan:
 class Plan:
     """Every output tensor, in the donor's order, and what is to be said of the inputs.
 
-    tied: whether the result's output head is its input embedding; layer_origin: for a result made of slices, the layer
-    of the first source that each layer comes from.
+    tied: whether the result's output head is its input embedding; layer_origins: for each stack that is made of slices,
+    the layer of the first source that each of its layers comes from.
     """
 
     tensors: tuple[TensorPlan, ...]
@@ -88,7 +88,7 @@ class Plan:
     tied: bool
     notes: tuple[str, ...]
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    layer_origin: tuple[int, ...] | None = None
+    layer_origins: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from console.errors import CheckpointError
@@ -36,6 +36,12 @@ def plan(inputs: Inputs, sections: Sequence[Section], dtype: str | None, vocabul
     builder.refuse()
     if vocabulary.added:
         builder.notes.append(f"Vocabulary: {listed(vocabulary.added)} added to {inputs.donor.name}'s.")
+    ends = {t.shape[0] for t in tensors if t and is_vocabulary_tensor(t.own.name, t.own.checkpoint)}
+    if vocabulary.multiple > 1 and ends:
+        builder.notes.append(
+            f"Vocabulary: {' and '.join(map(str, sorted(ends)))} rows, a multiple of {vocabulary.multiple}; those that "
+            "no model has are the mean of the others."
+        )
     if vocabulary.rowless:
         builder.notes.append(f"Tokenizer: {listed(vocabulary.rowless)} without a row left out of the result's.")
     return Plan(
@@ -44,17 +50,17 @@ def plan(inputs: Inputs, sections: Sequence[Section], dtype: str | None, vocabul
         tied=builder.heads.tied,
         notes=tuple(dict.fromkeys((*builder.heads.notes, *builder.notes))),
         left_out=builder.left_out,
-        layer_origin=_layer_origin(slots) if sliced else None,
+        layer_origins=_layer_origins(slots),
     )
 
 
-def _layer_origin(slots: Sequence[Slot]) -> tuple[int, ...]:
-    origin: dict[int, int] = {}
+def _layer_origins(slots: Sequence[Slot]) -> dict[str, tuple[int, ...]]:
+    origins: defaultdict[str, dict[int, int]] = defaultdict(dict)
     for slot in slots:
         new, old = layer_of(slot.name), layer_of(slot.own[1])
         if new and old and slot.section is not None and slot.section.layers is not None:
-            origin[new[1]] = old[1]
-    return tuple(origin[i] for i in sorted(origin))
+            origins[new[0]][new[1]] = old[1]
+    return {stack: tuple(origin[i] for i in sorted(origin)) for stack, origin in origins.items()}
 
 
 class _Builder:

@@ -18,8 +18,9 @@ from merging.digests import InputDigests
 from merging.finish import Finisher
 from merging.load_check import check_loads
 from merging.lock import files_of
+from merging.prepared import Prepared, prepared
 from merging.scratch import is_scratch
-from merging.sidefiles import make_configs, versions, write_record
+from merging.sidefiles import versions, write_record
 from merging.stage import Stage, check_target, staged
 from merging.work import Output, Work
 from merging.writer import ShardedWriter, parse_size
@@ -33,18 +34,23 @@ def produce(work: Work, output: Output) -> Path:
 
     Raises UsageError, CheckpointError or FailureError; then nothing is at the target that was not there before.
     """
+    check_output(work, output)
+    with prepared(work.inputs, work.plan, work.template) as small:
+        return _make(work, output, small)
+
+
+def _make(work: Work, output: Output, small: Prepared) -> Path:
+    """Make the rest: all but the tokenizer and the configs, which are made and tried already."""
     started = time.perf_counter()
     inputs, quiet = work.inputs, output.quiet
-    check_output(work, output)
     licences = licences_of(inputs.all)
-    for note in (*work.notes, *([licences.warning] if licences.warning else [])):
+    for note in (*work.notes, *small.notes, *([licences.warning] if licences.warning else [])):
         say(note, quiet)
-    job = _with_output(work.make_job(), output)
-    files = [*(file for checkpoint in inputs.all for file in files_of(checkpoint)), *work.files.values()]
-    configs = make_configs(inputs, work.plan)
-    unloaded = check_loads(work.plan, configs, inputs.donor.tensors) if output.load_check else None
+    unloaded = check_loads(work.plan, small.configs, inputs.donor.tensors) if output.load_check else None
     if unloaded:
         say(unloaded, quiet)
+    job = _with_output(work.make_job(), output)
+    files = [*(file for checkpoint in inputs.all for file in files_of(checkpoint)), *work.files.values()]
     parts = [variant.folder for variant in work.variants]
     key = _key(work, files, output, job)
     with (
@@ -52,7 +58,7 @@ def produce(work: Work, output: Output) -> Path:
         InputDigests(files) as digests,
     ):
         _stream(work, output, stages, job)
-        finisher = Finisher(work, output, job, configs, licences)
+        finisher = Finisher(work, output, job, small, licences)
         for variant, stage in zip(work.variants, stages, strict=True):
             finisher.finish(variant, stage, digests.all(), time.perf_counter() - started)
         if len(stages) > 1:

@@ -48,6 +48,7 @@ class MergeRecipe:
     numerics: str = "float32"
     seed: int = 42
     tokenizer: str = "base"
+    pad_to_multiple_of: int | None = None
     chat_template: str = "base"
     notes: tuple[str, ...] = field(default=(), compare=False)
     dtype_given: bool = field(default=True, compare=False)
@@ -90,6 +91,7 @@ class MergeRecipe:
             "numerics": self.numerics,
             "seed": self.seed,
             "tokenizer": self.tokenizer,
+            **({"pad_to_multiple_of": self.pad_to_multiple_of} if self.pad_to_multiple_of else {}),
             "chat_template": self.chat_template,
         }
 
@@ -141,6 +143,7 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
         numerics=_one_of("numerics", given.get("numerics", "float32"), ("float32", "reference")),
         seed=_seed(given.get("seed", 42)),
         tokenizer=_tokenizer(given.get("tokenizer", "base")),
+        pad_to_multiple_of=_multiple(given.get("pad_to_multiple_of")),
         chat_template=_template(given.get("chat_template", "base"), (*draft.models, *([str(base)] if base else []))),
         notes=draft.notes,
         dtype_given="dtype" in given,
@@ -218,6 +221,12 @@ def _tokenizer(value: Any) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     raise UsageError(f"tokenizer must be base, union or a model's name, found {value!r}.")
+
+
+def _multiple(value: Any) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise UsageError(f"pad_to_multiple_of must be a whole number from 1, found {value!r}.")
 
 
 def _template(value: Any, models: tuple[str, ...]) -> str:

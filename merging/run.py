@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ def plan_merge(
     files = dict(relaxing.files) if relaxing else {}
     if foreign := foreign_tokenizer(folder, inputs):
         files |= foreign
-        asked["tokenizer" if "tokenizer" in asked else "tokenizer_source"] = lasting_name(recipe.tokenizer)
+        asked = replace(recipe, tokenizer=lasting_name(recipe.tokenizer)).as_yaml_dict()
     if relaxing:
         asked |= relaxing.recipe
     return Work(
@@ -128,7 +129,8 @@ def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint]) -> tuple[Inputs,
     base = donor if recipe.uses_base else None
     check_distinct(base, models)
     inputs = Inputs(donor, tuple(models), base)
-    vocabulary = choose_vocabulary(recipe.tokenizer, donor, [c for c in inputs.all if c is not donor])
+    others = [checkpoint for checkpoint in inputs.all if checkpoint is not donor]
+    vocabulary = choose_vocabulary(recipe.tokenizer, donor, others, recipe.pad_to_multiple_of)
     merge_plan = plan(inputs, recipe.sections, recipe.dtype, vocabulary)
     for tensor in merge_plan.tensors:
         if tensor.is_merged:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from merging.tokenizer_files import VOCABULARIES, tokenizer_files
+from merging.tokenizer_files import tokenizer_files, vocabulary_files
 
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
 
@@ -32,9 +32,9 @@ def overlay(below: Path, above: Path) -> Path:
 
     For an adapter that was trained with more tokens, or with another chat template, than its base has.
     """
-    theirs = tokenizer_files(above)
-    if not any(file.name in VOCABULARIES for file in theirs):
+    if not vocabulary_files(above, settings=False):
         return below
+    theirs = tokenizer_files(above)
     kept = [below / name for name in CONFIGS if (below / name).is_file()]
     folder = scratch_folder()
     for name, file in {file.name: file for file in (*kept, *theirs)}.items():

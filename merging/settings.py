@@ -11,7 +11,8 @@ from console.errors import UsageError
 DTYPES = ("bfloat16", "float16", "float32")
 """What the floating-point tensors of a result may be."""
 SETTINGS = (
-    "method", "base_model", "models_to_merge", "dtype", "numerics", "seed", "tokenizer", "chat_template",
+    "method", "base_model", "models_to_merge", "dtype", "numerics", "seed", "tokenizer", "pad_to_multiple_of",
+    "chat_template",
 )  # fmt: skip
 """Keys of a recipe besides the method's own parameters; each is a flag of the same name."""
 Rule = tuple[str | None, tuple[Any, ...]]

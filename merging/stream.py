@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from console.errors import CheckpointError, UsageError
+from merging.mean_row import mean_row
 from merging.planned import Listing, Plan, Source, TensorPlan
 from merging.registry import Implementation, accepted
 from merging.rows import Rows
@@ -207,7 +208,7 @@ def _rows(source: Source, tensor: TensorPlan) -> Rows:
 def _fill(tensor: TensorPlan, wanted: Tensor) -> Tensor:
     """Rows that a model lacks, fp32: the base's, else the donor's, else the mean of the models that have them.
 
-    A model without a token then has no part in it. Rows that nobody has are zero.
+    A model without a token then has no part in it. Rows that nobody has are the mean of the base's (the donor's).
     """
     rows = torch.zeros(len(wanted), *tensor.shape[1:])
     lacking = torch.ones(len(wanted), dtype=torch.bool)
@@ -220,6 +221,9 @@ def _fill(tensor: TensorPlan, wanted: Tensor) -> Tensor:
         found = lacking & _has(source, wanted)
         rows[found] += _take(source, wanted[found])
         count += found
+    nobody = lacking & (count == 0)
+    if bool(nobody.any()):
+        rows[nobody] = mean_row(tensor.base or tensor.own)
     return rows / count.clamp(min=1).reshape(-1, *[1] * (rows.dim() - 1))
 
 

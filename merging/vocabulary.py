@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.names import role_of
-from merging.tokenizer_files import SLOW_VOCABULARIES
+from merging.token_ids import read_tokenizer, token_ids, tokenizer_digest
 
 if TYPE_CHECKING:
     import torch
@@ -22,18 +20,14 @@ if TYPE_CHECKING:
     from merging.rows import Rows
 
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-                  "additional_special_tokens", "extra_special_tokens")  # fmt: skip
-"""Settings of a tokenizer that name special tokens, in the order that transformers adds them in."""
-
-
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The vocabulary of the result: which token has which row, and whose tokenizer it is.
 
-    tokens: None where nobody has a tokenizer, rows then match by number alone. `given_rows`: the number of rows where
-    another model's tokenizer decides it; else the donor's, at least `least_rows`. `added`: tokens that the donor lacks.
-    `rowless`: tokens that the chosen tokenizer lists without having a row for them; the result's does not list them.
+    tokens: None where there is no tokenizer that transformers reads, rows then match by number alone. `given_rows`: the
+    number of rows where another model's tokenizer decides it; else the donor's, at least `least_rows`; rounded up to a
+    multiple of `multiple`. `added`: tokens that the donor lacks. `rowless`: tokens that the chosen tokenizer lists
+    without having a row for them; the result's does not list them.
     """
 
     folder: Path
@@ -43,10 +37,12 @@ class Vocabulary:
     least_rows: int = 0
     added: tuple[str, ...] = ()
     rowless: tuple[str, ...] = ()
+    multiple: int = 1
 
     def rows(self, donor_rows: int) -> int:
         """Return how many rows a tensor of the result has, from the donor's number."""
-        return self.given_rows if self.given_rows is not None else max(donor_rows, self.least_rows)
+        rows = self.given_rows if self.given_rows is not None else max(donor_rows, self.least_rows)
+        return rounded(rows, self.multiple)
 
 
 @dataclass(frozen=True)
@@ -103,6 +99,11 @@ class AlignedRows:
         return found
 
 
+def rounded(rows: int, multiple: int) -> int:
+    """Return a number of rows rounded up to a multiple."""
+    return -(-rows // multiple) * multiple
+
+
 def gather(rows: Rows, index: Tensor) -> Tensor:
     """Return the rows of the given numbers (k, ...) in fp32, read in runs of neighbours."""
     import torch
@@ -117,58 +118,6 @@ def gather(rows: Rows, index: Tensor) -> Tensor:
 def is_vocabulary_tensor(name: str, checkpoint: Checkpoint) -> bool:
     """Whether the tensor has one row per entry of the checkpoint's vocabulary (embeddings, output head, its bias)."""
     return role_of(name) is not None and bool(checkpoint.tensors[name].shape)
-
-
-@lru_cache(maxsize=32)
-def token_ids(folder: Path) -> Mapping[str, int] | None:
-    """Return {token string: id} of the tokenizer in a model folder, or None where there is no tokenizer.
-
-    Raises CheckpointError for tokenizer files that cannot be read.
-    """
-    fast = folder / "tokenizer.json"
-    try:
-        if fast.is_file():
-            data = json.loads(fast.read_text(encoding="utf-8"))
-            added = {entry["content"]: entry["id"] for entry in data.get("added_tokens", [])}
-            return _with_settings({**own_vocabulary(data), **added}, folder)
-        if any((folder / name).is_file() for name in SLOW_VOCABULARIES):
-            from transformers import AutoTokenizer
-
-            return AutoTokenizer.from_pretrained(folder).get_vocab()
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise CheckpointError(f"The tokenizer in {folder} cannot be read ({error!r}).") from error
-    return None
-
-
-def own_vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Return {token: id} of the model in a tokenizer.json, without what was added to it."""
-    vocabulary = tokenizer["model"]["vocab"]
-    if isinstance(vocabulary, list):  # Unigram: a list of [token, score]
-        return {entry[0]: i for i, entry in enumerate(vocabulary)}
-    return dict(vocabulary)
-
-
-def _with_settings(tokens: dict[str, int], folder: Path) -> dict[str, int]:
-    """The tokens of tokenizer.json and those that transformers adds when it reads the settings beside it.
-
-    Those are the added tokens listed there, and special tokens that are only named, which get the next free ids.
-    """
-    settings = {name: _json(folder / name) for name in ("added_tokens.json", "tokenizer_config.json")}
-    decoder = settings["tokenizer_config.json"].get("added_tokens_decoder", {})
-    for token, i in {**settings["added_tokens.json"], **{e["content"]: int(i) for i, e in decoder.items()}}.items():
-        tokens.setdefault(token, i)
-    named = {**_json(folder / "special_tokens_map.json"), **settings["tokenizer_config.json"]}
-    for key in SPECIAL_TOKENS:
-        values = named.get(key)
-        for value in values if isinstance(values, list) else [values]:
-            token = value.get("content") if isinstance(value, dict) else value
-            if isinstance(token, str) and token not in tokens:
-                tokens[token] = max(tokens.values(), default=-1) + 1
-    return tokens
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def align(
@@ -200,8 +149,16 @@ def align(
 
 @lru_cache(maxsize=64)
 def alignment_of(vocabulary: Vocabulary, total: int, folder: Path, rows: int) -> Alignment | None:
-    """Return `align` for the tokenizer in a folder; embedding and output head of one model ask for the same."""
-    return align(vocabulary.tokens, total, token_ids(folder), rows)
+    """Return `align` for the tokenizer in a folder; embedding and output head of one model ask for the same.
+
+    Rows match by number where a tokenizer is lacking, or where both are of the same code and files.
+    """
+    tokens = token_ids(folder)
+    if vocabulary.tokens is None or tokens is None:
+        there = [place for place in (vocabulary.folder, folder) if read_tokenizer(place) is not None]
+        if len({tokenizer_digest(place) for place in there}) > 1:
+            return None
+    return align(vocabulary.tokens, total, tokens, rows)
 
 
 def describe(model: str, rows: int, alignment: Alignment) -> str | None:

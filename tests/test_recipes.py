@@ -491,7 +491,7 @@ MISTAKES = {
                           r"modules\.text should have either models or slices"),
     "too many models": (S + "models: [{model: a}, {model: b}]", "slerp takes 1 model besides the base, 2 given"),
     "tokens": (BASE + "tokenizer: {source: union, tokens: {x: {source: a}}}", r"tokenizer\.tokens is not supported"),
-    "padding": (BASE + "tokenizer: {pad_to_multiple_of: 64}", r"tokenizer\.pad_to_multiple_of is not supported"),
+    "padding": (BASE + "tokenizer: {pad_to_multiple_of: 0}", r"pad_to_multiple_of must be a whole number from 1"),
     "two tokenizers": (BASE + "tokenizer: {}\ntokenizer_source: base", "either tokenizer or tokenizer_source"),
     "dtype": (BASE + "dtype: bfloat61", r"dtype must be one of .* Did you mean 'bfloat16'"),
     "out_dtype": (BASE + "out_dtype: float64", "out_dtype must be one of"),

@@ -11,7 +11,7 @@ from console.errors import FailureError
 from merging.digests import digest_of
 from merging.lock import check_inputs, check_others, describe_input, files_of
 from merging.lora.describe import adapter_as_text, describe_adapter
-from merging.lora.produce import check_adapter_output, check_base, produce_adapter
+from merging.lora.produce import check_adapter_output, check_base, prepared_tokenizer, produce_adapter
 from merging.lora.run import plan_adapter_merge
 from merging.lora.work import AdapterWork, described_base, described_inputs
 from merging.produce import check_output, produce
@@ -53,16 +53,19 @@ def make(work: Either, output: Output) -> Path:
 def shown(work: Either, output: Output, as_json: bool) -> str:
     """Return a plan in words or as JSON, after the checks that the run would make."""
     from merging.describe import as_text, describe
+    from merging.prepared import prepared
 
     parse_size(output.max_shard_size)
     if isinstance(work, AdapterWork):
         if output.save_path != Path():
             check_adapter_output(work, output)
-        found = describe_adapter(work, output.save_path)
+        with prepared_tokenizer(work):
+            found = describe_adapter(work, output.save_path)
         return json.dumps(found, indent=2) if as_json else adapter_as_text(found)
     if output.save_path != Path():
         check_output(work, output)
-    found = describe(work, output.save_path)
+    with prepared(work.inputs, work.plan, work.template) as small:
+        found = describe(work, output.save_path, small.notes)
     return json.dumps(found, indent=2) if as_json else as_text(found)
 
 

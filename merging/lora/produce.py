@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,17 @@ from typing import Any
 from console.cli import say
 from console.errors import CheckpointError, UsageError
 from merging.card import Licences, licences_of, pipeline_tag_of, write_adapter_card
-from merging.chat_template import write_template
 from merging.checks import check_space
 from merging.digests import digest_of
 from merging.lock import FORMAT, check_inputs, check_others, check_tensors, small_files, tensors_of, write_lock
 from merging.lora.check import check_adapter_loads
 from merging.lora.work import AdapterWork, described_base, described_inputs
+from merging.prepared import prepared
+from merging.result_config import make_configs
 from merging.scratch import is_scratch
-from merging.sidefiles import make_configs, versions, write_record
+from merging.sidefiles import versions, write_record
 from merging.stage import Stage, check_target, staged
-from merging.tokenizer import write_tokenizer
+from merging.tokenizer_files import tokenizer_files
 from merging.work import Output, Variant
 from merging.writer import ShardedWriter, parse_size
 
@@ -35,13 +38,33 @@ def produce_adapter(work: AdapterWork, output: Output) -> Path:
 
     Raises UsageError, CheckpointError or FailureError; then nothing is at the target that was not there before.
     """
+    check_adapter_output(work, output)
+    with prepared_tokenizer(work) as tokenizer:
+        return _make(work, output, tokenizer)
+
+
+@contextmanager
+def prepared_tokenizer(work: AdapterWork) -> Iterator[Sequence[Path]]:
+    """Yield the finished files of the tokenizer that the adapter brings, tried beside the config of the whole model.
+
+    Raises CheckpointError where it does not fit.
+    """
+    if not work.has_tokenizer:
+        yield ()
+        return
+    with prepared(work.inputs, work.plan.of_model, work.template) as small:
+        yield tokenizer_files(small.folder)
+
+
+def _make(work: AdapterWork, output: Output, tokenizer: Sequence[Path]) -> Path:
+    """Make the rest: all but the tokenizer."""
     started = time.perf_counter()
     quiet = output.quiet
-    check_adapter_output(work, output)
     licences = licences_of(work.inputs.all)
     for note in (*work.notes, *work.remarks, *([licences.warning] if licences.warning else [])):
         say(note, quiet)
-    config = make_configs(work.inputs, work.plan.of_model)["config.json"]
+    configs, _ = make_configs(work.inputs, work.plan.of_model)
+    config = configs["config.json"]
     untried = check_adapter_loads(work.plan, work.settings, config) if output.load_check else None
     if untried:
         say(untried, quiet)
@@ -52,7 +75,7 @@ def produce_adapter(work: AdapterWork, output: Output) -> Path:
         inputs = _inputs(work, output.expected)
         for variant, stage in zip(work.variants, stages, strict=True):
             seconds = time.perf_counter() - started
-            _finish(work, output, variant, stage, inputs, licences, pipeline_tag_of(config), seconds)
+            _finish(work, output, variant, stage, inputs, licences, pipeline_tag_of(config), tokenizer, seconds)
         if len(stages) > 1:
             write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
     return output.save_path
@@ -122,14 +145,14 @@ def _finish(
     inputs: Mapping[str, Any],
     licences: Licences,
     tag: str | None,
+    tokenizer: Sequence[Path],
     seconds: float,
 ) -> None:
     """Write everything beside the tensors of one result."""
     recipe, lineage = {**work.recipe, **variant.recipe}, {**work.lineage, **variant.lineage}
     (stage.folder / CONFIG).write_text(json.dumps(work.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if work.has_tokenizer:
-        write_tokenizer(work.plan.of_model.vocabulary, work.inputs.all, stage.folder)
-        write_template(work.template, stage.folder)
+    for file in tokenizer:
+        shutil.copyfile(file, stage.folder / file.name)
     name = output.save_path.name
     title = name if variant.folder == "." else f"{name} {variant.folder}"
     base = str(work.settings["base_model_name_or_path"])

@@ -1,0 +1,50 @@
+"""What stands beside the result's weights, made and tried before the first weight is read: configs and tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merging.chat_template import ChatTemplate, write_template
+from merging.layout import Inputs
+from merging.planned import Plan
+from merging.result_config import make_configs, rows_of, write_configs
+from merging.tokenizer_files import tokenizer_files
+from merging.tokenizer_writer import check_tokenizer, write_tokenizer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The finished small files in a folder of their own, the configs among them, and what is to be said of them."""
+
+    folder: Path
+    configs: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...]
+
+    def copy_to(self, folder: Path) -> None:
+        """Put the files into the folder of the weights."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+@contextmanager
+def prepared(inputs: Inputs, plan: Plan, template: ChatTemplate) -> Iterator[Prepared]:
+    """Yield the result's configs and tokenizer, in a folder that is gone at the end.
+
+    The tokenizer was loaded beside the config, as users load it: every planned token has its planned id, and no id
+    lacks a row. Raises CheckpointError where that cannot be.
+    """
+    configs, notes = make_configs(inputs, plan)
+    with tempfile.TemporaryDirectory(prefix="merging-") as scratch:
+        folder = Path(scratch)
+        write_tokenizer(plan.vocabulary, inputs.all, folder)
+        if not tokenizer_files(folder):
+            notes = [*notes, f"{plan.vocabulary.name} has no tokenizer files; the result has none."]
+        write_template(template, folder)
+        write_configs(folder, configs)
+        check_tokenizer(folder, plan.vocabulary, rows_of(inputs.donor, plan))
+        yield Prepared(folder, configs, tuple(notes))
