@@ -11,12 +11,12 @@ from merging.planned import Source
 from merging.tensors import TILE_ELEMENTS, cut
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def mean_row(source: Source) -> Tensor:
     """Return the mean over the rows of a stored tensor, fp32 of its row's shape, added up in fp64 over fixed tiles.
 
-    As an output head's row its logit is the mean of all the others', so that such an id is never the likeliest; a row
-    of zeros could be. Models that all lack a row have the same one there, so that every method keeps it.
+    As a row of the output head its logit is the mean of all the others', so that such an id is never the likeliest; a
+    row of zeros could be.
     """
     rows = source.checkpoint.rows(source.name)
     total = torch.zeros(rows.shape[1:], dtype=torch.float64)

@@ -202,13 +202,13 @@ def _rows(source: Source, tensor: TensorPlan) -> Rows:
         return source.checkpoint.read(source.name).reshape(1)
     if source.alignment is None:
         return rows
-    return AlignedRows(rows, source.alignment, partial(_fill, tensor))
+    return AlignedRows(rows, source.alignment, partial(_fill, tensor, source))
 
 
-def _fill(tensor: TensorPlan, wanted: Tensor) -> Tensor:
+def _fill(tensor: TensorPlan, asking: Source, wanted: Tensor) -> Tensor:
     """Rows that a model lacks, fp32: the base's, else the donor's, else the mean of the models that have them.
 
-    A model without a token then has no part in it. Rows that nobody has are the mean of the base's (the donor's).
+    A model without a token then has no part in it. Rows that nobody has are the mean of its own.
     """
     rows = torch.zeros(len(wanted), *tensor.shape[1:])
     lacking = torch.ones(len(wanted), dtype=torch.bool)
@@ -223,7 +223,7 @@ def _fill(tensor: TensorPlan, wanted: Tensor) -> Tensor:
         count += found
     nobody = lacking & (count == 0)
     if bool(nobody.any()):
-        rows[nobody] = mean_row(tensor.base or tensor.own)
+        rows[nobody] = mean_row(asking)
     return rows / count.clamp(min=1).reshape(-1, *[1] * (rows.dim() - 1))
 
 

@@ -85,12 +85,12 @@ def load_tokenizers(folders: Sequence[Path]) -> list[Tokenizer | None]:
     Where transformers is not imported yet, a process without torch loads them: with torch the import takes five times
     as long and holds several hundred MB, for tokenizers that have no use for it.
     """
-    found = {} if "transformers" in sys.modules else _load_apart(folders)
+    found = {} if "transformers" in sys.modules else load_apart(folders)
     return [found[folder] if folder in found else load_tokenizer(folder) for folder in folders]
 
 
-def _load_apart(folders: Sequence[Path]) -> dict[Path, Tokenizer | None]:
-    """The tokenizers that a process of its own could load; what it stumbles over is left to this one, which tells."""
+def load_apart(folders: Sequence[Path]) -> dict[Path, Tokenizer | None]:
+    """Return the tokenizers that a process of its own, without torch, could load; what it stumbles over is left out."""
     root = Path(__file__).resolve().parent.parent
     command = [sys.executable, "-c", APART, str(root), *(str(folder.absolute()) for folder in folders)]
     try:
