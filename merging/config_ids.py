@@ -23,11 +23,13 @@ OTHER_VOCABULARIES = ("codebook_", "codec_", "tts_codec_", "t2u_")
 class Numbering:
     """How one model's token ids are called in the result.
 
-    theirs, ours: {token: id} of the model and of the result, None where not known; rows: of the result's embedding.
+    theirs, ours: {token: id} of the model and of the result, None where not known; had, rows: how many rows the model's
+    embedding has, and the result's.
     """
 
     theirs: Mapping[str, int] | None
     ours: Mapping[str, int] | None
+    had: int | None
     rows: int | None
 
     @cached_property
@@ -52,6 +54,10 @@ class Numbering:
             return None
         return found if self.rows is None or found < self.rows else None
 
+    def means_nothing(self, number: int) -> bool:
+        """Whether a number is neither a token nor a row of the model, nor a token of the result."""
+        return self.had is not None and number >= self.had and not {number} & (self._tokens.keys() | self._taken)
+
 
 def renumber(config: dict[str, Any], numbering: Numbering, name: str) -> list[str]:
     """Give every token id in a config the result's number; returns the keys of which the result lacks something.
@@ -69,6 +75,8 @@ def renumber(config: dict[str, Any], numbering: Numbering, name: str) -> list[st
         except (TypeError, ValueError):
             continue  # no ids, whatever it is called
         if changed is None and key not in DROPPED:
+            if numbering.means_nothing(value):
+                continue  # of a part that this model has not
             raise CheckpointError(
                 f"{name}: {key} {value} in its config has no row in the result; choose another --tokenizer, or give it "
                 "a row with --pad_to_multiple_of."

@@ -73,7 +73,10 @@ def make_parser(method: MergeMethod | None) -> Parser:
         "--tokenizer", metavar="base|union|MODEL", help="whose vocabulary the result has, by token (default: base)"
     )
     parser.add_argument(
-        "--pad_to_multiple_of", type=int, metavar="N", help="round the vocabulary's rows up to a multiple of N"
+        "--pad_to_multiple_of",
+        type=int,
+        metavar="N",
+        help="round the vocabulary's rows up to a multiple of N, a row for every token among them",
     )
     parser.add_argument(
         "--chat_template",

@@ -68,8 +68,6 @@ def remarks(recipe: MergeRecipe) -> list[str]:
         said.append(f"density 1: {recipe.method} {what} nothing.")
     if recipe.parameters.get("solver") == "closed_form":
         said.append("solver closed_form: iterations and learning_rate do nothing.")
-    if recipe.pad_to_multiple_of == 1:
-        said.append("pad_to_multiple_of 1 rounds nothing up.")
     if len(recipe.models) == 1 and find_method(recipe.method).max_models > 1:
         said.append("One model: there is nothing to reconcile.")
     return said

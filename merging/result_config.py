@@ -108,4 +108,4 @@ def _end_ids(checkpoint: Checkpoint, plan: Plan, rows: int | None) -> list[int]:
 
 
 def _numbering(checkpoint: Checkpoint, plan: Plan, rows: int | None) -> Numbering:
-    return Numbering(token_ids(checkpoint.folder), plan.vocabulary.tokens, rows)
+    return Numbering(token_ids(checkpoint.folder), plan.vocabulary.tokens, embedding_rows(checkpoint), rows)

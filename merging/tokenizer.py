@@ -9,7 +9,7 @@ from merging.checkpoint import Checkpoint
 from merging.hub import CheckpointRef, locate
 from merging.names import role_of
 from merging.token_ids import read_tokenizer, read_tokenizers, token_ids
-from merging.vocabulary import Vocabulary, listed, rounded
+from merging.vocabulary import Vocabulary, listed
 
 
 def embedding_rows(checkpoint: Checkpoint) -> int | None:
@@ -24,38 +24,45 @@ def choose_vocabulary(
 
     Union keeps the donor's rows and adds each token that another model has a row for, after the donor's last token
     (rows that pad the donor's matrix are used first). multiple: the number of rows is rounded up to a multiple of it,
-    which gives tokens a row that had none. Raises UsageError where a tokenizer is missing, or names tokens that no
-    model has a row for.
+    and tokens without a row get one. Raises UsageError where a tokenizer is missing, or names tokens that no model has
+    a row for.
     """
-    step = multiple or 1
     read_tokenizers(checkpoint.folder for checkpoint in (donor, *others))
     tokens, rows = token_ids(donor.folder), embedding_rows(donor)
     if policy == "union" and tokens is None:
         raise UsageError(f"--tokenizer union needs a tokenizer in {donor.name}, {_why_none(donor)}.")
     if policy not in ("base", "union"):
-        return _named(policy, donor, others, step)
-    kept, rowless = _split(tokens, rows, step)
-    if policy == "base" or kept is None:
-        return Vocabulary(donor.folder, donor.name, kept, rowless=rowless, multiple=step)
-    first = max(kept.values(), default=-1) + 1
-    theirs = dict.fromkeys(token for other in others for token in _with_row(other))
-    added = tuple(token for token in theirs if token not in kept)
-    united = {**kept, **{token: first + i for i, token in enumerate(added)}}
-    rowless = tuple(token for token in rowless if token not in united)
+        return _named(policy, donor, others, multiple)
+    kept, rowless = _split(tokens, None if multiple else rows)
+    first = max(kept.values(), default=-1) + 1 if kept else 0
+    added: tuple[str, ...] = ()
+    if policy == "union" and kept is not None:
+        theirs = dict.fromkeys(token for other in others for token in _with_row(other))
+        added = tuple(token for token in theirs if token not in kept)
+        kept |= {token: first + i for i, token in enumerate(added)}
+        rowless = tuple(token for token in rowless if token not in kept)
     return Vocabulary(
-        donor.folder, donor.name, united, least_rows=first + len(added), added=added, rowless=rowless, multiple=step
+        folder=donor.folder,
+        name=donor.name,
+        tokens=kept,
+        least_rows=first + len(added) if added or multiple else 0,
+        added=added,
+        rowless=rowless,
+        multiple=multiple or 1,
     )
 
 
-def _named(policy: str, donor: Checkpoint, others: Sequence[Checkpoint], step: int) -> Vocabulary:
+def _named(policy: str, donor: Checkpoint, others: Sequence[Checkpoint], multiple: int | None) -> Vocabulary:
     """The vocabulary of one of the models, or of another folder or hub id that has a tokenizer."""
     for model in (donor, *others):
         if policy in (model.name, model.ref.path):
             rows = embedding_rows(model)
-            kept, rowless = _split(token_ids(model.folder), rows, step)
+            kept, rowless = _split(token_ids(model.folder), None if multiple else rows)
             if kept is None:
                 raise UsageError(f"--tokenizer {policy}: that model needs a tokenizer, {_why_none(model)}.")
-            return Vocabulary(model.folder, model.name, kept, given_rows=rows, rowless=rowless, multiple=step)
+            if rows is not None:
+                rows = max(rows, max(kept.values(), default=-1) + 1)
+            return Vocabulary(model.folder, model.name, kept, given_rows=rows, rowless=rowless, multiple=multiple or 1)
     folder = locate(CheckpointRef.parse(policy))
     tokens = token_ids(folder)
     if tokens is None:
@@ -64,7 +71,7 @@ def _named(policy: str, donor: Checkpoint, others: Sequence[Checkpoint], step: i
     unknown = tuple(token for token in tokens if token not in known)
     if unknown:
         raise UsageError(f"--tokenizer {policy} lists {listed(unknown)} that none of the models has a row for.")
-    return Vocabulary(folder, policy, tokens, given_rows=max(tokens.values()) + 1, multiple=step)
+    return Vocabulary(folder, policy, tokens, given_rows=max(tokens.values()) + 1, multiple=multiple or 1)
 
 
 def _why_none(checkpoint: Checkpoint) -> str:
@@ -74,14 +81,11 @@ def _why_none(checkpoint: Checkpoint) -> str:
     return "whose tokenizer is made by code of its own, which is not run"
 
 
-def _split(
-    tokens: Mapping[str, int] | None, rows: int | None, step: int = 1
-) -> tuple[dict[str, int] | None, tuple[str, ...]]:
-    """The tokens that have a row, once there are a multiple of `step` of them, and those that have none."""
+def _split(tokens: Mapping[str, int] | None, rows: int | None) -> tuple[dict[str, int] | None, tuple[str, ...]]:
+    """The tokens that have a row, and those that have none; all and none where rows do not matter (None)."""
     if tokens is None or rows is None:
         return (None if tokens is None else dict(tokens)), ()
-    end = rounded(rows, step)
-    return {t: i for t, i in tokens.items() if i < end}, tuple(t for t, i in tokens.items() if i >= end)
+    return {t: i for t, i in tokens.items() if i < rows}, tuple(t for t, i in tokens.items() if i >= rows)
 
 
 def _with_row(checkpoint: Checkpoint) -> list[str]:

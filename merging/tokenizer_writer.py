@@ -53,7 +53,10 @@ def check_tokenizer(folder: Path, vocabulary: Vocabulary, rows: int | None) -> N
     try:
         found = read_tokenizer(folder) or Tokenizer({})
     except CheckpointError as error:
-        raise CheckpointError(f"The tokenizer of {vocabulary.name} cannot serve the result: {error}") from error
+        raise CheckpointError(
+            f"The tokenizer of {vocabulary.name} cannot be loaded by transformers in the result, beside its config "
+            f"({' '.join(str(error.__cause__).split())[:200]}); choose another --tokenizer."
+        ) from error
     tokens = found.tokens or {}
     trouble = _difference(planned, tokens)
     end = max((*tokens.values(), *found.written), default=-1) + 1

@@ -42,7 +42,7 @@ class Vocabulary:
     def rows(self, donor_rows: int) -> int:
         """Return how many rows a tensor of the result has, from the donor's number."""
         rows = self.given_rows if self.given_rows is not None else max(donor_rows, self.least_rows)
-        return rounded(rows, self.multiple)
+        return -(-rows // self.multiple) * self.multiple
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,6 @@ class AlignedRows:
         if len(absent):
             found[absent] = self.fill(absent + (rows.start or 0)).to(found.device)
         return found
-
-
-def rounded(rows: int, multiple: int) -> int:
-    """Return a number of rows rounded up to a multiple."""
-    return -(-rows // multiple) * multiple
 
 
 def gather(rows: Rows, index: Tensor) -> Tensor:

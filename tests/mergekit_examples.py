@@ -427,3 +427,18 @@ modules:
 merge_method: passthrough
 dtype: float32
 """
+
+TOKENIZERS = {
+    "a padded vocabulary": """
+models:
+  - model: a
+    parameters: {weight: 1.0}
+  - model: b
+    parameters: {weight: 0.3}
+merge_method: task_arithmetic
+base_model: base
+tokenizer: {source: base, pad_to_multiple_of: 96}
+dtype: float32
+""",
+}
+"""Those that change the vocabulary."""

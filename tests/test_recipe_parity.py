@@ -14,9 +14,10 @@ from console.cli import run
 from merge import main
 from merging.mergekit_writer import as_mergekit, to_text
 from merging.recipe import make_recipe
-from tests.mergekit_examples import EXAMPLES, placed
+from tests.mergekit_examples import EXAMPLES, TOKENIZERS, placed
 from tests.tiny import fine_tune, make_llama, weights
 
+FILES = {**EXAMPLES, **TOKENIZERS}
 RANDOM = ("dare_ties", "dare_linear", "della", "della_linear")
 
 
@@ -32,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def text_of(name: str, models: Path) -> str:
     """The example; where masks are drawn, at density 1, since two programs draw different ones."""
-    text = re.sub(r"density: (\[.*?\]|[\d.]+)", "density: 1.0", EXAMPLES[name]) if name in RANDOM else EXAMPLES[name]
+    text = re.sub(r"density: (\[.*?\]|[\d.]+)", "density: 1.0", FILES[name]) if name in RANDOM else FILES[name]
     return placed(text, models)
 
 
@@ -61,7 +62,7 @@ def assert_close(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         assert (mine[name] - tensor).abs().max() <= 2e-6 * tensor.abs().max() + 1e-9, name
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", FILES)
 def test_the_same_file_gives_the_same_model(name: str, models: Path, tmp_path: Path) -> None:
     """In float32 every tensor of every documented example agrees with mergekit 0.1.5's to 2e-6 of its largest value,
     and the config has as many layers as the weights."""
@@ -73,7 +74,7 @@ def test_the_same_file_gives_the_same_model(name: str, models: Path, tmp_path: P
     assert layers == set(range(json.loads((tmp_path / "mine" / "config.json").read_text())["num_hidden_layers"]))
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", FILES)
 def test_what_is_written_for_mergekit_gives_the_same_model(name: str, models: Path, tmp_path: Path) -> None:
     """The recipe written for mergekit, with our defaults in it, is merged by mergekit to what merge.py makes of the
     file that it came from (masks aside, which are drawn by other numbers)."""

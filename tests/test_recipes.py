@@ -234,7 +234,7 @@ def test_flat_recipes_in_mergekit_s_form(method: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_recipe_reads_back(name: str) -> None:
     """make_recipe({}, recipe.as_yaml_dict()) == recipe, with settings of ours that mergekit lacks."""
-    extra = {"seed": 9, "tokenizer": "union", "chat_template": "auto", "dtype": "float16"}
+    extra = {"seed": 9, "tokenizer": "union", "pad_to_multiple_of": 64, "chat_template": "auto", "dtype": "float16"}
     if "rescale" in find_method(yaml.safe_load(ALL[name])["merge_method"]).parameters:
         extra["rescale"] = "l1"
     for flags in ({}, extra):
@@ -400,6 +400,8 @@ def test_a_folder_with_an_at_sign(models: list[str]) -> None:
         ("tokenizer_source: {model: {path: a, revision: r}}", "tokenizer", "a@r"),
         ("tokenizer: {source: base, tokens: null, pad_to_multiple_of: null}", "tokenizer", "base"),
         ("tokenizer: {}", "tokenizer", "union"),
+        ("tokenizer: {pad_to_multiple_of: 64}", "tokenizer", "union"),
+        ("tokenizer: {pad_to_multiple_of: 64}", "pad_to_multiple_of", 64),
         ("", "tokenizer", "base"),
         ("chat_template: auto", "chat_template", "auto"),
         ("chat_template: a", "chat_template", "a"),

@@ -137,6 +137,37 @@ def test_no_id_without_a_row(trio, tmp_path: Path, capsys, policy: str) -> None:
     assert max(written.get_vocab().values()) < weights(out)[EMBEDDING].shape[0]
 
 
+@pytest.mark.parametrize("name", [EMBEDDING, HEAD])
+def test_rows_up_to_a_multiple(trio, tmp_path: Path, capsys, name: str) -> None:
+    """--pad_to_multiple_of 96: 320 rows become 384, in config and tensors; the new ones are the mean of the others, as
+    the method merges it, and the tokenizer's files stay byte for byte; a multiple that fits changes nothing."""
+    out = merged(trio["base"], [trio["c"]], tmp_path / "out", pad_to_multiple_of=96)
+    assert "384 rows, a multiple of 96" in capsys.readouterr().err
+    plain = weights(merged(trio["base"], [trio["c"]], tmp_path / "plain"))[name]
+    result = weights(out)[name]
+    assert result.shape[0] == json.loads((out / "config.json").read_text())["vocab_size"] == 384
+    assert torch.equal(result[:VOCABULARY], plain)
+    torch.testing.assert_close(result[VOCABULARY:], plain.mean(0).expand(64, -1), rtol=0, atol=1e-6)
+    assert (out / "tokenizer.json").read_bytes() == (trio["base"] / "tokenizer.json").read_bytes()
+    fitting = merged(trio["base"], [trio["c"]], tmp_path / "fitting", pad_to_multiple_of=64)
+    assert torch.equal(weights(fitting)[name], plain)
+
+
+def test_a_multiple_gives_rows_to_tokens(trio, tmp_path: Path) -> None:
+    """A token that the base lists without a row keeps its id once rows are rounded up, and takes the row of a model
+    that has it; one that nobody has a row for gets the mean."""
+    base = fine_tune(trio["base"], tmp_path / "base", seed=0, std=0.0)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<ghost>", "[PAD]"])
+    tokenizer.save_pretrained(base)
+    out = merged(base, [trio["a"]], tmp_path / "out", pad_to_multiple_of=64)
+    assert AutoTokenizer.from_pretrained(out).convert_tokens_to_ids(["<ghost>", "[PAD]"]) == [320, 321]
+    result, theirs = weights(out)[EMBEDDING], weights(trio["a"])[EMBEDDING]
+    assert result.shape[0] == 384
+    assert torch.equal(result[321], theirs[320])
+    torch.testing.assert_close(result[320], theirs.mean(0), rtol=0, atol=1e-6)
+
+
 # chat templates
 
 
