@@ -9,7 +9,11 @@ from pathlib import Path
 from console.errors import CheckpointError, FailureError, UsageError
 from merging.checkpoint import Checkpoint
 from merging.names import stacks_of
-from merging.tokenizer import embedding_rows
+from merging.tokenizer import embedding_rows, embedding_width
+
+WIDTHS = ("hidden_size", "n_embd", "n_embed", "d_model", "dim", "model_dim", "emb_dim", "embedding_size",
+          "word_embed_proj_dim")  # fmt: skip
+"""Keys of a config of which one is the number of columns of the input embedding."""
 
 
 def check_distinct(base: Checkpoint | None, models: Sequence[Checkpoint]) -> None:
@@ -34,6 +38,14 @@ def check_config(checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{checkpoint.name}: config.json says vocab_size {said} and the input embedding has {rows} rows; "
             "correct config.json."
+        )
+    width = embedding_width(checkpoint)
+    widths = {key: config[key] for key in WIDTHS if isinstance(config.get(key), int)}
+    if width is not None and widths and width not in widths.values():
+        (key, told), *_ = widths.items()
+        raise CheckpointError(
+            f"{checkpoint.name}: config.json says {key} {told} and the input embedding has {width} columns; correct "
+            "config.json or download the weights again."
         )
     layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
     stacks = {stack: depth for stack, depth in stacks_of(checkpoint.tensors).items() if "vision" not in stack}

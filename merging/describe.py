@@ -49,7 +49,7 @@ def describe(work: Work, save_path: Path | None, remarks: Sequence[str] = ()) ->
             "vocabulary": plan.vocabulary.name,
             "tokens": None if plan.vocabulary.tokens is None else len(plan.vocabulary.tokens),
             "chat_template": work.template.origin,
-            "license": licences.result,
+            "license": licences.result or ("other" if licences.warning else None),
         },
         "bytes_to_read": plan.bytes_read,
         "bytes_to_write": work.bytes,

@@ -15,6 +15,7 @@ from merging.planned import Plan, Source, TensorPlan
 from merging.settings import Section
 from merging.stored import CODES, FLOATS, TensorInfo
 from merging.tied import Heads, heads_of
+from merging.token_ids import read_tokenizer
 from merging.vocabulary import Alignment, Vocabulary, alignment_of, describe, is_vocabulary_tensor, listed
 
 
@@ -41,6 +42,11 @@ def plan(inputs: Inputs, sections: Sequence[Section], dtype: str | None, vocabul
         builder.notes.append(
             f"Vocabulary: {' and '.join(map(str, sorted(ends)))} rows, a multiple of {vocabulary.multiple}; those that "
             "no model has are the mean of the others."
+        )
+    if vocabulary.tokens is None and read_tokenizer(vocabulary.folder) is not None:
+        builder.notes.append(
+            f"Vocabulary: the tokenizer of {vocabulary.name} is made by code of its own, which is not run; all models "
+            "have the same files of it, or none, and their rows are matched by number."
         )
     if vocabulary.rowless:
         builder.notes.append(f"Tokenizer: {listed(vocabulary.rowless)} without a row left out of the result's.")
@@ -188,7 +194,7 @@ class _Builder:
         if alignment is None:
             self.problems.append(
                 f"{label} has {rows} rows in {self.vocabulary.name} and {theirs} in {checkpoint.name}, and without a "
-                "tokenizer in both their rows cannot be matched by token"
+                "tokenizer in both that transformers reads their rows cannot be matched by token"
             )
             return None
         if len(alignment.missing) > rows / 2:

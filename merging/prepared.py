@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from console.files import read_json
 from merging.chat_template import ChatTemplate, write_template
 from merging.layout import Inputs
 from merging.planned import Plan
@@ -28,7 +30,8 @@ class Prepared:
 
     def copy_to(self, folder: Path) -> None:
         """Put the files into the folder of the weights."""
-        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        for file in self.folder.iterdir():
+            shutil.copyfile(file, folder / file.name)
 
 
 @contextmanager
@@ -47,4 +50,12 @@ def prepared(inputs: Inputs, plan: Plan, template: ChatTemplate) -> Iterator[Pre
         write_template(template, folder)
         write_configs(folder, configs)
         check_tokenizer(folder, plan.vocabulary, rows_of(inputs.donor, plan))
-        yield Prepared(folder, configs, tuple(notes))
+        yield Prepared(folder, configs, (*notes, *_code(folder, inputs.donor.name, plan.vocabulary.name)))
+
+
+def _code(folder: Path, model: str, tokenizer: str) -> Iterator[str]:
+    """A sentence for each of the files that names code beside it, which is not copied."""
+    for name, owner in (("config.json", model), ("tokenizer_config.json", tokenizer)):
+        named = json.dumps(read_json(folder / name, "").get("auto_map")) if (folder / name).is_file() else "null"
+        if named != "null" and "--" not in named:
+            yield f"{name} names code of its own ({named}), which is not copied: put the .py files of {owner} beside."

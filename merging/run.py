@@ -21,6 +21,7 @@ from merging.recipe import MergeRecipe, remarks
 from merging.recipe_checks import check_values
 from merging.registry import find_method
 from merging.stage import check_target
+from merging.token_ids import read_tokenizers
 from merging.tokenizer import choose_vocabulary
 from merging.tokenizer_files import tokenizer_files
 from merging.work import Output, Relaxing, Variant, Work
@@ -45,7 +46,7 @@ def plan_merge(
     headers_only: download no weights; such a work can be described and not produced.
     """
     method = find_method(recipe.method)
-    inputs, merge_plan = _fitted(recipe, headers_only)
+    inputs, merge_plan = _fitted(recipe, headers_only, loads=output.load_check and not headers_only)
     models, donor = inputs.models, inputs.donor
     folder = merge_plan.vocabulary.folder
     template = choose_template(recipe.chat_template, folder, donor, inputs.all[1:])
@@ -106,8 +107,8 @@ def lasting_name(name: str) -> str:
     return CheckpointRef.parse(name).full_name
 
 
-def _fitted(recipe: MergeRecipe, headers_only: bool) -> tuple[Inputs, Plan]:
-    """Open the models and lay their tensors side by side.
+def _fitted(recipe: MergeRecipe, headers_only: bool, loads: bool) -> tuple[Inputs, Plan]:
+    """Open the models and lay their tensors side by side. loads: whether transformers is imported later anyway.
 
     Where weights are yet to be downloaded, that is done from the headers on the hub first, so that what does not fit
     together is refused before the first download.
@@ -118,18 +119,19 @@ def _fitted(recipe: MergeRecipe, headers_only: bool) -> tuple[Inputs, Plan]:
     except HeadersUnknownError:
         if headers_only:
             raise
-        return _lay_out(recipe, open_all(names))
-    found = _lay_out(recipe, opened)
+        return _lay_out(recipe, open_all(names), loads)
+    found = _lay_out(recipe, opened, loads)
     here = all(info.file.exists() for checkpoint in opened for info in checkpoint.tensors.values())
-    return found if here or headers_only else _lay_out(recipe, open_all(names))
+    return found if here or headers_only else _lay_out(recipe, open_all(names), loads)
 
 
-def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint]) -> tuple[Inputs, Plan]:
+def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint], loads: bool) -> tuple[Inputs, Plan]:
     models, donor = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
     base = donor if recipe.uses_base else None
     check_distinct(base, models)
     inputs = Inputs(donor, tuple(models), base)
     others = [checkpoint for checkpoint in inputs.all if checkpoint is not donor]
+    read_tokenizers([checkpoint.folder for checkpoint in inputs.all], apart=not loads)
     vocabulary = choose_vocabulary(recipe.tokenizer, donor, others, recipe.pad_to_multiple_of)
     merge_plan = plan(inputs, recipe.sections, recipe.dtype, vocabulary)
     for tensor in merge_plan.tensors:

@@ -36,12 +36,15 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     return None if digest is None else _known[digest]
 
 
-def read_tokenizers(folders: Iterable[Path]) -> None:
-    """Load the tokenizers of several folders together, which is faster. Raises CheckpointError as `token_ids` does."""
+def read_tokenizers(folders: Iterable[Path], apart: bool = True) -> None:
+    """Load the tokenizers of several folders together, which is faster.
+
+    apart: in a process of their own, where transformers is not imported yet. Raises CheckpointError as `token_ids`.
+    """
     digests = {tokenizer_digest(folder): folder for folder in folders}
     wanted = {digest: folder for digest, folder in digests.items() if digest is not None and digest not in _known}
     if wanted:
-        _known.update(zip(wanted, load_tokenizers(list(wanted.values())), strict=True))
+        _known.update(zip(wanted, load_tokenizers(list(wanted.values()), apart), strict=True))
 
 
 def tokenizer_digest(folder: Path) -> str | None:

@@ -8,13 +8,24 @@ from console.errors import UsageError
 from merging.checkpoint import Checkpoint
 from merging.hub import CheckpointRef, locate
 from merging.names import role_of
-from merging.token_ids import read_tokenizer, read_tokenizers, token_ids
+from merging.token_ids import read_tokenizer, token_ids
 from merging.vocabulary import Vocabulary, listed
 
 
 def embedding_rows(checkpoint: Checkpoint) -> int | None:
     """Return the number of rows of the input embedding, or None where no tensor is known as one."""
-    return next((info.shape[0] for name, info in checkpoint.tensors.items() if role_of(name) == "input"), None)
+    shape = _embedding(checkpoint)
+    return shape[0] if shape else None
+
+
+def embedding_width(checkpoint: Checkpoint) -> int | None:
+    """Return the number of columns of the input embedding, or None where no matrix is known as one."""
+    shape = _embedding(checkpoint)
+    return shape[1] if len(shape) == 2 else None
+
+
+def _embedding(checkpoint: Checkpoint) -> tuple[int, ...]:
+    return next((info.shape for name, info in checkpoint.tensors.items() if role_of(name) == "input"), ())
 
 
 def choose_vocabulary(
@@ -27,7 +38,6 @@ def choose_vocabulary(
     and tokens without a row get one. Raises UsageError where a tokenizer is missing, or names tokens that no model has
     a row for.
     """
-    read_tokenizers(checkpoint.folder for checkpoint in (donor, *others))
     tokens, rows = token_ids(donor.folder), embedding_rows(donor)
     if policy == "union" and tokens is None:
         raise UsageError(f"--tokenizer union needs a tokenizer in {donor.name}, {_why_none(donor)}.")

@@ -79,13 +79,13 @@ def _written(made: Any) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def load_tokenizers(folders: Sequence[Path]) -> list[Tokenizer | None]:
+def load_tokenizers(folders: Sequence[Path], apart: bool = True) -> list[Tokenizer | None]:
     """Return the tokenizers of several folders, as `load_tokenizer` does.
 
-    Where transformers is not imported yet, a process without torch loads them: with torch the import takes five times
-    as long and holds several hundred MB, for tokenizers that have no use for it.
+    apart: where transformers is not imported yet, a process without torch loads them. With torch the import takes five
+    times as long and holds several hundred MB; tokenizers have no use for it, but a check that loads the model has.
     """
-    found = {} if "transformers" in sys.modules else load_apart(folders)
+    found = load_apart(folders) if apart and "transformers" not in sys.modules else {}
     return [found[folder] if folder in found else load_tokenizer(folder) for folder in folders]
 
 

@@ -267,6 +267,9 @@ def broken(folder: Path, how: str) -> Path:
     elif how == "other vocabulary in the config":
         config = json.loads((copy / "config.json").read_text())
         (copy / "config.json").write_text(json.dumps({**config, "vocab_size": 7}))
+    elif how == "other width in the config":
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
     elif how == "one tensor in two shards":
         state = load_file(file)
         save_file(state, copy / "model-00001-of-00002.safetensors")
@@ -313,6 +316,7 @@ REFUSED = [
     ("fewer layers", r"config\.json says 2 layers and the weights have 1"),
     ("fewer layers in the config too", r"has 2 layers \(model\.layers\.\*\) and .* 1; a recipe with slices"),
     ("other vocabulary in the config", "config.json says vocab_size 7 and the input embedding has 320 rows"),
+    ("other width in the config", "config.json says hidden_size 64 and the input embedding has 48 columns"),
     ("one tensor in two shards", "model.norm.weight is in both"),
     ("index of a missing tensor", "names tensor ghost"),
     ("other names", r"names its tensors otherwise than .* \(its first is .*, there it is "),
@@ -365,6 +369,15 @@ def test_no_space(family, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(FailureError, match="No space for the output"):
         merged("ties", family["base"], [family["a"]], tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_result_is_as_open_as_any_folder(family, tmp_path: Path) -> None:
+    """Folder and files of the result have the permissions that a new folder and file get, no tighter ones."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    out = merged("linear", None, [family["a"]], tmp_path / "out")
+    assert out.stat().st_mode == (tmp_path / "folder").stat().st_mode
+    assert {file.stat().st_mode for file in out.iterdir()} == {(tmp_path / "file").stat().st_mode}
 
 
 def test_failure_leaves_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from console.errors import CheckpointError
+from console.errors import CheckpointError, UsageError
 from merging.recipe import make_recipe
 from merging.run import merge
 from merging.token_ids import token_ids, tokenizer_digest
@@ -121,10 +121,10 @@ def copy_of(folder: Path, name: str, out: Path) -> Path:
     return out
 
 
-def merged(base: Path, other: Path, out: Path, **more: object) -> Path:
+def merged(base: Path, other: Path, out: Path, quiet: bool = True, **more: object) -> Path:
     """The base merged with another model, in float32."""
     flags = {"method": "task_arithmetic", "base_model": str(base), "models_to_merge": str(other), "dtype": "float32"}
-    return merge(make_recipe({**flags, **more}, {}), Output(out, quiet=True, load_check=False))
+    return merge(make_recipe({**flags, **more}, {}), Output(out, quiet=quiet, load_check=False))
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "files by version"])
@@ -197,3 +197,23 @@ def test_slow_tokenizers_change_too(tmp_path: Path, name: str, policy: str) -> N
     if policy == "union":
         last = next(token for token, i in before.items() if i == size)
         torch.testing.assert_close(rows[ours[last]], weights(other)[EMBEDDING][size], rtol=0, atol=1e-6)
+
+
+def test_a_tokenizer_of_its_own_code(family, tmp_path: Path, capsys) -> None:
+    """A tokenizer that only its own code can make: that is not run; models with the same files of it merge row by row,
+    which is said, others are refused, and so is a union."""
+    own = settings(tokenizer_class="OwnTokenizer", auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]})
+    folders = {name: Path(shutil.copytree(family["base"], tmp_path / name)) for name in ("base", "same", "other")}
+    for folder in folders.values():
+        own(folder)
+    (folders["other"] / "tokenizer.json").write_text((folders["other"] / "tokenizer.json").read_text() + " ")
+    assert token_ids(folders["base"]) is None
+    out = merged(folders["base"], folders["same"], tmp_path / "out", quiet=False)
+    said = capsys.readouterr().err
+    assert "is made by code of its own, which is not run" in said
+    assert f"put the .py files of {folders['base']} beside" in said
+    assert torch.equal(weights(out)[EMBEDDING], weights(folders["base"])[EMBEDDING])
+    with pytest.raises(CheckpointError, match="that transformers reads their rows cannot be matched by token"):
+        merged(folders["base"], folders["other"], tmp_path / "two")
+    with pytest.raises(UsageError, match="whose tokenizer is made by code of its own"):
+        merged(folders["base"], folders["same"], tmp_path / "three", tokenizer="union")
