@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from console.errors import HeadersUnknownError
-from merging.chat_template import choose_template
+from merging.chat_template import ChatTemplate, choose_template
 from merging.checkpoint import Checkpoint, open_all
 from merging.checks import check_distinct
 from merging.hub import CheckpointRef
 from merging.layout import Inputs
+from merging.load_check import check_loads
 from merging.mergekit_writer import as_mergekit
 from merging.planned import Plan
 from merging.preflight import plan
+from merging.prepared import prepared
 from merging.produce import produce
 from merging.recipe import MergeRecipe, remarks
 from merging.recipe_checks import check_values
@@ -121,8 +123,12 @@ def _fitted(recipe: MergeRecipe, headers_only: bool, loads: bool) -> tuple[Input
             raise
         return _lay_out(recipe, open_all(names), loads)
     found = _lay_out(recipe, opened, loads)
-    here = all(info.file.exists() for checkpoint in opened for info in checkpoint.tensors.values())
-    return found if here or headers_only else _lay_out(recipe, open_all(names), loads)
+    if headers_only or all(info.file.exists() for checkpoint in opened for info in checkpoint.tensors.values()):
+        return found
+    with prepared(*found, ChatTemplate(None, "")) as small:
+        if loads:
+            check_loads(found[1], small.configs, found[0].donor.tensors)
+    return _lay_out(recipe, open_all(names), loads)
 
 
 def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint], loads: bool) -> tuple[Inputs, Plan]:

@@ -43,7 +43,7 @@ def run(tmp_path: Path, run_script: Run, settings: dict[str, str]) -> Run:
     def start(base: str, models: str, **env: str) -> CompletedProcess[str]:
         return run_script(
             "merge.py", "--method", "task_arithmetic", "--base_model", base, "--models_to_merge", models,
-            "--save_path", tmp_path / "out", "--quiet", **(settings | env),
+            "--save_path", tmp_path / "out", "--quiet", "--no-load_check", **(settings | env),
         )  # fmt: skip
 
     return start
@@ -240,6 +240,21 @@ def test_models_that_do_not_fit_are_not_downloaded(hub: Hub, run: Run, models: d
     done = run("org/base", "org/other")
     assert done.returncode == 1
     assert "a recipe with slices says which layers go together" in done.stderr
+    assert hub.downloads(".safetensors") == []
+
+
+def test_a_tokenizer_that_cannot_serve_costs_no_download(
+    hub: Hub, run: Run, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """A base on the hub whose own vocabulary has a token without a row is refused before a weight is fetched."""
+    base = shutil.copytree(models["base"], tmp_path / "base")
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["far"] = 999
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    hub.repos |= {"org/base": Repo(base), "org/a": Repo(models["a"])}
+    done = run("org/base", "org/a")
+    assert done.returncode == 1
+    assert "it lists 'far' with the id 999, which has no row" in done.stderr
     assert hub.downloads(".safetensors") == []
 
 
