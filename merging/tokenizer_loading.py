@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def main(folders: Sequence[str]) -> None:
     for folder in folders:
         try:
             found = load_tokenizer(Path(folder))
-            answer.append(None if found is None else asdict(found))
+            answer.append(None if found is None else vars(found))
         except CheckpointError:
             answer.append("failed")
     print(json.dumps(answer))
