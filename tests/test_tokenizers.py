@@ -12,7 +12,6 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
-from transformers.utils import logging
 
 from console.errors import CheckpointError, UsageError
 from merging.recipe import make_recipe
@@ -21,6 +20,7 @@ from merging.token_ids import token_ids, tokenizer_digest
 from merging.tokenizer_files import SETTINGS, VOCABULARIES, tokenizer_files
 from merging.tokenizer_loading import load_apart
 from merging.work import Output
+from tests.architectures import quiet
 from tests.tiny import fine_tune, make_llama, weights
 from tests.tokenizer_layouts import LAYOUTS, SIZE, SLOW, make_layout, model, settings
 
@@ -29,12 +29,14 @@ FILES = re.compile(r"VOCAB_FILES_NAMES = \{(.*?)\}", re.DOTALL)
 
 
 def loaded(folder: Path) -> dict[str, int]:
-    """What a user's program gets."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    found = AutoTokenizer.from_pretrained(folder).get_vocab()
-    logging.set_verbosity(level)
-    return found
+    """What a user's program gets; where the installed transformers cannot load it, so can token_ids not."""
+    with quiet():
+        try:
+            return AutoTokenizer.from_pretrained(folder).get_vocab()
+        except Exception as error:
+            with pytest.raises(CheckpointError, match="cannot be loaded by transformers"):
+                token_ids(folder)
+            pytest.skip(f"transformers {transformers.__version__} cannot load it: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +50,20 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", [*LAYOUTS, *SLOW])
 def test_ids_are_those_of_transformers(layouts, name: str) -> None:
     """For every layout of a folder, token_ids is the vocabulary that AutoTokenizer gives, ids and all."""
-    assert token_ids(layouts[name]) == loaded(layouts[name])
+    wanted = loaded(layouts[name])
+    assert token_ids(layouts[name]) == wanted
 
 
 def test_ids_without_torch(layouts) -> None:
     """The process without torch, which serves where transformers is not imported, gives the same for every layout."""
     found = load_apart(list(layouts.values()))
-    assert found.keys() == set(layouts.values())
-    for folder, tokenizer in found.items():
-        assert tokenizer is not None
-        assert tokenizer.tokens == token_ids(folder)
+    assert len(found) > 30
+    for folder in layouts.values():
+        if folder in found:
+            assert found[folder].tokens == token_ids(folder)
+        else:  # left to the process with torch, which tells why
+            with pytest.raises(CheckpointError):
+                token_ids(folder)
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
@@ -188,7 +194,7 @@ def test_slow_tokenizers_change_too(tmp_path: Path, name: str, policy: str) -> N
             shutil.copyfile(file, place / file.name)
         if kind:
             settings(tokenizer_class="GPT2Tokenizer")(place)
-    settings(extra_special_tokens=["<new>"])(other)
+    settings(additional_special_tokens=["<new>"])(other)
     before = loaded(other)
     out = merged(base, other, tmp_path / "out", tokenizer=policy)
     ours, rows = loaded(out), weights(out)[EMBEDDING]

