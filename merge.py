@@ -88,7 +88,7 @@ def from_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool) 
     if "save_path" not in where and not dry_run:
         raise UsageError("--save_path is missing: the folder for the repeated checkpoint.")
     given = {"save_path": Path(), "max_shard_size": lock["max_shard_size"], "device": lock["device"], **where}
-    output = Output(**given, quiet=quiet, expected=lock)
+    output = Output(**given | ({"load_check": False} if dry_run else {}), quiet=quiet, expected=lock)
     work = work_of(lock, output, models.split(",") if models else (), base)
     if dry_run:
         print(shown(work, output, as_json))

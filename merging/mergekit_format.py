@@ -47,8 +47,8 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
 
     Raises UsageError naming the key that is not understood, and where it stands.
     """
-    method = _method(flags, config)
     check_keys(config, (*KEYS, *OURS), "")
+    method = _method(flags, config)
     groups = read_groups(method, config, named)
     given = _general(flags, config, groups)
     base = given.get("base_model")

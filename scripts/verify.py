@@ -116,7 +116,7 @@ def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list
     from merging.work import Output
 
     models = args.models_to_merge.split(",") if args.models_to_merge else ()
-    output = Output(args.folder, device=lock["device"], quiet=True)
+    output = Output(args.folder, device=lock["device"], quiet=True, load_check=False)
     work = work_of(lock, output, models, args.base_model)
     check_inputs_of(work, lock)
     wrong = []

@@ -459,6 +459,7 @@ MISTAKES = {
                           r"models\[0\]\.parameters\.normalize: normalize is one value for all models"),
     "rescale of ties": (BASE + "parameters: {rescale: true}", r"parameters\.rescale: ties has only rescale: false"),
     "top key": (BASE + "paramters: {}", r"paramters is no key of a recipe\. Did you mean 'parameters'\?"),
+    "misspelt method": ("merge_metod: ties\nmodels: [{model: a}]", r"merge_metod is no key .* 'merge_method'\?"),
     "method": (BASE + "method: ties", "method is no key of a recipe. Did you mean 'merge_method'"),
     "key of a model": (BASE.replace("{model: a}", "{model: a, parameter: {}}"), r"models\[0\]\.parameter is no key"),
     "models and slices": (BASE + "slices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
