@@ -20,7 +20,7 @@ from merging.lora.work import AdapterWork
 from merging.preflight import plan
 from merging.settings import Section, Setting
 from merging.sidefiles import read_lineage
-from merging.token_ids import token_ids
+from merging.token_ids import read_tokenizers, token_ids
 from merging.tokenizer import choose_vocabulary
 from merging.work import Relaxing
 
@@ -39,6 +39,7 @@ def plan_adapter_relaxation(
         raise UsageError(f"--save_as adapter needs --merged_model as BASE+ADAPTER; {merged.name} is a whole model.")
     check_same_base([merged], base)
     inputs = Inputs(merged, (merged,), base)
+    read_tokenizers([merged.folder, base.folder])
     vocabulary = choose_vocabulary("base", merged if token_ids(merged.folder) is not None else base, [])
     of_model = plan(inputs, [Section((0,), {"scale": Setting.fixed(1.0)})], None, vocabulary)
     planned = lay_out(inputs, of_model, "passthrough", dtype)

@@ -33,6 +33,11 @@ def check_recipe(recipe: MergeRecipe) -> None:
         )
     if recipe.numerics == "reference":
         raise UsageError("--save_as adapter: the original's arithmetic (--numerics reference) is one of whole models.")
+    if recipe.pad_to_multiple_of is not None:
+        raise UsageError(
+            "--save_as adapter: pad_to_multiple_of gives the base more rows, which an adapter over it does not have; "
+            "take it away."
+        )
     if any(section.layers is not None for section in recipe.sections):
         raise UsageError("--save_as adapter: slices move layers of the base; leave --save_as adapter out.")
     if recipe.method in ANGULAR and recipe.base_model is None:

@@ -23,6 +23,7 @@ from merging.recipe import MergeRecipe, remarks
 from merging.recipe_checks import check_values
 from merging.registry import find_method
 from merging.run import foreign_tokenizer, lasting_name
+from merging.token_ids import read_tokenizers
 from merging.tokenizer import choose_vocabulary
 from merging.work import Relaxing
 
@@ -88,6 +89,7 @@ def _planned(recipe: MergeRecipe, opened: Sequence[Checkpoint], relaxing: Relaxi
     check_distinct(base, models)
     method = find_method(recipe.method)
     inputs = Inputs(base, tuple(models), base)
+    read_tokenizers(checkpoint.folder for checkpoint in inputs.all)
     vocabulary = choose_vocabulary(recipe.tokenizer, base, models)
     of_model = plan(inputs, recipe.sections, None, vocabulary)
     for tensor in of_model.tensors:
