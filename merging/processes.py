@@ -53,7 +53,8 @@ def processes_of_run() -> Processes:
     """Join the processes that the launcher's environment tells of; one process where it tells of none."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())  # without a GPU nobody else says that they are several
     return Processes(state.process_index, state.num_processes, state.local_process_index)

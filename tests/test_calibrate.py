@@ -23,6 +23,7 @@ from aim.progress import Progress
 from aim.run import perform
 from console.errors import CalibrationError, UsageError
 from merging.checkpoint import open_checkpoint
+from merging.processes import Processes
 from merging.work import Output
 from tests.conftest import ROOT
 from tests.memory import STATUS
@@ -250,3 +251,21 @@ def test_layerwise_memory_is_a_layer(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         found.append(float(done.stdout))
     assert found[1] - found[0] < 2 * 6.7, found
+
+
+def test_the_way_is_chosen_by_memory(family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to the program, the whole base is run where it fits with room to spare, else one layer at a time; what is
+    asked for is done."""
+    from aim import measure
+
+    base = open_checkpoint(str(family["base"]))
+    weights = sum(file.stat().st_size for file in base.files)
+    chosen = {}
+    for factor in (0.5, 1.1, 4.0):
+        monkeypatch.setattr("aim.memory.available", lambda device, factor=factor: int(factor * weights))
+        for way in ("auto", "whole", "layerwise"):
+            settings = Settings(Calibration(), way=way)
+            chosen[factor, way] = measure.chosen_way(base, settings, CPU, "bfloat16", Processes())[0]
+    assert [chosen[factor, "auto"] for factor in (0.5, 1.1, 4.0)] == ["layerwise", "layerwise", "whole"]
+    assert {chosen[factor, "whole"] for factor in (0.5, 4.0)} == {"whole"}
+    assert {chosen[factor, "layerwise"] for factor in (0.5, 4.0)} == {"layerwise"}

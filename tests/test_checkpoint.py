@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -518,3 +519,23 @@ def test_bin_of_something_else(family, tmp_path: Path) -> None:
 def test_sizes(text: str, size: int) -> None:
     """GB counts in powers of ten, GiB in powers of two."""
     assert parse_size(text) == size
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux's account of memory")
+def test_file_larger_than_the_memory(tmp_path: Path) -> None:
+    """A safetensors file of three times the machine's memory (a hole, which takes no disk) opens, and any rows of it
+    are read."""
+    total = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+    rows = 3 * total // 2048
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [rows, 1024], "data_offsets": [0, rows * 2048]}}).encode()
+    header += b" " * (-len(header) % 8)
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.seek(rows * 2048 - 2048, 1)
+        stream.write(torch.full((1024,), 1.5, dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes())
+    (tmp_path / "config.json").write_text("{}")
+    tensor = open_checkpoint(str(tmp_path)).rows("w")
+    assert tensor.shape == (rows, 1024)
+    assert torch.equal(tensor[-1], torch.full((1024,), 1.5, dtype=torch.bfloat16))
+    assert not tensor[:2].any()
