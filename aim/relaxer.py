@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aim.importance import Importance
+    from merging.native.kernels import Kernels
     from merging.tensors import Block
 
 MIN_TOKENS = 64
@@ -157,6 +158,24 @@ class Relaxer:
             return [merged] * len(self.omegas)
         s = self._along(name, block, merged)
         return [relax(base, merged, s, omega) for omega in self.omegas]
+
+    def changes(self, name: str) -> bool:
+        """Whether a tensor's results are not simply the merged tensor."""
+        return self.account[name] in (RELAXED, FROZEN)
+
+    def into(
+        self, kernels: Kernels, name: str, block: Block, base: Tensor, merged: Tensor, out: Sequence[Tensor]
+    ) -> bool:
+        """Do as `block` with the compiled kernel, into a tensor for each omega; False where it declines."""
+        if self.account[name] != RELAXED:
+            return False
+        s = self._along(name, block, merged)
+        by_row = s.dim() > 1 and s.shape[-1] == 1 and s.numel() == merged.shape[0]
+        if not by_row and s.numel() != merged.shape[-1]:
+            s = s.expand_as(merged)
+        flat = s.reshape(-1)
+        pulls = (flat * (1.0 - omega) for omega in self.omegas)
+        return all(kernels.relax(base, merged, pull, by_row, to) for pull, to in zip(pulls, out, strict=True))
 
     def _along(self, name: str, block: Block, merged: Tensor) -> Tensor:
         """The importance of a block's entries, broadcastable to them."""

@@ -14,6 +14,7 @@ from console.cli import say
 from console.errors import UsageError
 from merging.chat_template import choose_template
 from merging.checkpoint import Checkpoint, open_all
+from merging.combination import Combination
 from merging.layout import Inputs
 from merging.lora.either import Either, make
 from merging.planned import Plan
@@ -222,8 +223,13 @@ def _same_weights(merged: Checkpoint, base: Checkpoint) -> bool:
 
 def merged_alone() -> Implementation:
     """Return the method that gives the merged model as it is: what a relaxation starts from."""
-    return Implementation(_merged, None, _merged, by_entry=True)
+    return Implementation(_merged, None, _merged, by_entry=True, fused=_merged_by_kernel)
 
 
 def _merged(base: Any, finetuned: Any) -> Any:
     return finetuned[0]
+
+
+def _merged_by_kernel(block: Any, arguments: Any, per_block: Any) -> Combination:
+    """Say `_merged` to the kernel."""
+    return Combination([1.0], around="nothing")

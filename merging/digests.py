@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from merging.native import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 1 << 22
+LEAD = 4 << 30
+"""Bytes of the inputs that their digests may be ahead of the merge."""
 
 
 def digest_of(file: Path, offset: int = 0, size: int | None = None, stop: threading.Event | None = None) -> str | None:
@@ -58,13 +65,20 @@ def known_digest(file: Path) -> str | None:
 
 
 class InputDigests:
-    """Reads the inputs in a thread of its own while the merge runs; the two share what the system caches."""
+    """Reads the inputs in a thread of its own while the merge runs; the two share what the system caches.
 
-    def __init__(self, files: Iterable[Path]) -> None:
-        self._files = list(dict.fromkeys(files))
+    inputs: the files of each. The inputs advance together, each file after file, two at a time, as the merge does, and
+    by at most LEAD bytes ahead of it: `progress` tells which part of its work is done. What is larger than the cache is
+    then read from the disk once and not twice.
+    """
+
+    def __init__(self, inputs: Iterable[Iterable[Path]], progress: Callable[[], float] = lambda: 1.0) -> None:
+        seen: set[Path] = set()
+        self._inputs = [[f for f in files if f not in seen and not seen.add(f)] for files in inputs]  # type: ignore[func-returns-value]
+        self._progress = progress
         self._digests: dict[Path, str] = {}
         self._failure: OSError | None = None
-        self._stop = threading.Event()
+        self._stop, self._hurry = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> InputDigests:
@@ -77,18 +91,83 @@ class InputDigests:
         self._stop.set()
         self._thread.join()
 
-    def _work(self) -> None:
-        try:
-            for file in self._files:
-                digest = known_digest(file) or digest_of(file, stop=self._stop)
-                if digest is not None:
-                    self._digests[file] = digest
-        except OSError as error:
-            self._failure = error
-
     def all(self) -> dict[Path, str]:
         """Wait and return {file: digest}. Raises OSError where a file could not be read."""
+        self._hurry.set()
         self._thread.join()
         if self._failure is not None:
             raise self._failure
         return self._digests
+
+    def _work(self) -> None:
+        try:
+            lanes = [_Lane([file for file in files if not self._small(file)]) for files in self._inputs]
+            self._together([lane for lane in lanes if lane.size])
+        except OSError as error:
+            self._failure = error
+
+    def _small(self, file: Path) -> bool:
+        """Take the digest of a file that need not be paired with another; returns whether it was one."""
+        digest = known_digest(file)
+        if digest is None and sha256.available() and file.is_file() and file.stat().st_size >= CHUNK:
+            return False
+        digest = digest or digest_of(file, stop=self._stop)
+        if digest is not None:
+            self._digests[file] = digest
+        return True
+
+    def _together(self, lanes: list[_Lane]) -> None:
+        total = sum(lane.size for lane in lanes)
+        with ExitStack() as stack:
+            for lane in lanes:
+                stack.callback(lane.close)
+            while lanes and not self._stop.is_set():
+                ahead = sum(lane.taken for lane in lanes) - self._progress() * total
+                if ahead > LEAD and not self._hurry.wait(0.01):
+                    continue
+                least = sorted(lanes, key=lambda lane: lane.taken / lane.size)[:2]
+                streams = [lane.stream() for lane in least]
+                size = min(CHUNK, *(stream.left for stream in streams))
+                sha256.take(streams, size)
+                for lane in least:
+                    self._digests.update(lane.advance(size))
+                lanes = [lane for lane in lanes if lane.files]
+
+
+class _Lane:
+    """The large files of one input, one after the other, through memory maps."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+        self.size = sum(file.stat().st_size for file in files)
+        self.taken = 0
+        self._map: mmap.mmap | None = None
+        self._stream: sha256.Stream | None = None
+
+    def stream(self) -> sha256.Stream:
+        """The bytes of the first file that is not finished."""
+        if self._stream is None:
+            with self.files[0].open(
+                "rb"
+            ) as file:  # a private map, since only one that may be written to tells where it is
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            first = ctypes.c_char.from_buffer(self._map)
+            self._stream = sha256.Stream(ctypes.addressof(first), len(self._map))
+        return self._stream
+
+    def advance(self, size: int) -> dict[Path, str]:
+        """Account for bytes that were taken; returns the digest of a file that is finished."""
+        self.taken += size
+        stream = self.stream()
+        if stream.left:
+            return {}
+        found = {self.files.pop(0): stream.hexdigest()}
+        self.close()
+        return found
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._stream = None
+        if self._map is not None:
+            self._map.close()
+            self._map = None

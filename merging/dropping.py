@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from merging.sparsify import keep_mask
-from merging.tensors import Block, PerBlock, TensorGroup, row_sums
+from merging.combination import Draw
+from merging.sparsify import draw_limit, keep_mask, stream_key
+from merging.tensors import Block, TensorGroup, row_sums
 
 
-def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> Masks:
     """Return, for each block, the models' masks (n, rows, ...) and the factors that rescale what is kept."""
     density = parameters["density"]
 
@@ -31,7 +33,27 @@ def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
 
     models = range(len(density))
     factors = [factor(i) for i in models]
-    return lambda block: {"masks": torch.stack([mask(i, block) for i in models]), "factors": factors}
+    draws = [
+        None if d >= 1 else Draw(stream_key(group.name, i, group.seed), draw_limit(d)) for i, d in enumerate(density)
+    ]
+    return Masks(mask, factors, draws)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What is kept of each model, by block when called; `drawn` says DARE's masks without drawing them."""
+
+    mask: Callable[[int, Block], Tensor]
+    factors: Sequence[float]
+    drawn: Sequence[Draw | None] | None = None
+
+    def __call__(self, block: Block) -> dict[str, Any]:
+        masks = torch.stack([self.mask(i, block) for i in range(len(self.factors))])
+        return {"masks": masks, "factors": self.factors}
+
+    def for_kernel(self, block: Block) -> tuple[Sequence[Draw | Tensor | None], Sequence[float]]:
+        """Return masks and factors as a compiled kernel takes them."""
+        return self.drawn or [self.mask(i, block).contiguous() for i in range(len(self.factors))], self.factors
 
 
 def l1_factor(group: TensorGroup, model: int, mask: Callable[[int, Block], Tensor]) -> float:

@@ -36,7 +36,7 @@ class Finisher:
         self.said: list[str] = []
         self.tables: list[str] = []
 
-    def finish(self, variant: Variant, stage: Stage, digests: Mapping[Path, str], seconds: float) -> None:
+    def finish(self, variant: Variant, stage: Stage, digests: Mapping[Path, str | None], seconds: float) -> None:
         """Write everything beside the weights of one result.
 
         `said` and `tables` gather what is to be told at the end. Raises CheckpointError where the result does not
@@ -82,7 +82,7 @@ class Finisher:
         table = as_markdown(rows, [model.name for model in self.work.inputs.models])
         return table if variant.folder == "." else f"{variant.folder}. {table}"
 
-    def _lock(self, recipe: Mapping[str, Any], stage: Stage, digests: Mapping[Path, str]) -> dict[str, Any]:
+    def _lock(self, recipe: Mapping[str, Any], stage: Stage, digests: Mapping[Path, str | None]) -> dict[str, Any]:
         """The lock of what is in the stage. Raises CheckpointError where it does not repeat the expected one."""
         import torch
 

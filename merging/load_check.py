@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from console.errors import CheckpointError
+from merging.native.build import cache_folder
 from merging.planned import Plan
 from merging.result_config import write_configs
+from merging.sidefiles import versions
 from merging.silence import quiet_transformers
 from merging.writer import header_bytes
 
@@ -23,6 +28,9 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
     where tensors are missing, unexpected or of another shape.
     """
     names = configs["config.json"].get("architectures") or []
+    passed = _passed(plan, configs, known)
+    if passed is not None and passed.is_file():
+        return passed.read_text(encoding="utf-8") or None
     try:
         import transformers
     except ImportError as error:
@@ -48,8 +56,21 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
         if wrong:
             told = f"{kind.removesuffix('_keys')}: {', '.join(wrong[:3])}"
             raise CheckpointError(f"The result would not load in transformers as {names[0]} ({told}).")
-    return (
-        f"transformers does not load {', '.join(surplus[:3])} as {names[0]}; the inputs have it too."
-        if surplus
-        else None
-    )
+    lost = f"transformers does not load {', '.join(surplus[:3])} as {names[0]}; the inputs have it too."
+    told = lost if surplus else ""
+    if passed is not None:
+        passed.parent.mkdir(parents=True, exist_ok=True)
+        passed.write_text(told, encoding="utf-8")
+    return told or None
+
+
+def _passed(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Collection[str]) -> Path | None:
+    """Where it is kept that a checkpoint of this very header and configs loads, since asking takes seconds.
+
+    None where the version of transformers is not known.
+    """
+    version = versions().get("transformers")
+    if version is None:
+        return None
+    asked = json.dumps([version, sys.version, configs, sorted(known), header_bytes(plan.tensors).decode("latin-1")])
+    return cache_folder() / f"loads-{hashlib.sha256(asked.encode()).hexdigest()[:32]}"

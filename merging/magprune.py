@@ -5,14 +5,16 @@ Deep et al. 2024, arXiv:2406.11617.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from merging.dropping import l1_factor
-from merging.sparsify import keep_mask
+from merging.native.kernels import kernels
+from merging.sparsify import keep_mask, stream_key
 from merging.tensors import Block, PerBlock, TensorGroup
 
 
@@ -36,7 +38,7 @@ def _along(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(1, -1, *[1] * (like.dim() - 2)).expand_as(like)
 
 
-def magprune_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+def magprune_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> Kept:
     """Return, for each block, which entries stay (n, rows, ...) and the factors that rescale them.
 
     rescale: paper, 1/p of each entry; l1, mergekit's ratio of norms; none. A vector is one row.
@@ -67,11 +69,44 @@ def magprune_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBloc
         for i in models
     ]
 
+    def factor(model: int, p: Tensor | None) -> float | Tensor:
+        return 1.0 / p if rescale == "paper" and p is not None else fixed[model]
+
     def per_block(block: Block) -> dict[str, Any]:
         chances = [chance(i, block) if dropping[i] else None for i in models]
-        return {
-            "masks": torch.stack([draw(i, block, chances[i]) for i in models]),
-            "factors": [1.0 / p if rescale == "paper" and p is not None else fixed[i] for i, p in enumerate(chances)],
-        }
+        masks = torch.stack([draw(i, block, p) for i, p in enumerate(chances)])
+        return {"masks": masks, "factors": [factor(i, p) for i, p in enumerate(chances)]}
 
-    return per_block
+    def for_kernel(block: Block) -> tuple[list[Tensor | None], list[float | Tensor]] | None:
+        compiled = kernels()
+        if compiled is None or group.base is None or len(group.shape) != 2:
+            return None
+        masks: list[Tensor | None] = []
+        factors: list[float | Tensor] = []
+        base = group.base[block.rows]
+        for i in models:
+            if not dropping[i]:
+                masks.append(None)
+                factors.append(1.0)
+                continue
+            key = stream_key(group.name, i, group.seed)
+            rows = group.finetuned[i][block.rows]
+            found = compiled.magprune(base, rows, densities[i], epsilons[i], key, block.offset)
+            if found is None:
+                return None
+            masks.append(found[0])
+            factors.append(factor(i, found[1]))
+        return masks, factors
+
+    return Kept(per_block, for_kernel)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What DELLA keeps of each model in a block when called; `for_kernel` finds it by the compiled kernel, or None."""
+
+    per_block: PerBlock
+    for_kernel: Callable[[Block], tuple[list[Tensor | None], list[float | Tensor]] | None]
+
+    def __call__(self, block: Block) -> Mapping[str, Any]:
+        return self.per_block(block)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.dropping import l1_factor
+from merging.dropping import Masks, l1_factor
+from merging.magnitudes import Magnitudes
 from merging.selection import Threshold, select, share, spread, top_threshold
-from merging.tensors import Block, PerBlock, TensorGroup
+from merging.tensors import Block, TensorGroup
 
 
 def band(density: float, gamma: float, elements: int) -> tuple[int, int]:
@@ -25,23 +26,21 @@ def band(density: float, gamma: float, elements: int) -> tuple[int, int]:
     return min(share(gamma, elements), elements - keep), keep
 
 
-def band_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+def band_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> Masks:
     """Return, for each block, which entries stay (n, rows, ...) and the factors that rescale them."""
     pairs = [band(d, g, group.elements) for d, g in zip(parameters["density"], parameters["gamma"], strict=True)]
 
-    def magnitude(model: int, block: Block) -> Tensor:
-        return group.task_vector(model, block).abs_()
-
     def limits_of(model: int) -> tuple[Threshold | None, Threshold | None]:
         outliers, keep = pairs[model]
-        upper = top_threshold(group, lambda b: magnitude(model, b), outliers) if outliers else None
-        return upper, top_threshold(group, lambda b: magnitude(model, b), outliers + keep)
+        magnitudes = Magnitudes(group, model)
+        upper = top_threshold(group, magnitudes, outliers) if outliers else None
+        return upper, top_threshold(group, magnitudes, outliers + keep)
 
     models = range(len(pairs))
     limits = [limits_of(i) for i in models]
 
     def mask(model: int, block: Block) -> Tensor:
-        values = magnitude(model, block)
+        values = Magnitudes(group, model)(block)
         upper, lower = limits[model]
         keep = pairs[model][1]
         if keep == 0:
@@ -53,4 +52,4 @@ def band_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
         return select(values, lower, block) & ~select(values, upper, block)
 
     factors = [l1_factor(group, i, mask) if parameters["rescale"] == "l1" else 1.0 for i in models]
-    return lambda block: {"masks": torch.stack([mask(i, block) for i in models]), "factors": factors}
+    return Masks(mask, factors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from console.cli import say
 from console.errors import UsageError
 from merging.card import licences_of
 from merging.checks import check_space
-from merging.digests import InputDigests
+from merging.digests import InputDigests, digest_of
 from merging.finish import Finisher
 from merging.load_check import check_loads
 from merging.lock import files_of
@@ -46,23 +47,24 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
     licences = licences_of(inputs.all)
     for note in (*work.notes, *small.notes, *([licences.warning] if licences.warning else [])):
         say(note, quiet)
-    unloaded = check_loads(work.plan, small.configs, inputs.donor.tensors) if output.load_check else None
-    if unloaded:
-        say(unloaded, quiet)
-    job = _with_output(work.make_job(), output)
-    files = [*(file for checkpoint in inputs.all for file in files_of(checkpoint)), *work.files.values()]
-    parts = [variant.folder for variant in work.variants]
-    key = _key(work, files, output, job)
-    with (
-        staged(output.save_path, output.overwrite, key, output.resume, quiet, parts) as stages,
-        InputDigests(files) as digests,
-    ):
-        _stream(work, output, stages, job)
-        finisher = Finisher(work, output, job, small, licences)
-        for variant, stage in zip(work.variants, stages, strict=True):
-            finisher.finish(variant, stage, digests.all(), time.perf_counter() - started)
-        if len(stages) > 1:
-            write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
+    lanes = [files_of(checkpoint) for checkpoint in inputs.all]
+    writers: list[ShardedWriter] = []
+    with InputDigests(lanes, lambda: writers[0].part if writers else 0.0) as digests:
+        unloaded = check_loads(work.plan, small.configs, inputs.donor.tensors) if output.load_check else None
+        if unloaded:
+            say(unloaded, quiet)
+        job = _with_output(work.make_job(), output)
+        parts = [variant.folder for variant in work.variants]
+        key = _key(work, [*itertools.chain(*lanes), *work.files.values()], output, job)
+        with staged(output.save_path, output.overwrite, key, output.resume, quiet, parts) as stages:
+            writers += _writers(work, output, stages)
+            _stream(work, output, writers, job)
+            found = digests.all() | {file: digest_of(file) for file in work.files.values()}
+            finisher = Finisher(work, output, job, small, licences)
+            for variant, stage in zip(work.variants, stages, strict=True):
+                finisher.finish(variant, stage, found, time.perf_counter() - started)
+            if len(stages) > 1:
+                write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
     for sentence in dict.fromkeys(finisher.said):
         say(sentence, quiet)
     for table in finisher.tables:
@@ -99,15 +101,20 @@ def _key(work: Work, files: Sequence[Path], output: Output, job: Job) -> str:
     return hashlib.sha256(json.dumps(same, default=str).encode()).hexdigest()
 
 
-def _stream(work: Work, output: Output, stages: Sequence[Stage], job: Job) -> None:
-    """Write the weights of all results from one read of the inputs."""
-    from merging import stream
-
+def _writers(work: Work, output: Output, stages: Sequence[Stage]) -> list[ShardedWriter]:
+    """A writer for each result, all of them after the same tensor."""
     size, tensors = parse_size(output.max_shard_size), work.plan.tensors
     writers = [ShardedWriter(stage.folder, tensors, size, stage.journal) for stage in stages]
     done = min(writer.done for writer in writers)
     for writer in writers:
         writer.rewind(done)
+    return writers
+
+
+def _stream(work: Work, output: Output, writers: Sequence[ShardedWriter], job: Job) -> None:
+    """Write the weights of all results from one read of the inputs."""
+    from merging import stream
+
     stream.run(work.plan, job, writers, output.quiet, work.label)
     for writer in writers:
         writer.close()

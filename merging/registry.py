@@ -124,7 +124,8 @@ class Implementation:
 
     `survey(groups, parameters)` looks at all tensors before the first is merged, `groups()` yielding them afresh each
     time; what it returns reaches `prepare` as parameters["survey"], unless it is None. `by_entry`: rows and columns
-    mean nothing to it, so that a stack of matrices may be read as one long matrix.
+    mean nothing to it, so that a stack of matrices may be read as one long matrix. `fused(block, arguments, per_block)`
+    says what `merge` does with a block to a compiled kernel (`merging.combination`), or None where it cannot.
     """
 
     merge: Callable[..., Any]
@@ -132,6 +133,7 @@ class Implementation:
     reference: Callable[..., Any] | None
     survey: Callable[..., Any] | None = None
     by_entry: bool = False
+    fused: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,10 @@ def merge_method(
     prepare: Prepare | None = None,
     survey: Callable[..., Any] | None = None,
     by_entry: bool = False,
+    fused: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     """Bind a block function to its preparations (whole tensor, all tensors) and to the original's arithmetic."""
-    return lambda merge: Implementation(merge, prepare, reference, survey, by_entry)
+    return lambda merge: Implementation(merge, prepare, reference, survey, by_entry, fused)
 
 
 def accepted(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:

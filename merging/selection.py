@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, inf
@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 from console.errors import CheckpointError
+from merging.magnitudes import Magnitudes
+from merging.parallel import in_order
 from merging.ranks import LOWER_BINS, UPPER_BINS, locate, lower_counts, upper_counts, value_of, within
-from merging.tensors import Block, TensorGroup
+from merging.tensors import Block, TensorGroup, cut
 
 COLLECTED = 1 << 22
 """Most values that are held at once; no result depends on it."""
+
+COUNTED = 1 << 21
+"""Values that are counted at a time; no result depends on it."""
 
 Values: TypeAlias = Callable[[Block], Tensor]
 """Gives the values of a block, (rows, ...) fp32, none of them negative."""
@@ -56,8 +61,8 @@ def top_threshold(group: TensorGroup, values: Values, keep: int) -> Threshold | 
     if keep == 0:
         return Threshold(inf, 0, 0, {})
     counts = torch.zeros(UPPER_BINS, dtype=torch.int64)
-    for block in group.blocks():
-        counts += upper_counts(values(block))
+    for found in _each(values, lambda block: _upper_counts(values, block), cut(group.shape, COUNTED)):
+        counts += found
     if int(counts.sum()) < keep:
         raise CheckpointError(f"Tensor {group.name} holds NaN in the base or in a model; it cannot be trimmed.")
     upper, above = locate(counts, keep)
@@ -68,9 +73,23 @@ def top_threshold(group: TensorGroup, values: Values, keep: int) -> Threshold | 
     return Threshold(value, sum(equal.values()), keep - above - larger, running(equal))
 
 
+def _each(values: Values, work: Callable[[Block], Tensor], blocks: Iterable[Block]) -> Iterable[Tensor]:
+    return in_order(work, blocks) if isinstance(values, Magnitudes) and values.compiled else map(work, blocks)
+
+
+def _upper_counts(values: Values, block: Block) -> Tensor:
+    return values.upper_counts(block) if isinstance(values, Magnitudes) else upper_counts(values(block))
+
+
+def _within(values: Values, block: Block, upper: int) -> Tensor:
+    return values.within(block, upper) if isinstance(values, Magnitudes) else within(values(block), upper)
+
+
 def _collected(group: TensorGroup, values: Values, upper: int, keep: int) -> tuple[float, int, dict[int, int]]:
     """Return the `keep`-th largest value of a bin, how many in it are larger, and how many are equal in each block."""
-    inside = {block.start: within(values(block), upper) for block in group.blocks()}
+    blocks = list(group.blocks())
+    found_in = _each(values, lambda block: _within(values, block, upper), blocks)
+    inside = {block.start: found for block, found in zip(blocks, found_in, strict=True)}
     candidates = torch.cat(list(inside.values()))
     value = torch.kthvalue(candidates, len(candidates) - keep + 1).values
     larger = int((candidates > value).sum())

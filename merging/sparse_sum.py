@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
-from merging.consensus import disjoint_sum
+from merging.combination import Combination
+from merging.consensus import disjoint_sum, nonzero_total
 from merging.dropping import drop_and_rescale
 from merging.methods.task_arithmetic import add_task_vectors
+from merging.tensors import Block
 
 
 def add_sparse(
@@ -45,3 +49,14 @@ def add_agreeing(
     """
     task_vectors = drop_and_rescale(finetuned - base, masks, factors)
     return base + disjoint_sum(task_vectors, weights, normalize) * scaling
+
+
+def fused(block: Block, arguments: Mapping[str, Any], per_block: Any, elect: bool = False) -> Combination | None:
+    """Say `add_sparse` to the kernel, or with elect `add_agreeing`; per_block has `for_kernel(block)`."""
+    found, total = per_block.for_kernel(block), nonzero_total(arguments["weights"])
+    if found is None:
+        return None
+    return Combination(**arguments, total=total, elect=elect, masks=found[0], factors=found[1])
+
+
+fused_agreeing = partial(fused, elect=True)

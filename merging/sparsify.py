@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from merging.magnitudes import Magnitudes
 from merging.selection import Threshold, select, share, top_threshold
 from merging.tensors import Block, TensorGroup
 
@@ -22,12 +23,22 @@ def trim_threshold(group: TensorGroup, model: int, density: float) -> Threshold 
 
     Raises CheckpointError for a tensor with NaN in it.
     """
-    return top_threshold(group, lambda b: group.task_vector(model, b).abs_(), kept_count(density, group.elements))
+    return top_threshold(group, Magnitudes(group, model), kept_count(density, group.elements))
 
 
 def trim(task_vector: Tensor, threshold: Threshold | None, block: Block) -> Tensor:
     """Set to zero what trimming drops; task_vector (rows, ...) fp32 -> the same shape."""
     return task_vector if threshold is None else task_vector * select(task_vector.abs(), threshold, block)
+
+
+def draw_limit(density: float) -> int:
+    """Return how many of the 2^32 words keep an entry that is kept with probability `density`."""
+    return round(density * 2**32)
+
+
+def stream_key(name: str, model: int, seed: int) -> int:
+    """Return the 128-bit key of the random stream of one tensor of one model."""
+    return int.from_bytes(hashlib.sha256(f"{seed}|{model}|{name}".encode()).digest()[:16], "little")
 
 
 def keep_mask(block: Block, shape: torch.Size, *, name: str, model: int, density: float | Tensor, seed: int) -> Tensor:
@@ -38,8 +49,7 @@ def keep_mask(block: Block, shape: torch.Size, *, name: str, model: int, density
     whose key is the digest of the other three.
     """
     words_per_step = 8  # one Philox counter step gives 256 bits
-    digest = hashlib.sha256(f"{seed}|{model}|{name}".encode()).digest()
-    generator = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    generator = np.random.Philox(key=stream_key(name, model, seed))
     generator.advance(block.offset // words_per_step)
     skipped = block.offset % words_per_step
     words = np.random.Generator(generator).integers(
@@ -48,4 +58,4 @@ def keep_mask(block: Block, shape: torch.Size, *, name: str, model: int, density
     drawn = words.astype("<u8", copy=False).view("<u4")[skipped : skipped + block.elements]
     if isinstance(density, Tensor):
         return torch.from_numpy(drawn < np.round(density.double().cpu().numpy().reshape(-1) * 2**32)).reshape(shape)
-    return torch.from_numpy(drawn < np.uint64(round(density * 2**32))).reshape(shape)
+    return torch.from_numpy(drawn < np.uint64(draw_limit(density))).reshape(shape)

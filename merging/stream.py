@@ -2,93 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from console.errors import CheckpointError, UsageError
+from merging.fused import fused_blocks, kernel_for
+from merging.job import Job, Observer, Writer
 from merging.mean_row import mean_row
+from merging.native.kernels import KINDS, kernels
 from merging.planned import Listing, Plan, Source, TensorPlan
-from merging.registry import Implementation, accepted
+from merging.registry import accepted
 from merging.rows import Rows
 from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup, cut
 from merging.vocabulary import AlignedRows, gather
-
-
-class Relaxation(Protocol):
-    """AIM's part of the loop, given by `aim.relaxer`; merging itself knows nothing of activations.
-
-    It makes one result for each of its omegas, from one read.
-    """
-
-    @property
-    def omegas(self) -> Sequence[float]:
-        """What the results differ in."""
-
-    def block(self, name: str, block: Block, base: Tensor, merged: Tensor) -> Sequence[Tensor]:
-        """Relax the merged rows of a block towards the base's, both (rows, ...) fp32, with each omega.
-
-        A stack of matrices may come as one long matrix (rows, columns).
-        """
-
-    def reference(self, name: str, base: Tensor, merged: Tensor) -> Sequence[Tensor]:
-        """Relax a whole tensor with the original's bf16 arithmetic, with each omega."""
-
-
-class Observer(Protocol):
-    """Sees every merged block beside what it was made of, for the health figures."""
-
-    def block(self, block: Block, group: TensorGroup, merged: Tensor, given: Mapping[str, Any]) -> None:
-        """Take account of a block: merged (rows, ...) fp32; `given` is what the method got for it."""
-
-    def summary(self) -> Mapping[str, Any]:
-        """Return what was found over the tensor, for JSON."""
-
-
-class Writer(Protocol):
-    """Where finished tensors go, in the plan's order: `merging.writer.ShardedWriter`."""
-
-    @property
-    def done(self) -> int:
-        """How many tensors of the plan are written."""
-
-    def begin(self, name: str) -> None:
-        """Start the next tensor of the plan."""
-
-    def add(self, block: Tensor) -> None:
-        """Write the tensor's next rows."""
-
-    def end(self, remark: Mapping[str, Any]) -> None:
-        """Finish the tensor, keeping a remark with it."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """How to make every tensor: the method's functions and how to compute.
-
-    survey: what the method's `survey` found over all tensors, where it has one. observe: gives an observer for a
-    tensor, where the run is to be described.
-    """
-
-    implementation: Implementation
-    device: torch.device
-    seed: int = 42
-    reference: bool = False
-    relaxation: Relaxation | None = None
-    allow_nonfinite: bool = False
-    survey: Any = None
-    observe: Callable[[TensorPlan], Observer] | None = None
-    block_elements: int = BLOCK_ELEMENTS
-
-    @property
-    def results(self) -> int:
-        """How many results are made from one read."""
-        return 1 if self.relaxation is None else len(self.relaxation.omegas)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -150,7 +82,10 @@ def with_survey(plan: Plan, job: Job) -> Job:
 def tensor_blocks(
     tensor: TensorPlan, job: Job, observers: Sequence[Observer | None] = ()
 ) -> Iterator[Sequence[Tensor]]:
-    """Yield one output tensor in blocks of rows, in the plan's dtype, on the CPU: one for each of the job's results."""
+    """Yield one output tensor in blocks of rows, in the plan's dtype, on the CPU: one for each of the job's results.
+
+    What is yielded may be overwritten once more is asked for.
+    """
     dtype = getattr(torch, tensor.dtype)
     if not tensor.is_merged or 0 in tensor.shape:
         for block in _copied(tensor, dtype):
@@ -245,12 +180,22 @@ def merged_blocks(
     dtype: torch.dtype,
     observers: Sequence[Observer | None] = (),
 ) -> Iterator[Sequence[Tensor]]:
-    """Merge one tensor block by block in fp32, relax it, and yield each result's block on the CPU, rounded once."""
+    """Merge one tensor block by block in fp32, relax it, and yield each result's block on the CPU, rounded once.
+
+    What is yielded may be overwritten once more is asked for.
+    """
     implementation = job.implementation
     known = parameters if job.survey is None else {**parameters, "survey": job.survey}
     per_block = implementation.prepare(group, known) if implementation.prepare else None
     arguments = accepted(implementation.merge, parameters)
-    for block in group.blocks():
+    kernel = None if any(observers) else kernel_for(group, job)
+    made: Iterable[Sequence[Tensor] | Block] = group.blocks()
+    if kernel is not None:
+        made = fused_blocks(kernel, group, job, arguments, per_block, dtype)
+    for block in made:
+        if not isinstance(block, Block):
+            yield block
+            continue
         base = group.base_block(block) if group.base is not None else None
         given = {**arguments, **(per_block(block) if per_block else {})}
         merged = implementation.merge(base, group.model_blocks(block), **given)
@@ -267,7 +212,7 @@ def merged_blocks(
 
 def merge_group(group: TensorGroup, job: Job, parameters: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     """Return a whole merged tensor, for callers that hold one anyway."""
-    return torch.cat([block for (block,) in merged_blocks(group, job, parameters, dtype)])
+    return torch.cat([block.clone() for (block,) in merged_blocks(group, job, parameters, dtype)])
 
 
 def _by_reference(group: TensorGroup, job: Job, parameters: Mapping[str, Any]) -> Sequence[Tensor]:
@@ -292,7 +237,7 @@ class _Nonfinite:
     def check(self, block: Tensor) -> Tensor:
         """Return the block as it is. Raises CheckpointError naming the tensor where it may not be so."""
         if block.is_floating_point():
-            found = block.numel() - int(torch.isfinite(block).sum())
+            found = _count_nonfinite(block)
             if found and not self.allowed:
                 kind = str(block.dtype).removeprefix("torch.")
                 raise CheckpointError(
@@ -301,6 +246,11 @@ class _Nonfinite:
                 )
             self.count += found
         return block
+
+
+def _count_nonfinite(block: Tensor) -> int:
+    compiled = kernels() if block.dtype in KINDS and block.is_contiguous() and block.device.type == "cpu" else None
+    return compiled.nonfinite(block) if compiled else block.numel() - int(torch.isfinite(block).sum())
 
 
 def _remark(nonfinite: _Nonfinite, observer: Observer | None) -> Mapping[str, Any]:

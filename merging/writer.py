@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -47,6 +48,7 @@ class ShardedWriter:
         self._shards = split_shards(tensors, max_shard_bytes)
         self._names = shard_names(len(self._shards), stem)
         self._places = [place for i, shard in enumerate(self._shards) for place in self._lay_out(i, shard)]
+        self._ends = list(accumulate((place.size for place in self._places), initial=0))
         self._stream: BinaryIO | None = None
         self._shard = -1
         self._current: BinaryIO
@@ -57,6 +59,11 @@ class ShardedWriter:
     def done(self) -> int:
         """How many tensors of the plan are written."""
         return self._next
+
+    @property
+    def part(self) -> float:
+        """Which part of all the bytes is written."""
+        return self._ends[self._next] / max(1, self._ends[-1])
 
     def rewind(self, done: int) -> None:
         """Go on as if only the first `done` tensors were written."""

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from merging import stream
+from merging.job import Job
+from merging.job import Relaxation as OfBlocks
 from merging.lora.algebra import coefficients
 from merging.lora.plan import Entry, Sum, Term
 from merging.planned import TensorPlan
 from merging.tensors import row_sums
 
 
-class Relaxation(stream.Relaxation, Protocol):
+class Relaxation(OfBlocks, Protocol):
     """AIM's part, given by `aim.relaxer`: by channel for factors, by block for what is whole."""
 
     def pulls(self, name: str, axis: int) -> Sequence[Tensor] | None:
@@ -32,7 +34,7 @@ class Maker:
     """Computes the tensors of a plan, one result for each omega. job: how whole tensors are made and relaxed."""
 
     method: str
-    job: stream.Job
+    job: Job
     relaxation: Relaxation | None = None
 
     def blocks(self, entry: Entry) -> Iterator[Sequence[Tensor]]:

@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from merging.outliers import band_masks
 from merging.registry import merge_method
-from merging.sparse_sum import add_sparse
+from merging.sparse_sum import add_sparse, fused
 
-METHOD = merge_method(by_entry=True, prepare=band_masks)(add_sparse)
+METHOD = merge_method(by_entry=True, prepare=band_masks, fused=fused)(add_sparse)

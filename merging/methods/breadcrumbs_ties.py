@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from merging.outliers import band_masks
 from merging.registry import merge_method
-from merging.sparse_sum import add_agreeing
+from merging.sparse_sum import add_agreeing, fused_agreeing
 
-METHOD = merge_method(by_entry=True, prepare=band_masks)(add_agreeing)
+METHOD = merge_method(by_entry=True, prepare=band_masks, fused=fused_agreeing)(add_agreeing)

@@ -12,7 +12,7 @@ from torch import Tensor
 from merging.dropping import masks_of
 from merging.reference import task_arithmetic_reference
 from merging.registry import merge_method
-from merging.sparse_sum import add_sparse
+from merging.sparse_sum import add_sparse, fused
 
 
 def reference(
@@ -31,4 +31,4 @@ def reference(
     )
 
 
-METHOD = merge_method(by_entry=True, reference=reference, prepare=masks_of)(add_sparse)
+METHOD = merge_method(by_entry=True, reference=reference, prepare=masks_of, fused=fused)(add_sparse)

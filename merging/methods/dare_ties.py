@@ -13,7 +13,7 @@ from torch import Tensor
 from merging.dropping import masks_of
 from merging.reference import task_arithmetic_reference
 from merging.registry import merge_method
-from merging.sparse_sum import add_agreeing
+from merging.sparse_sum import add_agreeing, fused_agreeing
 
 
 def reference(
@@ -32,4 +32,4 @@ def reference(
     )
 
 
-METHOD = merge_method(by_entry=True, reference=reference, prepare=masks_of)(add_agreeing)
+METHOD = merge_method(by_entry=True, reference=reference, prepare=masks_of, fused=fused_agreeing)(add_agreeing)

@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from merging.magprune import magprune_masks
 from merging.registry import merge_method
-from merging.sparse_sum import add_agreeing
+from merging.sparse_sum import add_agreeing, fused_agreeing
 
-METHOD = merge_method(prepare=magprune_masks)(add_agreeing)
+METHOD = merge_method(prepare=magprune_masks, fused=fused_agreeing)(add_agreeing)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 
+from merging.combination import Combination
 from merging.consensus import nonzero_total, weighted_sum
 from merging.reference import linear_reference
 from merging.registry import merge_method
+from merging.tensors import Block, PerBlock
 
 
 def linear(base: Tensor | None, finetuned: Tensor, *, weights: Sequence[float], normalize: bool) -> Tensor:
@@ -28,4 +31,11 @@ def reference(base: Tensor | None, finetuned: Sequence[Tensor], *, weights: Sequ
     return linear_reference(finetuned, weights=weights, normalize=normalize)
 
 
-METHOD = merge_method(by_entry=True, reference=reference)(linear)
+def fused(block: Block, arguments: Mapping[str, Any], per_block: PerBlock | None) -> Combination:
+    """Say `linear` to the kernel."""
+    weights, normalize = arguments["weights"], arguments["normalize"]
+    around: Literal["first", "nothing"] = "first" if normalize else "nothing"
+    return Combination(weights, normalize=normalize, total=nonzero_total(weights), around=around)
+
+
+METHOD = merge_method(by_entry=True, reference=reference, fused=fused)(linear)

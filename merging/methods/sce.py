@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merging.native.kernels import kernels
 from merging.registry import merge_method
 from merging.selection import select, share, top_threshold
 from merging.tensors import Block, PerBlock, TensorGroup, row_sums
@@ -20,12 +21,16 @@ def weights_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
     Equal weights where the mean squares add up to less than 1e-6, as mergekit does (typical of fine-tuned models).
     """
     topk, n = parameters["select_topk"], len(group.finetuned)
+    compiled = kernels() if group.device.type == "cpu" else None
 
     def task_vectors(block: Block) -> Tensor:
         return group.model_blocks(block) - group.base_block(block)
 
     def variance(block: Block) -> Tensor:
-        return task_vectors(block).var(dim=0, unbiased=False)
+        found = None
+        if compiled is not None and group.base is not None:
+            found = compiled.variances(group.base[block.rows], [tensor[block.rows] for tensor in group.finetuned])
+        return task_vectors(block).var(dim=0, unbiased=False) if found is None else found
 
     keep = group.elements
     if topk < 1:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
+from merging.combination import Combination
 from merging.consensus import nonzero_total, weighted_sum
 from merging.reference import task_arithmetic_reference
 from merging.registry import merge_method
+from merging.tensors import Block, PerBlock
 
 
 def add_task_vectors(
@@ -40,4 +43,9 @@ def reference(
     )
 
 
-METHOD = merge_method(by_entry=True, reference=reference)(task_arithmetic)
+def fused(block: Block, arguments: Mapping[str, Any], per_block: PerBlock | None) -> Combination:
+    """Say `task_arithmetic` to the kernel."""
+    return Combination(**arguments, total=nonzero_total(arguments["weights"]))
+
+
+METHOD = merge_method(by_entry=True, reference=reference, fused=fused)(task_arithmetic)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from console.errors import UsageError
+from merging.combination import Combination
 from merging.consensus import disjoint_sum, majority_sign, trimmed
 from merging.model_scope import survey, thresholds_in
 from merging.reference import task_arithmetic_reference
@@ -79,4 +80,10 @@ def reference(
     )
 
 
-METHOD = merge_method(by_entry=True, reference=reference, prepare=thresholds_of, survey=survey)(ties)
+def fused(block: Block, arguments: Mapping[str, Any], per_block: PerBlock) -> Combination:
+    """Say `ties` to the kernel."""
+    found = per_block(block)
+    return Combination(**arguments, elect=True, zero_sign=found["zero_sign"], thresholds=found["thresholds"])
+
+
+METHOD = merge_method(by_entry=True, reference=reference, prepare=thresholds_of, survey=survey, fused=fused)(ties)

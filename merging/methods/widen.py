@@ -6,15 +6,22 @@ model; ranks compete across models by softmax; columns ranked above average get 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from merging.combination import ByColumn
+from merging.native.kernels import Kernels, kernels
+from merging.parallel import in_order
 from merging.registry import merge_method
 from merging.tensors import Block, PerBlock, TensorGroup
 from merging.whole_matrix import is_stack
+
+WHOLE = 64
+"""Columns are summed by the kernel in multiples of this: torch adds what is left over in another order."""
 
 
 def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
@@ -88,7 +95,12 @@ def _column_differences(group: TensorGroup) -> tuple[Tensor, Tensor]:
     sums = {
         key: torch.zeros(n, *shape, dtype=torch.float64, device=group.device) for key in ("models", "base", "product")
     }
-    for tile in group.tiles():
+    able = group.device.type == "cpu" and not stack and not group.inputs_first and shape[0] % WHOLE == 0
+    compiled = kernels() if able and _same_order() else None
+    plain: Iterable[Block] = group.tiles()
+    if compiled is not None:
+        plain = _by_kernel(compiled, group, sums)
+    for tile in plain:
         base, models = group.base_block(tile).double(), group.model_blocks(tile).double()
         if not stack:
             base, models = base.flatten(1), models.flatten(2)
@@ -99,6 +111,39 @@ def _column_differences(group: TensorGroup) -> tuple[Tensor, Tensor]:
     model_norm, base_norm = sums["models"].sqrt(), sums["base"].sqrt()
     cosine = sums["product"] / (model_norm * base_norm)
     return (model_norm - base_norm).abs(), 1 - cosine
+
+
+@cache
+def _same_order() -> bool:
+    """Whether the kernel adds rows in the order that this torch does, whose sums decide on equal ranks."""
+    compiled = kernels()
+    if compiled is None:
+        return False
+    x = torch.randn(3, 200, WHOLE, generator=torch.Generator().manual_seed(0))
+    found = torch.zeros(5, WHOLE, dtype=torch.float64)
+    compiled.squares(x[0], [x[1], x[2]], found)
+    base, models = x[0].double(), x[1:].double()
+    plain = [models.square().sum(-2), base.square().sum(-2)[None], (models * base).sum(-2)]
+    return torch.equal(found, torch.cat(plain))
+
+
+def _by_kernel(compiled: Kernels, group: TensorGroup, sums: Mapping[str, Tensor]) -> Iterator[Block]:
+    """Add up the tiles, several at a time and in their order; yields those that must be added up plainly."""
+    n, (columns,) = len(group.finetuned), sums["base"].shape[1:]
+
+    def work(tile: Block) -> tuple[Block, Tensor | None]:
+        assert group.base is not None
+        found = torch.zeros(2 * n + 1, columns, dtype=torch.float64)
+        models = [tensor[tile.rows] for tensor in group.finetuned]
+        return tile, found if compiled.squares(group.base[tile.rows], models, found) else None
+
+    for tile, found in in_order(work, group.tiles(), ahead=4):
+        if found is None:
+            yield tile
+            continue
+        sums["models"] += found[:n]
+        sums["base"] += found[n]
+        sums["product"] += found[n + 1 :]
 
 
 def reference(
@@ -144,4 +189,12 @@ def reference(
     return (merged.T if is_embedding else merged).to(base.dtype).contiguous()
 
 
-METHOD = merge_method(reference=reference, prepare=coefficients_of)(widen)
+def fused(block: Block, arguments: Mapping[str, Any], per_block: PerBlock) -> ByColumn | None:
+    """Say `widen` to the kernel: for matrices whose coefficients run along the rows."""
+    coefficients = per_block(block)["coefficients"]
+    if coefficients.dim() < 3 or coefficients.shape[1] != 1:
+        return None
+    return ByColumn(coefficients.flatten(1))
+
+
+METHOD = merge_method(reference=reference, prepare=coefficients_of, fused=fused)(widen)
