@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import mmap
 import re
@@ -11,9 +10,10 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merging.native import sha256
+from merging.stored import map_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,17 +142,18 @@ class _Lane:
         self.size = sum(file.stat().st_size for file in files)
         self.taken = 0
         self._map: mmap.mmap | None = None
+        self._view: Any = None
         self._stream: sha256.Stream | None = None
 
     def stream(self) -> sha256.Stream:
         """The bytes of the first file that is not finished."""
         if self._stream is None:
-            with self.files[0].open(
-                "rb"
-            ) as file:  # a private map, since only one that may be written to tells where it is
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            first = ctypes.c_char.from_buffer(self._map)
-            self._stream = sha256.Stream(ctypes.addressof(first), len(self._map))
+            import numpy
+
+            self._map = map_file(self.files[0])
+            # numpy alone tells where bytes are that may not be written to; a map that may be is refused above some size
+            self._view = numpy.frombuffer(self._map, numpy.uint8)
+            self._stream = sha256.Stream(self._view.ctypes.data, len(self._map))
         return self._stream
 
     def advance(self, size: int) -> dict[Path, str]:
@@ -167,7 +168,7 @@ class _Lane:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._stream = None
+        self._stream = self._view = None
         if self._map is not None:
             self._map.close()
             self._map = None
