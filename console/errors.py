@@ -41,6 +41,12 @@ class EvaluationError(FailureError):
     """A benchmark or model that cannot be evaluated."""
 
 
+class BadInputError(EvaluationError):
+    """What was given to evaluate with cannot be used: a results file, benchmark data, a server. Exit code 2."""
+
+    exit_code = 2
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known word closest to `word`, or an empty string."""
     original = {k.lower(): k for k in known}

@@ -8,21 +8,35 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from console.errors import EvaluationError
+from console.errors import BadInputError
+from eval.outcomes import Outcomes
 
-SCHEMA = 1
+SCHEMA = 2
+READ = (1, 2)
+"""Schemas that are read: 1 had no outcomes, digests, hardware and times, which are then empty."""
+CIRCUMSTANCES = ("digest", "commit", "hardware", "seconds", "project_commit")
 COLUMNS = ("HumanEval", "MBPP", "MMLU", "MATH", "GSM8K", "IFEval")
 """The paper's six benchmarks, in its tables' order."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number of one benchmark, in percent; `stderr` in percent points, None where there is none."""
+    """One number of one benchmark, in percent; `stderr` in percent points, None where there is none.
+
+    `beside` are other metrics of the same answers that belong next to it, by name.
+    """
 
     metric: str
     value: float
     stderr: float | None = None
     n: int | None = None
+    beside: Mapping[str, Score] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Score:
+        """Read what `dataclasses.asdict` made of a score."""
+        beside = {name: cls.from_json(other) for name, other in data.get("beside", {}).items()}
+        return cls(**{**data, "beside": beside})
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Lineage:
             found = json.loads(record.read_text(encoding="utf-8"))["lineage"]
             return cls(found["method"], found["base_model"], tuple(found["models"]), found["omega"])
         except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"{record} is not a run record of merge.py or performAIM.py ({error}).") from error
+            raise BadInputError(f"{record} is not a run record of merge.py or performAIM.py ({error}).") from error
 
 
 @dataclass(frozen=True)
@@ -58,44 +72,67 @@ class EvalResult:
     versions: Mapping[str, str] = field(default_factory=dict)
     harness: Mapping[str, Any] = field(default_factory=dict)
     """lm-eval's own result dictionary without samples: results, configs, versions, n-shot, ..."""
+    outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
+    """Column -> items and verdicts; a column whose metric is not one number per item is absent."""
+    digest: str | None = None
+    commit: str | None = None
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    project_commit: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return lm-eval's dictionary with our part under "aim"."""
         ours = {
             "schema": SCHEMA,
             "model": self.model,
+            "digest": self.digest,
+            "commit": self.commit,
             "lineage": asdict(self.lineage),
             "scores": {name: asdict(score) for name, score in self.scores.items()},
+            "outcomes": {name: found.to_json() for name, found in self.outcomes.items()},
             "settings": dict(self.settings),
             "versions": dict(self.versions),
+            "hardware": dict(self.hardware),
+            "seconds": dict(self.seconds),
+            "project_commit": self.project_commit,
         }
         return {**self.harness, "aim": ours}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], source: str = "results") -> EvalResult:
-        """Read what `to_json` wrote. Raises EvaluationError naming `source` for anything else."""
+        """Read what `to_json` wrote. Raises BadInputError naming `source` for anything else."""
         ours = data.get("aim") if isinstance(data, Mapping) else None
-        if not isinstance(ours, Mapping) or ours.get("schema") != SCHEMA:
-            raise EvaluationError(f"{source} is not a results file of evaluate_model.py (schema {SCHEMA}).")
+        if not isinstance(ours, Mapping) or "schema" not in ours:
+            raise BadInputError(f"{source} is not a results file of evaluate_model.py.")
+        if ours["schema"] not in READ:
+            known = " and ".join(map(str, READ))
+            raise BadInputError(
+                f"{source} has schema {ours['schema']!r}, and this version reads {known}: evaluate the model again, or "
+                "use the version that wrote it."
+            )
         try:
             lineage = dict(ours["lineage"])
             lineage["models"] = tuple(lineage["models"])
             return cls(
                 model=ours["model"],
-                scores={name: Score(**score) for name, score in ours["scores"].items()},
+                scores={name: Score.from_json(score) for name, score in ours["scores"].items()},
                 lineage=Lineage(**lineage),
                 settings=ours["settings"],
                 versions=ours["versions"],
                 harness={k: v for k, v in data.items() if k != "aim"},
+                outcomes={name: Outcomes.from_json(found) for name, found in ours.get("outcomes", {}).items()},
+                **{name: ours[name] for name in CIRCUMSTANCES if name in ours},
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EvaluationError(f"{source} is a results file with a part missing or unknown: {error}.") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BadInputError(f"{source} is a results file with a part missing or unknown: {error}.") from error
 
     @classmethod
     def load(cls, path: Path) -> EvalResult:
-        """Read a results file. Raises EvaluationError for a file that is cut short or of another kind."""
+        """Read a results file. Raises BadInputError for a file that is cut short or of another kind."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadInputError(f"{path} cannot be read ({error.strerror}).") from error
         except ValueError as error:
-            raise EvaluationError(f"{path} is not JSON, perhaps cut short ({error}).") from error
+            raise BadInputError(f"{path} is not JSON, perhaps cut short ({error}).") from error
         return cls.from_json(data, str(path))

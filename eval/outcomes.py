@@ -1,0 +1,89 @@
+"""Per-item outcomes of one column: which items, their verdicts, and the score as a function of them. No third party."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+IFEVAL = ("prompt_level_strict_acc", "prompt_level_loose_acc", "inst_level_strict_acc", "inst_level_loose_acc")
+INSTRUCTIONS = "instructions"
+IFEVAL_MEAN = "mean of 4 accuracies"
+
+
+@dataclass(frozen=True)
+class TaskOutcomes:
+    """The items of one task: their numbers, the beginnings of their digests, and each metric's verdict on each.
+
+    A verdict is a number: 1 or 0, a share of samples, or (IFEval's instruction level) how many were followed.
+    """
+
+    items: tuple[int, ...]
+    docs: tuple[str, ...]
+    verdicts: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The items behind one column, task by task."""
+
+    tasks: Mapping[str, TaskOutcomes] = field(default_factory=dict)
+
+    def keys(self) -> list[tuple[str, int, str]]:
+        """(task, item, digest of the item) in order; equal keys are the same question of the same data."""
+        return [(task, i, d) for task, o in self.tasks.items() for i, d in zip(o.items, o.docs, strict=True)]
+
+    def verdicts(self, metric: str) -> list[float]:
+        """One metric's verdicts in the order of `keys`; KeyError where a task lacks it."""
+        return [v for o in self.tasks.values() for v in o.verdicts[metric]]
+
+    def terms(self, metric: str) -> list[tuple[list[float], list[float]]]:
+        """(numerators, denominators), in the order of `keys`, of the ratios whose mean is the score.
+
+        Score = 100 * mean over terms of sum(w * numerator) / sum(w * denominator), with w = 1, or how often an item was
+        drawn. Accuracies have one term with denominators 1; IFEval's mean has four, two of them per instruction.
+        """
+        metrics = IFEVAL if metric == IFEVAL_MEAN else (metric,)
+        found = []
+        for name in metrics:
+            numerators = self.verdicts(name)
+            per_instruction = name in IFEVAL and name.startswith("inst")
+            found.append((numerators, self.verdicts(INSTRUCTIONS) if per_instruction else [1.0] * len(numerators)))
+        return found
+
+    def score(self, metric: str) -> float:
+        """The score in percent that these verdicts give."""
+        ratios = [sum(n) / sum(d) for n, d in self.terms(metric)]
+        return 100 * sum(ratios) / len(ratios)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            task: {
+                "items": list(o.items),
+                "docs": list(o.docs),
+                "verdicts": {m: [_short(v) for v in found] for m, found in o.verdicts.items()},
+            }
+            for task, o in self.tasks.items()
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Outcomes:
+        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        tasks = {}
+        for task, found in data.items():
+            verdicts = {name: tuple(map(float, values)) for name, values in found["verdicts"].items()}
+            outcomes = TaskOutcomes(tuple(found["items"]), tuple(found["docs"]), verdicts)
+            sizes = {len(outcomes.items), len(outcomes.docs), *map(len, verdicts.values())}
+            if len(sizes) != 1:
+                raise ValueError(f"the outcomes of {task} differ in length")
+            tasks[task] = outcomes
+        return cls(tasks)
+
+
+def per_instruction(verdicts: Sequence[Any]) -> tuple[float, ...]:
+    """IFEval's lists of followed or not, as how many were followed."""
+    return tuple(float(sum(v)) for v in verdicts)
+
+
+def _short(value: float) -> float | int:
+    return int(value) if value == int(value) else value
