@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
+from tests.evaluation import make_checkpoint, make_data
 from tests.tiny import fine_tune, make_llama, write_texts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,3 +36,15 @@ def run_script():  # type: ignore[no-untyped-def]
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env}, timeout=300)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mirror with a few made items of every benchmark."""
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny real Llama of 512 positions with its tokenizer."""
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
