@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,9 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         Path(staged).unlink(missing_ok=True)
         raise
+
+
+def known_digest(file: Path) -> str | None:
+    """Return the SHA-256 that the hub's cache names a large file by, or None for another file."""
+    blob = file.resolve()
+    return blob.name if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name) else None

@@ -1,23 +1,74 @@
-"""The model behind an evaluation: device, tokenizer, and batch size. Imports no lm-eval."""
+"""The model behind an evaluation: where it runs, its configuration, tokenizer and identity. Imports no lm-eval."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from console.errors import EvaluationError, UsageError
+from console.errors import BadInputError, EvaluationError, UsageError
+from eval import identity
+from eval.checks import check_length, own_length, usable_length
+from eval.ranks import Ranks
+from eval.requests import Engine, digest
 from eval.settings import Settings
 
-CPU_BATCH_BYTES = 2 << 30
-CPU_BATCH_LENGTH = 1024
-MOST_ROWS = 64
+HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py")
+HUB_WEIGHTS = ("*.safetensors",)
 
 
-def place(settings: Settings, model: Any) -> Settings:
+@dataclass(frozen=True)
+class Subject:
+    """The model to be evaluated: as asked for, what it is called, and what prompts and lengths depend on.
+
+    `model` is a folder, a hub id, or a loaded transformers model; `folder` where its files are, once that is known.
+    """
+
+    model: Any
+    label: str
+    tokenizer: Any
+    config: Mapping[str, Any]
+    length: int
+    folder: Path | None = None
+
+    def template(self, apply: bool) -> Callable[..., str] | None:
+        """How chats become prompts; None where prompts are plain text."""
+        return self._rendered if apply else None
+
+    def _rendered(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        import jinja2
+
+        options = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return str(self.tokenizer.apply_chat_template(chat, **options))
+        except jinja2.exceptions.TemplateError:  # templates that refuse a system message
+            return str(self.tokenizer.apply_chat_template([m for m in chat if m["role"] != "system"], **options))
+
+
+def subject_of(model: Any, settings: Settings, tokenizer: Any = None, name: str | None = None) -> Subject:
+    """Read configuration and tokenizer; check template and length. No weights. Raises UsageError, BadInputError."""
+    label = name or (model if isinstance(model, str) else getattr(model, "name_or_path", "") or type(model).__name__)
+    folder = small_files(model) if isinstance(model, str) else None
+    if folder is not None:
+        tokenizer = load_tokenizer(folder, label)
+    elif tokenizer is None:
+        raise UsageError("A loaded model needs its tokenizer: evaluate(model, settings, tokenizer=...).")
+    if settings.apply_chat_template and not getattr(tokenizer, "chat_template", None):
+        raise UsageError(f"The tokenizer of {label} has no chat template; leave out --apply_chat_template.")
+    config = (load_config(folder, label) if folder is not None else model.config).to_dict()
+    own = own_length(config)
+    check_length(own, settings.max_model_len, label)
+    return Subject(model, label, tokenizer, config, usable_length(own, settings.max_model_len, settings.preset), folder)
+
+
+def place(settings: Settings, model: Any, ranks: Ranks) -> Settings:
     """Return the settings with backend, device and number of GPUs decided. Raises UsageError for a GPU not there."""
     import torch
 
@@ -34,41 +85,114 @@ def place(settings: Settings, model: Any) -> Settings:
     gpu = kind != "cpu" and visible > 0 and settings.n_gpu != 0
     if kind == "cuda" and not gpu:
         raise UsageError(f"--device {settings.device} and --n_gpu 0 contradict each other.")
+    several = ranks.count > 1
     backend = settings.backend
     if backend == "auto":
-        backend = "vllm" if gpu and find_spec("vllm") and not index else "hf"
+        backend = "vllm" if gpu and find_spec("vllm") and not index and not several else "hf"
     if backend == "vllm" and (not gpu or not find_spec("vllm")):
         raise UsageError(
             "--backend vllm needs a GPU and the package vllm (`pip install vllm`); --backend hf needs neither."
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("Start this script once, not by a launcher: it uses the GPUs that --n_gpu says.")
+    if several and backend == "vllm":
+        raise UsageError("Start --backend vllm once, not by a launcher: it uses the GPUs that --n_gpu says.")
+    if several and gpu:
+        if index or ranks.local >= visible:
+            raise UsageError(
+                f"{ranks.count} processes need a GPU each: leave out the number in --device, start as many as there "
+                f"are GPUs ({visible} visible), or give --device cpu."
+            )
+        return replace(settings, backend=backend, device=f"cuda:{ranks.local}", n_gpu=1)
     count = 0 if not gpu else 1 if index else settings.n_gpu or visible
-    return replace(
-        settings, backend=backend, device=(settings.device if index else "cuda") if gpu else "cpu", n_gpu=count
-    )
+    if settings.data_parallel > 1 and (backend != "vllm" or count % settings.data_parallel):
+        raise UsageError(
+            f"--data_parallel {settings.data_parallel} shares out vllm's GPUs ({count} used); for --backend hf start "
+            "the script with `accelerate launch`."
+        )
+    device = (settings.device if index else "cuda") if gpu else "cpu"
+    return replace(settings, backend=backend, device=device, n_gpu=count)
 
 
-def load_tokenizer(model: str) -> Any:
-    """Load the tokenizer of a folder or hub id. Raises EvaluationError where there is none to load."""
+def small_files(model: str) -> Path:
+    """The folder with a model's configuration and tokenizer; fetched from the hub or found in its cache by an id."""
+    return Path(model) if Path(model).is_dir() else _snapshot(model, HUB_FILES)
+
+
+def with_weights(subject: Subject) -> Subject:
+    """The subject with its weights on disk, for models of the hub."""
+    if not isinstance(subject.model, str) or Path(subject.model).is_dir():
+        return subject
+    return replace(subject, folder=_snapshot(subject.model, (*HUB_FILES, *HUB_WEIGHTS)))
+
+
+def _snapshot(model: str, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, revision = split(model)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:  # the hub's client has a dozen exceptions, and its transport its own
+        raise BadInputError(
+            f"--model {model} is neither a folder here nor to be had from the hub or its cache: {first_line(error)}"
+        ) from error
+
+
+def load_tokenizer(folder: Path, label: str) -> Any:
+    """Load a folder's tokenizer. Raises BadInputError where there is none to load."""
     from transformers import AutoTokenizer
 
-    name, revision = split(model)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # OSError, ValueError, or whatever a broken file raises in the Rust reader
-        raise EvaluationError(f"The tokenizer of {model} could not be loaded: {first_line(error)}") from error
+        raise BadInputError(f"The tokenizer of {label} could not be loaded: {first_line(error)}") from error
 
 
-def load_config(model: str) -> Any:
-    """Load the configuration of a folder or hub id. Raises EvaluationError where there is none to load."""
+def load_config(folder: Path, label: str) -> Any:
+    """Load a folder's configuration. Raises BadInputError where there is none to load."""
     from transformers import AutoConfig
 
-    name, revision = split(model)
     try:
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(folder)
     except Exception as error:  # as above
-        raise EvaluationError(f"The configuration of {model} could not be loaded: {first_line(error)}") from error
+        raise BadInputError(f"The configuration of {label} could not be loaded: {first_line(error)}") from error
+
+
+def identify(subject: Subject) -> tuple[str, str | None]:
+    """The digest of the model, and its commit where the hub knows it."""
+    if subject.folder is None:
+        return identity.loaded_digest(subject.model), None
+    return identity.model_digest(subject.folder), identity.hub_commit(subject.folder)
+
+
+def scope_of(model_digest: str, settings: Settings, subject: Subject) -> str:
+    """What a journal's answers hold for: model, backend, dtype and length."""
+    return digest(model_digest, settings.backend, settings.dtype, subject.length)
+
+
+def make_engine(subject: Subject, settings: Settings) -> Engine:
+    """Load the model for the backend. Raises EvaluationError where it cannot be loaded."""
+    batch = None if settings.batch_size == "auto" else int(settings.batch_size)
+    try:
+        if settings.backend == "vllm" or subject.config.get("is_encoder_decoder"):
+            from eval.engine.adapter import adapted
+
+            return adapted(subject, settings)
+        from eval.engine.hf import HFEngine
+
+        model = subject.model if subject.folder is None else _load(subject.folder, settings)
+        return HFEngine(model, subject.tokenizer, subject.length, batch)
+    except Exception as error:  # loading runs third-party code for every architecture
+        raise EvaluationError(f"The model {subject.label} could not be loaded: {first_line(error)}") from error
+
+
+def _load(folder: Path, settings: Settings) -> Any:
+    """transformers on the CPU, on one GPU, or with its layers over several."""
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {}
+    if settings.device.startswith("cuda"):
+        show_only(settings)
+        options["device_map"] = "auto" if (settings.n_gpu or 0) > 1 else settings.device
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=settings.dtype, **options)
 
 
 def show_only(settings: Settings) -> None:
@@ -78,25 +202,6 @@ def show_only(settings: Settings) -> None:
     if settings.n_gpu and settings.n_gpu < torch.cuda.device_count() and settings.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[: settings.n_gpu])
-
-
-def rows_per_batch(settings: Settings, config: Mapping[str, Any]) -> int | str:
-    """The batch size as asked; `auto` is left to lm-eval and vLLM on a GPU and decided here on a CPU."""
-    if settings.batch_size != "auto":
-        return int(settings.batch_size)
-    return cpu_batch_size(config) if settings.device == "cpu" else "auto"
-
-
-def cpu_batch_size(config: Mapping[str, Any]) -> int:
-    """Rows per batch on a CPU, in place of lm-eval's probing: a power of two, at most 64, for which the logits (fp32)
-    and the key-value cache (2 bytes) of 1024 tokens stay within 2 GiB. 64 for a tiny model, 8 for 49k words."""
-    text = config.get("text_config") or config
-    heads = text.get("num_attention_heads") or 1
-    head_size = text.get("head_dim") or (text.get("hidden_size") or 0) // heads
-    cache = 2 * 2 * (text.get("num_hidden_layers") or 0) * (text.get("num_key_value_heads") or heads) * head_size
-    row = CPU_BATCH_LENGTH * (4 * (text.get("vocab_size") or 0) + cache)
-    rows = max(1, min(MOST_ROWS, CPU_BATCH_BYTES // max(1, row)))
-    return 1 << (rows.bit_length() - 1)
 
 
 def split(model: str) -> tuple[str, str]:

@@ -51,10 +51,10 @@ def folders_for(benchmarks: Sequence[Benchmark], known: Sequence[str] = ()) -> l
     for benchmark in benchmarks:
         if benchmark.task in known:
             continue
-        if benchmark.math:
+        if benchmark.paper_prompt:
             found: Sequence[Path] = [OURS / benchmark.name]
-        elif benchmark.folder:
-            found = [stock_folder() / benchmark.folder]
+        elif benchmark.folders:
+            found = [stock_folder() / folder for folder in benchmark.folders]
         else:
             found = _found(benchmark.task, known)
         folders += [folder for folder in found if folder not in folders]
@@ -65,7 +65,7 @@ def _found(name: str, known: Sequence[str]) -> Sequence[Path]:
     names = stock_names()
     if name in names:
         return names[name]
-    if name in MATHS:
+    if name in MATHS["paper"]:
         raise UsageError(
             f"There is no benchmark {name!r} among lm-eval's tasks; ask for it by --math_benchmarks {name}."
         )

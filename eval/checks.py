@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import UsageError
-from eval.settings import DEFAULT_LENGTH
+from eval.settings import PAPER_LENGTH
 
 HUB_ID = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?(?:@[\w./-]+)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+UNSAID_LENGTH = 2048
+"""lm-eval's own default for a model that does not say its length."""
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 
 
@@ -49,9 +51,11 @@ def own_length(config: dict[str, Any]) -> int | None:
     return found[0] if found else None
 
 
-def usable_length(own: int | None, asked: int | None) -> int:
-    """The sequence length to evaluate with: as asked, else 4096 or what the model allows."""
-    return asked or min(DEFAULT_LENGTH, own or DEFAULT_LENGTH)
+def usable_length(own: int | None, asked: int | None, preset: str = "paper") -> int:
+    """The sequence length to evaluate with: as asked, else the model's own, at most 4096 in the paper's preset."""
+    if asked:
+        return asked
+    return min(PAPER_LENGTH, own or PAPER_LENGTH) if preset == "paper" else own or UNSAID_LENGTH
 
 
 def _has_template(folder: Path) -> bool:

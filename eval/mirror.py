@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from console.errors import EvaluationError
+from console.errors import BadInputError
 from eval.benchmarks import Benchmark
 
 HUMANEVAL = "openai/openai_humaneval"
@@ -29,7 +29,7 @@ def hub_folder(data_dir: Path | None) -> Path | None:
 
 
 def check_data(benchmarks: Sequence[Benchmark], data_dir: Path | None) -> None:
-    """Raise EvaluationError naming every benchmark whose data a closed-off `data_dir` lacks, and what would help."""
+    """Raise BadInputError naming every benchmark whose data a closed-off `data_dir` lacks, and what would help."""
     hub = hub_folder(data_dir)
     if hub is None:
         return
@@ -39,7 +39,7 @@ def check_data(benchmarks: Sequence[Benchmark], data_dir: Path | None) -> None:
         absent.setdefault("ifeval", []).append("nltk_data/tokenizers/punkt_tab")
     if absent:
         lacks = "; ".join(f"{name} needs {', '.join(folders)}" for name, folders in absent.items())
-        raise EvaluationError(
+        raise BadInputError(
             f"{data_dir} lacks benchmark data: {lacks}. Copy the data set's folder there as the hub has it, leave the "
             "benchmark out, or leave out --data_dir to read from the hub."
         )
@@ -86,13 +86,13 @@ def _reader(load: Callable[..., Any], hub: Path | None, fresh: Path, offline: bo
         if path in LOCAL_FORMATS or Path(path).exists():
             return load(path, name, **kwargs)
         if offline:
-            raise EvaluationError(
+            raise BadInputError(
                 f"{hub} has no {path}: copy the data set's folder there as the hub has it, or leave out --data_dir."
             )
         try:
             return load(path, name, **kwargs)
         except Exception as error:  # every version of datasets has its own exceptions for "not reachable"
-            raise EvaluationError(
+            raise BadInputError(
                 f"The data set {path} could not be read from the hub or its cache ({type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else 'no details'}). Without internet, give a mirror "
                 "with --data_dir."
@@ -115,6 +115,28 @@ def _punkt(data_dir: Path) -> Path | None:
     usual = [Path(p) for p in os.environ.get("NLTK_DATA", "").split(os.pathsep) if p]
     usual += [Path.home() / "nltk_data", Path("/usr/share/nltk_data"), Path("/usr/local/share/nltk_data")]
     return next((f for f in (*given, *usual) if (f / "tokenizers" / "punkt_tab").exists()), None)
+
+
+def check_nltk(offline: bool) -> None:
+    """Make sure that nltk finds the sentence splitter IFEval needs, from nltk's own download where that is allowed.
+
+    Raises BadInputError where it is not there. lm-eval's task downloads it while it is imported, and goes on without.
+    """
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+        return
+    except LookupError:
+        pass
+    allowed = not offline and os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0")
+    if allowed and nltk.download("punkt_tab", quiet=True):
+        return
+    why = "could not be downloaded" if allowed else "may not be downloaded here"
+    raise BadInputError(
+        f"ifeval needs nltk's punkt_tab, which is not here and {why}: put it into nltk_data/tokenizers/punkt_tab of "
+        "the folder that --data_dir gives (scripts/fetch_benchmarks.py does) or of your home folder."
+    )
 
 
 def offer_nltk(data_dir: Path | None) -> None:

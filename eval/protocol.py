@@ -1,4 +1,4 @@
-"""How loaded lm-eval tasks are run: prompts and lengths as the settings say, which items, code in the sandbox."""
+"""How loaded lm-eval tasks are run: prompts, shots and lengths as the settings say; scoring; which items."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from eval.benchmarks import Benchmark, refuse_code
 from eval.scores import spread
-from eval.settings import Settings
+from eval.settings import EVERY, Settings
+from eval.tasks import scoring
 from eval.tasks.code import CODE_EVAL, program_of
 from eval.tasks.prompts import STOPS, prompt, question_of
 
@@ -22,7 +23,25 @@ class Loaded:
 
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
-    generation: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    shipped: Mapping[str, Shipped] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a task file says and a run may change; tasks stay in memory for the next run of the same process."""
+
+    generation: Mapping[str, Any] | None
+    shots: int | None
+    repeats: int
+    filters: Any
+    process_results: Any
+
+    @classmethod
+    def of(cls, task: Any) -> Shipped:
+        shots = task.get_config("num_fewshot")
+        generation = deepcopy(task.get_config("generation_kwargs"))
+        repeats, filters = task.get_config("repeats") or 1, getattr(task, "_filters", None)
+        return cls(generation, shots, repeats, filters, task.get_config("process_results"))
 
 
 @contextmanager
@@ -43,54 +62,85 @@ def sandboxed_code_eval() -> Iterator[None]:
 
 
 def configure(loaded: Mapping[Benchmark, Loaded], settings: Settings, max_length: int) -> list[str]:
-    """Set prompts, stop strings, lengths and shots of the tasks; return what should be said about it."""
+    """Set prompts, stop strings, lengths, shots and samples of the tasks; return what should be said about it."""
     remarks: list[str] = []
     for benchmark, part in loaded.items():
         for name, task in part.tasks.items():
             if getattr(task, "UNSAFE_CODE", False):
                 refuse_code([benchmark.name], settings.allow_code_execution)
-                _judge_at_once(task)
-            if task.get_config("num_fewshot") is None:
-                task.set_config("num_fewshot", 0)
-            task.set_fewshot_seed(seed=settings.seed)
-            if task.get_config("output_type") != "generate_until":
-                continue
-            generation = dict(deepcopy(part.generation[name] or {}))
-            if benchmark.math:
-                kind = settings.math_prompt_type
-                task.set_config("doc_to_text", lambda doc, kind=kind: prompt(kind, question_of(doc)))
-                generation |= {"until": list(STOPS[kind]), "max_gen_toks": settings.math_max_tokens}
-            wanted = generation.get("max_gen_toks", 256)
-            if settings.max_gen_toks is not None and not benchmark.math:
-                wanted = min(wanted, settings.max_gen_toks)
-            if wanted > max_length * 3 // 4:
-                wanted = max(1, max_length // 2)
-                remark = f"{benchmark.name}: at most {wanted} new tokens, half of the {max_length} the model takes."
-                remarks += [remark] if remark not in remarks else []
-            task.set_config("generation_kwargs", generation | {"max_gen_toks": wanted})
-    if settings.math_prompt_type == "wcot" and any(b.math for b in loaded):
+            _set_shots(benchmark, task, part.shipped[name], settings)
+            _set_scoring(benchmark, task, part.shipped[name], settings)
+            if task.get_config("output_type") == "generate_until":
+                remark = _set_generation(benchmark, task, part.shipped[name], settings, max_length)
+                remarks += [remark] if remark and remark not in remarks else []
+    if settings.math_prompt_type == "wcot" and any(b.paper_prompt for b in loaded):
         remarks.append("wcot: code blocks in answers are not executed (the reference executed them).")
     return remarks
 
 
-def _judge_at_once(task: Any) -> None:
-    """Let the sandbox run all programs of a task in parallel, before lm-eval scores them one by one."""
-    if "apply_filters" in vars(task):
+def _set_shots(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Settings) -> None:
+    asked = settings.num_fewshot.get(benchmark.name)
+    if asked is None and shipped.shots is None:
+        asked = settings.num_fewshot.get(EVERY)
+    count = shipped.shots or 0 if asked is None else asked
+    task.set_config("num_fewshot", count)
+    task.set_fewshot_seed(seed=settings.seed)
+
+
+def _set_generation(
+    benchmark: Benchmark, task: Any, shipped: Shipped, settings: Settings, max_length: int
+) -> str | None:
+    """Stop strings, lengths and sampling; return a remark where the model is too short for what was asked."""
+    generation = dict(deepcopy(shipped.generation or {}))
+    if benchmark.paper_prompt:
+        kind = settings.math_prompt_type
+        task.set_config("doc_to_text", lambda doc, kind=kind: prompt(kind, question_of(doc)))
+        generation |= {"until": list(STOPS[kind]), "max_gen_toks": settings.math_max_tokens}
+    if benchmark.samples and settings.temperature > 0:
+        generation |= {"do_sample": True, "temperature": settings.temperature}
+    remark = None
+    wanted = generation.get("max_gen_toks", 256)
+    if settings.max_gen_toks is not None and not benchmark.paper_prompt:
+        wanted = min(wanted, settings.max_gen_toks)
+    if wanted > max_length * 3 // 4:
+        wanted = max(1, max_length // 2)
+        remark = f"{benchmark.name}: at most {wanted} new tokens, half of the {max_length} the model takes."
+    task.set_config("generation_kwargs", generation | {"max_gen_toks": wanted})
+    return remark
+
+
+def _set_scoring(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Settings) -> None:
+    """Verdicts on all answers of an item, in the sandbox over all cores where they are code."""
+    repeats = settings.n_samples if benchmark.samples else shipped.repeats
+    task.set_config("repeats", repeats)
+    if benchmark.task == "minerva_math":
+        stock = shipped.process_results
+        task.set_config("process_results", lambda doc, results: scoring.minerva(doc, results[0], stock))
+    if not getattr(task, "UNSAFE_CODE", False):
         return
-    filters = task.apply_filters
+    ours = benchmark.runs_code
+    if ours and repeats > 1 and shipped.filters:
+        from lm_eval.filters import build_filter_ensemble
 
-    def apply_filters() -> Any:
-        outcome = filters()
-        programs = [
-            program_of(candidate, task.doc_to_target(instance.doc))
-            for instance in task.instances
-            for response in instance.filtered_resps.values()
-            for candidate in ([response] if isinstance(response, str) else response)
-        ]
-        CODE_EVAL.prefetch(programs)
+        name = shipped.filters[0].name
+        task._filters = [build_filter_ensemble(name, [["custom", {"filter_fn": scoring.every_answer}]])]
+    elif shipped.filters:
+        task._filters = shipped.filters
+    task.apply_filters = lambda: _judge_at_once(task, ours)
+    if ours:
+        task.set_config("process_results", lambda doc, results: scoring.code(doc, results[0]))
+
+
+def _judge_at_once(task: Any, ours: bool) -> Any:
+    """Apply the filters, then run all programs of a task in parallel, before lm-eval scores items one by one."""
+    outcome = type(task).apply_filters(task)
+    items = [(instance.doc, found) for instance in task.instances for found in instance.filtered_resps.values()]
+    if ours:
+        scoring.prefetch(items)
         return outcome
-
-    task.apply_filters = apply_filters
+    programs = [(p, doc) for doc, found in items for p in ([found] if isinstance(found, str) else found)]
+    CODE_EVAL.prefetch([program_of(program, task.doc_to_target(doc)) for program, doc in programs])
+    return outcome
 
 
 def plan_items(

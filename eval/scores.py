@@ -1,4 +1,4 @@
-"""From lm-eval's dictionary of results to one Score per benchmark, in percent. No third-party import."""
+"""From lm-eval's results and samples to one Score and the outcomes of each item, per column. No third-party import."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.benchmarks import Benchmark
+from eval.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes, per_instruction
 from eval.result import Score
 
-IFEVAL = ("prompt_level_strict_acc", "prompt_level_loose_acc", "inst_level_strict_acc", "inst_level_loose_acc")
 NOT_FRACTIONS = ("perplexity", "bits_per_byte", "bleu", "chrf", "ter", "likelihood")
 _NOT_METRICS = ("alias", "name", "sample_len", "sample_count", "samples")
 
 Samples = Mapping[str, Sequence[Mapping[str, Any]]]
+Found = dict[str, tuple[Score, Outcomes | None]]
 
 
 def scores_of(
-    benchmark: Benchmark, leaves: Sequence[str], raw: Mapping[str, Any], samples: Samples
-) -> dict[str, Score]:
-    """Return the benchmark's scores by column name; one, or one per task for a name that has no total of its own.
+    benchmark: Benchmark, leaves: Sequence[str], raw: Mapping[str, Any], samples: Samples, further: Sequence[str] = ()
+) -> Found:
+    """Return the benchmark's scores and outcomes by column; one, or one per task for a name without a total of its own.
 
-    `leaves` are the tasks it consists of, `samples` lm-eval's logged samples of each.
+    `leaves` are the tasks it consists of, `samples` lm-eval's logged samples of each, `further` names of metrics (such
+    as pass@10) to report beside, where the benchmark has them.
     """
-    if benchmark.name == "ifeval":
-        return {benchmark.column: ifeval(samples[benchmark.task])}
+    if benchmark.metric == IFEVAL_MEAN:
+        return {benchmark.column: _ifeval(benchmark.task, samples[benchmark.task])}
     results = raw["results"].get(benchmark.task, {})
-    key = benchmark.metric if benchmark.metric in results else _first_metric(results)
+    key = benchmark.key if benchmark.key in results else _first_metric(results)
     if key is None:
         parts = {leaf: _first_metric(raw["results"][leaf]) for leaf in leaves if leaf != benchmark.task}
-        return {leaf: _score(raw["results"][leaf], key, samples, [leaf]) for leaf, key in parts.items() if key}
-    return {benchmark.column: _score(results, key, samples, leaves)}
+        return {leaf: _scored(raw["results"][leaf], key, "", samples, [leaf]) for leaf, key in parts.items() if key}
+    label = benchmark.metric if key == benchmark.key else ""
+    beside = dict(benchmark.beside) | {name: f"{name},{key.partition(',')[2]}" for name in further}
+    return {benchmark.column: _scored(results, key, label, samples, leaves, beside)}
 
 
 def _first_metric(results: Mapping[str, Any]) -> str | None:
@@ -40,15 +44,46 @@ def _first_metric(results: Mapping[str, Any]) -> str | None:
     return next(keys, None)
 
 
-def _score(results: Mapping[str, Any], key: str, samples: Samples, leaves: Sequence[str]) -> Score:
+def _scored(
+    results: Mapping[str, Any],
+    key: str,
+    label: str,
+    samples: Samples,
+    leaves: Sequence[str],
+    beside: Mapping[str, str] | None = None,
+) -> tuple[Score, Outcomes | None]:
     metric, _, filter_name = key.partition(",")
     scale = 1.0 if any(word in metric for word in NOT_FRACTIONS) else 100.0
+    label = label or metric
+    outcomes = _outcomes({label: key, **(beside or {})}, samples, leaves) if scale == 100.0 else None
     stderr = results.get(f"{metric}_stderr,{filter_name}")
-    items = [s for leaf in leaves for s in samples.get(leaf, ()) if s.get("filter", filter_name) == filter_name]
     if not isinstance(stderr, int | float):
-        stderr = standard_error([s[metric] for s in items if isinstance(s.get(metric), int | float)])
-    n = len({(s["task"], s["doc_id"]) for s in items}) or results.get("sample_len")
-    return Score(metric, scale * results[key], None if stderr is None else scale * stderr, n)
+        stderr = standard_error(outcomes.verdicts(label)) if outcomes else None
+    items = {(s["task"], s["doc_id"]) for leaf in leaves for s in samples.get(leaf, ())}
+    n = len(items) or results.get("sample_len")
+    others = {} if outcomes is None else {name: ratio_score(outcomes, name) for name in beside or {}}
+    score = Score(label, scale * results[key], None if stderr is None else scale * stderr, n, others)
+    return score, outcomes
+
+
+def _outcomes(keys: Mapping[str, str], samples: Samples, leaves: Iterable[str]) -> Outcomes | None:
+    """Each metric's verdicts by item; None where one of them is not a number for every item."""
+    tasks = {}
+    for leaf in leaves:
+        lines = samples.get(leaf, ())
+        filters = {s.get("filter") for s in lines}
+        first = next((s.get("filter") for s in lines), None)
+        verdicts: dict[str, tuple[float, ...]] = {}
+        items = [s for s in lines if s.get("filter") == first]
+        for label, key in keys.items():
+            metric, _, name = key.partition(",")
+            chosen = name if name in filters else first
+            values = [s.get(metric) for s in lines if s.get("filter") == chosen]
+            if len(values) != len(items) or not all(isinstance(v, int | float) for v in values):
+                return None
+            verdicts[label] = tuple(float(v) for v in values if v is not None)
+        tasks[leaf] = TaskOutcomes(tuple(s["doc_id"] for s in items), tuple(s["doc_hash"][:8] for s in items), verdicts)
+    return Outcomes(tasks)
 
 
 def standard_error(values: Sequence[float]) -> float | None:
@@ -59,25 +94,33 @@ def standard_error(values: Sequence[float]) -> float | None:
     return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) * (len(values) - 1)))
 
 
-def ifeval(samples: Iterable[Mapping[str, Any]]) -> Score:
-    """The mean of IFEval's four accuracies: of prompts and of instructions, strict and loose.
-
-    That the published column is this mean is inferred from its values. The standard error linearises the two
-    instruction-level ratios, with prompts as the independent unit.
-    """
-    items = list(samples)
-    sizes = [len(s["inst_level_strict_acc"]) for s in items]
-    mean_size = sum(sizes) / len(sizes)
-    deviations, total = [0.0] * len(items), 0.0
+def _ifeval(task: str, items: Sequence[Mapping[str, Any]]) -> tuple[Score, Outcomes]:
+    verdicts: dict[str, tuple[float, ...]] = {}
     for metric in IFEVAL:
-        per_prompt = metric.startswith("prompt")
-        right = [float(s[metric]) if per_prompt else float(sum(s[metric])) for s in items]
-        accuracy = sum(right) / (len(items) if per_prompt else sum(sizes))
-        total += accuracy / 4
-        for i, (count, size) in enumerate(zip(right, sizes, strict=True)):
-            deviations[i] += ((count - accuracy) if per_prompt else (count - accuracy * size) / mean_size) / 4
+        values = [s[metric] for s in items]
+        verdicts[metric] = tuple(map(float, values)) if metric.startswith("prompt") else per_instruction(values)
+    verdicts[INSTRUCTIONS] = tuple(float(len(s["inst_level_strict_acc"])) for s in items)
+    found = TaskOutcomes(tuple(s["doc_id"] for s in items), tuple(s["doc_hash"][:8] for s in items), verdicts)
+    outcomes = Outcomes({task: found})
+    return ratio_score(outcomes, IFEVAL_MEAN, {m: ratio_score(outcomes, m) for m in IFEVAL}), outcomes
+
+
+def ratio_score(outcomes: Outcomes, metric: str, beside: Mapping[str, Score] | None = None) -> Score:
+    """The mean of the ratios that `metric` stands for; IFEval's is that of its four accuracies.
+
+    That the published IFEval column is this mean is inferred from its values. The standard error linearises the
+    ratios, with items as the independent units.
+    """
+    terms = outcomes.terms(metric)
+    n = len(terms[0][0])
+    deviations = [0.0] * n
+    for numerators, denominators in terms:
+        total = sum(denominators)
+        ratio, size = sum(numerators) / total, total / n
+        for i, (a, b) in enumerate(zip(numerators, denominators, strict=True)):
+            deviations[i] += (a - ratio * b) / size / len(terms)
     stderr = standard_error(deviations)
-    return Score("mean of 4 accuracies", 100 * total, None if stderr is None else 100 * stderr, len(items))
+    return Score(metric, outcomes.score(metric), None if stderr is None else 100 * stderr, n, dict(beside or {}))
 
 
 def spread(limit: int, sizes: Mapping[str, int]) -> dict[str, list[int]]:

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from console.errors import UsageError, nearest
-from eval.benchmarks import Benchmark, chosen, refuse_code
+from eval.benchmarks import PRESETS, Benchmark, chosen, refuse_code
 from eval.tasks.prompts import TEMPLATES
 
 DTYPES = ("bfloat16", "float16", "float32", "auto")
-BACKENDS = ("auto", "hf", "vllm")
-DEFAULT_LENGTH = 4096
+BACKENDS = ("auto", "hf", "vllm", "openai")
+PAPER_LENGTH = 4096
+DTYPE_OF: Mapping[str, str] = {"paper": "bfloat16", "lm-eval": "auto"}
+EVERY = ""
+"""The name in `num_fewshot` that means every task without a number of its own."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """What and how to evaluate; the defaults are the original script's.
 
-    `max_model_len` None means 4096 or the model's own length where that is shorter. `n_gpu` None means all visible.
-    `data_dir` is a folder laid out like the hub; with `offline` nothing outside it is asked for data.
+    `max_model_len` None means the model's own length, in the paper's preset at most 4096. `n_gpu` None means all
+    visible. `data_dir` is a folder laid out like the hub; with `offline` nothing outside it is asked for data.
     `limit` counts items of a benchmark, spread over its subjects. `max_gen_toks` shortens lm-eval's generation tasks.
+    `num_fewshot` maps benchmarks to numbers of examples. `n_samples` over 1 draws that many answers at `temperature`.
+    `regenerate` asks the model again for what the journal holds.
     """
 
+    preset: str = "paper"
     benchmarks: tuple[str, ...] = ("mmlu", "ifeval", "mbpp", "humaneval")
     math_benchmarks: tuple[str, ...] = ("math", "gsm8k")
     mmlu_pro: bool = False
+    num_fewshot: Mapping[str, int] = field(default_factory=dict)
     backend: str = "auto"
+    base_url: str | None = None
     device: str = "auto"
     n_gpu: int | None = None
+    data_parallel: int = 1
     dtype: str = "bfloat16"
     max_model_len: int | None = None
     apply_chat_template: bool = False
@@ -41,28 +51,32 @@ class Settings:
     math_prompt_type: str = "wcot"
     math_max_tokens: int = 1024
     max_gen_toks: int | None = None
+    n_samples: int = 1
+    temperature: float = 0.0
     limit: int | None = None
     allow_code_execution: bool = False
     seed: int = 1234
+    regenerate: bool = False
     quiet: bool = False
     debug: bool = False
 
     def chosen(self) -> list[Benchmark]:
         """The benchmarks asked for."""
-        return chosen(self.benchmarks, self.math_benchmarks, self.mmlu_pro)
+        return chosen(self.benchmarks, self.math_benchmarks, self.mmlu_pro, self.preset)
 
     def check(self) -> None:
         """Raise UsageError for the first setting that cannot be right; reads folders' names only."""
-        for name in ("limit", "max_model_len", "math_max_tokens", "max_gen_toks"):
+        for name in ("limit", "max_model_len", "math_max_tokens", "max_gen_toks", "n_samples", "data_parallel"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, not {value}.")
         if self.n_gpu is not None and self.n_gpu < 0:
             raise UsageError(f"--n_gpu must be 0 or more, not {self.n_gpu}.")
-        for name, known in (("dtype", DTYPES), ("backend", BACKENDS), ("math_prompt_type", tuple(TEMPLATES))):
+        known = {"dtype": DTYPES, "backend": BACKENDS, "math_prompt_type": tuple(TEMPLATES), "preset": PRESETS}
+        for name, values in known.items():
             value = getattr(self, name)
-            if value not in known:
-                raise UsageError(f"--{name} is one of {', '.join(known)}, not {value!r}.{nearest(value, known)}")
+            if value not in values:
+                raise UsageError(f"--{name} is one of {', '.join(values)}, not {value!r}.{nearest(value, values)}")
         if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
             raise UsageError(f"--batch_size is auto or a number of at least 1, not {self.batch_size!r}.")
         kind, _, index = self.device.partition(":")
@@ -72,8 +86,73 @@ class Settings:
             folder = getattr(self, name)
             if folder is not None and not folder.is_dir():
                 raise UsageError(f"--{name} {folder} is not a folder.")
-        refuse_code([b.name for b in self.chosen() if b.runs_code], self.allow_code_execution)
+        self._check_server()
+        benchmarks = self.chosen()
+        self._check_samples(benchmarks)
+        self._check_shots(benchmarks)
+        refuse_code([b.name for b in benchmarks if b.runs_code], self.allow_code_execution)
 
-    def recorded(self) -> Mapping[str, Any]:
+    def _check_server(self) -> None:
+        if (self.backend == "openai") != (self.base_url is not None):
+            raise UsageError("--backend openai and --base_url URL belong together: give both or neither.")
+        if self.base_url is not None:
+            parts = urlsplit(self.base_url)
+            if parts.scheme not in ("http", "https") or not parts.netloc:
+                raise UsageError(
+                    f"--base_url {self.base_url} is not an address; give one such as http://localhost:8000/v1."
+                )
+
+    def _check_samples(self, benchmarks: list[Benchmark]) -> None:
+        if self.temperature < 0:
+            raise UsageError(f"--temperature must be 0 (greedy) or more, not {self.temperature:g}.")
+        if self.n_samples > 1 and self.temperature == 0:
+            raise UsageError(
+                f"--n_samples {self.n_samples} needs a --temperature above 0: greedy answers are all the same."
+            )
+        single = [b.name for b in benchmarks if not b.samples and b.name != "mmlu"]
+        if self.n_samples > 1 and single:
+            raise UsageError(
+                f"--n_samples scores HumanEval, MBPP and, in the paper's preset, MATH and GSM8K; leave out "
+                f"{', '.join(single)} or --n_samples."
+            )
+
+    def _check_shots(self, benchmarks: list[Benchmark]) -> None:
+        names = {b.name for b in benchmarks}
+        for name, count in self.num_fewshot.items():
+            if count < 0:
+                raise UsageError(f"--num_fewshot must be 0 or more, not {count}.")
+            if name != EVERY and name not in names:
+                raise UsageError(f"--num_fewshot names {name!r}, which is not evaluated.{nearest(name, names)}")
+        paper = [b.name for b in benchmarks if b.paper_prompt and self.num_fewshot.get(b.name)]
+        if paper:
+            raise UsageError(
+                f"--num_fewshot {paper[0]}: the paper's prompt has no examples; --preset lm-eval has a task with them."
+            )
+
+    def recorded(self) -> dict[str, Any]:
         """The settings as JSON for the results file."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_recorded(cls, data: Mapping[str, Any], **changes: Any) -> Settings:
+        """Settings as a results file has them, with `changes`; what this version does not know is left out."""
+        known = {f.name for f in fields(cls)}
+        found = {k: v for k, v in data.items() if k in known}
+        for name in ("benchmarks", "math_benchmarks"):
+            found[name] = tuple(found.get(name, ()))
+        for name in ("data_dir", "include_path"):
+            found[name] = Path(found[name]) if found.get(name) else None
+        return cls(**{**found, **changes})
+
+
+def parse_shots(value: str | None) -> dict[str, int]:
+    """Read `5` (every task without a number of its own) or `mmlu=5,arc_easy=25`. Raises UsageError."""
+    shots: dict[str, int] = {}
+    for part in (p.strip() for p in (value or "").split(",")):
+        name, equals, count = part.rpartition("=")
+        if not part:
+            continue
+        if not count.strip().isdecimal() or (equals and not name.strip()):
+            raise UsageError(f"--num_fewshot {part!r}: expected a number, or benchmark=number.")
+        shots[name.strip() if equals else EVERY] = int(count)
+    return shots

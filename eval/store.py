@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import UsageError
-from eval.result import EvalResult
+from eval.result import COLUMNS, EvalResult, Score
 
 
 def check_save_path(save_path: Path) -> None:
@@ -28,22 +28,48 @@ def folder_name(model: str) -> str:
     return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model)
 
 
+def model_folder(save_path: Path, model: str) -> Path:
+    """Where the results, samples and journal of one model go."""
+    return save_path / folder_name(model)
+
+
 def save(result: EvalResult, samples: Mapping[str, Sequence[Mapping[str, Any]]], save_path: Path) -> Path:
     """Write `<save_path>/<model>/results_<time>.json` and `samples_<benchmark>_<time>.jsonl`; return the former.
 
     Samples first and results last, each under another name until whole: a results file always has its samples.
     """
-    folder = save_path / folder_name(result.model)
+    folder = model_folder(save_path, result.model)
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().isoformat().replace(":", "-")
     while (folder / f"results_{stamp}.json").exists():
         stamp = datetime.now().isoformat().replace(":", "-")
+    target = folder / f"results_{stamp}.json"
     for name, items in samples.items():
         lines = "".join(json.dumps(item, ensure_ascii=False, default=str) + "\n" for item in items)
-        safe = re.sub(r"[^\w.-]", "_", name)
-        _write(folder / f"samples_{safe}_{stamp}.jsonl", lines)
-    text = json.dumps(result.to_json(), indent=2, ensure_ascii=False, default=str)
-    return _write(folder / f"results_{stamp}.json", text + "\n")
+        _write(samples_file(target, name), lines)
+    return _write(target, _text(result.to_json()))
+
+
+def samples_file(results: Path, task: str) -> Path:
+    """The samples of one benchmark beside a results file."""
+    safe = re.sub(r"[^\w.-]", "_", task)
+    return results.with_name(f"samples_{safe}_{results.stem.removeprefix('results_')}.jsonl")
+
+
+def _text(data: Mapping[str, Any]) -> str:
+    """Indented JSON, but with the lists of outcomes on a line each."""
+    lists: list[str] = []
+
+    def folded(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: folded(v) for k, v in value.items()}
+        if isinstance(value, list) and len(value) > 8 and not isinstance(value[0], Mapping | list):
+            lists.append(json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":")))
+            return f"\0{len(lists) - 1}\0"
+        return value
+
+    text = json.dumps(folded(data), indent=2, ensure_ascii=False, default=str)
+    return re.sub(r'"\\u0000(\d+)\\u0000"', lambda m: lists[int(m[1])], text) + "\n"
 
 
 def _write(path: Path, text: str) -> Path:
@@ -56,17 +82,32 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def table(result: EvalResult) -> str:
-    """The scores as a Markdown table, one row per benchmark."""
-    rows = [("benchmark", "score", "stderr", "n", "metric")]
-    for name, score in result.scores.items():
-        stderr = "" if score.stderr is None else f"{score.stderr:.2f}"
-        rows.append((name, f"{score.value:.2f}", stderr, "" if score.n is None else str(score.n), score.metric))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+def table(results: Sequence[EvalResult]) -> str:
+    """The scores as a Markdown table, one row per model, with standard errors, the paper's columns first."""
+    present = dict.fromkeys(name for result in results for name in result.scores)
+    columns = [c for c in COLUMNS if c in present] + [c for c in present if c not in COLUMNS]
+    rows = [["Model", *columns]]
+    rows += [[Path(r.model).name, *(_cell(r.scores.get(c)) for c in columns)] for r in results]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns) + 1)]
 
     def line(row: Sequence[str]) -> str:
-        cells = [c.rjust(w) if 0 < i < 4 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         return f"| {' | '.join(cells)} |"
 
-    rule = "|" + "|".join("-" * (w + 1) + (":" if 0 < i < 4 else "-") for i, w in enumerate(widths)) + "|"
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
     return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
+
+
+def details(result: EvalResult) -> list[str]:
+    """A sentence per column: how many items, which metric, and what is reported beside it."""
+    found = []
+    for name, score in result.scores.items():
+        beside = "".join(f"; {other} {_cell(value)}" for other, value in score.beside.items())
+        found.append(f"{name}: {score.metric} of {score.n if score.n is not None else 'all'} items{beside}")
+    return found
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score.value:.2f}" + ("" if score.stderr is None else f" ± {score.stderr:.2f}")

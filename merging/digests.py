@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import re
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from merging.native import sha256
 from merging.stored import map_file
+
+from console.files import known_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,12 +57,6 @@ def tensor_digest(blocks: Iterable[Tensor]) -> str:
     for block in blocks:
         digest.update(block_bytes(block))
     return digest.hexdigest()
-
-
-def known_digest(file: Path) -> str | None:
-    """Return the digest that the hub's cache names a large file by, or None for another file."""
-    blob = file.resolve()
-    return blob.name if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name) else None
 
 
 class InputDigests:

@@ -4,93 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from console.cli import run
 from console.errors import EvaluationError, UsageError
-from eval.backend import cpu_batch_size
+from eval.benchmarks import chosen
 from eval.catalogue import stock_folder
+from eval.engine.memory import cache_bytes_per_token, rows_that_fit
+from eval.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes
 from eval.result import EvalResult, Score
-from eval.scores import ifeval, spread, standard_error
+from eval.scores import ratio_score, spread, standard_error
 from eval.settings import Settings
 from eval.store import folder_name, save, table
 from evaluate_model import main
-
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("AIM_DATA_DIR", ROOT.parent / "shared" / "data"))
-SUBJECTS = [p.stem.removeprefix("mmlu_") for p in sorted((stock_folder() / "mmlu" / "default").glob("mmlu_*.yaml"))]
-QUESTIONS = [("Tom has 3 apples and eats 1. How many are left?", "3-1=2\n#### 2"), ("2+2?", "It is 4.\n#### 4")] * 2
-
-
-def write_jsonl(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mirror with a few items of our own in the formats of GSM8K, MATH, MMLU and IFEval."""
-    hub = tmp_path_factory.mktemp("data") / "hub"
-    write_jsonl(hub / "openai/gsm8k/main/test.jsonl", [{"question": q, "answer": a} for q, a in QUESTIONS])
-    for i, subject in enumerate(SUBJECTS):
-        row = {
-            "question": f"Which letter is number {i % 4}?",
-            "subject": subject,
-            "choices": list("WXYZ"),
-            "answer": i % 4,
-        }
-        write_jsonl(hub / "cais/mmlu" / subject / "test.jsonl", [row, row])
-        write_jsonl(hub / "cais/mmlu" / subject / "dev.jsonl", [row] * 5)
-    card = "---\nconfigs:\n" + "".join(
-        f"- config_name: {s}\n  data_files:\n  - split: test\n    path: {s}/test.jsonl\n"
-        f"  - split: dev\n    path: {s}/dev.jsonl\n"
-        for s in SUBJECTS
-    )
-    (hub / "cais/mmlu/README.md").write_text(card + "---\n", encoding="utf-8")
-    math_row = {"problem": "1+1?", "level": "Level 1", "type": "Algebra", "solution": r"$1+1=\boxed{2}$."}
-    for file in (ROOT / "eval/tasks/math").glob("math_*.yaml"):
-        write_jsonl(hub / "EleutherAI/hendrycks_math" / file.stem.removeprefix("math_") / "test.jsonl", [math_row] * 3)
-    kwargs = {"num_words": None, "relation": None, "keywords": None}
-    follow = {
-        "key": 1,
-        "prompt": "Say it without commas.",
-        "instruction_id_list": ["punctuation:no_comma"],
-        "kwargs": [kwargs],
-    }
-    write_jsonl(hub / "google/IFEval/train.jsonl", [follow, {**follow, "key": 2}])
-    return hub.parent
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real Llama of 20k parameters with a byte-level BPE tokenizer trained here, 512 positions."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
-    bpe.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], trainer)
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(
-        **shape, vocab_size=len(tokenizer), max_position_embeddings=512, bos_token_id=0, eos_token_id=1
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+from tests.evaluation import DATA, QUESTIONS, ROOT, write_jsonl
 
 
 @pytest.fixture
@@ -110,7 +43,10 @@ def test_all_kinds_of_benchmarks_run_and_are_saved(
     flags += ["--allow_code_execution", "--math_max_tokens", "8", "--max_gen_toks", "8", "--save_path", str(tmp_path)]
     assert run(main, flags) == 0
     shown = capsys.readouterr()
-    assert [line.split("|")[1].strip() for line in shown.out.splitlines()[2:]] == ["MMLU", "HumanEval", "MATH", "GSM8K"]
+    head, _, row, *details = shown.out.splitlines()
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["Model", "HumanEval", "MMLU", "MATH", "GSM8K"]
+    assert row.split("|")[1].strip() == "tiny"
+    assert [line.split(":")[0] for line in details] == ["MMLU", "HumanEval", "MATH", "GSM8K"]
     assert "mmlu: 57 of 114 items of 57 subjects" in shown.err
     (written,) = (tmp_path / folder_name(str(checkpoint))).glob("results_*.json")
     result = EvalResult.load(written)
@@ -123,14 +59,26 @@ def test_all_kinds_of_benchmarks_run_and_are_saved(
     assert all(0 <= score.value <= 100 for score in result.scores.values())
     assert result.scores["MMLU"].value == pytest.approx(100 * result.harness["results"]["mmlu"]["acc,none"])
     assert result.scores["MMLU"].stderr is not None
-    assert result.settings["batch_size_used"] == 64
+    assert result.settings["batch_size_used"]["generate"] == 64
+    for column, outcomes in result.outcomes.items():
+        assert outcomes.score(result.scores[column].metric) == pytest.approx(result.scores[column].value)
+        assert len(set(outcomes.keys())) == result.scores[column].n
+    assert set(result.scores["HumanEval"].beside) == {"pass@1 without code fences"}
+    assert set(result.scores["GSM8K"].beside) == {"strict match", "flexible match"}
+    assert result.digest.startswith("sha256:")
+    assert result.hardware["cores"] >= 1
+    assert {"total", "load", "MMLU", "HumanEval", "MATH", "GSM8K"} <= set(result.seconds)
     assert result.settings["max_length"] == 512
     assert result.versions["lm_eval"]
     assert result.model == str(checkpoint)
     stamp = written.stem.removeprefix("results_")
     names = sorted(p.name for p in written.parent.iterdir())
     assert names == sorted(
-        [written.name, *(f"samples_{t}_{stamp}.jsonl" for t in ("mmlu", "humaneval", "math_paper", "gsm8k_paper"))]
+        [
+            "generations.jsonl",
+            written.name,
+            *(f"samples_{t}_{stamp}.jsonl" for t in ("mmlu", "humaneval", "math_paper", "gsm8k_paper")),
+        ]
     )
     first = json.loads((written.parent / f"samples_gsm8k_paper_{stamp}.jsonl").read_text().splitlines()[0])
     assert first["arguments"][0][0] == (
@@ -155,6 +103,7 @@ def test_ifeval_runs_with_the_sentence_splitter_of_the_data_folder(
     assert result.scores["IFEval"].n == 2
     assert result.scores["IFEval"].metric == "mean of 4 accuracies"
     four = [v for k, v in result.harness["results"]["ifeval"].items() if "_acc," in k]
+    assert [100 * v for v in four] == pytest.approx([result.scores["IFEval"].beside[m].value for m in IFEVAL])
     assert len(four) == 4
     assert result.scores["IFEval"].value == pytest.approx(100 * sum(four) / 4)
 
@@ -189,16 +138,13 @@ def test_the_prompt_type_reaches_the_model(checkpoint: Path, settings: Settings,
 
 def test_code_tasks_are_the_stock_ones_but_for_the_metric(data_dir: Path) -> None:
     """HumanEval's and MBPP's prompts, shots, stops and filters are lm-eval's own; only the metric code_eval is ours."""
-    mbpp = {"task_id": 11, "text": "Add.", "code": "", "test_list": ["assert a", "assert b", "assert c"]}
-    write_jsonl(data_dir / "hub/google-research-datasets/mbpp/full/test.jsonl", [mbpp])
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    from eval.benchmarks import chosen
-    from eval.harness import _load
+    from eval.loading import load
     from eval.tasks.code import CODE_EVAL
 
     code = tuple(chosen(["humaneval", "mbpp"], []))
-    loaded = _load(code, Settings(data_dir=data_dir, offline=True))
+    loaded = load(code, Settings(data_dir=data_dir, offline=True))
     for benchmark in code:
         stock = load_yaml(stock_folder() / benchmark.name / f"{benchmark.name}.yaml", resolve_func=False)
         (task,) = loaded[benchmark].tasks.values()
@@ -243,8 +189,7 @@ REFUSALS: list[tuple[list[str], int, str]] = [
     (["--benchmarks", "", "--device", "cuda:99"], 2, "--device cuda:99 is not here"),
     (["--benchmarks", "", "--n_gpu", "99"], 2, "--n_gpu 99"),
     (["--benchmarks", "", "--data_dir", "no_such_folder"], 2, "is not a folder"),
-    (["--benchmarks", "arc_easy"], 1, "has no allenai/ai2_arc"),
-    (["--benchmarks", "", "--mmlu_pro"], 1, "TIGER-Lab/MMLU-Pro"),
+    (["--benchmarks", "arc_easy"], 2, "has no allenai/ai2_arc"),
     (["--benchmarks", "", "--math_prompt_type", "wcott"], 2, "invalid choice"),
     (["--benchmark", "mmlu"], 2, "--benchmarks"),
 ]
@@ -307,7 +252,7 @@ def test_missing_benchmark_data_is_named_first(
     """A data folder without a benchmark's files is refused, naming all that is missing."""
     (tmp_path / "data").mkdir()
     flags = ["--model", str(checkpoint), "--data_dir", str(tmp_path / "data"), "--benchmarks", "mmlu"]
-    assert run(main, flags) == 1
+    assert run(main, flags) == 2
     error = capsys.readouterr().err
     assert all(name in error for name in ("cais/mmlu", "EleutherAI/hendrycks_math", "openai/gsm8k"))
 
@@ -324,11 +269,13 @@ def test_help_and_usage_errors_import_nothing_heavy() -> None:
 
 def test_the_defaults_are_the_original_ones() -> None:
     """Benchmarks, dtype, prompt type, lengths and save path default to the original script's."""
-    from evaluate_model import parser
+    from eval.flags import parser, settings_of
 
     a = parser().parse_args(["--model", "m"])
     assert (a.benchmarks, a.math_benchmarks) == ("mmlu,ifeval,mbpp,humaneval", "math,gsm8k")
-    assert (a.dtype, a.batch_size, a.math_prompt_type, a.math_max_tokens) == ("bfloat16", "auto", "wcot", 1024)
+    s = settings_of(a)
+    assert (s.preset, s.dtype, s.batch_size) == ("paper", "bfloat16", "auto")
+    assert (s.math_prompt_type, s.math_max_tokens, s.n_samples, s.temperature) == ("wcot", 1024, 1, 0.0)
     assert (a.save_path, a.n_gpu, a.limit, a.max_model_len) == (Path("results"), None, None, None)
 
 
@@ -340,7 +287,12 @@ def test_results_are_added_never_overwritten(tmp_path: Path) -> None:
     files = list((tmp_path / "org__model").iterdir())
     assert len(files) == 40
     assert all(EvalResult.load(f) == result for f in files if f.name.startswith("results_"))
-    assert table(result).splitlines()[2] == "| MMLU      | 50.00 |   1.50 | 10 | acc    |"
+    assert table([result, EvalResult("b", {})]).splitlines() == [
+        "| Model |         MMLU |",
+        "|-------|-------------:|",
+        "| model | 50.00 ± 1.50 |",
+        "| b     |            - |",
+    ]
 
 
 def test_a_limit_is_spread_over_subjects() -> None:
@@ -354,13 +306,14 @@ def test_a_limit_is_spread_over_subjects() -> None:
 
 def test_ifeval_is_the_mean_of_its_four_accuracies() -> None:
     """By hand: prompts 1/2 strict and 2/2 loose, instructions 2/3 strict and 3/3 loose, so 79.17."""
-    names = ("prompt_level_strict_acc", "prompt_level_loose_acc", "inst_level_strict_acc", "inst_level_loose_acc")
-    values = ((True, True, [True], [True]), (False, True, [True, False], [True, True]))
-    samples = [dict(zip(names, v, strict=True)) for v in values]
-    score = ifeval(samples)
+    verdicts = dict(zip((*IFEVAL, INSTRUCTIONS), ((1, 0), (1, 1), (1, 1), (1, 2), (1, 2)), strict=True))
+    outcomes = Outcomes({"ifeval": TaskOutcomes((0, 1), ("a", "b"), verdicts)})
+    score = ratio_score(outcomes, IFEVAL_MEAN)
     assert score.value == pytest.approx(100 * (1 / 2 + 1 + 2 / 3 + 1) / 4)
     deviations = [(0.5 + (1 - 2 / 3) / 1.5) / 4, (-0.5 + (1 - 4 / 3) / 1.5) / 4]
     assert score.stderr == pytest.approx(100 * math.sqrt(sum(d * d for d in deviations) / 2))
+    assert ratio_score(outcomes, IFEVAL[2]).value == pytest.approx(100 * 2 / 3)
+    assert Outcomes.from_json(outcomes.to_json()) == outcomes
     assert standard_error([1.0]) is None
 
 
@@ -379,15 +332,12 @@ def test_a_changed_data_file_is_read_again(checkpoint: Path, settings: Settings,
     assert asked == ["first", "second"]
 
 
-def test_the_cpu_batch_fits_its_memory() -> None:
-    """Tiny models get 64 rows, large vocabularies fewer, never none, always a power of two."""
+def test_rows_fit_their_memory() -> None:
+    """Tiny models get 64 rows on a CPU, larger ones fewer, never none, always a power of two."""
     tiny = {"vocab_size": 300, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
-    small = {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "num_hidden_layers": 30,
-    }
+    small = {"vocab_size": 49152, "hidden_size": 576, "num_attention_heads": 9, "num_hidden_layers": 30}
+    small["num_key_value_heads"] = 3
     large = {"vocab_size": 256000, "hidden_size": 8192, "num_attention_heads": 64, "num_hidden_layers": 80}
-    assert [cpu_batch_size(c) for c in (tiny, small, large)] == [64, 8, 1]
+    assert cache_bytes_per_token(small, 2) == 2 * 2 * 30 * 3 * 64
+    assert [rows_that_fit(c, 2, 2048, 2 << 30, "cpu") for c in (tiny, small, large)] == [64, 32, 1]
+    assert [rows_that_fit(c, 2, 2048, 64 << 30, "cuda") for c in (tiny, small, large)] == [256, 256, 8]

@@ -40,10 +40,23 @@ def test_edges(file: Path) -> None:
     assert not names & {"merge", "performAIM", "evaluate_model", "scripts", "tests"}
 
 
-def test_only_the_harness_imports_lm_eval() -> None:
-    """lm-eval is met in one place: eval/harness.py (and the task functions that lm-eval itself loads)."""
+LM_EVAL = {"loading", "protocol", "asking", "grading", "rescore", "engine/adapter"}
+
+
+def test_lm_eval_is_met_in_few_places() -> None:
+    """Tasks are read, configured, asked and graded by lm-eval, and its models adapted: one file of eval/ for each (and
+    the task functions that lm-eval itself loads)."""
     users = {f.relative_to(ROOT).as_posix() for f in FILES if "lm_eval" in imported(ast.parse(f.read_text()))}
-    assert users <= {"eval/harness.py"} | {u for u in users if u.startswith("eval/tasks/")}
+    allowed = {f"eval/{name}.py" for name in LM_EVAL}
+    assert users <= allowed | {u for u in users if u.startswith("eval/tasks/")}
+
+
+def test_answers_are_graded_without_torch() -> None:
+    """What reads, grades and rescores imports no torch or transformers at any depth; models live in the engines."""
+    names = ("loading", "protocol", "grading", "rescore", "scores", "outcomes", "result", "journal", "store")
+    for name in names:
+        tree = ast.parse((ROOT / "eval" / f"{name}.py").read_text())
+        assert not imported(tree) & {"torch", "transformers", "vllm"}, name
 
 
 @pytest.mark.parametrize("script", ["merge.py", "performAIM.py", "evaluate_model.py", "scripts/importance.py"])

@@ -1,0 +1,177 @@
+"""Tasks to requests, and requests to answers in the journal: what is known is not asked again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from console.errors import EvaluationError, ProjectError
+from eval.benchmarks import Benchmark
+from eval.journal import Journal
+from eval.progress import Progress
+from eval.protocol import Loaded
+from eval.ranks import Ranks
+from eval.requests import Answer, Engine, Request, digest, key_of
+from eval.settings import Settings
+
+Template = Callable[..., str]
+KINDS: Mapping[str, Literal["generate", "score", "rolling"]] = {
+    "generate_until": "generate",
+    "loglikelihood": "score",
+    "loglikelihood_rolling": "rolling",
+}
+_LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+def build(
+    loaded: Mapping[Benchmark, Loaded],
+    settings: Settings,
+    plan: Mapping[str, Sequence[int]] | None,
+    scope: str,
+    template: Template | None,
+) -> dict[Benchmark, list[tuple[Any, list[Request]]]]:
+    """Let lm-eval build its prompts; return each of its instances with the requests it stands for.
+
+    `scope` names the model and how it is run, `template` renders a chat. Raises EvaluationError where a task's own
+    prompt code fails.
+    """
+    asked: dict[Benchmark, list[tuple[Any, list[Request]]]] = {}
+    for benchmark, part in loaded.items():
+        asked[benchmark] = []
+        for name, task in part.tasks.items():
+            with _one_bar():
+                _build_task(benchmark, task, settings, plan.get(name) if plan else None, template)
+            for instance in task.instances:
+                asked[benchmark].append((instance, requests_of(instance, name, task.VERSION, settings.seed, scope)))
+    return asked
+
+
+def _build_task(
+    benchmark: Benchmark, task: Any, settings: Settings, chosen: Sequence[int] | None, template: Template | None
+) -> None:
+    try:
+        type(task).build_all_requests(
+            task,
+            samples=list(chosen) if chosen is not None else None,
+            apply_chat_template=template is not None,
+            fewshot_as_multiturn=True,
+            chat_template=template,
+            tokenizer_name="",
+        )
+    except ProjectError:
+        raise
+    except Exception as error:  # prompts are made by code of the task's own
+        line = (str(error).strip().splitlines() or ["no details"])[0]
+        raise EvaluationError(
+            f"The prompts of {benchmark.name} could not be made ({type(error).__name__}: {line}); where --num_fewshot "
+            "asks for more examples than the task has, ask for fewer."
+        ) from error
+
+
+def requests_of(instance: Any, task: str, version: Any, seed: int, scope: str) -> list[Request]:
+    """The requests of one of lm-eval's instances: one, or as many as samples are drawn."""
+    kind = KINDS[instance.request_type]
+    arguments = instance.args
+    doc = digest(instance.doc)
+    texts = [str(a) for a in arguments if isinstance(a, str)]
+    if kind != "generate":
+        key = key_of(scope, task, version, doc, kind, texts, None)
+        continuation = texts[1] if len(texts) > 1 else ""
+        return [Request(key, task, instance.doc_id, instance.idx, kind, texts[0], continuation)]
+    settings = normal_settings(arguments[1])
+    temperature = settings.pop("temperature")
+    found = []
+    for number in range(instance.repeats or 1):
+        draw = {"temperature": temperature, "sample": number, "seed": seed} if temperature else {}
+        key = key_of(scope, task, version, doc, kind, texts, settings | draw)
+        options = {k: v for k, v in settings.items() if k not in ("until", "max_tokens")}
+        found.append(
+            Request(
+                key, task, instance.doc_id, number, kind, texts[0], until=tuple(settings["until"]),
+                max_tokens=settings["max_tokens"], temperature=temperature, seed=seed, options=options,
+            )
+        )  # fmt: skip
+    return found
+
+
+def normal_settings(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's generation settings with one spelling: until, a list; max_tokens; temperature, 0 for greedy; others."""
+    rest = dict(generation)
+    until = rest.pop("until", None) or []
+    lengths = [rest.pop(name, None) for name in _LENGTH_NAMES]
+    sampled = rest.pop("do_sample", None)
+    temperature = float(rest.pop("temperature", 0.0) or 0.0)
+    if sampled is True and not temperature:
+        temperature = 1.0
+    if sampled is False:
+        temperature = 0.0
+    return {
+        **rest,
+        "until": [until] if isinstance(until, str) else list(until),
+        "max_tokens": int(next((n for n in lengths if n is not None), 256)),
+        "temperature": temperature,
+    }
+
+
+def answer_all(
+    asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]],
+    journal: Journal,
+    engine: Callable[[], Engine],
+    ranks: Ranks,
+    show: Callable[[str, int, int], Progress],
+) -> dict[str, float]:
+    """Ask for what the journal lacks, benchmark by benchmark; return the seconds each took.
+
+    `engine` is called when something is first to be asked, so that nothing is loaded where all is known. Each process
+    answers its share.
+    """
+    seconds: dict[str, float] = {}
+    for benchmark, pairs in asked.items():
+        unique = {r.key: r for _, requests in pairs for r in requests}
+        open_ = [r for r in unique.values() if r.key not in journal.answers]
+        mine = ranks.share(sorted(open_, key=lambda r: (-len(r.context), r.key)))
+        if not open_:
+            continue
+        model = engine()
+        started = time.monotonic()
+        progress = (
+            show(benchmark.column, len(mine), 0)
+            if ranks.count > 1
+            else show(benchmark.column, len(unique), len(unique) - len(open_))
+        )
+
+        def answered(request: Request, answer: Answer, progress: Progress = progress) -> None:
+            journal.add(request, answer)
+            progress.one()
+
+        try:
+            model.answer(mine, answered)
+        finally:
+            progress.close()
+        seconds[benchmark.column] = round(time.monotonic() - started, 1)
+    return seconds
+
+
+def assign(asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal) -> None:
+    """Hand the journal's answers to lm-eval's instances. Raises EvaluationError where some are missing."""
+    for benchmark, pairs in asked.items():
+        lacking = sum(r.key not in journal.answers for _, requests in pairs for r in requests)
+        if lacking:
+            raise EvaluationError(f"{lacking} answers of {benchmark.name} are missing from the journal.")
+        for instance, requests in pairs:
+            instance.resps = [journal.answers[r.key] for r in requests]
+
+
+@contextmanager
+def _one_bar() -> Iterator[None]:
+    """Leave out the bars of building prompts, one for each of MMLU's 57 subjects and each done in a moment."""
+    from lm_eval.api import task
+
+    bar = task.tqdm
+    task.tqdm = lambda items, *args, **kwargs: items
+    try:
+        yield
+    finally:
+        task.tqdm = bar

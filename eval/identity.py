@@ -1,0 +1,107 @@
+"""Which model this is and what it runs on: digests of its files, its commit on the hub, the hardware. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from console.errors import BadInputError
+from console.files import known_digest
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+BESIDE = (
+    "*config.json", "*.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*",
+    "merges.txt", "*.model", "chat_template*", "*.tiktoken", "tekken.json",
+)  # fmt: skip
+"""What decides a model's answers, besides its weights; records, cards and logs do not."""
+
+
+def model_digest(folder: Path) -> str:
+    """Return "sha256:..." over the names and contents of the files that decide what a checkpoint answers.
+
+    Raises BadInputError where the folder holds no weights.
+    """
+    names = sorted(f.name for f in folder.iterdir() if f.is_file())
+    weights = next((found for pattern in WEIGHTS if (found := [n for n in names if fnmatch(n, pattern)])), None)
+    if not weights:
+        raise BadInputError(f"{folder} holds no weights (model.safetensors, or shards with an index).")
+    chosen = sorted({*weights, *(n for n in names if any(fnmatch(n, p) for p in BESIDE))})
+    with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
+        digests = list(pool.map(lambda name: _file_digest(folder / name), chosen))
+    return "sha256:" + _over(zip(chosen, digests, strict=True))
+
+
+def loaded_digest(model: Any) -> str:
+    """The same kind of digest for a loaded transformers model, over its configuration and tensors."""
+    import torch
+
+    parts = [("config", hashlib.sha256(repr(sorted(model.config.to_dict().items())).encode()).hexdigest())]
+    for name, tensor in sorted(model.state_dict().items()):
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        parts.append((name, hashlib.sha256(raw.data).hexdigest()))
+    return "sha256:" + _over(parts)
+
+
+def _over(parts: Any) -> str:
+    whole = hashlib.sha256()
+    for name, digest in parts:
+        whole.update(f"{name}\0{digest}\n".encode())
+    return whole.hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    known = known_digest(file)
+    if known:
+        return known
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hub_commit(folder: Path) -> str | None:
+    """The commit that a snapshot of the hub's cache is of; None for any other folder."""
+    real = folder.resolve()
+    return real.name if real.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", real.name) else None
+
+
+def project_commit() -> str | None:
+    """The commit this project's files are of, with "+changes" where they were changed; None outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no") if commit else None
+    return commit + ("+changes" if changed else "") if commit else None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
+    """The processor's name, the cores this process may use, the memory in GiB, and the names of the GPUs used."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: dict[str, Any] = {"cpu": _processor(), "cores": cores, "gpus": list(gpus)}
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    return found
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()

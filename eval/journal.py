@@ -1,0 +1,103 @@
+"""The journal of a model's answers: one JSON line each, appended when it is known, found again by its key.
+
+A run that stops loses at most what was being computed; the line it was cut in is skipped when read. Several processes
+of one run write a file each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from console.errors import EvaluationError
+from eval.requests import Answer, Request
+
+NAME = "generations"
+
+
+class Journal:
+    """The answers known so far; `folder` None keeps them in memory only. A context manager."""
+
+    def __init__(self, folder: Path | None, rank: int = 0) -> None:
+        self._folder = folder
+        self._path = folder / (f"{NAME}.jsonl" if not rank else f"{NAME}-{rank}.jsonl") if folder else None
+        self._file: int | None = None
+        self.answers: dict[str, Answer] = {}
+        self.reread()
+
+    def reread(self) -> None:
+        """Read what is on disk, by whichever process it was written."""
+        for path in sorted(self._folder.glob(f"{NAME}*.jsonl")) if self._folder and self._folder.is_dir() else ():
+            self.answers |= _read(path)
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Note which run the following lines are of: model, settings, versions."""
+        self._append({"run": dict(run)})
+
+    def add(self, request: Request, answer: Answer) -> None:
+        """Keep one answer; on disk when this returns (handed to the system; a power cut may lose the last ones)."""
+        self.answers[request.key] = answer
+        self._append(
+            {
+                "key": request.key,
+                "task": request.task,
+                "item": request.item,
+                "n": request.number,
+                "answer": answer,
+            }
+        )
+
+    def forget(self) -> None:
+        """Take no answer from earlier runs; their lines stay, and later ones of the same key count."""
+        self.answers.clear()
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        if self._path is None:
+            return
+        text = json.dumps(line, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+        if self._file is None:
+            self._file = _open(self._path)
+        _write_all(self._file, text + b"\n")
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _open(path: Path) -> int:
+    """Open for appending, ending a line that an earlier run was stopped in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        _write_all(file, b"\n")
+    return file
+
+
+def _write_all(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def _read(path: Path) -> dict[str, Answer]:
+    found: dict[str, Answer] = {}
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line.decode("utf-8", "surrogatepass"))
+                if "run" in entry:
+                    continue
+                answer = entry["answer"]
+                found[entry["key"]] = (float(answer[0]), bool(answer[1])) if isinstance(answer, list) else answer
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                if line.endswith(b"\n") and line.lstrip()[:1] not in (b"{", b""):
+                    raise EvaluationError(f"{path} is not a journal of answers: {line[:60]!r} ({error}).") from error
+    return found

@@ -1,0 +1,109 @@
+"""Verdicts on all answers of one item: pass@k of code, GSM8K and MATH, with what is reported beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eval.benchmarks import UNFENCED
+from eval.tasks.answers import extract, gold_of
+from eval.tasks.code import CODE_EVAL, pass_at_k, program_of, tests_of, unfenced
+from eval.tasks.grader import GRADER
+
+SIZES = (10, 100)
+_STRICT = re.compile(r"#### (-?[0-9.,]+)")
+_FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+
+
+def every_answer(responses: Sequence[Sequence[str]], docs: Any) -> list[list[str]]:
+    """lm-eval's filter that passes all answers of each item on."""
+    return [list(r) for r in responses]
+
+
+def pass_rates(name: str, verdicts: Sequence[bool]) -> dict[str, float]:
+    """The share of right answers under `name`, and for several answers pass@k for k = 10, 100 and their number."""
+    n, correct = len(verdicts), sum(verdicts)
+    rates = {name: correct / n}
+    for k in sorted({*(k for k in SIZES if k < n), n} - {1}):
+        rates[f"pass@{k}"] = pass_at_k(n, correct, k)
+    return rates
+
+
+def sizes_of(samples: int) -> list[str]:
+    """The names of the pass@k that `samples` answers give besides the first."""
+    return [name for name in pass_rates("", [False] * samples) if name]
+
+
+def maths(doc: Mapping[str, str], results: Sequence[Any]) -> dict[str, float]:
+    """The paper's grading of MATH and GSM8K; GSM8K's strict and flexible match as lm-eval defines them beside it."""
+    answers = [results[0]] if isinstance(results[0], str) else list(results[0])
+    gold = gold_of(doc)
+    found = pass_rates("acc", [GRADER.equal(extract(answer), gold) for answer in answers])
+    if "question" in doc:
+        number = _bare(gold)
+        found["strict match"] = _share(answers, lambda text: _bare(_first(_STRICT, text)) == number)
+        found["flexible match"] = _share(answers, lambda text: _bare(_last(_FLEXIBLE, text)) == number)
+    return found
+
+
+def minerva(doc: Mapping[str, str], answer: str, stock: Callable[..., Any]) -> dict[str, float]:
+    """MATH as lm-eval's minerva_math, with our grader in place of its call of math-verify, which has no time limit.
+
+    `stock` is that task's own scoring function, whose `exact_match` is kept; it counts only answers in the words of its
+    examples.
+    """
+    theirs = stock.__globals__
+    normal = theirs["normalize_final_answer"](theirs["get_unnormalized_answer"](answer))
+    exact = theirs["is_equiv"](normal, doc["answer"])
+    return {"math_verify": float(GRADER.verify(answer, doc["solution"])), "exact_match": float(exact)}
+
+
+def _share(answers: Sequence[str], right: Callable[[str], bool]) -> float:
+    return sum(map(right, answers)) / len(answers)
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found.group(1) if found else "[invalid]"
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.findall(text)
+    return found[-1] if found else "[invalid]"
+
+
+def _bare(number: str) -> str:
+    """Without thousands separators, dollar signs and a final full stop."""
+    return re.sub(r"\.$", "", re.sub(r"[,$]", "", number)).strip().lower()
+
+
+Answer = str | Sequence[str]
+"""What lm-eval's filter of a code task leaves of an item: one program or several (HumanEval's with its prompt)."""
+
+
+def _programs(doc: Mapping[str, Any], found: Answer) -> tuple[list[str], list[str]]:
+    """The programs, without tests, that answers stand for: as they are, and with code fences removed.
+
+    HumanEval's completions go on from the item's prompt, MBPP's stand alone.
+    """
+    strict = [found] if isinstance(found, str) else list(found)
+    prompt = str(doc["prompt"]) if "entry_point" in doc else ""
+    return strict, [unfenced(prompt, program.removeprefix(prompt)) for program in strict]
+
+
+def code(doc: Mapping[str, Any], found: Answer) -> dict[str, float]:
+    """pass@1, further pass@k where there are several answers, and pass@1 with code fences removed."""
+    strict, bare = (_passed(programs, tests_of(doc)) for programs in _programs(doc, found))
+    return pass_rates("pass@1", strict) | {UNFENCED: sum(bare) / len(bare)}
+
+
+def _passed(programs: Sequence[str], tests: str) -> list[bool]:
+    _, verdicts = CODE_EVAL.compute(references=[tests], predictions=[list(programs)], k=[1])
+    return [verdict.passed for verdict in verdicts[0]]
+
+
+def prefetch(items: Sequence[tuple[Mapping[str, Any], Answer]]) -> None:
+    """Run the programs of many (item, answers) at once, over all cores; `code` then finds their verdicts."""
+    pairs = [(program, tests_of(doc)) for doc, found in items for group in _programs(doc, found) for program in group]
+    CODE_EVAL.prefetch([program_of(program, tests) for program, tests in pairs])
