@@ -9,7 +9,7 @@ from console.cli import Parser, add_output_flags
 from console.errors import UsageError
 from console.files import user_path
 from eval.benchmarks import PRESETS
-from eval.settings import BACKENDS, DTYPE_OF, DTYPES, PAPER_LENGTH, Settings, parse_shots
+from eval.settings import BACKENDS, DTYPE_OF, DTYPES, PAPER_LENGTH, Settings, parse_numbers
 from eval.tasks.prompts import TEMPLATES
 
 
@@ -44,7 +44,7 @@ def _what(p: Parser) -> None:
         help="folder of benchmark data laid out like the hub; nothing else is then read "
         "(default: Data where that exists, before the hub)",
     )
-    g.add_argument("--limit", type=int, help="items per benchmark, spread over its subjects (default: all)")
+    g.add_argument("--limit", help="items per benchmark, spread over its subjects, or ifeval=100,... (default: all)")
     g.add_argument(
         "--rescore",
         nargs="?",
@@ -114,7 +114,7 @@ def settings_of(a: argparse.Namespace) -> Settings:
         benchmarks=names(a.benchmarks),
         math_benchmarks=names(a.math_benchmarks),
         mmlu_pro=a.mmlu_pro,
-        num_fewshot=parse_shots(a.num_fewshot),
+        num_fewshot=parse_numbers("num_fewshot", a.num_fewshot),
         backend=a.backend,
         base_url=a.base_url,
         device=a.device,
@@ -132,7 +132,7 @@ def settings_of(a: argparse.Namespace) -> Settings:
         max_gen_toks=a.max_gen_toks,
         n_samples=a.n_samples,
         temperature=a.temperature,
-        limit=a.limit,
+        limits=parse_numbers("limit", a.limit),
         allow_code_execution=a.allow_code_execution,
         seed=a.seed,
         regenerate=a.regenerate,

@@ -147,17 +147,17 @@ def plan_items(
     loaded: Mapping[Benchmark, Loaded], settings: Settings, remarks: list[str]
 ) -> dict[str, list[int]] | None:
     """Which items of which task are taken, as lm-eval's `samples`; None for all."""
-    sizes = {b: {name: len(task.eval_docs) for name, task in part.tasks.items()} for b, part in loaded.items()}
-    if settings.limit is None:
-        remarks += [f"{b.name}: all {sum(s.values())} items{_parts(s)}." for b, s in sizes.items()]
-        return None
     plan: dict[str, list[int]] = {}
-    for b, parts in sizes.items():
-        taken = spread(settings.limit, parts)
+    for b, part in loaded.items():
+        sizes = {name: len(task.eval_docs) for name, task in part.tasks.items()}
+        limit, total = settings.limit(b), sum(sizes.values())
+        taken = {name: list(range(n)) for name, n in sizes.items()} if limit is None else spread(limit, sizes)
         plan |= taken
         count = sum(map(len, taken.values()))
-        remarks.append(f"{b.name}: {count} of {sum(parts.values())} items{_parts(parts)} (--limit {settings.limit}).")
-    return plan
+        told = f"all {total} items" if limit is None else f"{count} of {total} items"
+        why = "" if limit is None else f" (--limit {limit})"
+        remarks.append(f"{b.name}: {told}{_parts(sizes)}{why}.")
+    return plan if settings.limits else None
 
 
 def _parts(sizes: Mapping[str, int]) -> str:

@@ -26,9 +26,9 @@ class Settings:
 
     `max_model_len` None means the model's own length, in the paper's preset at most 4096. `n_gpu` None means all
     visible. `data_dir` is a folder laid out like the hub; with `offline` nothing outside it is asked for data.
-    `limit` counts items of a benchmark, spread over its subjects. `max_gen_toks` shortens lm-eval's generation tasks.
-    `num_fewshot` maps benchmarks to numbers of examples. `n_samples` over 1 draws that many answers at `temperature`.
-    `regenerate` asks the model again for what the journal holds.
+    `limits` maps benchmarks to numbers of items, spread over their subjects, and `num_fewshot` to numbers of examples;
+    the name "" means the others. `max_gen_toks` shortens lm-eval's generation tasks. `n_samples` over 1 draws that many
+    answers at `temperature`. `regenerate` asks the model again for what the journal holds.
     """
 
     preset: str = "paper"
@@ -53,7 +53,7 @@ class Settings:
     max_gen_toks: int | None = None
     n_samples: int = 1
     temperature: float = 0.0
-    limit: int | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
     allow_code_execution: bool = False
     seed: int = 1234
     regenerate: bool = False
@@ -66,7 +66,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise UsageError for the first setting that cannot be right; reads folders' names only."""
-        for name in ("limit", "max_model_len", "math_max_tokens", "max_gen_toks", "n_samples", "data_parallel"):
+        for name in ("max_model_len", "math_max_tokens", "max_gen_toks", "n_samples", "data_parallel"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, not {value}.")
@@ -89,7 +89,7 @@ class Settings:
         self._check_server()
         benchmarks = self.chosen()
         self._check_samples(benchmarks)
-        self._check_shots(benchmarks)
+        self._check_names(benchmarks)
         refuse_code([b.name for b in benchmarks if b.runs_code], self.allow_code_execution)
 
     def _check_server(self) -> None:
@@ -116,22 +116,28 @@ class Settings:
                 f"{', '.join(single)} or --n_samples."
             )
 
-    def _check_shots(self, benchmarks: list[Benchmark]) -> None:
+    def _check_names(self, benchmarks: list[Benchmark]) -> None:
         names = {b.name for b in benchmarks}
-        for name, count in self.num_fewshot.items():
-            if count < 0:
-                raise UsageError(f"--num_fewshot must be 0 or more, not {count}.")
-            if name != EVERY and name not in names:
-                raise UsageError(f"--num_fewshot names {name!r}, which is not evaluated.{nearest(name, names)}")
+        for flag, numbers, least in (("num_fewshot", self.num_fewshot, 0), ("limit", self.limits, 1)):
+            for name, count in numbers.items():
+                if count < least:
+                    raise UsageError(f"--{flag} must be at least {least}, not {count}.")
+                if name != EVERY and name not in names:
+                    raise UsageError(f"--{flag} names {name!r}, which is not evaluated.{nearest(name, names)}")
         paper = [b.name for b in benchmarks if b.paper_prompt and self.num_fewshot.get(b.name)]
         if paper:
             raise UsageError(
                 f"--num_fewshot {paper[0]}: the paper's prompt has no examples; --preset lm-eval has a task with them."
             )
 
+    def limit(self, benchmark: Benchmark) -> int | None:
+        """How many items of a benchmark are taken; None for all."""
+        return self.limits.get(benchmark.name, self.limits.get(EVERY))
+
     def recorded(self) -> dict[str, Any]:
-        """The settings as JSON for the results file."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        """The settings as JSON for the results file; "limit" is the largest of the limits, None where there is none."""
+        found = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return found | {"limit": max(self.limits.values(), default=None)}
 
     @classmethod
     def from_recorded(cls, data: Mapping[str, Any], **changes: Any) -> Settings:
@@ -145,14 +151,14 @@ class Settings:
         return cls(**{**found, **changes})
 
 
-def parse_shots(value: str | None) -> dict[str, int]:
-    """Read `5` (every task without a number of its own) or `mmlu=5,arc_easy=25`. Raises UsageError."""
-    shots: dict[str, int] = {}
+def parse_numbers(flag: str, value: str | None) -> dict[str, int]:
+    """Read `5` (for all that are not named) or `mmlu=5,arc_easy=25`. Raises UsageError naming the flag."""
+    numbers: dict[str, int] = {}
     for part in (p.strip() for p in (value or "").split(",")):
         name, equals, count = part.rpartition("=")
         if not part:
             continue
         if not count.strip().isdecimal() or (equals and not name.strip()):
-            raise UsageError(f"--num_fewshot {part!r}: expected a number, or benchmark=number.")
-        shots[name.strip() if equals else EVERY] = int(count)
-    return shots
+            raise UsageError(f"--{flag} {part!r}: expected a number, or benchmark=number.")
+        numbers[name.strip() if equals else EVERY] = int(count)
+    return numbers

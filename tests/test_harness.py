@@ -130,7 +130,7 @@ def test_the_prompt_type_reaches_the_model(checkpoint: Path, settings: Settings,
     from eval.harness import evaluate_with_samples
     from eval.tasks.prompts import STOPS, prompt
 
-    _, samples = evaluate_with_samples(str(checkpoint), replace(settings, math_prompt_type=prompt_type, limit=1))
+    _, samples = evaluate_with_samples(str(checkpoint), replace(settings, math_prompt_type=prompt_type, limits={"": 1}))
     ((text, generation),) = samples["gsm8k_paper"][0]["arguments"]
     assert text == prompt(prompt_type, QUESTIONS[0][0])
     assert generation == {"until": list(STOPS[prompt_type]), "do_sample": False, "max_gen_toks": 8}

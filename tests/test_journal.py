@@ -89,7 +89,7 @@ def settings(data_dir: Path) -> Settings:
     """GSM8K and a subject of MMLU, short answers, float32, quiet."""
     return Settings(
         benchmarks=("mmlu_anatomy",), math_benchmarks=("gsm8k",), data_dir=data_dir, offline=True, dtype="float32",
-        device="cpu", math_max_tokens=8, limit=2, quiet=True,
+        device="cpu", math_max_tokens=8, limits={"": 2}, quiet=True,
     )  # fmt: skip
 
 

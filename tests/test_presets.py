@@ -14,7 +14,7 @@ from console.cli import run
 from console.errors import UsageError
 from eval.benchmarks import UNFENCED, chosen
 from eval.catalogue import stock_folder
-from eval.settings import Settings, parse_shots
+from eval.settings import Settings, parse_numbers
 from eval.tasks import code, scoring
 from evaluate_model import main
 from tests.evaluation import PRO_SUBJECTS, QUESTIONS
@@ -38,7 +38,7 @@ def evaluated(checkpoint: Path, settings: Settings) -> tuple[Any, Any]:
 def test_lm_evals_preset_is_its_stock_tasks(checkpoint: Path, settings: Settings) -> None:
     """GSM8K has five examples and lm-eval's two matches, MATH four examples, its exact match and math-verify; prompts,
     stops and shots are those of the stock files."""
-    result, samples = evaluated(checkpoint, replace(settings, math_benchmarks=("gsm8k", "math"), limit=7))
+    result, samples = evaluated(checkpoint, replace(settings, math_benchmarks=("gsm8k", "math"), limits={"": 7}))
     assert set(samples) == {"gsm8k", "minerva_math"}
     ((prompt, generation),) = samples["gsm8k"][0]["arguments"]
     assert prompt.count("Question:") == 6
@@ -93,7 +93,7 @@ def test_mmlu_takes_examples_by_flag(checkpoint: Path, settings: Settings) -> No
     _, none = evaluated(checkpoint, asked)
     assert none["mmlu_anatomy"][0]["arguments"][0][0].count("Answer:") == 1
     for value in ("5", "mmlu_anatomy=5"):
-        _, five = evaluated(checkpoint, replace(asked, num_fewshot=parse_shots(value)))
+        _, five = evaluated(checkpoint, replace(asked, num_fewshot=parse_numbers("num_fewshot", value)))
         prompt = five["mmlu_anatomy"][0]["arguments"][0][0]
         assert prompt.count("Answer:") == 6
         assert [prompt.index(f"Example {n}?") for n in range(5)] == sorted(
@@ -115,7 +115,7 @@ def test_mmlu_pro_runs_on_a_file_in_its_format(checkpoint: Path, settings: Setti
 def test_stock_humaneval_stops_and_lengths_are_kept(checkpoint: Path, settings: Settings) -> None:
     """In both presets HumanEval asks with lm-eval's stop strings; its length is cut only by --max_gen_toks."""
     for preset in ("paper", "lm-eval"):
-        asked = replace(settings, preset=preset, benchmarks=("humaneval",), limit=1, allow_code_execution=True)
+        asked = replace(settings, preset=preset, benchmarks=("humaneval",), limits={"": 1}, allow_code_execution=True)
         _, samples = evaluated(checkpoint, asked)
         ((_, generation),) = samples["humaneval"][0]["arguments"]
         stops = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]
@@ -146,7 +146,7 @@ def test_several_answers_give_pass_at_k(checkpoint: Path, settings: Settings, tm
         1 - comb(98, 10) / comb(100, 10)
     )
     asked = replace(
-        settings, preset="paper", benchmarks=("humaneval",), math_benchmarks=("gsm8k",), limit=2, n_samples=12,
+        settings, preset="paper", benchmarks=("humaneval",), math_benchmarks=("gsm8k",), limits={"": 2}, n_samples=12,
         temperature=0.9, allow_code_execution=True,
     )  # fmt: skip
     result, samples = evaluated(checkpoint, asked)
@@ -184,14 +184,14 @@ def test_settings_that_cannot_be_right(settings: Settings, changes: dict[str, An
         replace(settings, **changes).check()
 
 
-def test_shots_are_read_from_a_flag() -> None:
+def test_numbers_are_read_from_a_flag() -> None:
     """A number, names with numbers, nothing; anything else is refused."""
-    assert parse_shots("5") == {"": 5}
-    assert parse_shots(" mmlu=5, arc_easy=25,") == {"mmlu": 5, "arc_easy": 25}
-    assert parse_shots(None) == {}
+    assert parse_numbers("limit", "5") == {"": 5}
+    assert parse_numbers("limit", " mmlu=5, arc_easy=25,") == {"mmlu": 5, "arc_easy": 25}
+    assert parse_numbers("limit", None) == {}
     for wrong in ("mmlu", "mmlu=x", "=3", "mmlu=-1"):
         with pytest.raises(UsageError, match="expected a number"):
-            parse_shots(wrong)
+            parse_numbers("limit", wrong)
 
 
 def test_several_models_are_a_row_each(
