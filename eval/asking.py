@@ -122,12 +122,12 @@ def answer_all(
     ranks: Ranks,
     show: Callable[[str, int, int], Progress],
 ) -> dict[str, float]:
-    """Ask for what the journal lacks, benchmark by benchmark; return the seconds each took.
+    """Ask for what the journal lacks, benchmark by benchmark; return the seconds each took, earlier runs included.
 
     `engine` is called when something is first to be asked, so that nothing is loaded where all is known. Each process
     answers its share.
     """
-    seconds: dict[str, float] = {}
+    seconds = {b.column: journal.spent[b.column] for b in asked if b.column in journal.spent}
     for benchmark, pairs in asked.items():
         unique = {r.key: r for _, requests in pairs for r in requests}
         open_ = [r for r in unique.values() if r.key not in journal.answers]
@@ -142,15 +142,22 @@ def answer_all(
             else show(benchmark.column, len(unique), len(unique) - len(open_))
         )
 
-        def answered(request: Request, answer: Answer, progress: Progress = progress) -> None:
-            journal.add(request, answer)
+        def answered(
+            request: Request,
+            answer: Answer,
+            benchmark: Benchmark = benchmark,
+            progress: Progress = progress,
+            started: float = started,
+        ) -> None:
+            journal.add(request, answer, benchmark.column, time.monotonic() - started)
             progress.one()
 
         try:
             model.answer(mine, answered)
         finally:
             progress.close()
-        seconds[benchmark.column] = round(time.monotonic() - started, 1)
+        spent = seconds.get(benchmark.column, 0.0) + time.monotonic() - started
+        seconds[benchmark.column] = round(spent, 1)
     return seconds
 
 

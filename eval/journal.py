@@ -27,19 +27,26 @@ class Journal:
         self._path = folder / (f"{NAME}.jsonl" if not rank else f"{NAME}-{rank}.jsonl") if folder else None
         self._file: int | None = None
         self.answers: dict[str, Answer] = {}
+        self.spent: dict[str, float] = {}
+        """Seconds that earlier runs spent on each benchmark, as far as they came."""
         self.reread()
 
     def reread(self) -> None:
         """Read what is on disk, by whichever process it was written."""
         for path in sorted(self._folder.glob(f"{NAME}*.jsonl")) if self._folder and self._folder.is_dir() else ():
-            self.answers |= _read(path)
+            spent = _read(path, self.answers)
+            for benchmark, seconds in spent.items():  # processes work side by side
+                self.spent[benchmark] = max(seconds, self.spent.get(benchmark, 0.0))
 
     def begin(self, run: Mapping[str, Any]) -> None:
         """Note which run the following lines are of: model, settings, versions."""
         self._append({"run": dict(run)})
 
-    def add(self, request: Request, answer: Answer) -> None:
-        """Keep one answer; on disk when this returns (handed to the system; a power cut may lose the last ones)."""
+    def add(self, request: Request, answer: Answer, benchmark: str = "", seconds: float = 0.0) -> None:
+        """Keep one answer, known `seconds` after this run began with `benchmark`.
+
+        It is handed to the system when this returns; only a power cut can lose it.
+        """
         self.answers[request.key] = answer
         self._append(
             {
@@ -47,6 +54,8 @@ class Journal:
                 "task": request.task,
                 "item": request.item,
                 "n": request.number,
+                "of": benchmark,
+                "s": round(seconds, 1),
                 "answer": answer,
             }
         )
@@ -54,6 +63,7 @@ class Journal:
     def forget(self) -> None:
         """Take no answer from earlier runs; their lines stay, and later ones of the same key count."""
         self.answers.clear()
+        self.spent.clear()
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self._path is None:
@@ -87,17 +97,25 @@ def _write_all(file: int, data: bytes) -> None:
         data = data[os.write(file, data) :]
 
 
-def _read(path: Path) -> dict[str, Answer]:
-    found: dict[str, Answer] = {}
+def _read(path: Path, answers: dict[str, Answer]) -> dict[str, float]:
+    """Add a file's answers to `answers`; return the seconds spent on each benchmark, summed over its runs."""
+    total: dict[str, float] = {}
+    run: dict[str, float] = {}
     with path.open("rb") as lines:
         for line in lines:
             try:
                 entry = json.loads(line.decode("utf-8", "surrogatepass"))
                 if "run" in entry:
+                    total, run = _sum(total, run), {}
                     continue
                 answer = entry["answer"]
-                found[entry["key"]] = (float(answer[0]), bool(answer[1])) if isinstance(answer, list) else answer
+                answers[entry["key"]] = (float(answer[0]), bool(answer[1])) if isinstance(answer, list) else answer
+                run[entry["of"]] = max(entry["s"], run.get(entry["of"], 0.0))
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 if line.endswith(b"\n") and line.lstrip()[:1] not in (b"{", b""):
                     raise EvaluationError(f"{path} is not a journal of answers: {line[:60]!r} ({error}).") from error
-    return found
+    return _sum(total, run)
+
+
+def _sum(total: Mapping[str, float], run: Mapping[str, float]) -> dict[str, float]:
+    return {name: total.get(name, 0.0) + run.get(name, 0.0) for name in {**total, **run}}

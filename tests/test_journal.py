@@ -249,3 +249,15 @@ def test_another_grader_needs_no_model_but_the_same_data(
     next(source.parent.glob("samples_gsm8k*")).unlink()
     with pytest.raises(BadInputError, match="belongs to the results file"):
         rescore(source)
+
+
+def test_the_time_of_all_runs_is_kept(tmp_path: Path) -> None:
+    """Two runs of one process add up, as far as each came; processes side by side do not."""
+    for run_ in ((0.5, 2.0), (1.0, 4.0)):
+        with Journal(tmp_path) as journal, Journal(tmp_path, rank=1) as other:
+            journal.begin({})
+            other.begin({})
+            for i, seconds in enumerate(run_):
+                journal.add(replace(REQUEST, key=f"{run_}{i}"), "a", "MMLU", seconds)
+                other.add(replace(REQUEST, key=f"{run_}{i}o"), "a", "MMLU", seconds - 0.5)
+    assert Journal(tmp_path).spent == {"MMLU": 6.0}
