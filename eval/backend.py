@@ -12,8 +12,10 @@ from typing import Any
 from console.errors import BadInputError, EvaluationError, UsageError
 from eval import identity
 from eval.checks import check_length, own_length, usable_length
+from eval.engine.remote import AT_ONCE, RemoteEngine, messages_as_json
 from eval.ranks import Ranks
 from eval.requests import Engine, digest
+from eval.server import Server
 from eval.settings import Settings
 
 HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py")
@@ -35,8 +37,10 @@ class Subject:
     folder: Path | None = None
 
     def template(self, apply: bool) -> Callable[..., str] | None:
-        """How chats become prompts; None where prompts are plain text."""
-        return self._rendered if apply else None
+        """How chats become prompts; None where prompts are plain text. A server renders them itself."""
+        if not apply:
+            return None
+        return self._rendered if self.tokenizer is not None else messages_as_json
 
     def _rendered(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         import jinja2
@@ -54,6 +58,11 @@ class Subject:
 
 def subject_of(model: Any, settings: Settings, tokenizer: Any = None, name: str | None = None) -> Subject:
     """Read configuration and tokenizer; check template and length. No weights. Raises UsageError, BadInputError."""
+    if settings.backend == "openai":
+        said = Server(str(settings.base_url)).check(model)
+        own = said.get("max_model_len")
+        check_length(own, settings.max_model_len, model)
+        return Subject(model, name or model, None, {}, usable_length(own, settings.max_model_len, settings.preset))
     label = name or (model if isinstance(model, str) else getattr(model, "name_or_path", "") or type(model).__name__)
     folder = small_files(model) if isinstance(model, str) else None
     if folder is not None:
@@ -70,6 +79,10 @@ def subject_of(model: Any, settings: Settings, tokenizer: Any = None, name: str 
 
 def place(settings: Settings, model: Any, ranks: Ranks) -> Settings:
     """Return the settings with backend, device and number of GPUs decided. Raises UsageError for a GPU not there."""
+    if settings.backend == "openai":
+        if not isinstance(model, str) or ranks.count > 1:
+            raise UsageError("--backend openai asks a server for a model by its name, from one process.")
+        return replace(settings, device="server", n_gpu=0)
     import torch
 
     if not isinstance(model, str):
@@ -119,7 +132,7 @@ def small_files(model: str) -> Path:
 
 def with_weights(subject: Subject) -> Subject:
     """The subject with its weights on disk, for models of the hub."""
-    if not isinstance(subject.model, str) or Path(subject.model).is_dir():
+    if subject.folder is None or Path(subject.model).is_dir():
         return subject
     return replace(subject, folder=_snapshot(subject.model, (*HUB_FILES, *HUB_WEIGHTS)))
 
@@ -156,8 +169,10 @@ def load_config(folder: Path, label: str) -> Any:
         raise BadInputError(f"The configuration of {label} could not be loaded: {first_line(error)}") from error
 
 
-def identify(subject: Subject) -> tuple[str, str | None]:
-    """The digest of the model, and its commit where the hub knows it."""
+def identify(subject: Subject, settings: Settings) -> tuple[str, str | None]:
+    """The digest of the model, and its commit where the hub knows it. A server's model goes by name and address."""
+    if isinstance(subject.model, str) and subject.folder is None:
+        return f"server:{subject.model}@{settings.base_url}", None
     if subject.folder is None:
         return identity.loaded_digest(subject.model), None
     return identity.model_digest(subject.folder), identity.hub_commit(subject.folder)
@@ -171,6 +186,9 @@ def scope_of(model_digest: str, settings: Settings, subject: Subject) -> str:
 def make_engine(subject: Subject, settings: Settings) -> Engine:
     """Load the model for the backend. Raises EvaluationError where it cannot be loaded."""
     batch = None if settings.batch_size == "auto" else int(settings.batch_size)
+    if settings.backend == "openai":
+        at_once = batch or AT_ONCE
+        return RemoteEngine(Server(str(settings.base_url)), subject.model, at_once, settings.apply_chat_template)
     try:
         if settings.backend == "vllm" or subject.config.get("is_encoder_decoder"):
             from eval.engine.adapter import adapted

@@ -27,6 +27,7 @@ from eval.quiet import environment, muted
 from eval.ranks import Ranks
 from eval.requests import Engine
 from eval.result import EvalResult, Lineage
+from eval.server import Server
 from eval.settings import Settings
 from eval.store import check_save_path, model_folder, save
 from eval.versions import versions
@@ -171,7 +172,9 @@ def preflight(model: Any, settings: Settings, save_path: Path | None = None) -> 
     """Check everything that needs no heavy import; return the benchmarks. Raises UsageError or BadInputError."""
     settings.check()
     benchmarks = settings.chosen()
-    if isinstance(model, str):
+    if settings.backend == "openai":
+        Server(str(settings.base_url)).check(model)
+    elif isinstance(model, str):
         check_model(model, settings.apply_chat_template, settings.max_model_len)
         Lineage.of_checkpoint(model)  # a broken run record is said now, not after hours of scoring
     if save_path is not None:
@@ -183,9 +186,9 @@ def preflight(model: Any, settings: Settings, save_path: Path | None = None) -> 
 
 def _identified(subject: Subject, settings: Settings, save_path: Path | None) -> tuple[Identity, str]:
     """The model's identity, and the scope of its answers; a loaded model is only digested for a journal."""
-    if subject.folder is None and save_path is None:
+    if not isinstance(subject.model, str) and save_path is None:
         return Identity("not taken", None), "in memory"
-    found, commit = identify(subject)
+    found, commit = identify(subject, settings)
     return Identity(found, commit, _gpus(settings)), scope_of(found, settings, subject)
 
 

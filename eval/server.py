@@ -1,0 +1,102 @@
+"""A server that speaks OpenAI's protocol: its models, and requests with patience. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request as HTTPRequest
+from urllib.request import urlopen
+
+from console.errors import BadInputError, EvaluationError, nearest
+
+KEY = "OPENAI_API_KEY"
+SECONDS = 600.0
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds before a request is repeated that failed by the network, by 429 (too many) or 5xx (the server's trouble)."""
+
+
+class RefusedError(EvaluationError):
+    """The server understood a request and refused it; `status` and `said` are its words."""
+
+    def __init__(self, url: str, status: int, said: str) -> None:
+        super().__init__(f"{url} refused a request ({status}): {said}")
+        self.status, self.said = status, said
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where it is; its key comes from the environment variable OPENAI_API_KEY."""
+
+    base_url: str
+
+    def models(self) -> dict[str, Mapping[str, Any]] | None:
+        """The models it serves by id; None where it does not list them. Raises BadInputError where it is not there."""
+        try:
+            found = self._once("models", None, 20.0)
+        except RefusedError as error:
+            if error.status in (401, 403):
+                raise BadInputError(
+                    f"{self.base_url} wants a key ({error.status}): put it into the environment variable {KEY}."
+                ) from error
+            return None
+        except (OSError, HTTPException, ValueError) as error:
+            raise BadInputError(
+                f"There is no server at --base_url {self.base_url} ({reason(error)}); start it, or correct the address."
+            ) from error
+        listed = found.get("data") if isinstance(found, Mapping) else None
+        return {m["id"]: m for m in listed if "id" in m} if isinstance(listed, list) else None
+
+    def check(self, model: str) -> Mapping[str, Any]:
+        """What the server says of `model`. Raises BadInputError where it is not there or does not serve it."""
+        models = self.models()
+        if models is None:
+            return {}
+        if models and model not in models:
+            raise BadInputError(
+                f"The server at {self.base_url} does not serve {model!r} but {', '.join(sorted(models)[:5])}."
+                f"{nearest(model, models)}"
+            )
+        return models.get(model, {})
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The answer to one request. Raises RefusedError, or EvaluationError where it fails again and again."""
+        for pause in (*PAUSES, None):
+            try:
+                return self._once(path, body, SECONDS)
+            except RefusedError as error:
+                if error.status != 429 and error.status < 500:
+                    raise
+                problem: Exception = error
+            except (OSError, HTTPException, ValueError) as error:
+                problem = error
+            if pause is not None:
+                time.sleep(pause)
+        raise EvaluationError(
+            f"The server at {self.base_url} stopped answering ({reason(problem)}); what it answered is kept: run again "
+            "to go on."
+        ) from problem
+
+    def _once(self, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
+        url = f"{self.base_url.rstrip('/')}/{path}"
+        data = None if body is None else json.dumps(body).encode("utf-8", "surrogatepass")
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        try:
+            with urlopen(HTTPRequest(url, data=data, headers=headers), timeout=seconds) as answer:
+                return json.loads(answer.read())
+        except HTTPError as error:
+            said = error.read(2000).decode("utf-8", "replace")
+            raise RefusedError(url, error.code, " ".join(said.split())[:300]) from error
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a few words."""
+    cause = error.reason if isinstance(error, URLError) else error
+    return getattr(cause, "strerror", None) or str(cause) or type(error).__name__

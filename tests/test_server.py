@@ -1,0 +1,178 @@
+"""--backend openai: a served checkpoint answers as the same checkpoint in this process; what servers do wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from console.cli import run
+from console.errors import BadInputError, EvaluationError
+from eval.journal import Journal
+from eval.outcomes import Outcomes
+from eval.settings import Settings
+from eval.store import model_folder
+from evaluate_model import main
+from tests.completions_server import Served, serving
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint: Path) -> Iterator[Served]:
+    """The tiny checkpoint behind HTTP."""
+    with serving(checkpoint, "tiny-llama") as server:
+        yield server
+
+
+@pytest.fixture
+def settings(data_dir: Path, served: Served) -> Settings:
+    """A subject of MMLU and GSM8K, asked of the server."""
+    served.requests.clear()
+    return Settings(
+        benchmarks=("mmlu_anatomy",), math_benchmarks=("gsm8k",), data_dir=data_dir, offline=True, dtype="float32",
+        math_max_tokens=8, quiet=True, backend="openai", base_url=served.url,
+    )  # fmt: skip
+
+
+def test_a_server_answers_as_the_model_here(
+    checkpoint: Path, served: Served, settings: Settings, tmp_path: Path
+) -> None:
+    """The same texts and outcomes, and log-likelihoods to 1e-4, as from the checkpoint in this process."""
+    from eval.harness import evaluate
+
+    remote = evaluate("tiny-llama", settings, save_path=tmp_path)
+    local = evaluate(str(checkpoint), replace(settings, backend="hf", base_url=None), save_path=tmp_path)
+    assert remote.scores == local.scores
+    for column, outcomes in local.outcomes.items():
+        assert isinstance(outcomes, Outcomes)
+        assert remote.outcomes[column] == outcomes
+    pairs = [_answers(model_folder(tmp_path, name)) for name in ("tiny-llama", str(checkpoint))]
+    assert pairs[0].keys() == pairs[1].keys()
+    for place, answer in pairs[1].items():
+        assert pairs[0][place] == (answer if isinstance(answer, str) else pytest.approx(answer, abs=1e-4))
+    assert remote.digest == f"server:tiny-llama@{served.url}"
+    assert (remote.settings["backend"], remote.settings["max_length"]) == ("openai", 512)
+    before = len(served.requests)
+    again = evaluate("tiny-llama", settings, save_path=tmp_path)
+    assert len(served.requests) == before
+    assert again.scores == remote.scores
+
+
+def _answers(folder: Path) -> dict[tuple[str, int, int], object]:
+    import json
+
+    lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+    return {(e["task"], e["item"], e["n"]): e["answer"] for e in lines if "key" in e}
+
+
+def test_continuations_are_found_in_any_servers_spelling() -> None:
+    """A leading blank as part of a token, as a sign, dropped, or as a token of its own; text that is not there."""
+    from eval.engine.remote import _spelling
+
+    assert _spelling(["<s>", "Answer", ":", " A"], " A") == 1
+    assert _spelling(["<s>", "Answer", ":", "\u2581A"], " A") == 1
+    assert _spelling(["<s>", "Answer", ":", "A"], " A") == 1
+    assert _spelling(["Answer", ":", " ", "A"], " A") == 2
+    assert _spelling(["Answer", ":", "\n", "A"], "A") == 1
+    assert _spelling(["is", " ", " two", " wo", "rds"], " two words") == 3
+    assert _spelling(["Answer", ":", " B"], " A") is None
+    assert _spelling([" A"], " A") is None
+
+
+def test_chats_are_sent_as_messages(served: Served, settings: Settings) -> None:
+    """With --apply_chat_template the server renders the chat: messages go to it, their answers come back; benchmarks
+    of log-likelihoods cannot be asked so."""
+    from eval.harness import evaluate_with_samples
+
+    chat = replace(settings, benchmarks=(), apply_chat_template=True, limits={"": 1})
+    _, samples = evaluate_with_samples("tiny-llama", chat)
+    (body,) = served.requests
+    assert body["messages"][0]["role"] == "user"
+    assert "How many are left?" in body["messages"][0]["content"]
+    prompt = f"user: {body['messages'][0]['content']}\nassistant:"
+    assert samples["gsm8k_paper"][0]["resps"] == [[served.generated(prompt, {"max_tokens": 8})]]
+    with pytest.raises(EvaluationError, match="servers do not give of chats"):
+        evaluate_with_samples("tiny-llama", replace(chat, benchmarks=("mmlu_anatomy",)))
+
+
+def test_a_server_that_fails_now_and_then_is_asked_again(
+    served: Served, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Failures of the moment (429, 503) are repeated; lasting ones end the run, keeping what was answered, and the
+    next run goes on from there."""
+    from eval import server
+    from eval.harness import evaluate
+
+    monkeypatch.setattr(server, "PAUSES", (0.0,) * 3)
+    expected = evaluate("tiny-llama", settings).scores
+    served.failures[:] = [503, 429, 500]
+    assert evaluate("tiny-llama", settings).scores == expected
+    served.failures[:] = [503] * 400
+    with pytest.raises(EvaluationError, match="stopped answering"):
+        evaluate("tiny-llama", replace(settings, batch_size="1"), save_path=tmp_path)
+    served.failures.clear()
+    assert evaluate("tiny-llama", settings, save_path=tmp_path).scores == expected
+    assert Journal(model_folder(tmp_path, "tiny-llama")).answers
+
+
+def test_a_server_with_few_stop_strings_gives_the_same(
+    served: Served, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a server refuses more than four stop strings, four are sent and the rest is cut off here."""
+    from eval.harness import evaluate_with_samples
+
+    code = replace(settings, benchmarks=("humaneval",), math_benchmarks=(), limits={"": 2}, allow_code_execution=True)
+    code = replace(code, max_gen_toks=12)
+    _, free = evaluate_with_samples("tiny-llama", code)
+    monkeypatch.setattr(served, "most_stops", 4)
+    _, few = evaluate_with_samples("tiny-llama", code)
+    assert [s["resps"] for s in few["humaneval"]] == [s["resps"] for s in free["humaneval"]]
+
+
+def test_a_server_without_log_likelihoods_is_told(
+    served: Served, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A benchmark that needs what a server does not give ends with a sentence that says so."""
+    from eval.harness import evaluate
+
+    monkeypatch.setattr(served, "log_likelihoods", False)
+    with pytest.raises(EvaluationError, match="echo with logprobs"):
+        evaluate("tiny-llama", settings)
+
+
+def test_servers_that_cannot_be_used(
+    served: Served,
+    settings: Settings,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nobody there, another model, no key, too long a sequence: a sentence and exit code 2 before anything is asked."""
+    common = [
+        "--data_dir",
+        str(data_dir),
+        "--benchmarks",
+        "mmlu_anatomy",
+        "--math_benchmarks",
+        "",
+        "--backend",
+        "openai",
+    ]
+    for model, url, more, sentence in (
+        ("tiny-llama", "http://127.0.0.1:9/v1", [], "There is no server at --base_url"),
+        ("tiny-lama", served.url, [], "Did you mean 'tiny-llama'?"),
+        ("tiny-llama", served.url, ["--max_model_len", "4096"], "more than the 512 positions"),
+    ):
+        assert run(main, ["--model", model, "--base_url", url, *common, *more]) == 2
+        assert sentence in capsys.readouterr().err
+    monkeypatch.setattr(served, "key", "secret")
+    assert run(main, ["--model", "tiny-llama", "--base_url", served.url, *common]) == 2
+    assert "OPENAI_API_KEY" in capsys.readouterr().err
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    from eval.server import Server
+
+    assert set(Server(served.url).models() or {}) == {"tiny-llama"}
+    with pytest.raises(BadInputError, match="does not serve"):
+        Server(served.url).check("other")
+    assert served.requests == []
