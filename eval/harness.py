@@ -149,7 +149,8 @@ def assembled(
     found: dict[str, Any] = {}
     for b in benchmarks:
         found |= scores_of(b, list(loaded[b].tasks), raw, tagged, further if b.samples else ())
-    settings = settings | {"prompts_sha256": prompt_hashes(samples)}
+    data = {b.name: dict(loaded[b].data) for b in benchmarks if loaded[b].data}
+    settings = settings | {"prompts_sha256": prompt_hashes(samples), "data": data}
     config = {"model": settings["backend"], "model_args": {"pretrained": label}, "random_seed": settings["seed"]}
     result = EvalResult(
         model=label,

@@ -11,7 +11,9 @@ from console.errors import BadInputError, EvaluationError, ProjectError
 from eval.benchmarks import Benchmark
 from eval.catalogue import folders_for
 from eval.mirror import check_nltk, offer_nltk, redirected
+from eval.pins import facts, pinned
 from eval.protocol import Loaded, Shipped, sandboxed_code_eval
+from eval.requests import digest
 from eval.settings import Settings
 
 
@@ -45,12 +47,27 @@ def _read(
             except Exception as error:  # task files run code of their own
                 kind = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no details'])[0]}"
                 raise EvaluationError(f"The benchmark {b.name!r} could not be read: {kind}") from error
-            loaded[b] = Loaded(
-                found["tasks"], found.get("groups", {}), {n: Shipped.of(t) for n, t in found["tasks"].items()}
-            )
+            shipped = {name: Shipped.of(task) for name, task in found["tasks"].items()}
+            loaded[b] = Loaded(found["tasks"], found.get("groups", {}), shipped, _facts(found["tasks"]))
     if missing:
         raise BadInputError(missing[0].partition(": ")[2] if len(missing) == 1 else " ".join(missing))
     return loaded
+
+
+def _facts(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Number, digest and standing of a benchmark's items, where its data set has pins."""
+    found = []
+    for task in tasks.values():
+        name, split = task.get_config("dataset_path"), task.get_config("test_split")
+        if name not in pinned() or not split or split not in getattr(task, "dataset", {}):
+            return {}
+        found.append(facts(name, task.get_config("dataset_name"), split, task.dataset[split]))
+    standing = {published for _, _, published in found}
+    return {
+        "items": sum(count for count, _, _ in found),
+        "sha256": digest([one for _, one, _ in found]),
+        "published": False if False in standing else None if None in standing else True,
+    }
 
 
 _kept = lru_cache(maxsize=4)(_read)

@@ -15,6 +15,7 @@ from typing import Any
 
 from console.errors import BadInputError
 from eval.benchmarks import Benchmark
+from eval.pins import check_columns, check_manifest, pinned
 
 HUMANEVAL = "openai/openai_humaneval"
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow", "pandas")
@@ -29,10 +30,13 @@ def hub_folder(data_dir: Path | None) -> Path | None:
 
 
 def check_data(benchmarks: Sequence[Benchmark], data_dir: Path | None) -> None:
-    """Raise BadInputError naming every benchmark whose data a closed-off `data_dir` lacks, and what would help."""
+    """Raise BadInputError naming every benchmark whose data a closed-off `data_dir` lacks, and what would help; and for
+    data that are not those of the folder's manifest."""
     hub = hub_folder(data_dir)
     if hub is None:
         return
+    if data_dir is not None:
+        check_manifest(data_dir, hub, [d for b in benchmarks for d in b.datasets])
     absent = {b.name: [d for d in b.datasets if not any((hub / d).rglob("*.*"))] for b in benchmarks}
     absent = {name: folders for name, folders in absent.items() if folders}
     if "ifeval" in {b.name for b in benchmarks} and data_dir and _punkt(data_dir) is None:
@@ -40,8 +44,8 @@ def check_data(benchmarks: Sequence[Benchmark], data_dir: Path | None) -> None:
     if absent:
         lacks = "; ".join(f"{name} needs {', '.join(folders)}" for name, folders in absent.items())
         raise BadInputError(
-            f"{data_dir} lacks benchmark data: {lacks}. Copy the data set's folder there as the hub has it, leave the "
-            "benchmark out, or leave out --data_dir to read from the hub."
+            f"{data_dir} lacks benchmark data: {lacks}. scripts/fetch_benchmarks.py fills such a folder where there is "
+            "internet; or leave the benchmark out, or --data_dir to read from the hub."
         )
 
 
@@ -80,25 +84,38 @@ def _reader(load: Callable[..., Any], hub: Path | None, fresh: Path, offline: bo
             if name and not (folder / "README.md").is_file() and (folder / name).is_dir():
                 folder, name = folder / name, None  # a mirror without the data set's card: one folder a configuration
             options = {k: v for k, v in kwargs.items() if k != "revision"} | {"cache_dir": str(fresh)}
-            return load(str(folder), name, **options)
+            return _checked(path, load(str(folder), name, **options), str(folder))
         if path == HUMANEVAL:
             return _humaneval()
         if path in LOCAL_FORMATS or Path(path).exists():
             return load(path, name, **kwargs)
         if offline:
             raise BadInputError(
-                f"{hub} has no {path}: copy the data set's folder there as the hub has it, or leave out --data_dir."
+                f"{hub} has no {path}: copy the data set's folder there as the hub has it (scripts/fetch_benchmarks.py "
+                "does for the paper's benchmarks), or leave out --data_dir."
             )
+        known = pinned().get(path)
+        if known is not None:
+            kwargs = {"revision": known.revision, **kwargs}
         try:
-            return load(path, name, **kwargs)
+            return _checked(path, load(path, name, **kwargs), f"The hub's {path}")
+        except BadInputError:
+            raise
         except Exception as error:  # every version of datasets has its own exceptions for "not reachable"
             raise BadInputError(
                 f"The data set {path} could not be read from the hub or its cache ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no details'}). Without internet, give a mirror "
-                "with --data_dir."
+                f"{str(error).splitlines()[0] if str(error) else 'no details'}). Without internet, give a folder with "
+                "--data_dir that scripts/fetch_benchmarks.py filled elsewhere."
             ) from error
 
     return read
+
+
+def _checked(name: str, found: Any, where: str) -> Any:
+    """The data set, if it has the columns its benchmark reads."""
+    for split in found.values() if hasattr(found, "values") else [found]:
+        check_columns(name, split.column_names, where)
+    return found
 
 
 def _humaneval() -> Any:

@@ -24,6 +24,8 @@ class Loaded:
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
     shipped: Mapping[str, Shipped] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """How many items there are, their digest, and whether they are the published ones (None: not known)."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def plan_items(
         told = f"all {total} items" if limit is None else f"{count} of {total} items"
         why = "" if limit is None else f" (--limit {limit})"
         remarks.append(f"{b.name}: {told}{_parts(sizes)}{why}.")
+        if part.data.get("published") is False:
+            remarks.append(f"{b.name}: these are not the published items; scores do not compare with others'.")
     return plan if settings.limits else None
 
 

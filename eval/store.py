@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import UsageError
+from console.files import write_whole
 from eval.result import COLUMNS, EvalResult, Score
 
 
@@ -73,12 +74,8 @@ def _text(data: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write a file whole; half a surrogate pair, which UTF-8 cannot hold, as the escape JSON has for it."""
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
     return path
 
 

@@ -21,7 +21,8 @@ class Repo:
     """A model: its folder (files of subfolders too), and what is wrong with it.
 
     refusal: (status, X-Error-Code, X-Error-Message) of every request; files_refusal: of downloads alone; sizes: what
-    the listing claims for files, true or not; tags: other names of its commit.
+    the listing claims for files, true or not; tags: other names of its commit; large: suffixes of files that are
+    listed with their SHA-256, the others with git's digest; spoilt: files that come with other bytes than listed.
     """
 
     folder: Path | None = None
@@ -29,6 +30,8 @@ class Repo:
     files_refusal: tuple[int, str, str] | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
+    large: tuple[str, ...] = (".parquet", ".safetensors")
+    spoilt: set[str] = field(default_factory=set)
 
     @property
     def commit(self) -> str:
@@ -135,20 +138,27 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self._refuse(*repo.files_refusal)
             if not (repo.folder / file).is_file():
                 return self._refuse(404, "EntryNotFound", "Entry not found")
-            return self._file(repo, (repo.folder / file).read_bytes())
+            content = (repo.folder / file).read_bytes()
+            return self._file(repo, content[:-1] + b"?" if file in repo.spoilt else content)
 
         def _entries(self, repo: Repo, folder: str) -> list[dict[str, Any]]:
             """What lies in a folder of a repo, or what stands at the paths that a POST asks for."""
-            entries: list[dict[str, Any]] = [
-                {"type": "file", "path": path, "size": repo.sizes.get(path, size), "oid": "0" * 40}
-                for path, size in self._files(repo).items()
-            ]
+            entries = [self._entry(repo, path, size) for path, size in self._files(repo).items()]
             folders = {str(parent) for entry in entries for parent in Path(entry["path"]).parents} - {"."}
             entries += [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
             if self.command != "POST":
                 return [entry for entry in entries if not folder or entry["path"].startswith(f"{folder}/")]
             asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
             return [entry for entry in entries if entry["path"] in asked]
+
+        def _entry(self, repo: Repo, path: str, size: int) -> dict[str, Any]:
+            assert repo.folder is not None
+            content = (repo.folder / path).read_bytes()
+            oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            entry = {"type": "file", "path": path, "size": repo.sizes.get(path, size), "oid": oid}
+            if path.endswith(repo.large):
+                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": size, "pointerSize": 130}
+            return entry
 
         def _files(self, repo: Repo) -> dict[str, int]:
             assert repo.folder is not None
