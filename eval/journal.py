@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from console.errors import EvaluationError
+from console.errors import BadInputError
 from eval.requests import Answer, Request
 
 NAME = "generations"
@@ -113,7 +113,7 @@ def _read(path: Path, answers: dict[str, Answer]) -> dict[str, float]:
                 run[entry["of"]] = max(entry["s"], run.get(entry["of"], 0.0))
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 if line.endswith(b"\n") and line.lstrip()[:1] not in (b"{", b""):
-                    raise EvaluationError(f"{path} is not a journal of answers: {line[:60]!r} ({error}).") from error
+                    raise BadInputError(f"{path} is not a journal of answers: {line[:60]!r} ({error}).") from error
     return _sum(total, run)
 
 

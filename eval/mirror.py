@@ -84,7 +84,7 @@ def _reader(load: Callable[..., Any], hub: Path | None, fresh: Path, offline: bo
             if name and not (folder / "README.md").is_file() and (folder / name).is_dir():
                 folder, name = folder / name, None  # a mirror without the data set's card: one folder a configuration
             options = {k: v for k, v in kwargs.items() if k != "revision"} | {"cache_dir": str(fresh)}
-            return _checked(path, load(str(folder), name, **options), str(folder))
+            return _checked(path, _loaded(load, folder, name, options), str(folder))
         if path == HUMANEVAL:
             return _humaneval()
         if path in LOCAL_FORMATS or Path(path).exists():
@@ -109,6 +109,16 @@ def _reader(load: Callable[..., Any], hub: Path | None, fresh: Path, offline: bo
             ) from error
 
     return read
+
+
+def _loaded(load: Callable[..., Any], folder: Path, name: str | None, options: dict[str, Any]) -> Any:
+    try:
+        return load(str(folder), name, **options)
+    except Exception as error:  # the readers of each format have exceptions of their own
+        kind = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no details'])[0]}"
+        raise BadInputError(
+            f"{folder} could not be read as benchmark data ({kind}): a file is broken, or of another version."
+        ) from error
 
 
 def _checked(name: str, found: Any, where: str) -> Any:

@@ -20,7 +20,7 @@ def environment(settings: Settings, local: bool) -> Iterator[None]:
     """
     wanted = {"TOKENIZERS_PARALLELISM": "false"}
     if not settings.debug:  # libraries set their own level when imported
-        wanted |= {"DATASETS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+        wanted |= {"DATASETS_VERBOSITY": "critical", "TRANSFORMERS_VERBOSITY": "error"}
     if settings.offline:
         wanted |= {"HF_DATASETS_OFFLINE": "1"} | ({"HF_HUB_OFFLINE": "1"} if local else {})
     before = {name: os.environ.get(name) for name in wanted}
@@ -45,7 +45,8 @@ def muted(settings: Settings, progress: bool = False) -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
         return
-    loggers = {logging.getLogger(n): logging.ERROR for n in ("lm_eval", "transformers", "datasets", "accelerate")}
+    loggers = {logging.getLogger(n): logging.ERROR for n in ("lm_eval", "transformers", "accelerate")}
+    loggers[logging.getLogger("datasets")] = logging.CRITICAL  # its errors are raised as well, as one sentence
     levels = {logger: logger.level for logger in loggers}
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from console.cli import run
-from console.errors import BadInputError, EvaluationError, UsageError
+from console.errors import BadInputError, UsageError
 from eval.journal import Journal
 from eval.progress import Progress
 from eval.requests import Request, key_of
@@ -59,7 +59,7 @@ def test_a_line_cut_short_is_skipped_and_ended(tmp_path: Path) -> None:
             journal.add(replace(REQUEST, key="new"), "later")
         assert Journal(tmp_path).answers["new"] == "later"
     (tmp_path / "generations.jsonl").write_text("key,answer\n")
-    with pytest.raises(EvaluationError, match="is not a journal of answers"):
+    with pytest.raises(BadInputError, match="is not a journal of answers"):
         Journal(tmp_path)
 
 
