@@ -61,7 +61,23 @@ def folders_for(benchmarks: Sequence[Benchmark], known: Sequence[str] = ()) -> l
     return folders
 
 
+def _near(name: str) -> Path | None:
+    """The folder of the file that defines a task or group, if it lies where its name says: below `mmlu` for
+    mmlu_virology. A tag may be spread over folders and is not looked for."""
+    quoted = rb"""["']?""" + re.escape(name.encode()) + rb"""["']?"""
+    defines = re.compile(rb"""^["']?(?:task|group)["']?[ \t]*:[ \t]*""" + quoted + rb"[ \t\r]*$", re.MULTILINE)
+    for folder in sorted(stock_folder().iterdir(), key=lambda f: -len(f.name)):
+        if name.startswith(folder.name) and folder.is_dir():
+            for file in sorted(folder.rglob("*.yaml")):
+                if defines.search(file.read_bytes()):
+                    return file.parent
+    return None
+
+
 def _found(name: str, known: Sequence[str]) -> Sequence[Path]:
+    near = _near(name)
+    if near is not None:
+        return [near]
     names = stock_names()
     if name in names:
         return names[name]

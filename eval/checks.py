@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import UsageError
+from eval.identity import WEIGHTS
 from eval.settings import PAPER_LENGTH
 
 HUB_ID = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?(?:@[\w./-]+)?")
@@ -33,6 +34,8 @@ def check_model(model: str, apply_chat_template: bool, max_model_len: int | None
             f"--model {model} has no tokenizer ({', '.join(TOKENIZER_FILES[:3])}, ...); copy the base model's "
             "tokenizer files into it."
         )
+    if not any(True for pattern in WEIGHTS for _ in folder.glob(pattern)):
+        raise UsageError(f"--model {model} holds no weights (model.safetensors, or shards with an index).")
     if apply_chat_template and not _has_template(folder):
         raise UsageError(f"--model {model} has no chat template; leave out --apply_chat_template.")
     check_length(own_length(_json(folder / "config.json")), max_model_len, model)

@@ -104,6 +104,7 @@ def evaluate_share(
             journal.forget()
         ranks.wait()  # before anybody adds to the journal: the shares follow from what it lacks
         known = _known(asked, journal)
+        prepared = round(time.time() - started, 1)  # imports, tokenizer, tasks, prompts: what comes before the weights
         source = _Lazy(subject, settings, who, journal, remarks, ranks)
 
         def show(column: str, total: int, done: int) -> Progress:
@@ -121,7 +122,7 @@ def evaluate_share(
             journal.reread()
         asking.assign(asked, journal)
         raw = grading.grade(loaded, plan, settings)
-    seconds = {"total": round(time.time() - started, 1), "load": source.seconds} | seconds
+    seconds = {"total": round(time.time() - started, 1), "prepare": prepared, "load": source.seconds} | seconds
     settings_used = settings.recorded() | used | {"max_length": subject.length, "processes": ranks.count}
     settings_used |= {"remarks": remarks, "answers": known}
     return assembled(subject.label, benchmarks, loaded, raw, settings_used, who, seconds, started)

@@ -9,7 +9,7 @@ from typing import Any
 
 from console.errors import BadInputError, EvaluationError, ProjectError
 from eval.benchmarks import Benchmark
-from eval.catalogue import folders_for
+from eval.catalogue import folders_for, stock_folder
 from eval.mirror import check_nltk, offer_nltk, redirected
 from eval.pins import facts, pinned
 from eval.protocol import Loaded, Shipped, sandboxed_code_eval
@@ -32,10 +32,11 @@ def load(benchmarks: tuple[Benchmark, ...], settings: Settings) -> Mapping[Bench
 def _read(
     benchmarks: tuple[Benchmark, ...], data_dir: Path | None, offline: bool, include_path: Path | None
 ) -> Mapping[Benchmark, Loaded]:
-    manager = _indexed(benchmarks, include_path)
+    manager, folders = _indexed(benchmarks, include_path)
+    code = any(b"code_eval" in file.read_bytes() for folder in folders for file in folder.rglob("*.py"))
     loaded: dict[Benchmark, Loaded] = {}
     missing: list[str] = []
-    with redirected(data_dir, offline), sandboxed_code_eval():
+    with redirected(data_dir, offline), sandboxed_code_eval(code):
         for b in benchmarks:
             try:
                 found = manager.load([b.task])
@@ -73,20 +74,22 @@ def _facts(tasks: Mapping[str, Any]) -> dict[str, Any]:
 _kept = lru_cache(maxsize=4)(_read)
 
 
-def _indexed(benchmarks: tuple[Benchmark, ...], include_path: Path | None) -> Any:
-    """lm-eval's index of the folders needed; of everything only where a group's parts are not found beside it."""
+def _indexed(benchmarks: tuple[Benchmark, ...], include_path: Path | None) -> tuple[Any, list[Path]]:
+    """lm-eval's index of the folders needed, and they; of everything only where a group's parts are not beside it."""
     from lm_eval.tasks import TaskManager
 
     own = [str(include_path)] if include_path else []
     known = TaskManager(include_path=own, include_defaults=False).all_tasks if own else ()
-    folders = [str(f) for f in folders_for(benchmarks, known)]
-    manager = TaskManager(include_path=folders + own, include_defaults=False)
+    needed = folders_for(benchmarks, known)
+    folders = [str(f) for f in needed] + own
+    manager = TaskManager(include_path=folders, include_defaults=False)
     if any(_members(b.task, manager) is None for b in benchmarks):
-        manager = TaskManager(include_path=folders + own, include_defaults=True)
+        manager = TaskManager(include_path=folders, include_defaults=True)
+        needed.append(stock_folder())
     for b in benchmarks:
         if _members(b.task, manager) is None:
             raise EvaluationError(f"lm-eval could not read the task files of benchmark {b.name!r}.")
-    return manager
+    return manager, needed + [Path(f) for f in own]
 
 
 def _members(name: str, manager: Any) -> list[str] | None:

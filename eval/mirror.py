@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -171,11 +172,13 @@ def offer_nltk(data_dir: Path | None) -> None:
     found = _punkt(data_dir) if data_dir is not None else None
     if found is None:
         return
-    import nltk
-
     folder = str(_private(found) if _open_to_others(found) else found)
-    if folder not in nltk.data.path:
+    nltk = sys.modules.get("nltk")  # which takes two seconds to import: it may not be needed
+    if nltk is not None and folder not in nltk.data.path:
         nltk.data.path.insert(0, folder)
+    given = [p for p in os.environ.get("NLTK_DATA", "").split(os.pathsep) if p]
+    if folder not in given:
+        os.environ["NLTK_DATA"] = os.pathsep.join([folder, *given])
 
 
 def _open_to_others(folder: Path) -> bool:

@@ -47,8 +47,14 @@ class Shipped:
 
 
 @contextmanager
-def sandboxed_code_eval() -> Iterator[None]:
-    """While open, `evaluate.load("code_eval")` is the sandbox: the stock code tasks load that metric when imported."""
+def sandboxed_code_eval(needed: bool) -> Iterator[None]:
+    """While open, `evaluate.load("code_eval")` is the sandbox: the stock code tasks load that metric when imported.
+
+    Where no task asks for that metric (`needed`), its library, which takes a second, is left alone.
+    """
+    if not needed:
+        yield
+        return
     import evaluate as hf_evaluate
 
     original = hf_evaluate.load

@@ -67,7 +67,7 @@ def test_all_kinds_of_benchmarks_run_and_are_saved(
     assert set(result.scores["GSM8K"].beside) == {"strict match", "flexible match"}
     assert result.digest.startswith("sha256:")
     assert result.hardware["cores"] >= 1
-    assert {"total", "load", "MMLU", "HumanEval", "MATH", "GSM8K"} <= set(result.seconds)
+    assert {"total", "prepare", "load", "MMLU", "HumanEval", "MATH", "GSM8K"} <= set(result.seconds)
     assert result.settings["max_length"] == 512
     assert result.versions["lm_eval"]
     assert result.model == str(checkpoint)
