@@ -35,14 +35,14 @@ def hv_gain(
     x: Sequence[float],
     population: Sequence[Sequence[float]],
     *,
-    reference: float = 0.0,
+    reference: float | Sequence[float] = 0.0,
     scale: float = 0.01,
     root: float | None = None,
 ) -> float:
     """Return the `root`-th root of the hypervolume that `x` adds to `population`.
 
     x (d,) and population (n, d), n >= 0: scores in percent, larger is better; `scale` turns them into fractions.
-    `reference`: the corner that volumes are measured from, in fractions, the same in each objective.
+    `reference`: the corner that volumes are measured from, in fractions: one for all objectives, or d of them.
     `root`: None means d, which makes the gain a score-like number; 1 gives the plain volume.
     Exactly 0 where a member of the population is at least as good as `x` in every objective.
     Raises ValueError for lengths that differ and for scores that are not finite.
@@ -52,15 +52,18 @@ def hv_gain(
         raise ValueError(f"each member of the population needs the {d} scores of x (at least one)")
     if not all(math.isfinite(score) for point in (x, *population) for score in point):
         raise ValueError("scores must be finite numbers")
+    corner = [reference] * d if isinstance(reference, int | float) else list(reference)
+    if len(corner) != d:
+        raise ValueError(f"the reference needs one number, or one for each of the {d} scores of x")
     # Decided on the scores themselves: rounding leaves a difference of volumes near 0, and its root far from 0.
     if any(all(theirs >= ours for theirs, ours in zip(member, x, strict=True)) for member in population):
         return 0.0
-    point = [score * scale - reference for score in x]
+    point = [score * scale - low for score, low in zip(x, corner, strict=True)]
     if min(point) <= 0.0:
         return 0.0
     # Only what lies inside the box of x can take volume from it; clipping first avoids subtracting large volumes.
     clipped = [
-        [min(score * scale - reference, side) for score, side in zip(member, point, strict=True)]
+        [min(score * scale - low, side) for score, low, side in zip(member, corner, point, strict=True)]
         for member in population
     ]
     inside = [member for member in clipped if min(member) > 0.0]

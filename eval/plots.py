@@ -89,7 +89,7 @@ def plot_omega_curves(models: Models, gains: Mapping[str, float]) -> Figure:
     """Draw HV gain and each score against omega, a row of panels for each set of merged models.
 
     Only families with at least two omegas are drawn; their merge without AIM stands at omega 1, where AIM changes
-    nothing, as a hollow point. `gains`: HV gain by model, from `eval.report.all_gains`.
+    nothing, as a hollow point. `gains`: HV gain by row, from `eval.gains.all_gains`.
     """
     from matplotlib.figure import Figure
 
@@ -147,7 +147,7 @@ def _curve(family: Family, quantity: str, gains: Mapping[str, float]) -> list[Po
     points: dict[float, float] = {}
     for row in family.rows:
         omega = 1.0 if row is family.twin else row.lineage.omega
-        value = gains.get(row.model) if quantity == "HV Gain" else row.scores.get(quantity)
+        value = gains.get(row.key) if quantity == "HV Gain" else row.scores.get(quantity)
         if omega is not None and value is not None:
             points.setdefault(omega, value)
     return sorted(points.items())

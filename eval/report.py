@@ -1,33 +1,39 @@
-"""Results -> tables in the form of the AIM paper's: Markdown for reading, CSV for computing."""
+"""Results -> tables in the form of the AIM paper's: which rows and cells there are. tables.py writes them down."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from console.errors import UsageError, nearest
-from eval.hypervolume import hv_gain, population_of
+from eval.gains import HV, Gains, Measure, all_gains
 from eval.rows import Models, Remark, Row
+from eval.significance import Interval
+from eval.uncertainty import Uncertainty, uncertainty
 
-HV = "HV Gain"
-Rule = str | Mapping[str, Sequence[str]]
+BEYOND, MEASURED = "†", "‡"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table: what is printed, its unrounded value (None for "-"), and whether it leads its column."""
+    """One number: as printed ("-" for none) and unrounded; its change to the merge without AIM, as printed; whether it
+    leads its column. `beyond`: whether the change is beyond noise, None where that is not known. 95 % intervals of the
+    number and of the change, where known.
+    """
 
-    text: str
+    number: str = "-"
     value: float | None = None
+    change: str | None = None
     lead: bool = False
+    beyond: bool | None = None
+    interval: Interval | None = None
+    change_interval: Interval | None = None
 
     @property
-    def markdown(self) -> str:
-        value, space, change = self.text.partition(" ")
-        return f"**{value}**{space}{change}" if self.lead else self.text
+    def text(self) -> str:
+        """The cell as the paper prints it."""
+        return f"{self.number} ({self.change})" if self.change else self.number
 
 
 @dataclass(frozen=True)
@@ -50,108 +56,84 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """The tables: source models first (where any have results), then one table per method."""
+    """The tables: source models first (where any have results), then one table per method. `mixed`: published rows
+    beside measured ones."""
 
     columns: tuple[str, ...]
     sources: Table | None
     methods: tuple[Table, ...]
     note: str
+    gains: Gains
+    mixed: bool = False
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """All lines, source models first."""
+        tables = (*((self.sources,) if self.sources else ()), *self.methods)
+        return tuple(line for table in tables for line in table.lines)
 
 
-def make_report(models: Models, rule: Rule, remark: Remark) -> Report:
-    """Compute the gains and fill the cells. `rule` is as in `population_of`; `remark` hears why a cell stays empty."""
-    if not isinstance(rule, str):
-        _check_rule(rule, models)
-    gains, populations = all_gains(models, rule, remark)
+def make_report(models: Models, measure: Measure, remark: Remark, seed: int = 0) -> Report:
+    """Compute gains and what is beyond noise, and fill the cells. `remark` hears why a cell stays empty.
+
+    `seed` is that of the bootstrap and the permutations. Raises UsageError for a measure that does not fit the models.
+    """
+    measure.check(models)
+    gains = all_gains(models, measure, remark)
+    noise = uncertainty(models, gains, measure, remark, seed)
     omegas = sorted({row.lineage.omega for f in models.families for row in f.relaxed if row.lineage.omega is not None})
-    sources = [Line(row, "-", row.label, "-", None, _cells(row, None, models.columns, gains)) for row in models.sources]
+    fill = _Filler(models.columns, gains, noise, measure.root)
+    sources = [Line(row, "-", row.label, "-", None, fill.cells(row, None)) for row in models.sources]
     merged = []
     for family in models.families:
         for row in family.rows:
             twin = family.twin if row is not family.twin else None
             omega = row.lineage.omega
             aim = "No" if omega is None else "Yes" if len(omegas) == 1 else f"Yes ({omega:g})"
-            cells = _cells(row, twin, models.columns, gains)
-            merged.append(Line(row, family.method, family.label, aim, populations.get(row.model), cells))
-    sources, merged = _lead(sources), _lead(merged)
+            population = gains.populations.get(row.key)
+            merged.append(Line(row, family.method, family.label, aim, population, fill.cells(row, twin)))
+    as_published = measure.population == "paper" and all(row.published for row in models.rows)
+    sources, merged = _lead(sources, as_published), _lead(merged, as_published)
     titles = dict.fromkeys(line.method for line in merged)
+    published = {row.published for row in models.rows}
     return Report(
         models.columns,
         Table("Base Models", tuple(sources)) if sources else None,
         tuple(Table(title, tuple(line for line in merged if line.method == title)) for title in titles),
-        "\n\n".join(_notes(models, rule, populations, omegas)),
+        "\n\n".join(_notes(models, measure, noise, omegas, as_published)),
+        gains,
+        mixed=len(published) == 2,
     )
 
 
-def all_gains(models: Models, rule: Rule, remark: Remark) -> tuple[dict[str, float], dict[str, tuple[str, ...]]]:
-    """HV gain and population labels of each merged model, by model; a gain that cannot be computed is left out."""
-    gains: dict[str, float] = {}
-    populations: dict[str, tuple[str, ...]] = {}
-    said: set[str] = set()
+@dataclass(frozen=True)
+class _Filler:
+    columns: Sequence[str]
+    gains: Gains
+    noise: Uncertainty
+    root: float | None
 
-    def once(sentence: str) -> None:
-        if sentence not in said:
-            said.add(sentence)
-            remark(sentence)
+    def cells(self, row: Row, twin: Row | None) -> tuple[Cell, ...]:
+        cells = []
+        for column in self.columns:
+            value = row.scores.get(column)
+            before = twin.scores.get(column) if twin else None
+            # Percentages of benchmarks are those of the printed values, as in the paper; a reader can check them.
+            change = None if value is None or before is None else percentage(round(before, 2), round(value, 2))
+            cells.append(self._cell(row, column, None if value is None else f"{value:.2f}", value, change))
+        gain, before = self.gains.values.get(row.key), self.gains.values.get(twin.key) if twin else None
+        change = None if gain is None or before is None else percentage(before, gain)
+        number = None if gain is None else f"{gain:.2f}" if self.root is None else f"{gain:.3g}"
+        cells.append(self._cell(row, HV, number, gain, change))
+        return tuple(cells)
 
-    for family in models.families:
-        for row in family.rows:
-            labels = population_of(rule, family.label, row.name, family.members)
-            if labels is None:
-                once(f"No HV gain for {family.label} ({family.method}): no population is known for it.")
-                continue
-            populations[row.model] = labels
-            reason = _unmeasured(row, labels, models)
-            if reason:
-                once(reason)
-                continue
-            members = [models.find(label) for label in labels]
-            scores = [[member.scores[c] for c in models.columns] for member in members if member is not None]
-            gains[row.model] = hv_gain([row.scores[c] for c in models.columns], scores)
-    return gains, populations
-
-
-def _unmeasured(row: Row, labels: Sequence[str], models: Models) -> str:
-    """Why the gain of `row` cannot be computed, or an empty string."""
-    for label in labels:
-        member = models.find(label)
-        if member is None:
-            return f"HV gain over {', '.join(labels)}: no result of {label} was given, so the cell stays '-'."
-        missing = [c for c in models.columns if c not in member.scores]
-        if missing:
-            return (
-                f"HV gain over {', '.join(labels)}: {label} has no score for {', '.join(missing)}; the cell stays '-'."
-            )
-    missing = [c for c in models.columns if c not in row.scores]
-    return f"HV gain of {row.model}: no score for {', '.join(missing)}, so the cell stays '-'." if missing else ""
-
-
-def _check_rule(rule: Mapping[str, Sequence[str]], models: Models) -> None:
-    known = {name for family in models.families for name in (family.label, *(row.name for row in family.rows))}
-    for label in rule:
-        if label not in known:
-            raise UsageError(
-                f"The population file has {label!r}, which no merged row is called.{nearest(label, known)}"
-            )
-
-
-def _cells(row: Row, twin: Row | None, columns: Sequence[str], gains: Mapping[str, float]) -> tuple[Cell, ...]:
-    cells = []
-    for column in columns:
-        value = row.scores.get(column)
-        before = twin.scores.get(column) if twin else None
-        # Percentages of benchmarks are those of the printed values, as in the paper; a reader can check them.
-        change = None if value is None or before is None else percentage(round(before, 2), round(value, 2))
-        cells.append(_cell(value, change))
-    gain, before = gains.get(row.model), gains.get(twin.model) if twin else None
-    cells.append(_cell(gain, None if gain is None or before is None else percentage(before, gain)))
-    return tuple(cells)
-
-
-def _cell(value: float | None, change: str | None) -> Cell:
-    if value is None:
-        return Cell("-")
-    return Cell(f"{value:.2f} ({change})" if change else f"{value:.2f}", value)
+    def _cell(self, row: Row, column: str, number: str | None, value: float | None, change: str | None) -> Cell:
+        if number is None:
+            return Cell()
+        place = row.key, column
+        moved = self.noise.changes.get(place)
+        beyond = None if moved is None else place in self.noise.beyond
+        return Cell(number, value, change, False, beyond, self.noise.intervals.get(place), moved)
 
 
 def percentage(before: float, after: float) -> str | None:
@@ -162,87 +144,87 @@ def percentage(before: float, after: float) -> str | None:
     return None if shown in ("+0.00%", "-0.00%") else shown
 
 
-def _lead(lines: list[Line]) -> list[Line]:
-    """Mark the maximum of each column; of equal ones (as printed, HV gain unrounded) the last, as in the paper."""
-    out = lines
+def _lead(lines: Sequence[Line], as_published: bool) -> list[Line]:
+    """Mark the maximum of each column; of equal ones (as printed, HV gain unrounded) the last, as in the paper.
+
+    Gains are ranked within a population, unless the published tables are printed as they are.
+    """
+    out = [list(line.cells) for line in lines]
     for at in range(len(lines[0].cells) if lines else 0):
         last = at == len(lines[0].cells) - 1
-        values = {
-            i: v if last else round(v, 2) for i, line in enumerate(lines) if (v := line.cells[at].value) is not None
-        }
-        if len(values) < 2:
-            continue
-        best = max(values, key=lambda i: (values[i], i))
-        cell, line = lines[best].cells[at], out[best]
-        cells = (*line.cells[:at], Cell(cell.text, cell.value, True), *line.cells[at + 1 :])
-        out = [*out[:best], Line(line.row, line.method, line.label, line.aim, line.population, cells), *out[best + 1 :]]
-    return out
+        groups: dict[object, list[int]] = {}
+        for i, line in enumerate(lines):
+            if line.cells[at].value is not None:
+                own = last and not as_published
+                groups.setdefault(frozenset(line.population or ()) if own else None, []).append(i)
+        for group in groups.values():
+            values = {i: v if last else round(v, 2) for i in group if (v := lines[i].cells[at].value) is not None}
+            if len(values) > 1:
+                best = max(values, key=lambda i: (values[i], i))
+                out[best][at] = replace(out[best][at], lead=True)
+    return [replace(line, cells=tuple(cells)) for line, cells in zip(lines, out, strict=True)]
+
+
+def ranking(report: Report, column: str) -> list[Line]:
+    """The lines that have a number in a column, the largest first.
+
+    Raises UsageError for an unknown column, and for HV gains over different populations: they do not compare.
+    """
+    names = [*report.columns, HV]
+    if column not in names:
+        raise UsageError(f"--rank {column}: there is no such column.{nearest(column, names)}")
+    at = names.index(column)
+    lines = [line for line in report.lines if line.cells[at].value is not None]
+    populations = {frozenset(line.population or ()): line.population or () for line in lines}
+    if column == HV and len(populations) > 1:
+        sets = "; ".join(f"{{{', '.join(labels)}}}" for labels in populations.values())
+        raise UsageError(
+            f"--rank {HV}: these gains are over different populations ({sets}) and do not compare; give one population "
+            "for all rows with --population FILE, or take the rows of one set of models with --only."
+        )
+    return sorted(lines, key=lambda line: -(line.cells[at].value or 0.0))
 
 
 def _notes(
-    models: Models, rule: Rule, populations: Mapping[str, Sequence[str]], omegas: Sequence[float]
+    models: Models, measure: Measure, noise: Uncertainty, omegas: Sequence[float], as_published: bool
 ) -> Iterator[str]:
-    """What stands beside the tables: how many items, what the gain is and over which population, which omega."""
+    """What stands beside the tables: how many items, what is beyond noise, what the gain is, which omega."""
     if models.limit is not None:
         yield (
             f"Scores (some or all) are of --limit {models.limit} items of a benchmark, at least one of each of its "
             "subjects: small samples."
         )
+    if len({row.published for row in models.rows}) == 2:
+        yield f"{MEASURED} measured here; rows without it are the paper's."
     if not models.families:
         return
+    if noise.compared:
+        without = noise.pairs - noise.compared
+        yield (
+            f"{BEYOND} The change to the merge without AIM is beyond noise: benchmarks by paired tests per item, 5 % "
+            "level, corrected by Holm for the benchmarks of a row; HV gain by a bootstrap over items, 95 % interval."
+            + (f" {without} of {noise.pairs} AIM rows have no outcomes per item to tell." if without else "")
+        )
     d = len(models.columns)
-    if rule == "merged":
-        over = '"merged", the fine-tuned models merged in the row'
-    else:
-        sets = {f.label: populations[r.model] for f in models.families for r in f.rows if r.model in populations}
-        each = "; ".join(f"{label} over {{{', '.join(labels)}}}" for label, labels in sets.items())
-        over = f'"paper", as in the published tables: {each}' if rule == "paper" else f"from the file: {each}"
-    root = {1: "", 2: "square root of the ", 3: "cube root of the "}.get(d, f"{d}th root of the ")
+    k = float(d if measure.root is None else measure.root)
+    root = {1.0: "", 2.0: "square root of the ", 3.0: "cube root of the "}.get(k, f"{k:g}th root of the ")
+    over = {
+        "merged": '"merged", the fine-tuned models merged in the row',
+        "paper": '"paper", as in the published tables',
+    }.get(measure.population if isinstance(measure.population, str) else "", "from the file")
     yield (
-        f"{HV}: {root}hypervolume that a model adds to its population ({d} scores as fractions, reference at the "
-        f"origin). Population {over}. Gains over different populations do not compare."
+        f"{HV}: {root}hypervolume that a model adds to its population ({d} scores as fractions, reference "
+        f"{_corner(measure, models.columns)}). Population {over}; it stands beside each gain. Gains over different "
+        "populations do not compare"
+        + (", although the published tables print the largest of all in bold." if as_published else ".")
         + (f" AIM at omega {omegas[0]:g}." if len(omegas) == 1 else "")
     )
 
 
-def to_markdown(report: Report) -> str:
-    """Return the tables as Markdown, ready for a README."""
-    numbers = [*report.columns, HV]
-    parts = []
-    if report.sources:
-        lines = [["-", line.label, "-", *(c.markdown for c in line.cells)] for line in report.sources.lines]
-        parts.append(f"## {report.sources.title}\n\n" + _pipe(["Method", "Model(s)", "AIM", *numbers], lines))
-    if report.methods:
-        parts.append("## Merged Models")
-    for table in report.methods:
-        lines, above = [], None
-        for line in table.lines:
-            label = "" if line.label == above else line.label
-            lines.append([label, line.aim, *(c.markdown for c in line.cells)])
-            above = line.label
-        parts.append(f"### {table.title}\n\n" + _pipe(["Model(s)", "AIM", *numbers], lines))
-    if report.note:
-        parts.append(report.note)
-    return "\n\n".join(parts) + "\n"
-
-
-def _pipe(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    plain = [[cell.replace("|", "\\|") for cell in row] for row in (header, *lines)]
-    rows = [plain[0], ["-" * max(3, len(name)) for name in header], *plain[1:]]
-    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows)
-
-
-def to_csv(report: Report) -> str:
-    """Return all rows as one CSV: the tables' columns and cells, then what they were made from, unrounded."""
-    numbers = [*report.columns, HV]
-    out = io.StringIO()
-    write = csv.writer(out, lineterminator="\n").writerow
-    extra = ["Population", "Omega", "Checkpoint", *(f"{name} (unrounded)" for name in numbers)]
-    write(["Method", "Model(s)", "AIM", *numbers, *extra])
-    for table in (report.sources, *report.methods):
-        for line in table.lines if table else ():
-            omega = "" if line.row.lineage.omega is None else f"{line.row.lineage.omega:g}"
-            values = ["" if cell.value is None else repr(float(cell.value)) for cell in line.cells]
-            shown = [line.method, line.label, line.aim, *(cell.text for cell in line.cells)]
-            write([*shown, "; ".join(line.population or ()), omega, line.row.model, *values])
-    return out.getvalue()
+def _corner(measure: Measure, columns: Sequence[str]) -> str:
+    corner = measure.corner(columns)
+    if not any(corner):
+        return "at the origin"
+    if isinstance(measure.reference, Mapping):
+        return "at " + ", ".join(f"{c} {value:g}" for c, value in zip(columns, corner, strict=True) if value)
+    return f"at {corner[0]:g} in each"

@@ -1,6 +1,7 @@
-"""Print the paper's tables (scores, relative change, HV gain) from results files, and write them as CSV.
+"""Print the paper's tables (scores, relative change, HV gain, what is beyond noise) from results files; write them too.
 
 python scripts/make_tables.py results/ --names ./merges/code=Code,./merges/math=Math
+python scripts/make_tables.py results/ --with_paper --intervals --latex tables.tex
 python scripts/make_tables.py configs/paper_results.json --population paper
 """
 
@@ -13,26 +14,34 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
-from console.files import write_whole
-from eval.hypervolume import read_rule
-from eval.report import make_report, to_csv, to_markdown
-from eval.rows import load, parse_names
+from console.files import user_path, write_whole
+from eval.card import update_card
+from eval.latex import to_latex
+from eval.reading import load, parse_names
+from eval.report import make_report, ranking
+from eval.rows import only
+from eval.table_flags import add_measure_flags, add_results_flags, measure_of
+from eval.tables import to_csv, to_markdown, to_ranking
 
 
 def parser() -> Parser:
     p = Parser(prog="scripts/make_tables.py", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("results", nargs="+", type=Path, help="results files, or folders searched for the newest per model")
-    p.add_argument(
-        "--population",
-        default="merged",
-        metavar="RULE",
-        help="what HV gain is measured over: merged (the models merged), paper (the published map), or a YAML or JSON "
-        "file: row label -> list of model labels",
-    )
+    add_results_flags(p)
+    p.add_argument("--with_paper", action="store_true", help="put them into the paper's tables, marked by ‡")
+    p.add_argument("--only", metavar="LABEL", help='only merges of these models, such as "Code + Math", and the models')
+    add_measure_flags(p)
+    p.add_argument("--intervals", action="store_true", help="print the 95 %% interval of each number")
+    p.add_argument("--rank", metavar="COLUMN", help='also print a ranking by a benchmark or by "HV Gain"')
     p.add_argument("--csv", type=Path, default=Path("results/tables.csv"), metavar="FILE", help="also write this CSV")
+    p.add_argument("--latex", type=Path, metavar="FILE", help="also write LaTeX: compiles as it is, or by \\input")
     p.add_argument(
-        "--names", action="append", default=[], metavar="PATH=LABEL,...", help="what to call models in the tables"
+        "--update_card",
+        type=user_path,
+        metavar="CARD",
+        help="also write the results of one model into its card (a checkpoint's folder, or its README.md)",
     )
+    p.add_argument("--card_model", metavar="MODEL", help="whose results go into the card (default: by its folder)")
+    p.add_argument("--seed", type=int, default=0, help="of the bootstrap and the permutations")
     add_output_flags(p)
     return p
 
@@ -43,12 +52,21 @@ def main(argv: Sequence[str]) -> int:
     def remark(sentence: str) -> None:
         say(sentence, args.quiet)
 
-    rule = read_rule(args.population)
-    models = load(args.results, parse_names(args.names), remark)
-    report = make_report(models, rule, remark)
+    measure = measure_of(args)
+    models = load(args.results, parse_names(args.names), remark, args.with_paper)
+    models = only(models, args.only) if args.only else models
+    report = make_report(models, measure, remark, args.seed)
+    ranked = ranking(report, args.rank) if args.rank else []
+    card = update_card(args.update_card, args.card_model, report, args.intervals) if args.update_card else None
     write_whole(args.csv, to_csv(report).encode("utf-8"))
-    print(to_markdown(report), end="", flush=True)
-    remark(f"The same rows are in {args.csv}.")
+    if args.latex:
+        write_whole(args.latex, to_latex(report, args.intervals).encode("utf-8"))
+    print(to_markdown(report, args.intervals), end="", flush=True)
+    if args.rank:
+        print("\n" + to_ranking(report, ranked, args.rank, args.intervals), end="", flush=True)
+    remark(f"The same rows are in {args.csv}{f' and {args.latex}' if args.latex else ''}.")
+    if card:
+        remark(f"The results of {card.model} are in {card.path}.")
     return 0
 
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError, nearest
-from eval.hypervolume import read_rule
+from eval.gains import all_gains
 from eval.plots import curved, plot_omega_curves, plot_pareto, save
-from eval.report import all_gains
-from eval.rows import Models, load, parse_names
+from eval.reading import load, parse_names
+from eval.rows import only
+from eval.table_flags import add_measure_flags, add_results_flags, measure_of
 
 
 def parser() -> Parser:
     p = Parser(prog="scripts/plot_pareto.py", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("results", nargs="+", type=Path, help="results files, or folders searched for the newest per model")
+    add_results_flags(p)
     p.add_argument(
         "--out",
         type=Path,
@@ -37,10 +37,7 @@ def parser() -> Parser:
         "--only", metavar="LABEL", help='only merges of these models, such as "Code + Math", and their models'
     )
     p.add_argument("--omega_curves", action="store_true", help="draw scores and HV gain against omega instead")
-    p.add_argument("--population", default="merged", metavar="RULE", help="for HV gain: merged, paper, or a file")
-    p.add_argument(
-        "--names", action="append", default=[], metavar="PATH=LABEL,...", help="what to call models in the plot"
-    )
+    add_measure_flags(p)
     add_output_flags(p)
     return p
 
@@ -61,19 +58,6 @@ def chosen_pairs(columns: Sequence[str], x: str | None, y: str | None) -> list[t
     return list(itertools.combinations(columns, 2))
 
 
-def only(models: Models, label: str) -> Models:
-    """Keep the merges called `label`, the models they merge, and the base."""
-    families = tuple(f for f in models.families if label in (f.label, " + ".join(f.members)))
-    if not families:
-        known = list(dict.fromkeys(f.label for f in models.families))
-        raise UsageError(
-            f"--only {label!r}: the merges are of {'; '.join(known) or 'no models'}.{nearest(label, known)}"
-        )
-    members = {m for f in families for m in f.members}
-    others = {m for f in models.families for m in f.members} - members
-    return replace(models, families=families, sources=tuple(s for s in models.sources if s.label not in others))
-
-
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
 
@@ -85,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
     if args.omega_curves:
         if not curved(models):
             raise UsageError("Omega curves need AIM results of one merge at two omegas or more; none has them.")
-        gains, _ = all_gains(models, read_rule(args.population), remark)
-        figure = plot_omega_curves(models, gains)
+        gains = all_gains(models, measure_of(args), remark)
+        figure = plot_omega_curves(models, gains.values)
     else:
         figure = plot_pareto(models, chosen_pairs(models.columns, args.x, args.y), remark)
     stem = args.out or Path("results") / ("omega" if args.omega_curves else "pareto")

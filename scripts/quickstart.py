@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts: spin
 
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
+from console.files import write_whole
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "widen")
 FAST_METHODS = ("task_arithmetic", "ties")
@@ -153,22 +154,23 @@ def evaluate_all(family, models: Sequence[Path], results: Path, quiet: bool) -> 
 
 def report(out: Path, quiet: bool) -> None:
     """Print the tables, draw the fronts, and say what AIM did, whatever it is."""
-    from console.files import write_whole
+    from eval.gains import Measure
     from eval.plots import plot_pareto, save
-    from eval.report import all_gains, make_report, to_csv, to_markdown
-    from eval.rows import load
+    from eval.reading import load
+    from eval.report import make_report
+    from eval.tables import to_csv, to_markdown
 
     def remark(sentence: str) -> None:
         say(sentence, quiet)
 
     models = load([out / "results"], NAMES, remark)
-    table = make_report(models, "merged", remark)
+    table = make_report(models, Measure(), remark)
     write_whole(out / "tables.md", to_markdown(table).encode())
     write_whole(out / "tables.csv", to_csv(table).encode())
     print("\n" + to_markdown(table), end="")
-    gains, _ = all_gains(models, "merged", remark)
+    gains = table.gains.values
     pairs = [(f.twin, f.relaxed[0]) for f in models.families if f.twin is not None and f.relaxed]
-    changes = [gains[b.model] - gains[a.model] for a, b in pairs if a.model in gains and b.model in gains]
+    changes = [gains[b.key] - gains[a.key] for a, b in pairs if a.key in gains and b.key in gains]
     raised, lowered = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
     print(f"\nAIM with omega {OMEGA:g} raised the HV gain of {raised} of {len(changes)} merges and lowered {lowered}.")
     for column in models.columns:

@@ -13,11 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
 from eval.fronts import pareto_front
+from eval.gains import Measure, all_gains
 from eval.labels import Label, place
 from eval.plots import curved, plot_omega_curves, plot_pareto, save
-from eval.report import all_gains
+from eval.reading import load
 from eval.result import EvalResult, Lineage, Score
-from eval.rows import Models, assemble, load
+from eval.rows import Models, assemble
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / "configs" / "paper_results.json"
@@ -135,7 +136,7 @@ def test_any_family_is_drawn(tmp_path: Path, omegas: tuple[float, ...]) -> None:
 def test_omega_curves(tmp_path: Path) -> None:
     """Curves of HV gain and each score over omega, with the merge itself at omega 1."""
     models = made((0.8, 0.4, 0.0))
-    gains, _ = all_gains(models, "merged", silent)
+    gains = all_gains(models, Measure(), silent).values
     assert len(gains) == 8
     figure = plot_omega_curves(models, gains)
     drawn = [ax for ax in figure.axes if ax.lines]

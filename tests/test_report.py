@@ -15,9 +15,13 @@ import pytest
 
 from console.errors import EvaluationError, ProjectError, UsageError
 from console.files import write_whole
-from eval.report import Report, make_report, percentage, to_csv, to_markdown
+from eval.gains import Measure
+from eval.hypervolume import PAPER_POPULATION
+from eval.reading import load, parse_names
+from eval.report import Report, make_report, percentage
 from eval.result import COLUMNS, EvalResult, Lineage, Score
-from eval.rows import Models, load, parse_names
+from eval.rows import Models
+from eval.tables import to_csv, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / "configs" / "paper_results.json"
@@ -63,15 +67,16 @@ def family(tmp_path: Path) -> Path:
 
 def report_of(models: Models, rule: Any = "merged") -> tuple[Report, list[str]]:
     remarks: list[str] = []
-    return make_report(models, rule, remarks.append), remarks
+    return make_report(models, Measure(rule), remarks.append), remarks
 
 
 def cells(report: Report) -> dict[tuple[str, str, str], list[str]]:
     """(method, models, AIM) -> cells as printed in Markdown."""
-    tables = (*((report.sources,) if report.sources else ()), *report.methods)
-    return {
-        (line.method, line.label, line.aim): [cell.markdown for cell in line.cells] for t in tables for line in t.lines
-    }
+    found = {}
+    for line in report.lines:
+        texts = [c.text.replace(c.number, f"**{c.number}**", 1) if c.lead else c.text for c in line.cells]
+        found[line.method, line.label, line.aim] = texts
+    return found
 
 
 def script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -80,7 +85,8 @@ def script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[
 
 
 def test_paper_tables_cell_by_cell(tmp_path: Path) -> None:
-    """The command of the README prints each cell of the 44 published rows, bold included, in the published order."""
+    """The command of the README prints each cell of the 44 published rows, bold included, in the published order, and
+    behind each gain the population that it is over."""
     done = script(PAPER, "--population", "paper", "--csv", tmp_path / "t.csv")
     assert done.returncode == 0, done.stderr
     expected, title, above = [], "", ""
@@ -96,7 +102,8 @@ def test_paper_tables_cell_by_cell(tmp_path: Path) -> None:
         start = ["-", label, "-"] if row["method"] is None else [label, "No"] if row["omega"] is None else ["", "Yes"]
         assert row["omega"] is None or label == above
         above = label
-        expected.append("|" + "".join(f" {c} |" if c else " |" for c in (*start, *row["printed"].values())))
+        over = [", ".join(PAPER_POPULATION[frozenset(label.split(" + "))])] if row["method"] else []
+        expected.append("|" + "".join(f" {c} |" if c else " |" for c in (*start, *row["printed"].values(), *over)))
     found = [
         line
         for line in done.stdout.splitlines()
@@ -124,7 +131,10 @@ def test_default_population_is_said_and_differs() -> None:
     assert '"merged"' in report.note
     assert "6th root" in report.note
     paper, _ = report_of(load([PAPER], {}, silent), "paper")
-    assert "Instruction Tuned + Math over {Code, Instruction Tuned}" in paper.note
+    assert '"paper"' in paper.note
+    assert "print the largest of all in bold" in paper.note
+    over = {line.label: line.population for line in paper.lines if line.population}
+    assert over["Instruction Tuned + Math"] == ("Code", "Instruction Tuned")
 
 
 def test_own_benchmarks(family: Path) -> None:

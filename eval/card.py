@@ -1,0 +1,198 @@
+"""Results in a model card: a section with the table, `model-index` front matter for the hub, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from console.errors import BadInputError, UsageError, nearest
+from console.files import write_whole
+from eval.gains import HV
+from eval.report import BEYOND, Line, Report
+from eval.tables import OVER, markdown_cell, over, pipes
+
+BEGIN, END = "<!-- evaluation by Activation-Informed Merging -->", "<!-- end of evaluation -->"
+SECTION = re.compile(rf"\n*{BEGIN}.*?{END}\n*", re.DOTALL)
+FRONT = re.compile(r"\A---\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
+INDEX = re.compile(r"^model-index:.*?(?=^[^\s#-][^\n]*:|\Z)", re.DOTALL | re.MULTILINE)
+DATASETS: Mapping[str, tuple[str, str, str, str | None]] = {
+    "HumanEval": ("pass@1", "openai/openai_humaneval", "test", None),
+    "MBPP": ("pass@1", "google-research-datasets/mbpp", "test", "full"),
+    "MMLU": ("accuracy", "cais/mmlu", "test", "all"),
+    "MATH": ("accuracy", "EleutherAI/hendrycks_math", "test", None),
+    "GSM8K": ("accuracy", "openai/gsm8k", "test", "main"),
+    "IFEval": ("accuracy", "google/IFEval", "train", None),
+    "MMLU-Pro": ("accuracy", "TIGER-Lab/MMLU-Pro", "test", None),
+}
+"""Column -> the hub's name for the kind of metric, the data set, its split and configuration."""
+
+
+@dataclass(frozen=True)
+class Updated:
+    """A card that was written, and whose results it has now."""
+
+    path: Path
+    model: str
+
+
+def update_card(card: Path, model: str | None, report: Report, intervals: bool = False) -> Updated:
+    """Write the results of one model of the report into its card; again gives the same bytes.
+
+    `card` is a folder or a README.md (made where it is missing), `model` a label, name or path; by default the model
+    whose folder the card lies in. Raises UsageError where that is not one model of the report, or a published one,
+    BadInputError for a card whose front matter is no YAML.
+    """
+    path = card / "README.md" if card.is_dir() or not card.suffix else card
+    if not path.parent.is_dir():
+        raise UsageError(f"--update_card {card}: there is no folder {path.parent}.")
+    line = _line(path, model, report)
+    try:
+        before = path.read_bytes().decode("utf-8") if path.exists() else f"# {line.row.name}\n"
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{path} is not UTF-8 text ({error}).") from error
+    write_whole(path, updated(before, line, report, intervals, str(path)).encode("utf-8"))
+    return Updated(path, line.row.model)
+
+
+def _line(path: Path, model: str | None, report: Report) -> Line:
+    lines = [line for line in report.lines if not line.row.published]
+    if model is not None:
+        found = [line for line in lines if model in (line.row.model, line.row.name, line.row.label)]
+        wanted = f"--card_model {model}"
+    else:
+        folder = path.parent.resolve()
+        found = [line for line in lines if Path(line.row.model).resolve() == folder]
+        found = found or [line for line in lines if line.row.name == folder.name]
+        wanted = f"--update_card {path}"
+    if len(found) == 1:
+        return found[0]
+    names = [line.row.name for line in lines]
+    hint = (
+        nearest(model, names) if model else f" Say whose with --card_model: {', '.join(names) or 'none was measured'}."
+    )
+    raise UsageError(f"{wanted}: {len(found) or 'no'} models of these results are meant.{hint}")
+
+
+def updated(text: str, line: Line, report: Report, intervals: bool, source: str) -> str:
+    """The card's text with the section and the front matter of `line`. Raises BadInputError naming `source`."""
+    import yaml
+
+    match = FRONT.match(text)
+    front, body = (match[1], text[match.end() :]) if match else ("", text)
+    known = _read(front, source)
+    index = _index(line, report.columns, known.get("model-index"))
+    rest = INDEX.sub("", front)
+    dumped = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
+    made = (rest.rstrip("\n") + "\n" if rest.strip() else "") + dumped
+    if {k: v for k, v in _read(made, source).items() if k != "model-index"} != {
+        k: v for k, v in known.items() if k != "model-index"
+    }:
+        raise BadInputError(f"{source}: its front matter is written in a way that results cannot be added to.")
+    section = f"{BEGIN}\n\n{_section(line, report, intervals)}\n\n{END}"
+    place = SECTION.search(body)
+    if place:
+        after = body[place.end() :]
+        body = f"{body[: place.start()].rstrip()}\n\n{section}\n" + (f"\n{after}" if after else "")
+    else:
+        body = f"{body.rstrip()}\n\n{section}\n"
+    return f"---\n{made}---\n{body if body.startswith(chr(10)) or match else chr(10) + body}"
+
+
+def _read(front: str, source: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(front) or {}
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{source}: its front matter is not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(found, dict):
+        raise BadInputError(f"{source}: its front matter should hold keys and values.")
+    return found
+
+
+def _section(line: Line, report: Report, intervals: bool) -> str:
+    """The model, the merge that it relaxes or its relaxations, and the models merged, as one table; how it was run."""
+    family = [other for other in report.lines if other.method == line.method and other.label == line.label != "-"]
+    family = family if line.method != "-" else []
+    members = [other for other in report.lines if other.method == "-" and other.label in line.row.members]
+    merged = line.method != "-"
+    columns = [*report.columns, *([HV, OVER] if merged else [])]
+    rows = []
+    for other in [line, *(o for o in family if o is not line), *members]:
+        name = f"**{other.row.name}**" if other is line else f"{other.row.name} ({_kind(other)})"
+        cells = [markdown_cell(cell, intervals, bold=False) for cell in other.cells]
+        rows.append([name, *(cells if merged else cells[:-1]), *([over(other)] if merged else [])])
+    parts = ["## Evaluation", pipes(["Model", *columns], rows), _how(line)]
+    notes = [n for n in report.note.split("\n\n") if merged and (n.startswith(HV) or (n.startswith(BEYOND) and family))]
+    return "\n\n".join([*parts, *notes])
+
+
+def _kind(line: Line) -> str:
+    if line.method == "-":
+        return "merged in it"
+    omega = line.row.lineage.omega
+    return "without AIM" if omega is None else f"AIM at omega {omega:g}"
+
+
+def _how(line: Line) -> str:
+    """One sentence on the settings and versions that the scores depend on."""
+    result = line.row.result
+    settings = result.settings
+    said = [f"preset {settings['preset']}"] if settings.get("preset") else []
+    said += [f"at most {settings['limit']} items of a benchmark"] if settings.get("limit") else ["whole benchmarks"]
+    said += ["chat template"] if settings.get("apply_chat_template") else ["no chat template"]
+    said += [str(settings["dtype_used"])] if settings.get("dtype_used") else []
+    used = [f"{name.replace('_', '-')} {result.versions[name]}" for name in _VERSIONS if name in result.versions]
+    return f"Scores in percent ({', '.join(said)}{'; ' + ', '.join(used) if used else ''})."
+
+
+_VERSIONS = ("lm_eval", "transformers", "torch", "vllm")
+
+
+def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]:
+    """The `model-index`: this result's entries, and what other entries the card had."""
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    found = []
+    intervals = {column: cell.interval for column, cell in zip(columns, line.cells, strict=False)}
+    for column, score in line.row.result.scores.items():
+        kind, dataset, split, config = DATASETS.get(column, ("accuracy", column, None, None))
+        args: dict[str, Any] = {"n": score.n} if score.n else {}
+        args |= {"stderr": round(score.stderr, 4)} if score.stderr is not None else {}
+        interval = intervals.get(column)
+        args |= {"ci95": [round(end, 4) for end in interval]} if interval else {}
+        found.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=dataset,
+                dataset_name=column,
+                dataset_split=split,
+                dataset_config=config,
+                metric_type=kind,
+                metric_name=score.metric,
+                metric_value=round(score.value, 4),
+                metric_args=args or None,
+                verified=False,
+            )
+        )
+    index: list[dict[str, Any]] = eval_results_to_model_index(line.row.name, found)
+    ours = {_identity(entry) for entry in index[0]["results"]}
+    others = [
+        entry
+        for model in (old if isinstance(old, list) else [])
+        for entry in (model.get("results") or [] if isinstance(model, dict) else [])
+        if _identity(entry) not in ours
+    ]
+    index[0]["results"] += others
+    return index
+
+
+def _identity(entry: Any) -> tuple[Any, ...]:
+    """What makes two entries the same result: the data set, its part, and the kind of metric."""
+    dataset = entry.get("dataset") or {}
+    kinds = tuple(metric.get("type") for metric in entry.get("metrics") or [])
+    return dataset.get("type"), dataset.get("config"), dataset.get("split"), kinds

@@ -1,0 +1,204 @@
+"""Two models, item by item: what differs by more than noise. Imports numpy only where it compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from console.errors import BadInputError, UsageError
+from eval.outcomes import Outcomes, TaskOutcomes
+from eval.resampling import Terms, bootstrap, percentiles, permutation, seed_of
+from eval.result import COLUMNS, EvalResult
+from eval.significance import LEVEL, Interval, holm, mcnemar, paired_interval
+
+DRAWS = 10_000
+MCNEMAR, PERMUTATION, BOOTSTRAP = "McNemar, exact", "permutation", "paired bootstrap"
+ASKED = (
+    *("preset", "backend", "dtype_used", "apply_chat_template", "math_prompt_type", "math_max_tokens", "max_gen_toks"),
+    *("max_length", "n_samples", "temperature", "num_fewshot", "seed"),
+)
+"""Settings that change what is asked or answered; a comparison is of models only where they agree."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One benchmark: scores of A and B on the `n` items that both answered, in percent, and B - A in points.
+
+    `interval` is at 95 %; `simultaneous` widens it (Bonferroni) so that all benchmarks' hold at once. `only_a` and
+    `only_b` count the items that one model alone has right, where answers are right or wrong. `p` is before,
+    `corrected` after Holm's correction for the number of benchmarks.
+    """
+
+    column: str
+    metric: str
+    n: int
+    a: float
+    b: float
+    interval: Interval
+    simultaneous: Interval
+    test: str
+    p: float
+    corrected: float
+    only_a: int | None = None
+    only_b: int | None = None
+
+    @property
+    def value(self) -> float:
+        return self.b - self.a
+
+    @property
+    def beyond_noise(self) -> bool:
+        return self.corrected < 1 - LEVEL
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A and B by benchmark; `mean` over the benchmarks where there are several; `remarks` say what limits it."""
+
+    a: str
+    b: str
+    differences: tuple[Difference, ...]
+    mean: Difference | None
+    remarks: tuple[str, ...]
+
+
+def compare(a: EvalResult, b: EvalResult, draws: int = DRAWS, seed: int = 0) -> Comparison:
+    """Compare two results on the items that both have, as `differences` does.
+
+    Raises UsageError where they share no benchmark with outcomes per item.
+    """
+    found = differences(a, b, draws, seed)
+    if not found:
+        raise UsageError(
+            f"{a.model} and {b.model} have no benchmark in common with outcomes per item; evaluate both with this "
+            "version of evaluate_model.py (results of older versions and published tables have scores alone)."
+        )
+    mean = _mean(a, b, found, draws, seed) if len(found) > 1 else None
+    return Comparison(a.model, b.model, tuple(found), mean, tuple(_remarks(a, b, found)))
+
+
+def differences(a: EvalResult, b: EvalResult, draws: int = DRAWS, seed: int = 0) -> list[Difference]:
+    """The differences by benchmark, corrected for their number; none where no benchmark has outcomes of both.
+
+    Right-or-wrong answers: McNemar's exact test, Tango's interval. Others (IFEval, several samples): the permutation
+    test, the percentile interval of a paired bootstrap. Raises BadInputError where the two were asked different
+    versions of a benchmark, UsageError where they were scored by different metrics.
+    """
+    terms: dict[str, tuple[Terms, Terms]] = {}
+    for column in in_order(a.outcomes):
+        if column in b.outcomes and column in a.scores and column in b.scores:
+            pair = paired(a, b, column)
+            if pair is not None:
+                metric = a.scores[column].metric
+                terms[column] = pair[0].terms(metric), pair[1].terms(metric)
+    found = [_difference(c, a.scores[c].metric, x, y, len(terms), draws, seed) for c, (x, y) in terms.items()]
+    corrected = holm([difference.p for difference in found])
+    return [replace(d, corrected=p) for d, p in zip(found, corrected, strict=True)]
+
+
+def in_order(columns: Any) -> list[str]:
+    """The paper's columns in its order, then the others as they come."""
+    return [c for c in COLUMNS if c in columns] + [c for c in columns if c not in COLUMNS]
+
+
+def paired(a: EvalResult, b: EvalResult, column: str) -> tuple[Outcomes, Outcomes] | None:
+    """The outcomes of two models on the items of a column that both answered, in one order; None where there are none.
+
+    Raises BadInputError where an item of one number is another question, UsageError where the metrics differ.
+    """
+    metrics = a.scores[column].metric, b.scores[column].metric
+    if metrics[0] != metrics[1]:
+        raise UsageError(
+            f"{column} is {metrics[0]} of {a.model} and {metrics[1]} of {b.model}: other presets or versions; evaluate "
+            "both alike."
+        )
+    asked = [r.outcomes[column].keys() for r in (a, b)]
+    keys = [{(task, item): doc for task, item, doc in items} for items in asked]
+    both = [key for key in keys[0] if key in keys[1]]
+    other = next((key for key in both if keys[0][key] != keys[1][key]), None)
+    if other:
+        raise BadInputError(
+            f"Item {other[1]} of {other[0]} is another question in {b.model}'s results than in {a.model}'s: the "
+            "benchmark's data differ, and scores on them do not compare."
+        )
+    return (restricted(a.outcomes[column], both), restricted(b.outcomes[column], both)) if both else None
+
+
+def restricted(outcomes: Outcomes, keys: Sequence[tuple[str, int]]) -> Outcomes:
+    """The outcomes of some (task, item), in the order given within each task."""
+    tasks: dict[str, TaskOutcomes] = {}
+    for task in dict.fromkeys(task for task, _ in keys):
+        whole = outcomes.tasks[task]
+        at = {item: place for place, item in enumerate(whole.items)}
+        places = [at[item] for t, item in keys if t == task]
+        verdicts = {name: tuple(values[i] for i in places) for name, values in whole.verdicts.items()}
+        tasks[task] = TaskOutcomes(
+            tuple(whole.items[i] for i in places), tuple(whole.docs[i] for i in places), verdicts
+        )
+    return Outcomes(tasks)
+
+
+def right_or_wrong(terms: Terms) -> bool:
+    """Whether a score is a plain share of items that are right."""
+    return len(terms) == 1 and set(terms[0][0]) <= {0.0, 1.0} and set(terms[0][1]) <= {1.0}
+
+
+def score(terms: Terms) -> float:
+    """The score in percent, without resampling."""
+    return 100 * sum(sum(n) / sum(d) for n, d in terms) / len(terms)
+
+
+def _difference(column: str, metric: str, a: Terms, b: Terms, family: int, draws: int, seed: int) -> Difference:
+    n = len(a[0][0])
+    wider = 1 - (1 - LEVEL) / family
+    if right_or_wrong(a) and right_or_wrong(b):
+        only_a = sum(x > y for x, y in zip(a[0][0], b[0][0], strict=True))
+        only_b = sum(x < y for x, y in zip(a[0][0], b[0][0], strict=True))
+        intervals = [paired_interval(only_a, only_b, n, level) for level in (LEVEL, wider)]
+        first, second = ((100 * low, 100 * high) for low, high in intervals)
+        p = mcnemar(only_a, only_b)
+        return Difference(column, metric, n, score(a), score(b), first, second, MCNEMAR, p, p, only_a, only_b)
+    scores = bootstrap([a, b], draws, seed_of(seed, column))
+    changes = scores[:, 1] - scores[:, 0]
+    p = permutation(a, b, draws, seed_of(seed, column))
+    first, second = percentiles(changes), percentiles(changes, wider)
+    return Difference(column, metric, n, score(a), score(b), first, second, PERMUTATION, p, p)
+
+
+def _mean(a: EvalResult, b: EvalResult, found: Sequence[Difference], draws: int, seed: int) -> Difference:
+    """The mean over benchmarks, each with the same weight; not one of the family that is corrected for."""
+    import numpy as np
+
+    changes = np.zeros(draws)
+    for d in found:
+        pair = paired(a, b, d.column)
+        assert pair is not None
+        scores = bootstrap([outcomes.terms(d.metric) for outcomes in pair], draws, seed_of(seed, d.column))
+        changes += (scores[:, 1] - scores[:, 0]) / len(found)
+    first, second = (sum(getattr(d, name) for d in found) / len(found) for name in "ab")
+    below, above = float((changes <= 0).mean()), float((changes >= 0).mean())
+    p = min(1.0, 2 * max(min(below, above), 1 / (draws + 1)))
+    n, interval = sum(d.n for d in found), percentiles(changes)
+    return Difference("mean", "", n, first, second, interval, interval, BOOTSTRAP, p, p)
+
+
+def _remarks(a: EvalResult, b: EvalResult, found: Sequence[Difference]) -> list[str]:
+    remarks = []
+    for setting in ASKED:
+        values = a.settings.get(setting), b.settings.get(setting)
+        if values[0] != values[1]:
+            remarks.append(f"{setting} is {values[0]} for A and {values[1]} for B: part of a difference may be that.")
+    for d in found:
+        sizes = [len(r.outcomes[d.column].keys()) for r in (a, b)]
+        if sizes != [d.n, d.n]:
+            remarks.append(f"{d.column}: compared on the {d.n} items that both answered (A {sizes[0]}, B {sizes[1]}).")
+    compared = {d.column for d in found}
+    for name, one, other in (("A", a, b), ("B", b, a)):
+        alone = [c for c in in_order(one.scores) if c in other.scores and c not in compared and c not in one.outcomes]
+        if alone:
+            remarks.append(f"{', '.join(alone)}: {name} has no outcomes per item there, so that nothing is compared.")
+        missing = [c for c in in_order(one.scores) if c not in other.scores]
+        if missing:
+            remarks.append(f"{', '.join(missing)}: only {name} was evaluated on it.")
+    return remarks

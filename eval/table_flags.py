@@ -1,0 +1,71 @@
+"""The flags that several scripts share: which results, what they are called, and how HV gain is measured."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from console.cli import Parser
+from console.errors import UsageError
+from eval.gains import Measure
+from eval.hypervolume import read_rule
+
+
+def add_results_flags(p: Parser) -> None:
+    """The results to read, and --names."""
+    p.add_argument("results", nargs="+", type=Path, help="results files, or folders searched for the newest per model")
+    add_names_flag(p)
+
+
+def add_names_flag(p: Parser) -> None:
+    p.add_argument("--names", action="append", default=[], metavar="PATH=LABEL,...", help="what to call models")
+
+
+def add_measure_flags(p: Parser) -> None:
+    """--population, --reference, --root."""
+    p.add_argument(
+        "--population",
+        default="merged",
+        metavar="RULE",
+        help="what HV gain is measured over: merged (the models merged), paper (the published map), or a YAML or JSON "
+        "file: row label or checkpoint -> list of labels",
+    )
+    p.add_argument(
+        "--reference",
+        default="0",
+        metavar="FRACTION",
+        help="corner that volumes are measured from: a fraction for all benchmarks, or MMLU=0.25,... and 0 elsewhere",
+    )
+    p.add_argument(
+        "--root", type=float, metavar="K", help="root taken of the volume (default: as many as there are benchmarks)"
+    )
+
+
+def measure_of(args: argparse.Namespace) -> Measure:
+    """Read the flags of `add_measure_flags`. Raises UsageError for numbers that cannot be right."""
+    if args.root is not None and not (math.isfinite(args.root) and args.root > 0):
+        raise UsageError(f"--root must be a positive number, not {args.root:g}.")
+    return Measure(read_rule(args.population), _reference(args.reference), args.root)
+
+
+def _reference(text: str) -> float | dict[str, float]:
+    if "=" not in text:
+        return _fraction(text)
+    found: dict[str, float] = {}
+    for entry in text.split(","):
+        column, _, value = entry.rpartition("=")
+        if not column.strip():
+            raise UsageError(f"--reference {entry!r}: expected BENCHMARK=FRACTION.")
+        found[column.strip()] = _fraction(value)
+    return found
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not -1.0 <= value < 1.0:
+        raise UsageError(f"--reference {text.strip()}: expected a fraction below 1, such as 0.25 for 25 %.")
+    return value

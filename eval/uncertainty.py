@@ -1,0 +1,72 @@
+"""What a table says about noise: an interval for each number, and which changes by AIM are beyond it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from console.errors import ProjectError
+from eval.comparison import DRAWS, differences, right_or_wrong
+from eval.gains import HV, Gains, Measure, gain_draws
+from eval.resampling import Terms, bootstrap, percentiles, seed_of
+from eval.rows import Models, Remark
+from eval.significance import Interval, proportion_interval
+
+GAIN_DRAWS = 2000
+Place = tuple[str, str]
+"""(key of a row, column), the column HV Gain included."""
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """`intervals` of numbers; `changes`, those of the differences to the merge without AIM (in percent points; of gains
+    in their unit); `beyond`, the differences beyond noise; and how many AIM rows could be compared, of how many pairs.
+    """
+
+    intervals: Mapping[Place, Interval] = field(default_factory=dict)
+    changes: Mapping[Place, Interval] = field(default_factory=dict)
+    beyond: frozenset[Place] = frozenset()
+    compared: int = 0
+    pairs: int = 0
+
+
+def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, seed: int = 0) -> Uncertainty:
+    """Work it out from the outcomes per item, where there are any.
+
+    Benchmarks: as `differences` does, corrected for their number within a row. HV gain: beyond noise where the 95 %
+    bootstrap interval of the difference of gains leaves 0 out, and the populations are the same.
+    """
+    intervals: dict[Place, Interval] = {}
+    changes: dict[Place, Interval] = {}
+    beyond: set[Place] = set()
+    drawn = gain_draws(models, gains, measure, GAIN_DRAWS, seed)
+    intervals |= {(model, HV): percentiles(values) for model, values in drawn.items()}
+    for row in models.rows:
+        for column, outcomes in row.result.outcomes.items():
+            if column in row.result.scores:
+                terms = outcomes.terms(row.result.scores[column].metric)
+                intervals[row.key, column] = score_interval(terms, column, seed)
+    compared = 0
+    pairs = [(family.twin, row) for family in models.families if family.twin for row in family.relaxed]
+    for twin, row in pairs:
+        try:
+            found = differences(twin.result, row.result, DRAWS, seed)
+        except ProjectError as error:  # other data, or another metric: the scores do not compare
+            remark(str(error))
+            found = []
+        compared += bool(found)
+        changes |= {(row.key, d.column): d.interval for d in found}
+        beyond |= {(row.key, d.column) for d in found if d.beyond_noise}
+        same = gains.populations.get(row.key) == gains.populations.get(twin.key)
+        if same and row.key in drawn and twin.key in drawn:
+            low, high = changes[row.key, HV] = percentiles(drawn[row.key] - drawn[twin.key])
+            beyond |= {(row.key, HV)} if low > 0 or high < 0 else set()
+    return Uncertainty(intervals, changes, frozenset(beyond), compared, len(pairs))
+
+
+def score_interval(terms: Terms, name: str, seed: int) -> Interval:
+    """The 95 % interval of a score, in percent: Wilson's for a share of items, else the bootstrap's."""
+    if right_or_wrong(terms):
+        low, high = proportion_interval(int(sum(terms[0][0])), len(terms[0][0]))
+        return 100 * low, 100 * high
+    return percentiles(bootstrap([terms], GAIN_DRAWS, seed_of(seed, name))[:, 0])

@@ -1,0 +1,94 @@
+"""Compare two evaluated models item by item: is one better by more than noise?
+
+python scripts/compare.py results/ties results/ties_aim
+python scripts/compare.py TIES TIES_AIM --results results --format markdown
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from console.cli import Parser, add_output_flags, run, say
+from console.errors import UsageError, nearest
+from eval.comparison import DRAWS, compare
+from eval.comparison_text import to_json, to_markdown, to_text
+from eval.gain_comparison import compare_gains
+from eval.reading import parse_names, read_all
+from eval.result import EvalResult
+from eval.rows import Remark, assemble
+from eval.table_flags import add_measure_flags, add_names_flag, measure_of
+
+FORMATS = {"text": to_text, "markdown": to_markdown, "json": to_json}
+
+
+def parser() -> Parser:
+    p = Parser(prog="scripts/compare.py", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("a", metavar="A", help="results file, folder with one model's results, or with --results a model")
+    p.add_argument("b", metavar="B", help="the same; differences are B - A")
+    p.add_argument(
+        "--results",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="results to find A and B in by name or label, and the population of their HV gains; may be repeated",
+    )
+    add_names_flag(p)
+    add_measure_flags(p)
+    p.add_argument("--format", choices=tuple(FORMATS), default="text", help="of what is printed")
+    p.add_argument("--draws", type=int, default=DRAWS, help="of the bootstrap and the permutation test")
+    p.add_argument("--seed", type=int, default=0, help="of both")
+    add_output_flags(p)
+    return p
+
+
+def one(what: str, flag: str, known: Sequence[EvalResult], names: Mapping[str, str], remark: Remark) -> EvalResult:
+    """The result that A or B means: a model of `known` by path, name or label, else a results file or folder.
+
+    Raises UsageError where that is none or several.
+    """
+    called = {result.model: {result.model, Path(result.model).name} for result in known}
+    for spelled in called.values():
+        spelled |= {label for model, label in names.items() if model in spelled or Path(model).name in spelled}
+    found = [result for result in known if what in called[result.model]]
+    if not found and Path(what).exists():
+        found = read_all([Path(what)], remark)[0]
+    if len(found) > 1:
+        listed = ", ".join(result.model for result in found)
+        raise UsageError(f"{flag} {what} means {len(found)} models ({listed}); give one model's folder or its path.")
+    if not found:
+        hint = nearest(what, [name for spelled in called.values() for name in spelled])
+        asked = "a results file or folder" + (" or a model of --results" if known else ", or a model and --results")
+        raise UsageError(f"{flag} {what} is not there: give {asked}.{hint}")
+    return found[0]
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+
+    def remark(sentence: str) -> None:
+        say(sentence, args.quiet)
+
+    if args.draws < 100:
+        raise UsageError(f"--draws {args.draws}: at least 100 are needed.")
+    measure = measure_of(args)
+    known, given = read_all(args.results, remark)
+    names = {**given, **parse_names(args.names)}
+    a, b = (one(what, flag, known, names, remark) for what, flag in ((args.a, "A"), (args.b, "B")))
+    found = compare(a, b, args.draws, args.seed)
+    gain = None
+    if known:
+        asked = [*(r for r in known if r.model not in (a.model, b.model)), a, *([b] if b.model != a.model else [])]
+        gain = compare_gains(assemble(asked, names, remark), a.model, b.model, measure, args.seed, remark)
+    print(
+        FORMATS[args.format](found, gain, args.draws, args.seed), end="" if args.format != "json" else "\n", flush=True
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
