@@ -64,6 +64,7 @@ class Report:
     methods: tuple[Table, ...]
     note: str
     gains: Gains
+    noise: Uncertainty
     mixed: bool = False
 
     @property
@@ -102,6 +103,7 @@ def make_report(models: Models, measure: Measure, remark: Remark, seed: int = 0)
         tuple(Table(title, tuple(line for line in merged if line.method == title)) for title in titles),
         "\n\n".join(_notes(models, measure, noise, omegas, as_published)),
         gains,
+        noise,
         mixed=len(published) == 2,
     )
 

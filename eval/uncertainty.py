@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from console.errors import ProjectError
-from eval.comparison import DRAWS, differences, right_or_wrong
+from eval.comparison import DRAWS, Difference, differences, right_or_wrong
 from eval.gains import HV, Gains, Measure, gain_draws
 from eval.resampling import Terms, bootstrap, percentiles, seed_of
 from eval.rows import Models, Remark
@@ -20,12 +20,14 @@ Place = tuple[str, str]
 @dataclass(frozen=True)
 class Uncertainty:
     """`intervals` of numbers; `changes`, those of the differences to the merge without AIM (in percent points; of gains
-    in their unit); `beyond`, the differences beyond noise; and how many AIM rows could be compared, of how many pairs.
+    in their unit); `beyond`, the differences beyond noise; `differences`, by AIM row (its key), in full; and how many
+    AIM rows could be compared, of how many pairs.
     """
 
     intervals: Mapping[Place, Interval] = field(default_factory=dict)
     changes: Mapping[Place, Interval] = field(default_factory=dict)
     beyond: frozenset[Place] = frozenset()
+    differences: Mapping[str, Sequence[Difference]] = field(default_factory=dict)
     compared: int = 0
     pairs: int = 0
 
@@ -46,7 +48,7 @@ def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, 
             if column in row.result.scores:
                 terms = outcomes.terms(row.result.scores[column].metric)
                 intervals[row.key, column] = score_interval(terms, column, seed)
-    compared = 0
+    in_full: dict[str, Sequence[Difference]] = {}
     pairs = [(family.twin, row) for family in models.families if family.twin for row in family.relaxed]
     for twin, row in pairs:
         try:
@@ -54,14 +56,14 @@ def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, 
         except ProjectError as error:  # other data, or another metric: the scores do not compare
             remark(str(error))
             found = []
-        compared += bool(found)
+        in_full |= {row.key: found} if found else {}
         changes |= {(row.key, d.column): d.interval for d in found}
         beyond |= {(row.key, d.column) for d in found if d.beyond_noise}
         same = gains.populations.get(row.key) == gains.populations.get(twin.key)
         if same and row.key in drawn and twin.key in drawn:
             low, high = changes[row.key, HV] = percentiles(drawn[row.key] - drawn[twin.key])
             beyond |= {(row.key, HV)} if low > 0 or high < 0 else set()
-    return Uncertainty(intervals, changes, frozenset(beyond), compared, len(pairs))
+    return Uncertainty(intervals, changes, frozenset(beyond), in_full, len(in_full), len(pairs))
 
 
 def score_interval(terms: Terms, name: str, seed: int) -> Interval:

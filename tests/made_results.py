@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,75 @@ def write(
     place = folder / result.model.replace("/", "__")
     place.mkdir(parents=True, exist_ok=True)
     for column, items in (samples or {}).items():
-        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        lines = "".join(json.dumps(item) + "\n" for item in items)
         (place / f"samples_{FILES[column]}_{stamp}.jsonl").write_text(lines, encoding="utf-8")
     path = place / f"results_{stamp}.json"
     path.write_text(json.dumps(result.to_json()), encoding="utf-8")
     return path
 
 
-def write_family(folder: Path) -> Path:
-    for result in family():
-        write(result, folder)
+HOSTILE = (
+    "</script><script>window.broken = 1</script>",
+    '<img src=x onerror="window.broken = 2">',
+    "<!-- <script> ]]> &lt;b&gt; \u2028 \x00 \ud800 @@SCRIPT@@ {{x}} ${y} `z`",
+    "' onmouseover='window.broken = 3' \" > </pre></td></table>",
+    "\u202eright to left \u0645\u0631\u062d\u0628\u0627 \U0001f600 " + "long" * 60,
+)
+"""Generations that would break a page which takes them for markup."""
+BEGINNING = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+)
+
+
+def samples(result: EvalResult) -> dict[str, list[dict[str, Any]]]:
+    """What evaluate_model.py would have written beside the result: a line per item, in lm-eval's form."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for column, outcomes in result.outcomes.items():
+        for task, part in outcomes.tasks.items():
+            name = METRICS[column] if column != "IFEval" else "prompt_level_strict_acc"
+            for item, right in zip(part.items, part.verdicts[name], strict=True):
+                found.setdefault(column, []).append(_sample(result.model, column, task, item, bool(right)))
+    return found
+
+
+def _sample(model: str, column: str, task: str, item: int, right: bool) -> dict[str, Any]:
+    hard = HOSTILE[item % len(HOSTILE)] if item % 7 == 3 else ""
+    sample: dict[str, Any] = {"task": task, "doc_id": item, "doc_hash": digest(f"{task}-{item}"), "filter": "none"}
+    if column == "MMLU":
+        choices = "A. w\nB. x\nC. y\nD. z"
+        prompt = f"The following is a question about {task[5:]}.\n\nWhich is number {item}? {hard}\n{choices}\nAnswer:"
+        gold = item % 4
+        best = gold if right else (gold + 1) % 4
+        likely = [[[-1.0 - 0.5 * (i != best) - 0.01 * i, i == best]] for i in range(4)]
+        asked = [[prompt, f" {letter}"] for letter in "ABCD"]
+        return {**sample, "target": str(gold), "arguments": asked, "resps": likely}
+    if column == "HumanEval":
+        prompt = f'def f{item}(x: int) -> int:\n    """Return x plus {item}. {hard}"""\n'
+        text = f"    return x + {item if right else item + 1}\n{hard}"
+        gold = f"def check(candidate):\n    assert candidate(1) == {item + 1}\n\ncheck(f{item})"
+    elif column == "GSM8K":
+        problem = f"Ann has {item} apples and buys {2 * item} more. How many has she?"
+        prompt = f"{BEGINNING}### Instruction:\n{problem}\n\n### Response:"
+        text = f" Let's see. {hard}\nThe answer is {3 * item if right else 3 * item + 1}."
+        gold = str(3 * item)
+    else:
+        prompt = f"Write a poem of {item} words without a comma."
+        text, gold = f"{hard} a poem by {model}" * (1 + item % 3), "0"
+    return {**sample, "target": gold, "arguments": [[prompt, {"until": ["\n\n"]}]], "resps": [[text]]}
+
+
+def write_family(folder: Path, results: Sequence[EvalResult] | None = None) -> Path:
+    """Write a family's results with their samples."""
+    for result in results or family():
+        write(result, folder, samples=samples(result))
     return folder
+
+
+def sweep() -> list[EvalResult]:
+    """The family with AIM at four omegas."""
+    found = family()[:-1]
+    lineage = LINEAGES["ties_aim"]
+    for omega, gsm8k in ((0.8, 0.44), (0.6, 0.48), (0.4, 0.52), (0.2, 0.47)):
+        skills = {**SKILLS["ties_aim"], "GSM8K": gsm8k}
+        found.append(made(f"ties_aim_{omega:g}", skills, replace(lineage, omega=omega)))
+    return found

@@ -1,0 +1,144 @@
+"""The parts of the report page that are there without JavaScript: tables, comparisons, how it was run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from eval.comparison import Difference
+from eval.comparison_text import shown_p, verdict
+from eval.gains import HV
+from eval.report import BEYOND, Cell, Line, Report, Table
+from eval.rows import Models
+from eval.tables import OVER, as_printed, over, shown_label
+
+
+def tables(report: Report) -> str:
+    """The tables, source models first, with what stands below them."""
+    found = [*([report.sources] if report.sources else []), *report.methods]
+    parts = [_table(report, table, sources=table is report.sources) for table in found]
+    notes = "".join(f"<p>{escape(note)}</p>" for note in report.note.split("\n\n") if note)
+    return "\n".join([*parts, f'<div class="notes">{notes}</div>'])
+
+
+def _table(report: Report, table: Table, sources: bool) -> str:
+    one = len({frozenset(line.population or ()) for line in table.lines}) == 1
+    names = [*report.columns, *([] if sources else [HV])]
+    heads = ["Model(s)", *([] if sources else ["AIM"])]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    for name in names:
+        sortable = name != HV or one
+        why = "" if sortable else ' title="Gains over different populations do not compare."'
+        button = f'<button type="button" class="sort">{escape(name)}</button>' if sortable else escape(name)
+        head += f'<th scope="col" class="n"{why}>{button}</th>'
+    head += "" if sources else f'<th scope="col">{OVER}</th>'
+    body = "\n".join(_row(report, line, sources) for line in table.lines)
+    title = escape(table.title)
+    return (
+        f'<h3>{title}</h3>\n<div class="wide" tabindex="0" role="region" aria-label="{title}"><table class="scores">'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _row(report: Report, line: Line, sources: bool) -> str:
+    cells = line.cells[:-1] if sources else line.cells
+    name = f'<th scope="row">{escape(shown_label(line, report))}<span class="sub">{escape(line.row.name)}</span></th>'
+    aim = "" if sources else f"<td>{escape(line.aim)}</td>"
+    own = "" if sources else f"<td>{escape(over(line))}</td>"
+    kind = "source" if sources else "aim" if line.row.lineage.omega is not None else "plain"
+    return f'<tr class="{kind}">{name}{aim}{"".join(map(_cell, cells))}{own}</tr>'
+
+
+def _cell(cell: Cell) -> str:
+    if cell.value is None:
+        return '<td class="n" data-v="">-</td>'
+    number = f"<b>{cell.number}</b>" if cell.lead else cell.number
+    interval = f'<span class="ci">{as_printed(cell, 0)} to {as_printed(cell, 1)}</span>' if cell.interval else ""
+    change = ""
+    if cell.change:
+        way = "up" if cell.change.startswith("+") else "down"
+        mark = f'<abbr title="beyond noise">{BEYOND}</abbr>' if cell.beyond else ""
+        sure = " sure" if cell.beyond else ""
+        change = f'<span class="change {way}{sure}">{escape(cell.change)}{mark}</span>'
+    return f'<td class="n" data-v="{cell.value!r}">{number}{change}{interval}</td>'
+
+
+def comparisons(models: Models, report: Report) -> str:
+    """Each AIM row beside its merge: every benchmark's difference, interval and verdict."""
+    parts = []
+    for family in models.families:
+        for row in family.relaxed:
+            found = report.noise.differences.get(row.key)
+            if found and family.twin:
+                omega = "" if row.lineage.omega is None else f" at omega {row.lineage.omega:g}"
+                title = f"{family.method}, {family.label}: AIM{omega}"
+                moved = [d for d in found if d.beyond_noise]
+                says = ", ".join(f"{d.column} {d.value:+.2f}" for d in moved) or "nothing beyond noise"
+                names = f"{escape(family.twin.name)} (without) and {escape(row.name)} (with AIM)"
+                parts.append(
+                    f'<details class="card"><summary><span>{escape(title)}</span> '
+                    f'<span class="badge{" sure" if moved else ""}">{escape(says)}</span></summary>{_forest(found)}'
+                    f'<p class="sub">{names}</p></details>'
+                )
+    if not parts:
+        return "<p>There is no AIM row with outcomes per item to compare with its merge.</p>"
+    return "\n".join(parts)
+
+
+def _forest(found: Sequence[Difference]) -> str:
+    reach = max(1.0, *(abs(end) for d in found for end in d.interval)) * 1.05
+    rows = []
+    for d in found:
+        low, high, at = (50 + 50 * value / reach for value in (*d.interval, d.value))
+        shape = (
+            f'<svg class="forest" viewBox="0 0 100 16" preserveAspectRatio="none" aria-hidden="true">'
+            f'<line class="zero" x1="50" x2="50" y1="0" y2="16"/>'
+            f'<line class="span" x1="{low:.2f}" x2="{high:.2f}" y1="8" y2="8"/>'
+            f'<rect class="dot" x="{at - 0.8:.2f}" y="4" width="1.6" height="8"/></svg>'
+        )
+        counts = "" if d.only_a is None else f"{d.only_a} / {d.only_b}"
+        sure = ' class="sure"' if d.beyond_noise else ""
+        says = verdict(d).replace("B better", "AIM better").replace("B worse", "AIM worse")
+        interval = f"{d.interval[0]:+.2f} to {d.interval[1]:+.2f}"
+        numbers = [str(d.n), f"{d.value:+.2f}", interval, None, counts, escape(shown_p(d.corrected))]
+        cells = "".join(f"<td>{shape}</td>" if text is None else f'<td class="n">{text}</td>' for text in numbers)
+        rows.append(f'<tr{sure}><th scope="row">{escape(d.column)}</th>{cells}<td>{says}</td></tr>')
+    heads = ("", "items", "difference", "95 % interval", "", "only without / only with", "p corrected", "verdict")
+    head = "".join(f'<th scope="col">{h}</th>' for h in heads)
+    return (
+        f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+SETTINGS = ("preset", "limit", "backend", "dtype_used", "apply_chat_template", "math_prompt_type", "n_samples", "seed")
+
+
+def provenance(models: Models) -> str:
+    """Which weights, settings and versions each measured row comes from."""
+    measured = [row for row in models.rows if not row.published]
+    known: list[dict[str, Any]] = []
+    for row in measured:
+        result = row.result
+        entry: dict[str, Any] = {"digest": (result.digest or "").removeprefix("sha256:")[:12]}
+        entry |= {name: result.settings.get(name) for name in SETTINGS}
+        entry |= {f"{name} version": version for name, version in result.versions.items()}
+        entry["minutes"] = f"{result.seconds['total'] / 60:.1f}" if "total" in result.seconds else None
+        known.append(entry)
+    names = [
+        n for n in dict.fromkeys(n for e in known for n in e) if any(e.get(n) not in (None, "", False) for e in known)
+    ]
+    if not measured:
+        return "<p>All rows are the paper's.</p>"
+    head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in names)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(row.model)}</th>'
+        + "".join(f"<td>{escape('' if entry.get(n) is None else str(entry[n]))}</td>" for n in names)
+        + "</tr>"
+        for row, entry in zip(measured, known, strict=True)
+    )
+    return (
+        f'<div class="wide" tabindex="0"><table><thead><tr><th scope="col">model</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
