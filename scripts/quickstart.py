@@ -148,8 +148,9 @@ def evaluate_all(family, models: Sequence[Path], results: Path, quiet: bool) -> 
     titles = {task: NAMES[skill] for skill, task in family.task_names.items()}
     for model in tqdm(models, desc="evaluating", unit="model", disable=True if quiet else None):
         result, samples = evaluate_with_samples(str(model), settings)
-        labelled = {titles[name]: score for name, score in result.scores.items()}
-        save(replace(result, scores=labelled), samples, results)
+        scores = {titles[name]: score for name, score in result.scores.items()}
+        outcomes = {titles[name]: outcome for name, outcome in result.outcomes.items()}
+        save(replace(result, scores=scores, outcomes=outcomes), samples, results)
 
 
 def report(out: Path, quiet: bool) -> None:
