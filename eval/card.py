@@ -165,20 +165,21 @@ def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]
         args |= {"stderr": round(score.stderr, 4)} if score.stderr is not None else {}
         interval = intervals.get(column)
         args |= {"ci95": [round(end, 4) for end in interval]} if interval else {}
-        found.append(
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=dataset,
-                dataset_name=column,
-                dataset_split=split,
-                dataset_config=config,
-                metric_type=kind,
-                metric_name=score.metric,
-                metric_value=round(score.value, 4),
-                metric_args=args or None,
-                verified=False,
+        for name, one, more in ((score.metric, score, args), *((n, other, {}) for n, other in score.beside.items())):
+            found.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type=dataset,
+                    dataset_name=column,
+                    dataset_split=split,
+                    dataset_config=config,
+                    metric_type=kind,
+                    metric_name=name,
+                    metric_value=round(one.value, 4),
+                    metric_args=more or None,
+                    verified=False,
+                )
             )
-        )
     index: list[dict[str, Any]] = eval_results_to_model_index(line.row.name, found)
     ours = {_identity(entry) for entry in index[0]["results"]}
     others = [
@@ -192,7 +193,7 @@ def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]
 
 
 def _identity(entry: Any) -> tuple[Any, ...]:
-    """What makes two entries the same result: the data set, its part, and the kind of metric."""
+    """What makes two entries the same result: the data set, its part, and the kinds of metric."""
     dataset = entry.get("dataset") or {}
-    kinds = tuple(metric.get("type") for metric in entry.get("metrics") or [])
+    kinds = frozenset(metric.get("type") for metric in entry.get("metrics") or [])
     return dataset.get("type"), dataset.get("config"), dataset.get("split"), kinds

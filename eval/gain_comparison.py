@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from console.errors import UsageError
 from eval.comparison_text import GainDifference
 from eval.gains import Measure, all_gains, gain_draws
 from eval.resampling import percentiles
@@ -11,21 +10,27 @@ from eval.uncertainty import GAIN_DRAWS
 
 
 def compare_gains(models: Models, a: str, b: str, measure: Measure, seed: int, remark: Remark) -> GainDifference | None:
-    """Compare the gains of models `a` and `b`; None where one has none, or no outcomes per item: `remark` hears why.
+    """Compare the gains of models `a` and `b`; None where that cannot be, and `remark` hears why.
 
-    Raises UsageError where their populations differ: such gains do not compare.
+    It cannot where one has no gain or no outcomes per item, or where their populations differ.
     """
     measure.check(models)
-    gains = all_gains(models, measure, remark)
-    if a not in gains.values or b not in gains.values:
+    gains = all_gains(models, measure, lambda sentence: None)
+    without = [name for name, model in (("A", a), ("B", b)) if model not in gains.values]
+    if without:
+        remark(
+            f"HV gain: {' and '.join(without)} {'have' if len(without) > 1 else 'has'} none; it takes a merge, and "
+            "results of its population on every benchmark."
+        )
         return None
     populations = [gains.populations[model] for model in (a, b)]
     if set(populations[0]) != set(populations[1]):
         sets = " and ".join(f"{{{', '.join(labels)}}}" for labels in populations)
-        raise UsageError(
-            f"The HV gains of A and B are over different populations ({sets}) and do not compare; give both one with "
-            "--population FILE, or leave out --results."
+        remark(
+            f"HV gain: those of A and B are over different populations ({sets}) and do not compare; --population FILE "
+            "gives both one."
         )
+        return None
     drawn = gain_draws(models, gains, measure, GAIN_DRAWS, seed)
     if a not in drawn or b not in drawn:
         remark("HV gain: not every model of the population has outcomes on the same items, so it is not compared.")

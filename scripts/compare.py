@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -80,13 +81,13 @@ def main(argv: Sequence[str]) -> int:
     names = {**given, **parse_names(args.names)}
     a, b = (one(what, flag, known, names, remark) for what, flag in ((args.a, "A"), (args.b, "B")))
     found = compare(a, b, args.draws, args.seed)
-    gain = None
+    gain, why = None, list(found.remarks)
     if known:
         asked = [*(r for r in known if r.model not in (a.model, b.model)), a, *([b] if b.model != a.model else [])]
-        gain = compare_gains(assemble(asked, names, remark), a.model, b.model, measure, args.seed, remark)
-    print(
-        FORMATS[args.format](found, gain, args.draws, args.seed), end="" if args.format != "json" else "\n", flush=True
-    )
+        models = assemble(asked, names, remark)
+        gain = compare_gains(models, a.model, b.model, measure, args.seed, why.append)
+    found = replace(found, remarks=tuple(why))
+    print(FORMATS[args.format](found, gain, args.draws, args.seed), end="", flush=True)
     return 0
 
 
