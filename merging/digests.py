@@ -11,10 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from console.files import known_digest
 from merging.native import sha256
 from merging.stored import map_file
-
-from console.files import known_digest
 
 if TYPE_CHECKING:
     from torch import Tensor

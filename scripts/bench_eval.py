@@ -197,7 +197,8 @@ def startup(args: Any) -> str:
         ours = [
             sys.executable, str(ROOT / "evaluate_model.py"), "--preset", "lm-eval", "--model", model, "--data_dir",
             str(args.data_dir.resolve()), "--benchmarks", task, "--math_benchmarks", "", "--limit", "1", "--dtype",
-            args.dtype, "--device", args.device, "--max_gen_toks", "1", "--save_path", folder, "--quiet", "--regenerate",
+            args.dtype, "--device", args.device, "--max_gen_toks", "1", "--save_path", folder, "--quiet",
+            "--regenerate",
         ]  # fmt: skip
         tokenizer = f"{imports}, transformers; transformers.AutoTokenizer.from_pretrained({model!r})"
         commands = {
