@@ -129,7 +129,7 @@ def test_what_is_known_is_not_asked_again(
     assert changed.settings["answers"]["new"] == total
 
 
-SLOW_DATA = 120
+SLOW_DATA = 240
 
 
 def test_killed_runs_go_on_to_the_same_scores(checkpoint: Path, data_dir: Path, tmp_path: Path) -> None:
@@ -149,7 +149,8 @@ def test_killed_runs_go_on_to_the_same_scores(checkpoint: Path, data_dir: Path, 
         file = folder(name) / "generations.jsonl"
         return file.read_bytes().splitlines(keepends=True) if file.exists() else []
 
-    for stop, least in ((signal.SIGKILL, 8), (signal.SIGINT, 24)):
+    for stop in (signal.SIGKILL, signal.SIGINT):
+        least = len(lines("killed")) + 8  # answers of this run, so that the signal does not meet its imports
         process = subprocess.Popen([sys.executable, "evaluate_model.py", *killed], cwd=ROOT, stderr=subprocess.PIPE)
         try:
             _until(lambda least=least: len(lines("killed")) > least, process)
@@ -171,7 +172,7 @@ def test_killed_runs_go_on_to_the_same_scores(checkpoint: Path, data_dir: Path, 
         assert len(keys) == len(set(keys)) == SLOW_DATA
     assert results["killed"].outcomes == results["alone"].outcomes
     assert results["killed"].scores == results["alone"].scores
-    assert results["killed"].settings["answers"]["from the journal"] >= 24
+    assert results["killed"].settings["answers"]["from the journal"] >= 16
     assert Journal(folder("killed")).answers == Journal(folder("alone")).answers
 
 
