@@ -46,7 +46,7 @@ class Progress:
             return Sums(), {}, {}
         if not self.resume:
             say("An interrupted calibration is discarded (--resume would have gone on with it).", self.quiet)
-            self.file.unlink()
+            self.clear()
             return Sums(), {}, {}
         tensors, about = _read(self.file)
         if about.get("key") != self.key:
@@ -71,18 +71,22 @@ class Progress:
             return
         from safetensors.torch import save_file
 
-        partial = self.file.with_name(f"{self.file.name}.partial")
         tensors = {**sums.tensors(), **{f"hidden.{name}": tensor for name, tensor in hidden().items()}}
         about = {"key": self.key, "axes": sums.axes, "position": dict(position)}
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, {"about": json.dumps(about)})
-        os.replace(partial, self.file)
+        save_file(tensors, self._partial, {"about": json.dumps(about)})
+        os.replace(self._partial, self.file)
         took = time.monotonic() - started
         self._next = time.monotonic() + max(EVERY_SECONDS, 20 * took)
 
     def clear(self) -> None:
-        """Forget the state of a calibration that is through."""
+        """Forget the state of a calibration that is through, and what a killed saving left."""
         self.file.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
+
+    @property
+    def _partial(self) -> Path:
+        return self.file.with_name(f"{self.file.name}.partial")
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
