@@ -101,8 +101,8 @@ def test_state_of_another_run_is_refused(family, tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_killed_calibration_goes_on(family, tmp_path: Path, way: str) -> None:
     """Killed outright while it calibrates, performAIM.py leaves no output and no importance file; the same command with
-    --resume ends with the importance and the weights of an undisturbed run, byte for byte, and clears what a saving that
-    was killed half-way left."""
+    --resume ends with the importance and the weights of an undisturbed run, byte for byte, and clears what a saving
+    that was killed half-way left."""
     base = make_llama(tmp_path / "base", hidden=96, layers=4)
     merged = make_llama(tmp_path / "merged", seed=1, hidden=96, layers=4)
     command = [
