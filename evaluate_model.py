@@ -34,13 +34,12 @@ def evaluated(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
     from eval.harness import evaluate_share, preflight
     from eval.store import save
 
-    for model in models:
-        preflight(model, settings, a.save_path)
+    checked = [(model, preflight(model, settings, a.save_path)) for model in models]
     results = []
-    for model in models:
+    for model, benchmarks in checked:
         if len(models) > 1:
             say(f"{model}:", a.quiet or not Ranks.of_run().first)
-        found = evaluate_share(model, settings, save_path=a.save_path)
+        found = evaluate_share(model, settings, save_path=a.save_path, benchmarks=benchmarks)
         if found is not None:
             results.append((found[0], save(*found, a.save_path)))
     return results

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from aim.activations import HALVES, Activations, Batch, Sums, Total
-from aim.memory import ran_out
 from aim.progress import Progress
 from aim.watch import watching
 from console.cli import say
 from console.errors import CalibrationError
+from console.memory import ran_out
 from merging.processes import Processes
 
 TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 2048}

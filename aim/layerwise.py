@@ -22,11 +22,12 @@ from aim.activations import Activations, Batch, Sums
 from aim.base_model import Skeleton, filling_outside
 from aim.calibrate import BatchSize, added_up, first_batch_size, forward_arguments, takes, turns
 from aim.hidden import HiddenStates
-from aim.memory import available, ran_out
+from aim.memory import available
 from aim.progress import Progress
 from aim.watch import Use, watching
 from console.cli import say
 from console.errors import CalibrationError
+from console.memory import ran_out
 from merging.processes import Processes
 
 TABLE_BYTES = 1 << 30

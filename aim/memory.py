@@ -1,4 +1,4 @@
-"""How much memory there is, and what running out of it looks like."""
+"""How much memory there is."""
 
 from __future__ import annotations
 
@@ -33,11 +33,3 @@ def _left_in_group() -> list[int]:
         except (OSError, ValueError):  # no such group, or "max"
             continue
     return []
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)

@@ -71,12 +71,21 @@ def evaluate_with_samples(
 
 
 def evaluate_share(
-    model: Any, settings: Settings, *, tokenizer: Any = None, name: str | None = None, save_path: Path | None = None
+    model: Any,
+    settings: Settings,
+    *,
+    tokenizer: Any = None,
+    name: str | None = None,
+    save_path: Path | None = None,
+    benchmarks: list[Benchmark] | None = None,
 ) -> tuple[EvalResult, Samples] | None:
-    """This process's part of an evaluation; the result in the first process of a launch, None in the others."""
+    """This process's part of an evaluation; the result in the first process of a launch, None in the others.
+
+    `benchmarks` are what `preflight` returned, where the caller has checked already.
+    """
     started = time.time()
     ranks = Ranks.of_run()
-    benchmarks = preflight(model, settings)
+    benchmarks = preflight(model, settings) if benchmarks is None else benchmarks
     if ranks.count > 1 and save_path is None:
         raise EvaluationError("Several processes meet in their journal: give a save_path.")
     screen = sys.stderr

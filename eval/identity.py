@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import BadInputError
-from console.files import known_digest
+from console.files import file_digest, known_digest
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 BESIDE = (
@@ -35,7 +35,7 @@ def model_digest(folder: Path) -> str:
         raise BadInputError(f"{folder} holds no weights (model.safetensors, or shards with an index).")
     chosen = sorted({*weights, *(n for n in names if any(fnmatch(n, p) for p in BESIDE))})
     with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
-        digests = list(pool.map(lambda name: _file_digest(folder / name), chosen))
+        digests = list(pool.map(lambda file: known_digest(file) or file_digest(file), map(folder.joinpath, chosen)))
     return "sha256:" + _over(zip(chosen, digests, strict=True))
 
 
@@ -55,14 +55,6 @@ def _over(parts: Any) -> str:
     for name, digest in parts:
         whole.update(f"{name}\0{digest}\n".encode())
     return whole.hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    known = known_digest(file)
-    if known:
-        return known
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def hub_commit(folder: Path) -> str | None:

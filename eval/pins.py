@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import BadInputError
+from console.files import file_digest
 
 FILE = Path(__file__).resolve().parent.parent / "configs" / "benchmark_data.yaml"
 MANIFEST = "benchmarks.json"
@@ -104,12 +105,6 @@ def _problem(file: Path, digest: str) -> str | None:
     if not file.is_file():
         return "is listed in the manifest and missing"
     return None if file_digest(file) == digest else "is not the file that was fetched (another digest)"
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def facts(name: str, config: str | None, split: str, rows: Any) -> tuple[int, str, bool | None]:

@@ -10,12 +10,41 @@ from console.cli import Parser
 from console.errors import UsageError
 from eval.gains import Measure
 from eval.hypervolume import read_rule
+from eval.reading import load, parse_names
+from eval.report import Report, make_report
+from eval.rows import Models, Remark, only
 
 
 def add_results_flags(p: Parser) -> None:
     """The results to read, and --names."""
     p.add_argument("results", nargs="+", type=Path, help="results files, or folders searched for the newest per model")
     add_names_flag(p)
+
+
+def add_only_flag(p: Parser) -> None:
+    p.add_argument("--only", metavar="LABEL", help='only merges of these models, such as "Code + Math", and the models')
+
+
+def add_report_flags(p: Parser) -> None:
+    """What tables are made from: results, --with_paper, --only, the measure of HV gain, --seed."""
+    add_results_flags(p)
+    p.add_argument("--with_paper", action="store_true", help="put the results into the paper's tables, marked by ‡")
+    add_only_flag(p)
+    add_measure_flags(p)
+    p.add_argument("--seed", type=int, default=0, help="of the bootstrap and the permutations")
+
+
+def models_of(args: argparse.Namespace, remark: Remark, with_paper: bool = False) -> Models:
+    """Read the results that `add_results_flags` and `add_only_flag` ask for."""
+    models = load(args.results, parse_names(args.names), remark, with_paper)
+    return only(models, args.only) if args.only else models
+
+
+def report_of(args: argparse.Namespace, remark: Remark) -> tuple[Models, Report]:
+    """Read the results and make the tables that `add_report_flags` ask for."""
+    measure = measure_of(args)
+    models = models_of(args, remark, args.with_paper)
+    return models, make_report(models, measure, remark, args.seed)
 
 
 def add_names_flag(p: Parser) -> None:

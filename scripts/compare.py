@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -70,10 +71,7 @@ def one(what: str, flag: str, known: Sequence[EvalResult], names: Mapping[str, s
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-
-    def remark(sentence: str) -> None:
-        say(sentence, args.quiet)
-
+    remark = partial(say, quiet=args.quiet)
     if args.draws < 100:
         raise UsageError(f"--draws {args.draws}: at least 100 are needed.")
     measure = measure_of(args)

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import FailureError, UsageError, nearest
-from console.files import user_path, write_whole
-from eval.pins import FILE, FORMAT, MANIFEST, SCHEMA, Pinned, check_manifest, file_digest, pinned
+from console.files import file_digest, user_path, write_whole
+from eval.pins import FILE, FORMAT, MANIFEST, SCHEMA, Pinned, check_manifest, pinned
 
 PUNKT = Path("nltk_data") / "tokenizers" / "punkt_tab"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -17,19 +18,14 @@ from console.cli import Parser, add_output_flags, run, say
 from console.files import user_path, write_whole
 from eval.card import update_card
 from eval.latex import to_latex
-from eval.reading import load, parse_names
-from eval.report import make_report, ranking
-from eval.rows import only
-from eval.table_flags import add_measure_flags, add_results_flags, measure_of
+from eval.report import ranking
+from eval.table_flags import add_report_flags, report_of
 from eval.tables import to_csv, to_markdown, to_ranking
 
 
 def parser() -> Parser:
     p = Parser(prog="scripts/make_tables.py", description=(__doc__ or "").splitlines()[0])
-    add_results_flags(p)
-    p.add_argument("--with_paper", action="store_true", help="put them into the paper's tables, marked by ‡")
-    p.add_argument("--only", metavar="LABEL", help='only merges of these models, such as "Code + Math", and the models')
-    add_measure_flags(p)
+    add_report_flags(p)
     p.add_argument("--intervals", action="store_true", help="print the 95 %% interval of each number")
     p.add_argument("--rank", metavar="COLUMN", help='also print a ranking by a benchmark or by "HV Gain"')
     p.add_argument("--csv", type=Path, default=Path("results/tables.csv"), metavar="FILE", help="also write this CSV")
@@ -41,21 +37,14 @@ def parser() -> Parser:
         help="also write the results of one model into its card (a checkpoint's folder, or its README.md)",
     )
     p.add_argument("--card_model", metavar="MODEL", help="whose results go into the card (default: by its folder)")
-    p.add_argument("--seed", type=int, default=0, help="of the bootstrap and the permutations")
     add_output_flags(p)
     return p
 
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-
-    def remark(sentence: str) -> None:
-        say(sentence, args.quiet)
-
-    measure = measure_of(args)
-    models = load(args.results, parse_names(args.names), remark, args.with_paper)
-    models = only(models, args.only) if args.only else models
-    report = make_report(models, measure, remark, args.seed)
+    remark = partial(say, quiet=args.quiet)
+    _, report = report_of(args, remark)
     ranked = ranking(report, args.rank) if args.rank else []
     card = update_card(args.update_card, args.card_model, report, args.intervals) if args.update_card else None
     write_whole(args.csv, to_csv(report).encode("utf-8"))

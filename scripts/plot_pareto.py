@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -17,9 +18,7 @@ from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError, nearest
 from eval.gains import all_gains
 from eval.plots import curved, plot_omega_curves, plot_pareto, save
-from eval.reading import load, parse_names
-from eval.rows import only
-from eval.table_flags import add_measure_flags, add_results_flags, measure_of
+from eval.table_flags import add_measure_flags, add_only_flag, add_results_flags, measure_of, models_of
 
 
 def parser() -> Parser:
@@ -33,9 +32,7 @@ def parser() -> Parser:
     )
     p.add_argument("--x", metavar="BENCHMARK", help="benchmark across (default: every pair, one panel each)")
     p.add_argument("--y", metavar="BENCHMARK", help="benchmark upwards")
-    p.add_argument(
-        "--only", metavar="LABEL", help='only merges of these models, such as "Code + Math", and their models'
-    )
+    add_only_flag(p)
     p.add_argument("--omega_curves", action="store_true", help="draw scores and HV gain against omega instead")
     add_measure_flags(p)
     add_output_flags(p)
@@ -60,12 +57,8 @@ def chosen_pairs(columns: Sequence[str], x: str | None, y: str | None) -> list[t
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-
-    def remark(sentence: str) -> None:
-        say(sentence, args.quiet)
-
-    models = load(args.results, parse_names(args.names), remark)
-    models = only(models, args.only) if args.only else models
+    remark = partial(say, quiet=args.quiet)
+    models = models_of(args, remark)
     if args.omega_curves:
         if not curved(models):
             raise UsageError("Omega curves need AIM results of one merge at two omegas or more; none has them.")

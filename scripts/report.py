@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -15,39 +16,27 @@ from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
 from console.files import write_whole
 from eval.page import make_page
-from eval.reading import load, parse_names
-from eval.report import make_report
-from eval.rows import model_key, only
+from eval.rows import model_key
 from eval.samples import answers_of, sample_files
-from eval.table_flags import add_measure_flags, add_results_flags, measure_of
+from eval.table_flags import add_report_flags, report_of
 
 
 def parser() -> Parser:
     p = Parser(prog="scripts/report.py", description=(__doc__ or "").splitlines()[0])
-    add_results_flags(p)
+    add_report_flags(p)
     p.add_argument("--out", type=Path, default=Path("results/report.html"), metavar="FILE", help="the page to write")
     p.add_argument("--title", default="Merges and their relaxations", help="of the page")
-    p.add_argument("--with_paper", action="store_true", help="put the results into the paper's tables, marked by ‡")
-    p.add_argument("--only", metavar="LABEL", help='only merges of these models, such as "Code + Math", and the models')
     p.add_argument("--max_items", type=int, metavar="N", help="items of a benchmark to show at most (default: all)")
-    add_measure_flags(p)
-    p.add_argument("--seed", type=int, default=0, help="of the bootstrap and the permutations")
     add_output_flags(p)
     return p
 
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-
-    def remark(sentence: str) -> None:
-        say(sentence, args.quiet)
-
+    remark = partial(say, quiet=args.quiet)
     if args.max_items is not None and args.max_items < 1:
         raise UsageError(f"--max_items {args.max_items}: at least 1, or leave it out for all.")
-    measure = measure_of(args)
-    models = load(args.results, parse_names(args.names), remark, args.with_paper)
-    models = only(models, args.only) if args.only else models
-    report = make_report(models, measure, remark, args.seed)
+    models, report = report_of(args, remark)
     files = sample_files(args.results)
     answers = {
         row.key: answers_of(row.result, files.get(model_key(row.model), []), remark)

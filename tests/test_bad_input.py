@@ -32,10 +32,10 @@ class Place:
 @pytest.fixture
 def place(checkpoint: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Copies to break; loading weights fails the test."""
-    from eval import backend
+    from eval import backend, harness  # both before either is changed: harness keeps what it imports
 
     monkeypatch.setattr(backend, "make_engine", lambda *_: pytest.fail("weights were loaded"))
-    monkeypatch.setattr("eval.harness.make_engine", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(harness, "make_engine", lambda *_: pytest.fail("weights were loaded"))
     shutil.copytree(checkpoint, tmp_path / "model")
     shutil.copytree(data_dir / "hub" / "openai", tmp_path / "data" / "openai")
     return Place(tmp_path / "model", tmp_path / "data", tmp_path)

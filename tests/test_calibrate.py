@@ -190,7 +190,7 @@ def test_other_errors_are_not_memory() -> None:
 
 def test_real_memory_is_recognised() -> None:
     """What torch raises where the CPU's memory does not suffice is taken for that."""
-    from aim.memory import ran_out
+    from console.memory import ran_out
 
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)

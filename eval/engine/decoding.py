@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from console.errors import EvaluationError
+from console.memory import ran_out
 from eval.engine import kv_cache
-from eval.engine.memory import is_out_of_memory, release
+from eval.engine.memory import release
 from eval.engine.prefixes import shared, worth_it
 from eval.engine.sampling import next_ids
 from eval.engine.stops import Stops
@@ -74,7 +75,7 @@ class Decoder:
                 else:
                     self._step()
             except Exception as error:  # torch raises RuntimeError or its subclasses, by device and version
-                if not is_out_of_memory(error):
+                if not ran_out(error):
                     raise
                 self._shrink(waiting, error)
             self._leave(ended)

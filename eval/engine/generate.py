@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from console.errors import EvaluationError
-from eval.engine.memory import is_out_of_memory, release
+from eval.engine.memory import tried
 from eval.engine.stops import Stops
 from eval.engine.tokens import Tokens
 from eval.requests import Answered, Request
@@ -26,19 +26,15 @@ def generate_batches(
         waiting = sorted(group, key=lambda r: -len(prompts[id(r)]))
         while waiting:
             batch = waiting[:rows]
-            texts = None
-            try:
-                texts = _texts(model, tokens, batch, [prompts[id(r)] for r in batch])
-            except Exception as error:  # torch raises RuntimeError or its subclasses, by device and version
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise EvaluationError(
-                        f"There is not enough memory for one sequence of {len(prompts[id(batch[0])])} tokens; give a "
-                        "shorter --max_model_len or another --device."
-                    ) from error
+            inputs = [prompts[id(r)] for r in batch]
+            texts = tried(
+                partial(_texts, model, tokens, batch, inputs),
+                len(batch),
+                model.device,
+                f"There is not enough memory for one sequence of {len(inputs[0])} tokens; give a shorter "
+                "--max_model_len or another --device.",
+            )
             if texts is None:
-                release(model.device)
                 rows = max(1, len(batch) // 2)
                 continue
             waiting = waiting[rows:]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from console.errors import EvaluationError
+from console.memory import ran_out
+
+T = TypeVar("T")
 
 CPU_BYTES = 2 << 30
 GPU_SHARE = 0.8
@@ -13,13 +18,20 @@ PASS_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Tokens of prompts computed in one pass; more gain nothing."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory did not suffice, on the GPU or the CPU."""
-    if isinstance(error, MemoryError):
-        return True
-    text = f"{type(error).__name__}: {error}".lower()
-    signs = ("outofmemoryerror", "out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+def tried(work: Callable[[], T], rows: int, device: Any, alone: str) -> T | None:
+    """Return what `work` gives; None, with memory given back, where it does not suffice for its `rows`.
+
+    Raises EvaluationError with the sentence `alone` where that is a single row.
+    """
+    try:
+        return work()
+    except Exception as error:  # torch raises RuntimeError or its subclasses, by device and version
+        if not ran_out(error):
+            raise
+        if rows == 1:
+            raise EvaluationError(alone) from error
+    release(device)  # after the handler: its traceback holds the tensors
+    return None
 
 
 def release(device: Any) -> None:

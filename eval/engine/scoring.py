@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from console.errors import EvaluationError
 from eval.engine.kv_cache import repeated
-from eval.engine.memory import is_out_of_memory, release
+from eval.engine.memory import tried
 from eval.engine.prefixes import shared, worth_it
 
 Scored = Callable[[Any, tuple[float, bool]], None]
@@ -99,19 +98,14 @@ class Scorer:
 
     def _scored_or_halved(self, batch: list[Question], prefix: tuple[Any, int] | None, scored: Scored) -> None:
         """Score a batch; where memory does not suffice, its halves, and smaller batches from then on."""
-        answers: list[tuple[Any, tuple[float, bool]]] | None = None
-        try:
-            answers = self._answers(batch, prefix)
-        except Exception as error:  # torch raises RuntimeError or its subclasses, by device and version
-            if not is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise EvaluationError(
-                    f"There is not enough memory to score one sequence of {len(batch[0].ids)} tokens on "
-                    f"{self._device}; give a shorter --max_model_len, a smaller --dtype or another --device."
-                ) from error
+        answers = tried(
+            lambda: self._answers(batch, prefix),
+            len(batch),
+            self._device,
+            f"There is not enough memory to score one sequence of {len(batch[0].ids)} tokens on {self._device}; give a "
+            "shorter --max_model_len, a smaller --dtype or another --device.",
+        )
         if answers is None:
-            release(self._device)
             self.rows = max(1, min(self.rows, len(batch)) // 2)
             self.tokens = max(1, self.tokens // 2)
             middle = len(batch) // 2
