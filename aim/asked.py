@@ -110,7 +110,7 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str) -> None:
     group.add_argument(
         "--calibration_dtype",
         choices=("auto", *DTYPES),
-        help="what the base is run in (default: auto, as it is stored)",
+        help="what the base is run in (default: auto, as it is stored; float32 on a CPU that only emulates bfloat16)",
     )
     add_calibration_flags(parser, seed)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aim.calibration import Calibration, contradiction
 from console.cli import say
 from console.errors import CalibrationError, CheckpointError, UsageError, nearest
+from console.processor import product_dtype
 from merging.card import public_name
 from merging.checkpoint import FLOATS, Checkpoint
 from merging.processes import Processes
@@ -115,7 +116,7 @@ def measure(
             "give --importance FILE, measured on the model saved as a folder."
         )
     check_length(base, settings.calibration.block_size)
-    dtype = calibration_dtype(base, settings)
+    dtype = calibration_dtype(base, settings, device)
     check_dtype(dtype, device)
     texts = load_texts(settings.calibration)
     try:
@@ -243,14 +244,18 @@ def check_length(base: Checkpoint, block_size: int) -> None:
         raise UsageError(f"--block_size {block_size} is more than the {longest} positions that {base.name} has.")
 
 
-def calibration_dtype(base: Checkpoint, settings: Settings) -> str:
-    """Return the dtype that the base is run in: as asked, else the one that most of its tensors are stored in."""
+def calibration_dtype(base: Checkpoint, settings: Settings, device: torch.device) -> str:
+    """Return the dtype that the base is run in: as asked, else the one that most of its tensors are stored in.
+
+    bfloat16 becomes float32 on a processor that only emulates it: exact for the weights, and several times faster.
+    """
     if settings.reference:
         return "bfloat16"
     if settings.calibration_dtype != "auto":
         return settings.calibration_dtype
     counts = Counter(info.dtype for info in base.tensors.values() if info.dtype in FLOATS)
-    return counts.most_common(1)[0][0]
+    stored = counts.most_common(1)[0][0]
+    return product_dtype(device.type) if stored == "bfloat16" else stored
 
 
 def check_dtype(dtype: str, device: torch.device) -> None:

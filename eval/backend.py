@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import BadInputError, EvaluationError, UsageError
+from console.processor import product_dtype
 from eval import identity
 from eval.checks import check_length, own_length, usable_length
 from eval.engine.remote import AT_ONCE, RemoteEngine, messages_as_json
@@ -78,17 +79,18 @@ def subject_of(model: Any, settings: Settings, tokenizer: Any = None, name: str 
 
 
 def place(settings: Settings, model: Any, ranks: Ranks) -> Settings:
-    """Return the settings with backend, device and number of GPUs decided. Raises UsageError for a GPU not there."""
+    """Return the settings with backend, device, GPUs and dtype decided. Raises UsageError for a GPU not there."""
     if settings.backend == "openai":
         if not isinstance(model, str) or ranks.count > 1:
             raise UsageError("--backend openai asks a server for a model by its name, from one process.")
-        return replace(settings, device="server", n_gpu=0)
+        return replace(settings, device="server", n_gpu=0, dtype=settings.dtype or "auto")
     import torch
 
     if not isinstance(model, str):
         if settings.backend == "vllm":
             raise UsageError("The vllm backend loads the model itself: give a folder or a hub id.")
-        return replace(settings, backend="hf", device=str(next(model.parameters()).device), n_gpu=1)
+        dtype = str(model.dtype).removeprefix("torch.")
+        return replace(settings, backend="hf", device=str(next(model.parameters()).device), n_gpu=1, dtype=dtype)
     visible = torch.cuda.device_count()
     kind, _, index = settings.device.partition(":")
     if settings.n_gpu is not None and settings.n_gpu > visible:
@@ -99,6 +101,7 @@ def place(settings: Settings, model: Any, ranks: Ranks) -> Settings:
     if kind == "cuda" and not gpu:
         raise UsageError(f"--device {settings.device} and --n_gpu 0 contradict each other.")
     several = ranks.count > 1
+    settings = replace(settings, dtype=settings.dtype or product_dtype("cuda" if gpu else "cpu"))
     backend = settings.backend
     if backend == "auto":
         backend = "vllm" if gpu and find_spec("vllm") and not index and not several else "hf"

@@ -81,7 +81,8 @@ def _where(p: Parser) -> None:
     g.add_argument("--n_gpu", type=int, help="GPUs to use; 0 for the CPU (default: all visible)")
     g.add_argument("--data_parallel", type=int, default=1, help="copies of the model that share vllm's GPUs")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    g.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16; of the checkpoint by lm-eval)")
+    dtype = "of the weights (default: bfloat16, float32 on a CPU that emulates it; by lm-eval, auto: the checkpoint's)"
+    g.add_argument("--dtype", choices=DTYPES, help=dtype)
     length = f"tokens of prompt and answer (default: the model's own, at most {PAPER_LENGTH})"
     g.add_argument("--max_model_len", type=int, help=length)
     g.add_argument("--batch_size", default="auto", help="rows per batch, or requests at a time; auto: as many as fit")

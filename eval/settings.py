@@ -15,7 +15,7 @@ from eval.tasks.prompts import TEMPLATES
 DTYPES = ("bfloat16", "float16", "float32", "auto")
 BACKENDS = ("auto", "hf", "vllm", "openai")
 PAPER_LENGTH = 4096
-DTYPE_OF: Mapping[str, str] = {"paper": "bfloat16", "lm-eval": "auto"}
+DTYPE_OF: Mapping[str, str | None] = {"paper": None, "lm-eval": "auto"}
 EVERY = ""
 """The name in `num_fewshot` that means every task without a number of its own."""
 
@@ -24,6 +24,7 @@ EVERY = ""
 class Settings:
     """What and how to evaluate; the defaults are the original script's.
 
+    `dtype` None means bfloat16, and float32 on a processor that only emulates it; "auto" is the checkpoint's.
     `max_model_len` None means the model's own length, in the paper's preset at most 4096. `n_gpu` None means all
     visible. `data_dir` is a folder laid out like the hub; with `offline` nothing outside it is asked for data.
     `limits` maps benchmarks to numbers of items, spread over their subjects, and `num_fewshot` to numbers of examples;
@@ -41,7 +42,7 @@ class Settings:
     device: str = "auto"
     n_gpu: int | None = None
     data_parallel: int = 1
-    dtype: str = "bfloat16"
+    dtype: str | None = None
     max_model_len: int | None = None
     apply_chat_template: bool = False
     batch_size: str = "auto"
@@ -75,7 +76,7 @@ class Settings:
         known = {"dtype": DTYPES, "backend": BACKENDS, "math_prompt_type": tuple(TEMPLATES), "preset": PRESETS}
         for name, values in known.items():
             value = getattr(self, name)
-            if value not in values:
+            if value is not None and value not in values:
                 raise UsageError(f"--{name} is one of {', '.join(values)}, not {value!r}.{nearest(value, values)}")
         if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
             raise UsageError(f"--batch_size is auto or a number of at least 1, not {self.batch_size!r}.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from console.cli import say
 from console.errors import FailureError
+from console.processor import product_dtype
 from scripts.real_model_data import Example, SkillData
 from scripts.real_model_folder import base_name, is_finished, read_record, save
 
@@ -118,7 +119,8 @@ def answer_loss(model: Any, batch: Sequence[Encoded], pad: int, device: str) -> 
         seen[row, : len(e.ids)] = 1
         chosen[row, e.n_prompt : len(e.ids)] = True
     ids, seen, chosen = ids.to(device), seen.to(device), chosen.to(device)
-    with torch.autocast(device.partition(":")[0], dtype=torch.bfloat16):
+    kind = device.partition(":")[0]
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=product_dtype(kind) == "bfloat16"):
         hidden = model.get_decoder()(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
         # The position before a token predicts it.
         logits = model.get_output_embeddings()(hidden[:, :-1][chosen[:, 1:]])
@@ -158,8 +160,8 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Fine-tune `base` on `data` and write `target` (bf16 safetensors, tokenizer, record); returns the record.
 
-    Weights are fp32 with bfloat16 autocast, AdamW without weight decay. The folder is staged beside `target`
-    and renamed when whole; a finished one of the same settings is left as it is.
+    Weights are fp32, with bfloat16 autocast where the device computes in it; AdamW without weight decay. The folder is
+    staged beside `target` and renamed when whole; a finished one of the same settings is left as it is.
     """
     wanted = {"skill": data.skill, "settings": asdict(settings), "data_sha256": digest(data.examples)}
     if not overwrite and is_finished(target, wanted):

@@ -274,7 +274,7 @@ def test_the_defaults_are_the_original_ones() -> None:
     a = parser().parse_args(["--model", "m"])
     assert (a.benchmarks, a.math_benchmarks) == ("mmlu,ifeval,mbpp,humaneval", "math,gsm8k")
     s = settings_of(a)
-    assert (s.preset, s.dtype, s.batch_size) == ("paper", "bfloat16", "auto")
+    assert (s.preset, s.dtype, s.batch_size) == ("paper", None, "auto")
     assert (s.math_prompt_type, s.math_max_tokens, s.n_samples, s.temperature) == ("wcot", 1024, 1, 0.0)
     assert (a.save_path, a.n_gpu, a.limit, a.max_model_len) == (Path("results"), None, None, None)
 

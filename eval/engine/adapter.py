@@ -55,7 +55,7 @@ class AdaptedEngine:
 def adapted(subject: Subject, settings: Settings) -> AdaptedEngine:
     """Load vLLM, or an encoder-decoder model with transformers."""
     if settings.backend == "vllm":
-        return AdaptedEngine(_vllm(subject, settings), CHUNK["vllm"], settings.dtype, seeds=True)
+        return AdaptedEngine(_vllm(subject, settings), CHUNK["vllm"], str(settings.dtype), seeds=True)
     from lm_eval.models.huggingface import HFLM
 
     rows = 8 if settings.batch_size == "auto" else int(settings.batch_size)
