@@ -1,4 +1,4 @@
-"""Compiling the kernels on this machine, once: kept in the user's cache, and proven before they are used."""
+"""Compiling the kernels on this machine, once for each kind of processor: kept in the user's cache."""
 
 from __future__ import annotations
 

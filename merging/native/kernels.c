@@ -1,4 +1,4 @@
-/* The inner loops of merging, compiled on this machine; merging/native/build.py says how, library.py what each takes.
+/* The inner loops of merging, compiled on this machine; merging/native/build.py says how, kernels.py what each takes.
 
    Every function computes what the methods' torch expressions compute, one operation after the other in fp32 (no fused
    multiply-add, which would round differently), a tile at a time, so that all but the inputs and the output stays in
