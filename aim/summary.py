@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from aim.relaxer import ZERO, Rule, is_expert
-from merging.names import layer_of
+from merging.names import in_order, layer_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,9 +196,8 @@ def _braced(names: Sequence[str]) -> str:
 
 
 def _in_order(name: str) -> tuple[bool, list[tuple[int, str]]]:
-    """Sorts layer 10 after layer 9, and what is in no layer behind them."""
-    parts = [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-    return layer_of(name) is None, parts
+    """Sorts by layer, and what is in no layer behind them."""
+    return layer_of(name) is None, in_order(name)
 
 
 def by_kind(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from console.tables import markdown
-from merging.names import layer_of
+from merging.names import in_order, layer_of
 
 
 def by_layer(tensors: Iterable[tuple[str, Mapping[str, Any]]], count: int) -> list[dict[str, Any]]:
-    """Add up the tensors' sums layer by layer; returns one row per layer, and one per tensor outside of layers.
+    """Add up the tensors' sums layer by layer; returns one row per layer, and one per tensor outside of layers, in the
+    order of their names, layer 2 before layer 10.
 
     A row has norms (one for each of the recipe's `count` models, None for one that has no part in it), merged (the
     norm), and as shares: conflicts (of the entries that any model moved), dropped (per model, of the entries that it
@@ -21,7 +22,7 @@ def by_layer(tensors: Iterable[tuple[str, Mapping[str, Any]]], count: int) -> li
     for name, health in tensors:
         found = layer_of(name)
         groups.setdefault(f"{found[0]}{found[1]}" if found else name, []).append(health)
-    return [_row(layer, parts, count) for layer, parts in groups.items()]
+    return [_row(layer, groups[layer], count) for layer in sorted(groups, key=in_order)]
 
 
 def _row(layer: str, parts: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:

@@ -56,6 +56,11 @@ def layer_of(name: str) -> tuple[str, int, str] | None:
     return (found["stack"], int(found["index"]), found["rest"]) if found else None
 
 
+def in_order(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names with layer 10 after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
 def stacks_experts(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor stacks the matrices of a mixture's experts (experts, rows, columns)."""
     return len(shape) == 3 and bool(EXPERTS.search(name))

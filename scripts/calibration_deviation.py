@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
     from aim.blocks import cut, summary
     from aim.texts import load_texts
+    from merging.card import public_name
     from merging.checkpoint import open_checkpoint
 
     base, asked = open_checkpoint(args.base), calibration_of(vars(args))
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     settings = dict.fromkeys(setting for pair in PAIRS.values() for setting in pair)
     found = {setting: calibrated(base, sample.blocks, *setting) for setting in settings}
     rows = {what: compare(found[one], found[other]) for what, (one, other) in PAIRS.items()}
-    entry = {"base": base.name, "blocks": sample.account["blocks"], "tokens": sample.account["tokens"],
+    entry = {"base": public_name(base.name), "blocks": sample.account["blocks"], "tokens": sample.account["tokens"],
              "source": sample.account["source"], "rows": rows}  # fmt: skip
     print(as_text(entry))
     if args.results:

@@ -89,7 +89,9 @@ def plot(sweep: Sweep) -> Figure:
 
     first = next(iter(sweep.values()))
     layers = [i for i, row in enumerate(first) if row["layer"].rpartition(".")[2].isdigit()]
-    numbers = [int(first[i]["layer"].rpartition(".")[2]) for i in layers]
+    stacks = list(dict.fromkeys(first[i]["layer"].rpartition(".")[0] for i in layers))
+    numbers = [int(first[i]["layer"].rpartition(".")[2]) for i in layers] if len(stacks) == 1 else range(len(layers))
+    along = "layer" if len(stacks) == 1 else f"layer of {', then '.join(stacks)}"
     with in_style():
         figure = Figure(figsize=(7.2, 2.9), dpi=200, layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -102,12 +104,10 @@ def plot(sweep: Sweep) -> Figure:
             whole = [merged_norm(rows[i]) for i in layers]
             left.plot(numbers, norms, **look)
             right.plot(numbers, [100 * n / w if w else float("nan") for n, w in zip(norms, whole, strict=True)], **look)
-        left.set(xlabel="layer", ylabel="‖θ − θ₀‖", title="distance from the base")
-        right.set(xlabel="layer", ylabel="% of the merge's", title="what is left of the merge's task vector")
+        left.set(xlabel=along, ylabel="‖θ − θ₀‖", title="distance from the base")
+        right.set(xlabel=along, ylabel="% of the merge's", title="what is left of the merge's task vector")
         for ax in (left, right):
             ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        left.set_ylim(bottom=0)
-        right.set_ylim(0, 103)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(sweep), fontsize=7)
     return figure

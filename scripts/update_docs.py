@@ -3,7 +3,8 @@
 A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what
 `python scripts/make_tables.py ARGUMENTS` prints. `<!-- memory: FILE -->` holds the runs of scripts/bench_memory.py,
 `<!-- calibration: FILE -->` those of scripts/bench_calibration.py, `<!-- performance: FILE -->` those of
-scripts/bench_merge.py. A test fails where a document differs from its results.
+scripts/bench_merge.py, `<!-- deviation: FILE -->` those of scripts/calibration_deviation.py. A test fails where a
+document differs from its results.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ sys.path.insert(0, str(ROOT))
 from console.cli import Parser, add_output_flags, run
 from console.errors import FailureError
 from scripts.bench_tables import performance
+from scripts.calibration_deviation import as_text as deviation
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md", "docs/performance.md")
 PERFORMANCE = re.compile(r"(<!-- performance: (?P<file>.*?) -->\n).*?(<!-- end of performance -->)", re.DOTALL)
 MEMORY = re.compile(r"(<!-- memory: (?P<file>.*?) -->\n).*?(<!-- end of memory -->)", re.DOTALL)
 CALIBRATION = re.compile(r"(<!-- calibration: (?P<file>.*?) -->\n).*?(<!-- end of calibration -->)", re.DOTALL)
+DEVIATION = re.compile(r"(<!-- deviation: (?P<file>.*?) -->\n).*?(<!-- end of deviation -->)", re.DOTALL)
 TABLES = re.compile(r"(<!-- tables: (?P<arguments>.*?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 
 
@@ -73,11 +76,16 @@ def _performance(file: Path) -> str:
     return f"{runs}, {about['date']}:\n\n{performance(found)}"
 
 
+def _deviation(file: Path) -> str:
+    return deviation(json.loads(file.read_text(encoding="utf-8")))
+
+
 def filled(text: str) -> str:
     """Return a document with its tables made anew."""
     text = CALIBRATION.sub(lambda m: f"{m[1]}\n{calibration(ROOT / m['file'])}\n\n{m[3]}", text)
     text = MEMORY.sub(lambda m: f"{m[1]}\n{memory(ROOT / m['file'])}\n\n{m[3]}", text)
     text = PERFORMANCE.sub(lambda m: f"{m[1]}\n{_performance(ROOT / m['file'])}\n\n{m[3]}", text)
+    text = DEVIATION.sub(lambda m: f"{m[1]}\n{_deviation(ROOT / m['file'])}\n\n{m[3]}", text)
     return TABLES.sub(lambda m: f"{m[1]}\n{tables(m['arguments'])}\n{m[3]}", text)
 
 

@@ -330,6 +330,17 @@ def test_health_rows_add_up() -> None:
                    "changed": 0.0}  # fmt: skip
 
 
+def test_health_rows_are_in_the_order_of_the_layers() -> None:
+    """Layer 2 stands before layer 10, whatever order the tensors come in; what is in no layer, among them by name."""
+    sums = {"squares": [1.0], "merged": 1.0, "conflicts": 0, "moved": 1, "nonzero": [1], "dropped": None, "changed": 1,
+            "elements": 1, "has_base": True, "positions": [0]}  # fmt: skip
+    names = ["model.norm.weight", *(f"model.layers.{i}.a.weight" for i in (10, 1, 2)), "model.embed_tokens.weight"]
+    rows = by_layer([(name, sums) for name in names], 1)
+    assert [row["layer"] for row in rows] == [
+        "model.embed_tokens.weight", "model.layers.1", "model.layers.2", "model.layers.10", "model.norm.weight",
+    ]  # fmt: skip
+
+
 def test_allow_nonfinite(tmp_path: Path, capsys) -> None:
     """Infinity in an input is refused by name; --allow_nonfinite writes it, says where, and records how many."""
     base = make_llama(tmp_path / "base")
