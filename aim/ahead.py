@@ -37,8 +37,8 @@ class Ahead:
         """
         if self._asked is None or self._asked[0] != list(names):
             return {}
-        found, mark = self._asked[1].result()
-        self._asked = None
+        coming, self._asked = self._asked[1], None
+        found, mark = coming.result()
         current = Lane(self._device, current=True)
         current.after(mark)
         if current.stream is not None:

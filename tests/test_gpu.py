@@ -148,7 +148,8 @@ def test_a_batch_is_not_waited_for(family) -> None:
     given = forward_arguments(model, torch.randint(3, 320, (4, 32)).cuda())
 
     def waits(sink: Batch | None) -> int:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen, torch.no_grad():
+        kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=kinds) as seen, torch.no_grad():
             if sink is None:
                 model(**given)
             else:
