@@ -33,9 +33,9 @@ class Total:
         self.tokens += other.tokens.to(self.tokens.device)
 
     def mean(self) -> Tensor:
-        """Return the mean (…, channels) fp32 on the CPU; an expert without tokens has zeros."""
+        """Return the mean (…, channels) fp32 where the sum is; an expert without tokens has zeros."""
         tokens = self.tokens.clamp(min=1).to(self.sum.device)
-        return (self.sum / (tokens[:, None] if self.sum.dim() == 2 else tokens)).float().cpu()
+        return (self.sum / (tokens[:, None] if self.sum.dim() == 2 else tokens)).float()
 
 
 class Batch:
@@ -80,13 +80,18 @@ class Batch:
 
 
 def magnitudes(x: Tensor, dim: int) -> Tensor:
-    """Return the sum of |x| along `dim`, in fp32 over the entries, as fp64."""
+    """Return the sum of |x| along `dim`, in fp32 over the entries, as fp64, where x is; nothing is waited for."""
+    if x.device.type == "cuda":  # one reading of x in place of a copy of its magnitudes; the sum in another order
+        return torch.linalg.vector_norm(x.detach(), ord=1, dim=dim, dtype=torch.float32).double()
     return x.detach().abs().sum(dim, dtype=torch.float32).double()
 
 
 @dataclass
 class Sums:
-    """Running totals of every weight, for each half of the calibration blocks."""
+    """Running totals of every weight, for each half of the calibration blocks.
+
+    They stay where the batches made them, so that a GPU is waited for only when they are saved or the end has come.
+    """
 
     halves: tuple[dict[str, Total], ...] = field(default_factory=lambda: tuple({} for _ in range(HALVES)))
     axes: dict[str, int] = field(default_factory=dict)
@@ -109,7 +114,7 @@ class Sums:
                     totals[name] = Total(total.sum.clone(), total.tokens.clone())
                 else:
                     totals[name].add(total)
-        means = {name: total.mean() for name, total in totals.items()}
+        means = {name: total.mean().cpu() for name, total in totals.items()}
         for name, mean in means.items():
             if not torch.isfinite(mean).all():
                 raise CalibrationError(
@@ -129,6 +134,7 @@ class Sums:
         if any(part is None for part in parts):
             return None
         one, other = (part.mean() for part in parts if part is not None)
+        other = other.to(one.device)  # a half of a run that goes on may still lie on the CPU
         if one.dim() == 1:
             return spearman(one, other)
         seen = torch.stack([part.tokens.cpu() > 0 for part in parts if part is not None]).all(0).tolist()

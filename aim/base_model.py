@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aim.ahead import Ahead
 from aim.binding import Binding, bindings
 from aim.watch import output_head
 from console.errors import CalibrationError
@@ -97,17 +98,29 @@ class Skeleton:
         self.bindings = bindings(self.model, base.tensors)
         self.fills = 0
         self._fill = _filler(self.model, self.dtype)
+        self.ahead = Ahead(base.read, device) if device.type == "cuda" else None
 
     def fill(self, names: Iterable[str], device: torch.device | None = None) -> None:
         """Load parameters by name. Raises CalibrationError for one that is not stored."""
-        wanted = [name for name in names if name in self.bindings]
-        stored = {key: self.base.read(key) for name in wanted for key in self.bindings[name].names}
+        keys = self._stored_for(names)
+        stored = self.ahead.take(keys) if self.ahead is not None else {}
+        stored = stored or {key: self.base.read(key) for key in keys}
         with quiet_transformers():
             self._fill(stored, self.bindings, device or self.device)
         self.fills += 1
 
+    def fill_soon(self, names: Iterable[str]) -> None:
+        """Let the stored tensors of parameters that are filled next be read meanwhile, where that is of use."""
+        if self.ahead is not None:
+            self.ahead.ask(self._stored_for(names))
+
+    def _stored_for(self, names: Iterable[str]) -> list[str]:
+        return [key for name in names if name in self.bindings for key in self.bindings[name].names]
+
     def empty(self, module: nn.Module) -> None:
         """Take the weights of a module and of all within it away again."""
+        if self.ahead is not None:
+            self.ahead.settle()  # it reads from what is closed here
         for part in module.modules():
             for name, parameter in part._parameters.items():
                 if parameter is not None and parameter.device.type != "meta":

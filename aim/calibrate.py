@@ -18,6 +18,7 @@ from console.cli import say
 from console.errors import CalibrationError
 from console.memory import ran_out
 from merging.processes import Processes
+from merging.transfers import sent
 
 TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 2048}
 """Tokens of a batch where its size is left to us: enough to fill a GPU, few enough for a CPU's caches."""
@@ -125,7 +126,7 @@ def calibrate(
     def attempt(take: list[int]) -> Batch:
         batch = Batch()
         with watching(model, batch):
-            model(**forward_arguments(model, blocks[take].to(device)))
+            model(**forward_arguments(model, sent(blocks[take], device)))
         return batch
 
     total = sum(map(len, halves))

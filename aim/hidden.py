@@ -1,4 +1,4 @@
-"""The hidden states of all calibration blocks between two layers: in the host's memory, or in a file."""
+"""The hidden states of all calibration blocks between two layers: on the GPU, in the host's memory, or in a file."""
 
 from __future__ import annotations
 
@@ -9,35 +9,53 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aim.memory import available
+from merging.transfers import sent
+
+CPU = torch.device("cpu")
+
 SHARE_OF_MEMORY = 4
-"""Hidden states go to the disk where they would take more than this part (one in n) of the free memory."""
+"""Hidden states go to the host where they would take more than this part (one in n) of the GPU's free memory, and to
+the disk where they would take more than that of the host's."""
 
 
 class HiddenStates:
     """One tensor (n_blocks, tokens, ...) of what the last layer made, made when the first part comes.
 
-    place: "host", "disk", or "auto", which takes the disk where memory is short; a file lies in `folder` and has no
-    name while it is used, so that nothing is left of it.
+    place: "host", "disk", or "auto", which takes the GPU that computes them (`device`), the host's memory where that is
+    short, and the disk where that is too; free: bytes of the host's. A file lies in `folder` and has no name while it
+    is used, so that nothing is left of it.
     """
 
-    def __init__(self, n_blocks: int, place: str, free: int, folder: Path | None = None) -> None:
+    def __init__(
+        self, n_blocks: int, place: str, free: int, folder: Path | None = None, device: torch.device = CPU
+    ) -> None:
         self.n_blocks, self.place, self._free, self._folder = n_blocks, place, free, folder
+        self._device, self._free_there = device, available(device) if device.type == "cuda" else 0
         self._states: Tensor | None = None
 
     def put(self, blocks: Sequence[int], states: Tensor) -> None:
         """Keep states (len(blocks), ...)."""
         if self._states is None:
             self._states = self._room((self.n_blocks, *states.shape[1:]), states)
-        self._states[list(blocks)] = states.to("cpu")
+        if self._states.device.type == "cpu":
+            self._states[list(blocks)] = states.to("cpu")
+        else:
+            self._states.index_copy_(0, self._index(blocks), states)
 
     def get(self, blocks: Sequence[int], device: torch.device) -> Tensor:
         """Return the states of some blocks (len(blocks), ...) on a device."""
         assert self._states is not None
-        return self._states[list(blocks)].to(device)
+        if self._states.device.type == "cpu":
+            return sent(self._states[list(blocks)], device)
+        return self._states.index_select(0, self._index(blocks)).to(device)
+
+    def _index(self, blocks: Sequence[int]) -> Tensor:
+        return sent(torch.tensor(list(blocks)), self._device)
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Return everything, for saving an interrupted run."""
-        return {} if self._states is None else {"states": self._states}
+        """Return everything on the CPU, for saving an interrupted run."""
+        return {} if self._states is None else {"states": self._states.cpu()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take what `tensors` returned."""
@@ -47,6 +65,10 @@ class HiddenStates:
 
     def _room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         size = torch.Size(shape).numel()
+        if self.place == "auto" and size * like.element_size() <= self._free_there // SHARE_OF_MEMORY:
+            self.place = "device"
+        if self.place == "device":
+            return torch.empty(shape, dtype=like.dtype, device=self._device)
         if self.place == "auto":
             self.place = "disk" if size * like.element_size() > self._free // SHARE_OF_MEMORY else "host"
         if self.place == "host":

@@ -29,6 +29,7 @@ from console.cli import say
 from console.errors import CalibrationError
 from console.memory import ran_out
 from merging.processes import Processes
+from merging.transfers import sent
 
 TABLE_BYTES = 1 << 30
 """Embedding tables up to this size are put on the GPU; larger ones are looked up in the host's memory."""
@@ -147,14 +148,14 @@ def calibrate_layerwise(
 ) -> Activations:
     """Return the statistics of all weights, as `aim.calibrate.calibrate` does, one layer in memory at a time.
 
-    place, folder: where hidden states are kept ("host", "disk" or "auto"). Raises CalibrationError for models whose
-    layers do more than hand on hidden states, and where one block does not fit.
+    place, folder: where hidden states are kept ("host", "disk" or "auto"). On a GPU the next layer's weights come while
+    one computes. Raises CalibrationError for layers that do more than hand on hidden states, and for a block too large.
     """
     processes = processes or Processes()
     path, layers = stack_of(skeleton.model)
     run = _Run(skeleton, blocks, path, layers, batch_size, processes, quiet)
     sums, position, saved = progress.start() if progress else (Sums(), {}, {})
-    hidden = HiddenStates(len(blocks), place, available(torch.device("cpu")), folder)
+    hidden = HiddenStates(len(blocks), place, available(torch.device("cpu")), folder, skeleton.device)
     hidden.restore(saved)
     first, done = position.get("layers", 0), position.get("blocks", 0)
     silent = True if quiet or processes.rank > 0 else None
@@ -200,6 +201,8 @@ class _Run:
         inside = f"{self.path}.{k}."
         if k < len(self.layers):
             self.skeleton.fill(self.skeleton.names_in(f"{self.path}.{k}"))
+            if k + 1 < len(self.layers):
+                self.skeleton.fill_soon(self.skeleton.names_in(f"{self.path}.{k + 1}"))
 
         def attempt(take: list[int]) -> tuple[Batch, Tensor | None]:
             batch, fills = Batch(), self.skeleton.fills
@@ -231,7 +234,7 @@ class _Run:
 
     def _forward(self, take: list[int], sink: Callable[[Use], None], turn: _Turn) -> Tensor | None:
         """One forward pass; returns what the layer in turn made, or None where it ran to its end."""
-        ids = self.blocks[take].to(self.skeleton.device)
+        ids = sent(self.blocks[take], self.skeleton.device)
         try:
             with watching(self.skeleton.model, sink):
                 self.skeleton.model(**forward_arguments(self.skeleton.model, ids))

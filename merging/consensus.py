@@ -30,6 +30,14 @@ def nonzero_total(weights: Sequence[float]) -> float:
     return total if abs(total) >= 1e-8 else 1.0
 
 
+def divided(x: Tensor, by: float) -> Tensor:
+    """Return x / by, the same bits on every device; x of any shape and float dtype.
+
+    A GPU multiplies by the reciprocal of a number, which may differ in the last bit; by a tensor it divides.
+    """
+    return x / torch.full((), by, dtype=x.dtype, device=x.device)
+
+
 def disjoint_sum(task_vectors: Tensor, weights: Sequence[float], normalize: bool, zero_sign: int = 1) -> Tensor:
     """Elect a sign per entry and add up (or average) the weighted entries that have it.
 

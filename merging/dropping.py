@@ -19,12 +19,14 @@ def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> Masks:
     """Return, for each block, the models' masks (n, rows, ...) and the factors that rescale what is kept."""
     density = parameters["density"]
 
-    def mask(model: int, block: Block) -> Tensor:
+    def drawn(model: int, block: Block) -> Tensor:
         shape = torch.Size((block.stop - block.start, *group.shape[1:]))
         if density[model] >= 1:
-            return torch.ones(shape, dtype=torch.bool, device=group.device)
-        drawn = keep_mask(block, shape, name=group.name, model=model, density=density[model], seed=group.seed)
-        return drawn.to(group.device)
+            return torch.ones(shape, dtype=torch.bool)
+        return keep_mask(block, shape, name=group.name, model=model, density=density[model], seed=group.seed)
+
+    def mask(model: int, block: Block) -> Tensor:
+        return drawn(model, block).to(group.device)
 
     def factor(model: int) -> float:
         if density[model] >= 1 or density[model] <= 0 or parameters["rescale"] == "none":
@@ -36,20 +38,31 @@ def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> Masks:
     draws = [
         None if d >= 1 else Draw(stream_key(group.name, i, group.seed), draw_limit(d)) for i, d in enumerate(density)
     ]
-    return Masks(mask, factors, draws)
+    return Masks(mask, factors, draws, drawn if any(draws) else None)
 
 
 @dataclass(frozen=True)
 class Masks:
-    """What is kept of each model, by block when called; `drawn` says DARE's masks without drawing them."""
+    """What is kept of each model, by block when called; `drawn` says DARE's masks without drawing them.
+
+    on_host: gives a model's mask on the CPU, where it depends on no weight, from any thread.
+    """
 
     mask: Callable[[int, Block], Tensor]
     factors: Sequence[float]
     drawn: Sequence[Draw | None] | None = None
+    on_host: Callable[[int, Block], Tensor] | None = None
 
     def __call__(self, block: Block) -> dict[str, Any]:
-        masks = torch.stack([self.mask(i, block) for i in range(len(self.factors))])
-        return {"masks": masks, "factors": self.factors}
+        return self.given([self.mask(i, block) for i in range(len(self.factors))])
+
+    def ahead(self, block: Block) -> Sequence[Tensor]:
+        """Return the models' masks on the CPU before the weights are there, or nothing where they depend on them."""
+        return [] if self.on_host is None else [self.on_host(i, block) for i in range(len(self.factors))]
+
+    def given(self, masks: Sequence[Tensor]) -> dict[str, Any]:
+        """Return what the method gets for a block, from its masks."""
+        return {"masks": torch.stack(list(masks)), "factors": self.factors}
 
     def for_kernel(self, block: Block) -> tuple[Sequence[Draw | Tensor | None], Sequence[float]]:
         """Return masks and factors as a compiled kernel takes them."""

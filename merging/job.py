@@ -12,7 +12,7 @@ from torch import Tensor
 from merging.native.kernels import Kernels
 from merging.planned import TensorPlan
 from merging.registry import Implementation
-from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup
+from merging.tensors import Block, TensorGroup
 
 
 class Relaxation(Protocol):
@@ -75,7 +75,9 @@ class Job:
     """How to make every tensor: the method's functions and how to compute.
 
     survey: what the method's `survey` found over all tensors, where it has one. observe: gives an observer for a
-    tensor, where the run is to be described. compiled: whether kernels may make blocks, to the same bytes.
+    tensor, where the run is to be described. block_elements: of one tensor, None for what suits the device. compiled:
+    whether kernels may make blocks, to the same bytes. moved: whether blocks go through `merging.transfers`, which is
+    made for a GPU and gives the same bytes on the CPU; None where the device is one.
     """
 
     implementation: Implementation
@@ -86,8 +88,9 @@ class Job:
     allow_nonfinite: bool = False
     survey: Any = None
     observe: Callable[[TensorPlan], Observer] | None = None
-    block_elements: int = BLOCK_ELEMENTS
+    block_elements: int | None = None
     compiled: bool = True
+    moved: bool | None = None
 
     @property
     def results(self) -> int:

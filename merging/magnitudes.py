@@ -24,8 +24,12 @@ class Magnitudes:
 
     @property
     def compiled(self) -> bool:
-        """Whether a kernel reads the stored tensors, several blocks at a time."""
-        return self.group.device.type == "cpu" and kernels() is not None
+        """Whether a kernel reads the stored tensors, several blocks at a time.
+
+        It does so whatever device makes the blocks: a count is the same everywhere, and each part of it that came from
+        a GPU would have to be waited for.
+        """
+        return kernels() is not None
 
     def upper_counts(self, block: Block) -> Tensor:
         """Return `ranks.upper_counts` of the block's values."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merging.consensus import divided
 from merging.dropping import l1_factor
 from merging.native.kernels import kernels
 from merging.sparsify import keep_mask, stream_key
@@ -30,7 +31,7 @@ def probabilities(magnitude: Tensor, density: float, epsilon: float) -> Tensor:
     order = torch.argsort(magnitude, dim=1, stable=True)
     ascending = torch.arange(d, dtype=magnitude.dtype, device=magnitude.device)
     rank = torch.empty_like(magnitude).scatter_(1, order, _along(ascending, magnitude))
-    return density - epsilon + 2 * epsilon * (rank / (d - 1))
+    return density - epsilon + 2 * epsilon * divided(rank, d - 1)
 
 
 def _along(values: Tensor, like: Tensor) -> Tensor:

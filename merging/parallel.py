@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -24,17 +24,22 @@ def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, thread_name_prefix="block")
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 1) -> Iterator[Result]:
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 1, most: int | None = None
+) -> Generator[Result, None, None]:
     """Yield work(item) for each item, in order, at most `threads() + ahead` of them begun and not yet taken.
+
+    most: stands in for `threads()` where it is less.
 
     An error of `work` is raised where its result is due; then, as where the caller stops early, what has begun is
     waited for, so that nothing works on behind the caller's back.
     """
     pool, begun = _pool(threads()), deque[Future[Result]]()
+    begins = min(threads(), most or threads()) + ahead
     try:
         for item in items:
             begun.append(pool.submit(work, item))
-            if len(begun) >= threads() + ahead:
+            if len(begun) >= begins:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from console.errors import CheckpointError, UsageError
+from console.errors import UsageError
+from merging.finite import Nonfinite
 from merging.fused import fused_blocks, kernel_for
 from merging.job import Job, Observer, Writer
 from merging.mean_row import mean_row
-from merging.native.kernels import KINDS, kernels
 from merging.planned import Listing, Plan, Source, TensorPlan
 from merging.registry import accepted
 from merging.rows import Rows
 from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup, cut
+from merging.transfers import elements_for, moved_blocks
 from merging.vocabulary import AlignedRows, gather
 
 
@@ -57,7 +58,7 @@ def run(
     bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=True if quiet else None, initial=done)
     for tensor in plan.tensors[done:]:
         observers = [job.observe(tensor) if job.observe else None for _ in writers]
-        nonfinite = [_Nonfinite(tensor.name, job.allow_nonfinite) for _ in writers]
+        nonfinite = [Nonfinite(tensor.name, job.allow_nonfinite) for _ in writers]
         for writer in writers:
             writer.begin(tensor.name)
         for blocks in make(tensor, job, observers):
@@ -127,7 +128,7 @@ def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
         seed=job.seed,
         is_embedding=tensor.is_embedding,
         transposed=tensor.transposed,
-        block_elements=job.block_elements,
+        block_elements=job.block_elements or elements_for(job.device),
     )
 
 
@@ -188,26 +189,34 @@ def merged_blocks(
     known = parameters if job.survey is None else {**parameters, "survey": job.survey}
     per_block = implementation.prepare(group, known) if implementation.prepare else None
     arguments = accepted(implementation.merge, parameters)
-    kernel = None if any(observers) else kernel_for(group, job)
-    made: Iterable[Sequence[Tensor] | Block] = group.blocks()
-    if kernel is not None:
-        made = fused_blocks(kernel, group, job, arguments, per_block, dtype)
-    for block in made:
-        if not isinstance(block, Block):
-            yield block
-            continue
-        base = group.base_block(block) if group.base is not None else None
-        given = {**arguments, **(per_block(block) if per_block else {})}
-        merged = implementation.merge(base, group.model_blocks(block), **given)
+
+    def make(block: Block, there: TensorGroup, found: Mapping[str, Any]) -> list[Tensor]:
+        """One block's results on the group's device, rounded; found: what `per_block` says of it."""
+        base = there.base_block(block) if there.base is not None else None
+        given = {**arguments, **found}
+        merged = implementation.merge(base, there.model_blocks(block), **given)
         results: Sequence[Tensor] = [merged]
         if job.relaxation is not None:
             assert base is not None
             results = job.relaxation.block(group.name, block, base, merged)
         for observer, result in zip(observers, results, strict=False):
             if observer is not None:
-                observer.block(block, group, result, given)
-        rounded = {id(result): result.to(dtype).cpu() for result in results}  # once where they are one tensor
-        yield [rounded[id(result)] for result in results]
+                observer.block(block, there, result, given)
+        rounded = {id(result): result.to(dtype) for result in results}  # once where they are one tensor
+        return [rounded[id(result)] for result in results]
+
+    if group.device.type == "cuda" if job.moved is None else job.moved:
+        yield from moved_blocks(group, per_block, make)
+        return
+    kernel = None if any(observers) else kernel_for(group, job)
+    made: Iterable[Sequence[Tensor] | Block] = group.blocks()
+    if kernel is not None:
+        made = fused_blocks(kernel, group, job, arguments, per_block, dtype)
+    for block in made:
+        if isinstance(block, Block):
+            yield [result.cpu() for result in make(block, group, per_block(block) if per_block else {})]
+        else:
+            yield block
 
 
 def merge_group(group: TensorGroup, job: Job, parameters: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
@@ -228,32 +237,7 @@ def _by_reference(group: TensorGroup, job: Job, parameters: Mapping[str, Any]) -
     return job.relaxation.reference(group.name, base, merged)
 
 
-class _Nonfinite:
-    """Counts the entries of a tensor that are NaN or infinite, or refuses the first."""
-
-    def __init__(self, name: str, allowed: bool) -> None:
-        self.name, self.allowed, self.count = name, allowed, 0
-
-    def check(self, block: Tensor) -> Tensor:
-        """Return the block as it is. Raises CheckpointError naming the tensor where it may not be so."""
-        if block.is_floating_point():
-            found = _count_nonfinite(block)
-            if found and not self.allowed:
-                kind = str(block.dtype).removeprefix("torch.")
-                raise CheckpointError(
-                    f"Tensor {self.name} of the result is not finite: an input or a weight is NaN or infinite, "
-                    f"or {kind} cannot hold the result (--allow_nonfinite writes it all the same)."
-                )
-            self.count += found
-        return block
-
-
-def _count_nonfinite(block: Tensor) -> int:
-    compiled = kernels() if block.dtype in KINDS and block.is_contiguous() and block.device.type == "cpu" else None
-    return compiled.nonfinite(block) if compiled else block.numel() - int(torch.isfinite(block).sum())
-
-
-def _remark(nonfinite: _Nonfinite, observer: Observer | None) -> Mapping[str, Any]:
+def _remark(nonfinite: Nonfinite, observer: Observer | None) -> Mapping[str, Any]:
     """What is kept with a finished tensor."""
     remark: dict[str, Any] = {"nonfinite": nonfinite.count} if nonfinite.count else {}
     return remark if observer is None else {**remark, "health": dict(observer.summary())}

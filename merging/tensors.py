@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -95,19 +95,49 @@ class TensorGroup:
     def base_block(self, block: Block) -> Tensor:
         """Return the base's rows (rows, ...) in fp32."""
         assert self.base is not None
-        return self.base[block.rows].to(self.device, torch.float32)
+        return self._read(self.base, block)
 
     def model_blocks(self, block: Block) -> Tensor:
         """Return the models' rows, stacked (n, rows, ...), in fp32."""
         shape = (len(self.finetuned), block.stop - block.start, *self.shape[1:])
         stacked = torch.empty(shape, dtype=torch.float32, device=self.device)
         for i, tensor in enumerate(self.finetuned):
-            stacked[i].copy_(tensor[block.rows])
+            stacked[i].copy_(tensor[block.rows].to(self.device))
         return stacked
 
     def task_vector(self, model: int, block: Block) -> Tensor:
         """Return tau_t = theta_t - theta_0 of one model for the block's rows (rows, ...), in fp32."""
-        return self.finetuned[model][block.rows].to(self.device, torch.float32) - self.base_block(block)
+        return self._read(self.finetuned[model], block) - self.base_block(block)
+
+    def _read(self, tensor: Rows, block: Block) -> Tensor:
+        """Rows in fp32; they go to a device as they are stored, and are widened there."""
+        return tensor[block.rows].to(self.device).to(torch.float32)
+
+    def at(self, block: Block, rows: Sequence[Tensor]) -> TensorGroup:
+        """Return the group as far as one block reaches, from its rows: the base's, where it has one, and the models'.
+
+        They may lie on any device and be of any float dtype; what is read of another block is an error.
+        """
+        parts = [_Part(block, tensor, self.shape) for tensor in rows]
+        base = None if self.base is None else parts.pop(0)
+        return replace(self, base=base, finetuned=tuple(parts))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one block in the place of the whole tensor of `shape`."""
+
+    block: Block
+    tensor: Tensor
+    shape: torch.Size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        assert rows == self.block.rows, f"rows {rows} of {self.block}"
+        return self.tensor
 
 
 def row_sums(x: Tensor) -> list[float]:

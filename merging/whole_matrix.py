@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from console.errors import CheckpointError
-from merging.consensus import weighted_sum
+from merging.consensus import divided, weighted_sum
 from merging.names import role_of, stacks_experts
 from merging.tensors import Block, PerBlock, TensorGroup
 
@@ -137,7 +137,7 @@ def add_merged(
             return base
         task_vector = weighted_sum(finetuned - base, weights)
         if others == "mean":
-            task_vector /= len(weights)
+            task_vector = divided(task_vector, len(weights))
     return base + task_vector * scaling
 
 

@@ -7,6 +7,7 @@ model; ranks compete across models by softmax; columns ranked above average get 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -25,19 +26,24 @@ WHOLE = 64
 
 
 def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
-    """Compute the coefficient of each column (or, for vectors, each entry) of each model from the whole tensor."""
+    """Compute the coefficient of each column (or, for vectors, each entry) of each model from the whole tensor.
+
+    On the CPU whatever the device: the last bit of a sum decides between ranks that are nearly equal.
+    """
+    device, group = group.device, replace(group, device=torch.device("cpu"))
     ratio = parameters["above_average_value_ratio"]
     calibration = parameters["score_calibration_value"]
     if len(group.shape) == 1:
         significance = torch.stack([_task_vector(group, i).abs().double() for i in range(len(group.finetuned))])
-        coefficients = _score(significance, significance > ratio * significance.mean(1, keepdim=True), calibration)
+        above = significance > ratio * significance.mean(1, keepdim=True)
+        coefficients = _score(significance, above, calibration).to(device)
         return lambda block: {"coefficients": coefficients[:, block.rows]}
     scores = []
     for moved in _column_differences(group):
         position, columns = _positions(moved), moved.shape[-1]
         # rank > ratio * mean(rank), in whole numbers: the mean of 0..d-1 is (d - 1) / 2
         scores.append(_score(position / columns, position > ratio * (columns - 1) / 2, calibration))
-    coefficients = (scores[0] + scores[1]) / 2
+    coefficients = ((scores[0] + scores[1]) / 2).to(device)
     if is_stack(group):
         return lambda block: {"coefficients": coefficients[:, block.rows, None, :]}
     if group.inputs_first:
@@ -92,10 +98,8 @@ def _column_differences(group: TensorGroup) -> tuple[Tensor, Tensor]:
         else (group.elements // group.shape[0],)
     )
     n, axis = len(group.finetuned), -1 if group.inputs_first else -2
-    sums = {
-        key: torch.zeros(n, *shape, dtype=torch.float64, device=group.device) for key in ("models", "base", "product")
-    }
-    able = group.device.type == "cpu" and not stack and not group.inputs_first and shape[0] % WHOLE == 0
+    sums = {key: torch.zeros(n, *shape, dtype=torch.float64) for key in ("models", "base", "product")}
+    able = not stack and not group.inputs_first and shape[0] % WHOLE == 0
     compiled = kernels() if able and _same_order() else None
     plain: Iterable[Block] = group.tiles()
     if compiled is not None:

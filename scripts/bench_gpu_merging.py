@@ -1,0 +1,155 @@
+"""What scripts/bench_gpu.py measures of merging on a device, and how far it agrees with the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aim.calibrate import calibrate
+from aim.relax import relax
+from aim.run import merged_alone
+from merging.native.kernels import kernels
+from merging.registry import Implementation, find_method
+from merging.stream import Job, merged_blocks
+from merging.tensors import TensorGroup
+from merging.transfers import elements_for
+from scripts.bench_gpu_parts import random_llama, timed
+
+CPU = torch.device("cpu")
+WORK: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("linear", {}),
+    "task_arithmetic": ("task_arithmetic", {}),
+    "ties 0.5": ("ties", {"density": 0.5}),
+    "dare_ties 0.5": ("dare_ties", {"density": 0.5}),
+    "widen": ("widen", {}),
+    "relax": ("relax", {}),
+}  # fmt: skip
+BLOCKS = (1 << 19, 1 << 20, 1 << 21, 1 << 22, 1 << 23)
+"""Elements of one tensor per block that task arithmetic is tried with."""
+
+
+class _Halfway:
+    """A relaxation with one omega and an importance of its own for every tensor, the input axis being the last."""
+
+    omegas = (0.4,)
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._s: dict[int, Tensor] = {}
+
+    def block(self, name: str, block: object, base: Tensor, merged: Tensor) -> list[Tensor]:
+        columns = merged.shape[-1]
+        if columns not in self._s:
+            self._s[columns] = torch.linspace(0, 1, columns).to(self._device)
+        return [relax(base, merged, self._s[columns], omega) for omega in self.omegas]
+
+    def changes(self, name: str) -> bool:
+        return True
+
+    def into(self, *_: object) -> bool:
+        return False  # no kernel: the plain expression makes the block
+
+
+def layer_shapes(hidden: int, wide: int, layers: int) -> list[tuple[int, int]]:
+    """Return the shapes of the matrices of so many of a Llama's layers, key and value as wide as the rest."""
+    return [*[(hidden, hidden)] * 4, (wide, hidden), (wide, hidden), (hidden, wide)] * layers
+
+
+def stored(shapes: Sequence[tuple[int, int]], models: int, device: torch.device) -> list[list[Tensor]]:
+    """Return, for each shape, a base and models near it, bf16, in ordinary memory of the host."""
+    found = []
+    for shape in shapes:
+        base = 0.02 * torch.randn(shape, device=device)
+        near = [base + 0.0005 * torch.randn(shape, device=device) for _ in range(models)]
+        found.append([tensor.bfloat16().cpu() for tensor in (base, *near)])
+    return found
+
+
+def job_of(method: str, device: torch.device, moved: bool | None) -> Job:
+    """Return how a method, or the relaxation, makes its blocks."""
+    made: Implementation = merged_alone() if method == "relax" else find_method(method).implementation()
+    relaxation: Any = _Halfway(device) if method == "relax" else None
+    return Job(made, device, relaxation=relaxation, moved=moved)
+
+
+def merge_all(
+    tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, elements: int | None, moved: bool | None
+) -> int:
+    """Merge tensor after tensor and drop the results; returns their bytes."""
+    method, given = WORK[work]
+    job, written = job_of(method, device, moved), 0
+    for base, *models in tensors:
+        used = models[:1] if method == "relax" else models
+        parameters: dict[str, Any] = {}
+        if method != "relax":
+            spec = find_method(method)
+            values = {name: given.get(name, p.default) for name, p in spec.parameters.items()}
+            parameters = {name: p.for_models(values[name], len(used)) for name, p in spec.parameters.items()}
+        group = TensorGroup("w.weight", base, tuple(used), device, block_elements=elements or elements_for(device))
+        for (block,) in merged_blocks(group, job, parameters, torch.bfloat16):
+            written += block.numel() * block.element_size()
+    return written
+
+
+def merging(device: torch.device, runs: int, shapes: Sequence[tuple[int, int]], models: int) -> dict[str, Any]:
+    """Measure merging of tensors that lie in the host's memory, nothing written; beside the CPU's own way, once."""
+    tensors = stored(shapes, models, device)
+    on_gpu = device.type == "cuda"
+    rows: dict[str, Any] = {}
+    entries: list[tuple[str, str, int | None]] = [(name, name, None) for name in WORK]
+    entries += [(f"task_arithmetic, blocks of {n >> 10}k", "task_arithmetic", n) for n in BLOCKS]
+    for label, work, elements in entries:
+        read = sum(t.numel() * t.element_size() for group in tensors for t in group[: 2 if work == "relax" else None])
+        if on_gpu:
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device) if on_gpu else 0
+        took = timed(partial(merge_all, tensors, work, device, elements, True), device, runs)
+        peak = torch.cuda.max_memory_allocated(device) - held if on_gpu else 0
+        rows[label] = {**took, "read_bytes": read, "rate": read / took["seconds"], "peak_bytes": peak}
+        if elements is None:
+            rows[label]["cpu"] = timed(partial(merge_all, tensors, work, CPU, None, None), CPU, 1)
+    return {"models": models, "kernels": kernels() is not None, "threads": torch.get_num_threads(), "work": rows}
+
+
+def parity(device: torch.device) -> dict[str, Any]:
+    """Compare the device's results with the CPU's: which are equal bit for bit, and the largest difference.
+
+    Merging in bf16 and fp32 of a matrix and a vector; calibration of a small model in fp32, relative to each mean.
+    """
+    rows: dict[str, Any] = {}
+    for work in WORK:
+        for dtype in (torch.bfloat16, torch.float32):
+            tensors = [[t.to(dtype) for t in group] for group in stored([(700, 512), (1, 3000)], 3, CPU)]
+            results = [_merged(tensors, work, where, dtype) for where in (CPU, device)]
+            pairs = list(zip(*results, strict=True))
+            rows[f"{work}, {str(dtype).removeprefix('torch.')}"] = {
+                "equal": all(torch.equal(one, other) for one, other in pairs),
+                "largest": max(float((one.double() - other.double()).abs().max()) for one, other in pairs),
+            }
+    ids = torch.randint(5, 1000, (8, 64), generator=torch.Generator().manual_seed(0))
+    small = {"hidden": 256, "intermediate": 688, "layers": 2, "vocab": 1000, "kv": 256}
+    model = random_llama(small, CPU).float()
+    one = calibrate(model, ids, quiet=True).means
+    other = calibrate(model.to(device), ids, quiet=True).means
+    apart = [float(((mean - other[name]).abs() / mean.clamp(min=1e-30)).max()) for name, mean in one.items()]
+    rows["calibration, float32 (relative)"] = {"equal": max(apart) == 0, "largest": max(apart)}
+    return rows
+
+
+def _merged(tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    method, given = WORK[work]
+    job, found = job_of(method, device, None if device.type == "cuda" else False), []
+    for base, *models in tensors:
+        used = models[:1] if method == "relax" else models
+        spec = None if method == "relax" else find_method(method)
+        parameters = (
+            {} if spec is None else {n: p.for_models(given.get(n, p.default), 3) for n, p in spec.parameters.items()}
+        )
+        group = TensorGroup("w.weight", base, tuple(used), device, block_elements=40_000)
+        found.append(torch.cat([block.clone() for (block,) in merged_blocks(group, job, parameters, dtype)]))
+    return found

@@ -1,0 +1,225 @@
+"""Laws of blocks on their way through a device: the ring in order, with ordinary memory and lanes that are no-ops."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from aim.ahead import Ahead
+from aim.hidden import HiddenStates
+from aim.importance import Importance
+from aim.relaxer import RELAXED, Relaxer
+from console.errors import CheckpointError
+from merging import transfers
+from merging.registry import all_methods, find_method
+from merging.stream import Job, merged_blocks
+from merging.tensors import Block, TensorGroup
+from merging.transfers import Lane, reached, sent, through
+
+CPU = torch.device("cpu")
+
+
+def models(dtype: torch.dtype = torch.bfloat16, shape: tuple[int, ...] = (61, 110)) -> list[torch.Tensor]:
+    """A base and three models near it."""
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(shape, generator=generator)
+    return [base.to(dtype), *((base + 0.02 * torch.randn(shape, generator=generator)).to(dtype) for _ in range(3))]
+
+
+def merged(method: str, stored: list[torch.Tensor], block: int, **how: object) -> torch.Tensor:
+    """Merge in bf16, by blocks of so many elements; half of DARE's entries are drawn."""
+    spec = find_method(method)
+    used = stored[1 : 1 + int(min(3, spec.max_models))]
+    defaults = {name: 0.3 if p.default is None else p.default for name, p in spec.parameters.items()}
+    parameters = {name: p.for_models(defaults[name], len(used)) for name, p in spec.parameters.items()}
+    if "density" in parameters:
+        parameters["density"] = [0.5] * len(used)
+    group = TensorGroup("w.weight", stored[0], tuple(used), CPU, block_elements=block)
+    job = Job(spec.implementation(), CPU, **how)  # type: ignore[arg-type]
+    return torch.cat([one.clone() for (one,) in merged_blocks(group, job, parameters, torch.bfloat16)])
+
+
+@pytest.mark.parametrize("method", sorted(all_methods()))
+def test_every_method_has_the_same_bytes(method: str) -> None:
+    """Moved through the ring a tensor has the bytes that it has without, whatever the blocks and the stored types: one
+    block, many, a last one that is smaller."""
+    for dtype, block in ((torch.bfloat16, 700), (torch.float32, 110), (torch.bfloat16, 1 << 20)):
+        stored = models(dtype)
+        plain = merged(method, stored, block, compiled=False, moved=False)
+        assert torch.equal(merged(method, stored, block, moved=True), plain), (dtype, block)
+
+
+@pytest.mark.parametrize("verdict", [RELAXED, "frozen: the base's own"])
+def test_relaxed_results_have_the_same_bytes(verdict: str) -> None:
+    """Several omegas come from one pass through the ring, each with the bytes of the plain loop; a frozen tensor of
+    fp32, whose result is the very memory that arrived, too."""
+    stored = models(torch.float32)
+    importance = Importance({"w": torch.rand(110)}, {"w": 1}, {}, {}, {"name": "b", "fingerprint": "f"})
+    results = []
+    for moved in (True, False):
+        relaxer = Relaxer(importance, (0.0, 0.4, 1.0), account={"w": verdict})
+        relaxer._sources, relaxer._shapes = {"w": "w"}, {"w": (61, 110)}
+        group = TensorGroup("w", stored[0], (stored[1],), CPU, block_elements=500)
+        job = Job(find_method("task_arithmetic").implementation(), CPU, relaxation=relaxer, compiled=False, moved=moved)
+        given = {"weights": [1.0], "scaling": 1.0, "normalize": False}
+        made = [[t.clone() for t in one] for one in merged_blocks(group, job, given, torch.float32)]
+        results.append([torch.cat(parts) for parts in zip(*made, strict=True)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert len(results[0]) == 3
+
+
+def test_order_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results come in order and whole, from a few buffers that are used again, and nothing is read further ahead than
+    the ring has room for, however slow the caller is."""
+    made: list[int] = []
+    real = torch.empty
+
+    def counted(*args: object, **kwargs: object) -> torch.Tensor:
+        if args and args[0] and kwargs.get("dtype") is torch.uint8:
+            made.append(int(args[0]))  # type: ignore[call-overload]
+        return real(*args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(transfers.torch, "empty", counted)
+    begun: list[int] = []
+
+    def read(i: int) -> list[torch.Tensor]:
+        begun.append(i)
+        return [torch.full((300,), float(i)), torch.arange(i, i + 40)]
+
+    taken = 0
+    for i, (one, other, again) in enumerate(through(range(50), read, lambda i, t: [t[0] * 2, t[1] + 1, t[1]], CPU)):
+        assert torch.equal(one, torch.full((300,), 2.0 * i))
+        assert torch.equal(other, torch.arange(i + 1, i + 41))
+        assert torch.equal(again, torch.arange(i, i + 40))
+        time.sleep(0.001)
+        taken = i + 1
+        assert len(begun) <= taken + transfers.threads() + transfers.AHEAD + 2
+    assert taken == 50
+    assert len(made) <= transfers.threads() + transfers.AHEAD + 2 * transfers.DEPTH
+
+
+@pytest.mark.parametrize("where", ["read", "work", "caller"])
+def test_errors_drain(where: str) -> None:
+    """An error of the reading or of the block function comes through as it is, and like a caller who stops early it
+    leaves nobody reading: what has begun is waited for."""
+    busy, lock = 0, threading.Lock()
+
+    def read(i: int) -> list[torch.Tensor]:
+        nonlocal busy
+        with lock:
+            busy += 1
+        time.sleep(0.005)
+        with lock:
+            busy -= 1
+        if where == "read" and i == 7:
+            raise CheckpointError("seven cannot be read")
+        return [torch.full((8,), i)]
+
+    def work(i: int, there: list[torch.Tensor]) -> list[torch.Tensor]:
+        if where == "work" and i == 7:
+            raise ValueError("seven cannot be made")
+        return there
+
+    results = through(range(30), read, work, CPU)
+    seen: list[int] = []
+    if where == "caller":
+        for _ in range(4):
+            next(results)
+        results.close()  # type: ignore[attr-defined]
+    else:
+        with pytest.raises(CheckpointError if where == "read" else ValueError, match=r"^seven"):
+            seen.extend(int(one[0][0]) for one in results)
+        assert seen == list(range(len(seen)))
+        assert len(seen) <= 7
+    assert busy == 0
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_nothing_to_do() -> None:
+    """No item is no result."""
+    assert list(through([], lambda i: [], lambda i, t: t, CPU)) == []
+
+
+def test_rows_of_another_block_are_refused() -> None:
+    """A group that is one block answers for no other."""
+    stored = models()
+    block = Block(2, 4, 110)
+    there = TensorGroup("w", stored[0], tuple(stored[1:]), CPU).at(block, [t[2:4] for t in stored])
+    assert torch.equal(there.base_block(block), stored[0][2:4].float())
+    assert torch.equal(there.model_blocks(block)[1], stored[2][2:4].float())
+    with pytest.raises(AssertionError):
+        there.base_block(Block(0, 2, 110))
+
+
+def test_lanes_of_the_cpu_are_words() -> None:
+    """On the CPU a copy is done when it was asked for, and there is nothing to wait for."""
+    lane, place = Lane(CPU), torch.zeros(3)
+    lane.after(None)
+    lane.copy([place], [torch.ones(3)])
+    assert lane.mark() is None
+    reached(lane.mark())
+    lane.finish()
+    tensor = torch.ones(2)
+    assert place.tolist() == [1, 1, 1]
+    assert sent(tensor, CPU) is tensor
+
+
+def test_tensors_fetched_ahead() -> None:
+    """What was asked for is taken once, as it is stored, and only by who asks for the same; an error of the reading
+    comes through there; what finds no room is not there, so that it is read plainly."""
+    stored = {"a": torch.ones(3), "b": torch.arange(4)}
+
+    def read(name: str) -> torch.Tensor:
+        if name == "large":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if name not in stored:
+            raise CheckpointError(f"{name} is not there")
+        return stored[name]
+
+    ahead = Ahead(read, CPU)
+    assert ahead.take(["a"]) == {}
+    ahead.ask(["a", "b"])
+    assert ahead.take(["a"]) == {}
+    ahead.settle()
+    assert ahead.take(["a", "b"]) == stored
+    assert ahead.take(["a", "b"]) == {}
+    ahead.ask(["a", "large"])
+    assert ahead.take(["a", "large"]) == {}
+    ahead.ask(["c"])
+    with pytest.raises(CheckpointError, match="c is not there"):
+        ahead.take(["c"])
+
+
+def test_layers_that_come_ahead_change_nothing(family) -> None:
+    """Calibrated by layers, a base whose weights are read one layer ahead has the statistics that it has without, bit
+    for bit, and its hidden states the place on the device have the same values."""
+    from aim.base_model import Skeleton
+    from aim.layerwise import calibrate_layerwise
+    from merging.checkpoint import open_checkpoint
+
+    blocks = torch.randint(3, 300, (6, 16), generator=torch.Generator().manual_seed(1))
+    found = []
+    for early in (False, True):
+        checkpoint = open_checkpoint(str(family["base"]))
+        skeleton = Skeleton(checkpoint, "float32", CPU)
+        assert skeleton.ahead is None
+        if early:
+            skeleton.ahead = Ahead(checkpoint.read, CPU)
+        found.append(calibrate_layerwise(skeleton, blocks, batch_size=2, quiet=True).means)
+    assert all(torch.equal(mean, found[1][name]) for name, mean in found[0].items())
+
+
+def test_hidden_states_on_a_device() -> None:
+    """Hidden states that stay where they are computed are those that were put there, by block, and what is saved of
+    them lies on the CPU and restores them."""
+    states = HiddenStates(5, "device", 0, device=CPU)
+    states.put([3, 1], torch.arange(8.0).view(2, 4))
+    states.put([0, 2, 4], -torch.arange(12.0).view(3, 4))
+    assert states.get([1, 0], CPU).tolist() == [[4, 5, 6, 7], [0, -1, -2, -3]]
+    other = HiddenStates(5, "device", 0, device=CPU)
+    other.restore(states.tensors())
+    assert torch.equal(other.get([4, 3], CPU), states.get([4, 3], CPU))
