@@ -91,10 +91,10 @@ def added_up(sums: Sums, processes: Processes) -> Sums:
     """Return the sums over all processes; a weight that some of them never used counts there with nothing."""
     if processes.count == 1:
         return sums
-    mine = [(i, name, tuple(total.sum.shape)) for i, half in enumerate(sums.halves) for name, total in half.items()]
+    mine = [(i, name, list(total.sum.shape)) for i, half in enumerate(sums.halves) for name, total in half.items()]
     everywhere = processes.everybody((mine, sums.axes))
     found = Sums(axes={name: axis for _, axes in everywhere for name, axis in axes.items()})
-    for half, name, shape in sorted({entry for entries, _ in everywhere for entry in entries}):
+    for half, name, shape in sorted({(i, name, tuple(s)) for entries, _ in everywhere for i, name, s in entries}):
         own = sums.halves[half].get(name) or Total(
             torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[:-1]).long()
         )
@@ -134,6 +134,7 @@ def calibrate(
     try:
         with torch.no_grad():
             while done < total:
+                processes.check()
                 half, take = takes(halves, done, size.size)
                 batch, taken = size.run(take, attempt)
                 sums.add(batch, half)

@@ -37,7 +37,9 @@ def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None)
     """Merge as the recipe says and return the folder. Raises UsageError, CheckpointError or FailureError."""
     check_target(output.save_path, output.overwrite, relaxing.kept if relaxing else [])
     parse_size(output.max_shard_size)
-    return produce(plan_merge(recipe, output, relaxing), output)
+    with output.processes.first_ahead():
+        work = plan_merge(recipe, output, relaxing)
+    return produce(work, output)
 
 
 def plan_merge(
@@ -55,10 +57,11 @@ def plan_merge(
 
     def make_job() -> Job:
         from merging import stream  # loads torch
+        from merging.device import resolve_device
 
         job = stream.Job(
             implementation=method.implementation(),
-            device=stream.resolve_device("cpu" if recipe.numerics == "reference" else output.device),
+            device=resolve_device("cpu" if recipe.numerics == "reference" else output.device, output.processes),
             seed=recipe.seed,
             reference=recipe.numerics == "reference",
             relaxation=relaxing.make(donor, merge_plan) if relaxing else None,
