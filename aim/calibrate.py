@@ -15,7 +15,7 @@ from aim.activations import HALVES, Activations, Batch, Sums, Total
 from aim.progress import Progress
 from aim.watch import watching
 from console.cli import say
-from console.errors import CalibrationError
+from console.errors import CalibrationError, StoppedError
 from console.memory import ran_out
 from merging.processes import Processes
 
@@ -143,7 +143,7 @@ def calibrate(
                 if progress:
                     progress.save(sums, {"blocks": done})
     except BaseException as error:
-        if progress and isinstance(error, KeyboardInterrupt):
+        if progress and isinstance(error, KeyboardInterrupt | StoppedError):
             progress.save(sums, {"blocks": done}, now=True)
             say(f"{done} blocks are done: the same command with --resume goes on from there.", quiet)
         raise

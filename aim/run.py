@@ -143,7 +143,7 @@ def plan_relaxation(
     if lineage["base_model"] is None:
         lineage = {**lineage, "base_model": base.ref.full_name}
     inputs = Inputs(merged, (merged,), base)
-    read_tokenizers([merged.folder, base.folder], apart=not output.load_check)
+    read_tokenizers([merged.folder, base.folder], apart=not output.tries_loading)
     owner = merged if token_ids(merged.folder) is not None else base
     vocabulary = choose_vocabulary("base", owner, [])
     reference = aim.settings.reference

@@ -127,16 +127,16 @@ class Company:
     def _attend(self) -> None:
         """Hear the others until this process leaves; runs in a thread of its own."""
         heard = dict.fromkeys(self._links, time.monotonic())
-        beaten = 0.0
+        beaten, beat = 0.0, min(BEAT, self._patience / 4)
         try:
             while self._links and not self._left:
                 links = {link: rank for rank, link in list(self._links.items())}
-                for link in wait(list(links), BEAT):
+                for link in wait(list(links), beat):
                     rank = links[link]  # type: ignore[index]
                     heard[rank] = time.monotonic()
                     self._hear(rank, link)  # type: ignore[arg-type]
                 now = time.monotonic()
-                if now - beaten >= BEAT:
+                if now - beaten >= beat:
                     self._tell(_pack("beat"))
                     beaten = now
                 for rank in [rank for rank in list(self._links) if now - heard[rank] > self._patience]:

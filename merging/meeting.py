@@ -29,8 +29,8 @@ def meet(rank: int, count: int, local: int) -> Company:
     from torch.distributed import rendezvous
 
     if "OMP_NUM_THREADS" not in os.environ:  # the launcher's way to share the cores; else each would take all
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", count))
-        torch.set_num_threads(max(1, cores))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        torch.set_num_threads(max(1, torch.get_num_threads() // here))
     deadline = time.monotonic() + JOIN
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:

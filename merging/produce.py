@@ -86,7 +86,8 @@ def _weights(
     with InputDigests(own_files(lanes, output.processes), lambda: writers[0].part if writers else 0.0) as digests:
         check()
         job = _with_output(work.make_job(), output)
-        key = _key(work, [*itertools.chain(*lanes), *work.files.values()], output, job)
+        files = [*itertools.chain(*lanes), *work.files.values()]
+        key = _key(work, files, output, job) if output.processes.leads else ""  # it alone saved an importance file
         with stages_of(work, output, agreed(work, output, job, lanes, key)) as stages:
             writers += writers_of(work, output, stages)
             _stream(work, output, writers, job)

@@ -50,7 +50,7 @@ def plan_merge(
     headers_only: download no weights; such a work can be described and not produced.
     """
     method = find_method(recipe.method)
-    inputs, merge_plan = _fitted(recipe, headers_only, loads=output.load_check and not headers_only)
+    inputs, merge_plan = _fitted(recipe, headers_only, loads=output.tries_loading and not headers_only)
     models, donor = inputs.models, inputs.donor
     folder = merge_plan.vocabulary.folder
     template = choose_template(recipe.chat_template, folder, donor, inputs.all[1:])

@@ -39,6 +39,11 @@ class Output:
     expected: Mapping[str, Any] | None = None
     processes: Processes = ALONE
 
+    @property
+    def tries_loading(self) -> bool:
+        """Whether this process loads the planned folder in transformers; of several the first does."""
+        return self.load_check and self.processes.leads
+
 
 @dataclass(frozen=True)
 class Variant:
