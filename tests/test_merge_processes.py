@@ -218,6 +218,28 @@ def test_one_is_killed(long, tmp_path: Path, count: int, rank: int) -> None:
     assert not any(path.name.startswith(".out") for path in tmp_path.iterdir())
 
 
+def test_one_is_killed_while_it_calibrates(family, tmp_path: Path) -> None:
+    """The other ends with the sentence and leaves no importance; both go on with --resume, to the bytes of a run of two
+    that was left alone."""
+    flags = ["--merged_model", family["a"], "--pretrained_model_name", family["base"], "--no-load_check",
+             "--calibration", family["text"], "--block_size", "64", "--batch_size", "1"]  # fmt: skip
+    flags += ["--n_samples", "60"]
+    command = [*flags, "--importance", tmp_path / "killed.imp", "--save_path", tmp_path / "killed"]
+    launch = Launch(tmp_path / "log", 2, "performAIM", *command)
+    launch.until(lambda: "Calibration on" in launch.said("err")[0])
+    os.kill(launch.processes[1].pid or 0, signal.SIGKILL)
+    assert "(rank 1 of 2, on " in stopped(launch.ended(), 1)
+    assert not (tmp_path / "killed").exists()
+    assert not (tmp_path / "killed.imp").exists()
+    for name, more in (("killed", ["--resume"]), ("left", [])):
+        where = ["--importance", tmp_path / f"{name}.imp", "--save_path", tmp_path / name]
+        ended = together(tmp_path / "log" / name, 2, "performAIM", *flags, *where, *more)
+        assert [end.code for end in ended] == [0, 0], ended
+    assert (tmp_path / "killed.imp").read_bytes() == (tmp_path / "left.imp").read_bytes()
+    assert (tmp_path / "killed/model.safetensors").read_bytes() == (tmp_path / "left/model.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "killed.imp", "left", "left.imp", "log"]
+
+
 def test_the_run_is_terminated(long, tmp_path: Path) -> None:
     """SIGTERM for all of them, as a scheduler sends it: said once, exit code 130, and what is done stays."""
     launch = Launch(tmp_path / "log", 2, "merge", *recipe(long, *CUT), "--save_path", tmp_path / "out")
