@@ -13,12 +13,19 @@ from aim.omegas import parse_omegas
 from console.cli import Parser, run, say
 from console.errors import UsageError
 from merging.flags import OUTPUT_KEYS, make_parser, take
+from merging.processes import Processes, together
 from merging.recipe import make_recipe, read_config
 from merging.registry import find_method
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, merge (or only plan), say where."""
+    """Parse, merge (or only plan), say where; with the other processes of the run where a launcher started several."""
+    with together() as processes:
+        return merge_or_plan(argv, processes)
+
+
+def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
+    """Do this process's part of it."""
     early = Parser(add_help=False)
     early.add_argument("--method")
     chosen, _ = early.parse_known_args(argv)
@@ -31,10 +38,11 @@ def main(argv: Sequence[str]) -> int:
     flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
     quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")
     flags.pop("debug")
+    quiet |= not processes.leads
     if as_json and not dry_run:
         parser.error("--json goes with --dry_run")
     if "from_lock" in flags:
-        return from_lock(flags, quiet, dry_run, as_json)
+        return from_lock(flags, quiet, dry_run, as_json, processes)
     config = read_config(flags.pop("config")) if "config" in flags else {}
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
     aim = aim_asked({key: flags.pop(key, config.pop(key, None)) for key in AIM_KEYS}, bool(asked["resume"]))
@@ -45,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     from merging.work import Output
 
     given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
-    output = Output(**{"save_path": Path(), **given}, quiet=quiet)
+    output = Output(**{"save_path": Path(), **given}, quiet=quiet, processes=processes)
     relaxing = None
     if aim is not None:
         from aim.run import relaxing_of
@@ -73,7 +81,7 @@ def aim_asked(given: dict[str, Any], resume: bool) -> Aim | None:
     return aim_of(given, resume=resume)
 
 
-def from_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool) -> int:
+def from_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool, processes: Processes) -> int:
     """Repeat what a lock tells of. Raises UsageError for flags that would change it."""
     from aim.repeat import work_of
     from merging.lock import read_lock
@@ -88,8 +96,10 @@ def from_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool) 
     if "save_path" not in where and not dry_run:
         raise UsageError("--save_path is missing: the folder for the repeated checkpoint.")
     given = {"save_path": Path(), "max_shard_size": lock["max_shard_size"], "device": lock["device"], **where}
-    output = Output(**given | ({"load_check": False} if dry_run else {}), quiet=quiet, expected=lock)
-    work = work_of(lock, output, models.split(",") if models else (), base)
+    load_check = {"load_check": False} if dry_run else {}
+    output = Output(**given | load_check, quiet=quiet, expected=lock, processes=processes)
+    with processes.first_ahead():
+        work = work_of(lock, output, models.split(",") if models else (), base)
     if dry_run:
         print(shown(work, output, as_json))
         return 0

@@ -9,7 +9,7 @@ from aim.asked import add_aim_flags, aim_of
 from console.cli import Parser, add_output_flags, run, say
 from console.files import user_path
 from merging.flags import OUTPUT_KEYS, add_run_flags
-from merging.processes import processes_of_run
+from merging.processes import Processes, together
 from merging.recipe import DTYPES
 from merging.work import Output
 
@@ -42,16 +42,23 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, relax, say where."""
+    """Parse, relax, say where; with the other processes of the run where a launcher started several."""
+    with together() as processes:
+        return relax(argv, processes)
+
+
+def relax(argv: Sequence[str], processes: Processes) -> int:
+    """Do this process's part of it."""
     args = make_parser().parse_args(argv)
     aim = aim_of(vars(args), reference=args.numerics == "reference", resume=bool(args.resume), seed="seed")
     given = {key: getattr(args, key) for key in OUTPUT_KEYS if getattr(args, key) is not None}
-    output = Output(**given, quiet=args.quiet)
+    quiet = args.quiet or not processes.leads
     from aim.run import perform
 
+    output = Output(**given, quiet=quiet, processes=processes)
     folder = perform(args.merged_model, args.pretrained_model_name, aim, output, args.dtype)
     omegas = ", ".join(f"{omega:g}" for omega in aim.omegas)
-    say(f"Relaxed {args.merged_model} with omega {omegas} into {folder}.", args.quiet or not processes_of_run().leads)
+    say(f"Relaxed {args.merged_model} with omega {omegas} into {folder}.", quiet)
     return 0
 
 

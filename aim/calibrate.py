@@ -15,7 +15,7 @@ from aim.activations import HALVES, Activations, Batch, Sums, Total
 from aim.progress import Progress
 from aim.watch import watching
 from console.cli import say
-from console.errors import CalibrationError
+from console.errors import CalibrationError, StoppedError
 from console.memory import ran_out
 from merging.processes import Processes
 from merging.transfers import sent
@@ -92,10 +92,10 @@ def added_up(sums: Sums, processes: Processes) -> Sums:
     """Return the sums over all processes; a weight that some of them never used counts there with nothing."""
     if processes.count == 1:
         return sums
-    mine = [(i, name, tuple(total.sum.shape)) for i, half in enumerate(sums.halves) for name, total in half.items()]
+    mine = [(i, name, list(total.sum.shape)) for i, half in enumerate(sums.halves) for name, total in half.items()]
     everywhere = processes.everybody((mine, sums.axes))
     found = Sums(axes={name: axis for _, axes in everywhere for name, axis in axes.items()})
-    for half, name, shape in sorted({entry for entries, _ in everywhere for entry in entries}):
+    for half, name, shape in sorted({(i, name, tuple(s)) for entries, _ in everywhere for i, name, s in entries}):
         own = sums.halves[half].get(name) or Total(
             torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[:-1]).long()
         )
@@ -135,6 +135,7 @@ def calibrate(
     try:
         with torch.no_grad():
             while done < total:
+                processes.check()
                 half, take = takes(halves, done, size.size)
                 batch, taken = size.run(take, attempt)
                 sums.add(batch, half)
@@ -143,7 +144,7 @@ def calibrate(
                 if progress:
                     progress.save(sums, {"blocks": done})
     except BaseException as error:
-        if progress and isinstance(error, KeyboardInterrupt):
+        if progress and isinstance(error, KeyboardInterrupt | StoppedError):
             progress.save(sums, {"blocks": done}, now=True)
             say(f"{done} blocks are done: the same command with --resume goes on from there.", quiet)
         raise

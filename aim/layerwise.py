@@ -26,7 +26,7 @@ from aim.memory import available
 from aim.progress import Progress
 from aim.watch import Use, watching
 from console.cli import say
-from console.errors import CalibrationError
+from console.errors import CalibrationError, StoppedError
 from console.memory import ran_out
 from merging.processes import Processes
 from merging.transfers import sent
@@ -174,7 +174,7 @@ def calibrate_layerwise(
                         progress.save(sums, where, hidden.tensors)
                 where = {"layers": k + 1, "blocks": 0}
                 bar.update()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         if progress:
             progress.save(sums, where, hidden.tensors, now=True)
             say(f"{where['layers']} layers are done: the same command with --resume goes on from there.", quiet)
@@ -192,7 +192,7 @@ class _Run:
         processes: Processes, quiet: bool,
     ) -> None:  # fmt: skip
         self.skeleton, self.blocks, self.path, self.layers = skeleton, blocks, path, layers
-        self.halves = turns(len(blocks), processes)
+        self.processes, self.halves = processes, turns(len(blocks), processes)
         self.size = BatchSize(batch_size or first_batch_size(skeleton.device, blocks.shape[1]), quiet)
 
     def layer(self, turn: _Turn, k: int, sums: Sums, hidden: HiddenStates, done: int) -> Iterator[int]:
@@ -220,6 +220,7 @@ class _Run:
 
         total = sum(map(len, self.halves))
         while done < total:
+            self.processes.check()
             half, take = takes(self.halves, done, self.size.size)
             (batch, states), taken = self.size.run(take, attempt)
             if states is not None:

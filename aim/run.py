@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from merging.layout import Inputs
 from merging.lora.either import Either, make
 from merging.planned import Plan
 from merging.preflight import plan
-from merging.processes import Processes, processes_of_run
 from merging.recipe import MergeRecipe
 from merging.registry import Implementation
 from merging.run import copied
@@ -32,7 +30,6 @@ from merging.work import Output, Relaxing, Variant, Work
 from merging.writer import parse_size
 
 if TYPE_CHECKING:
-    from aim.importance import Importance
     from merging.stream import Job
 
 PAPER = "https://arxiv.org/abs/2502.02421"
@@ -55,26 +52,15 @@ class _Relaxation:
     def __init__(self, aim: Aim, output: Output) -> None:
         self.aim, self.output = aim, output
         self.made: Relaxer | None = None
-        self._importance: Importance | None = None
-
-    def measure(self, base: Checkpoint, processes: Processes) -> None:
-        """Load or measure the importance of the base, with the other processes of the run."""
-        from merging.stream import resolve_device  # loads torch
-
-        settings, output = self.aim.settings, self.output
-        device = resolve_device(output.device)
-        if device.type == "cuda" and processes.count > 1:
-            device = resolve_device(f"cuda:{processes.local}")
-        state = state_file(output.save_path, settings)
-        self._importance = importance_of(base, settings, device, output.quiet, state, processes)
 
     def make(self, base: Checkpoint, relax_plan: Plan) -> Relaxer:
-        """Decide what is relaxed by the importance, which is loaded or measured first if it was not."""
-        output = self.output
-        if self._importance is None:
-            self.measure(base, Processes())
-        assert self._importance is not None
-        self.made = Relaxer(self._importance, self.aim.omegas, self.aim.rule)
+        """Decide what is relaxed by the importance, which is loaded, or measured with the run's other processes."""
+        from merging.device import resolve_device  # loads torch
+
+        settings, output = self.aim.settings, self.output
+        device, state = resolve_device(output.device, output.processes), state_file(output.save_path, settings)
+        importance = importance_of(base, settings, device, output.quiet, state, output.processes)
+        self.made = Relaxer(importance, self.aim.omegas, self.aim.rule)
         self.made.check(relax_plan)
         say(self.made.sentence(), output.quiet)
         return self.made
@@ -121,23 +107,17 @@ def perform(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: s
     dtype of the output: None keeps that of what is relaxed. Raises UsageError, CheckpointError, CalibrationError.
     """
     aim.check()
-    processes = processes_of_run()
-    output = output if processes.leads else replace(output, quiet=True)
     check_target(output.save_path, output.overwrite, aim.kept)
     parse_size(output.max_shard_size)
     relaxation = _Relaxation(aim, output)
     work: Either
-    if output.save_as == "adapter":
-        from aim.adapters import plan_adapter_relaxation
+    with output.processes.first_ahead():
+        if output.save_as == "adapter":
+            from aim.adapters import plan_adapter_relaxation
 
-        work = plan_adapter_relaxation(merged_name, base_name, aim, dtype, relaxation.relaxing())
-    else:
-        work = plan_relaxation(merged_name, base_name, aim, output, dtype, relaxation)
-    if processes.count > 1:  # all of them calibrate, one writes
-        assert work.inputs.base is not None
-        relaxation.measure(work.inputs.base, processes)
-        if not processes.leads:
-            return output.save_path
+            work = plan_adapter_relaxation(merged_name, base_name, aim, dtype, relaxation.relaxing())
+        else:
+            work = plan_relaxation(merged_name, base_name, aim, output, dtype, relaxation)
     return make(work, output)
 
 
@@ -163,7 +143,7 @@ def plan_relaxation(
     if lineage["base_model"] is None:
         lineage = {**lineage, "base_model": base.ref.full_name}
     inputs = Inputs(merged, (merged,), base)
-    read_tokenizers([merged.folder, base.folder], apart=not output.load_check)
+    read_tokenizers([merged.folder, base.folder], apart=not output.tries_loading)
     owner = merged if token_ids(merged.folder) is not None else base
     vocabulary = choose_vocabulary("base", owner, [])
     reference = aim.settings.reference
@@ -173,8 +153,9 @@ def plan_relaxation(
 
     def make_job() -> Job:
         from merging import stream  # loads torch
+        from merging.device import resolve_device
 
-        device = stream.resolve_device(output.device)
+        device = resolve_device(output.device, output.processes)
         relaxer = relaxation.make(base, relax_plan)
         return stream.Job(merged_alone(), device, reference=reference, relaxation=relaxer)
 

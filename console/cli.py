@@ -89,7 +89,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         if debug:
             traceback.print_exc()
         sentence, code = explain(error)
-        print(f"error: {sentence}", file=sys.stderr)
+        if sentence:  # another process of the run has said it
+            print(f"error: {sentence}", file=sys.stderr)
         return code
 
 

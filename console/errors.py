@@ -25,6 +25,17 @@ class FailureError(ProjectError):
     """What was asked for is right but could not be done: a broken file, no space. Exit code 1."""
 
 
+class StoppedError(FailureError):
+    """Another process of this run has ended, and this one with it. Without a message where enough was said.
+
+    keeps: whether what is done stays for --resume; the exit code is that of the one that ended.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1, keeps: bool = True) -> None:
+        super().__init__(message)
+        self.exit_code, self.keeps = exit_code, keeps
+
+
 class CheckpointError(FailureError):
     """A checkpoint that cannot be read or written; names the file or tensor."""
 

@@ -60,6 +60,7 @@ class Finisher:
             **_account(work, stage),
             **variant.details(),
             **({"health": rows} if rows else {}),
+            **({"processes": self.output.processes.count} if self.output.processes.count > 1 else {}),
             "seconds": round(seconds, 3),
         }
         write_record(stage.folder, lineage, details)

@@ -14,9 +14,9 @@ from console.errors import CheckpointError
 from merging.native.build import cache_folder
 from merging.planned import Plan
 from merging.result_config import write_configs
+from merging.shards import header_bytes
 from merging.sidefiles import versions
 from merging.silence import quiet_transformers
-from merging.writer import header_bytes
 
 
 def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Collection[str]) -> str | None:

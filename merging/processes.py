@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from console.cli import explain
+from console.errors import ProjectError, StoppedError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from merging.company import Company
 
 
 @dataclass(frozen=True)
@@ -17,44 +26,104 @@ class Processes:
     rank: int = 0
     count: int = 1
     local: int = 0
+    company: Company | None = field(default=None, repr=False, compare=False)
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes what all of them made."""
+        """Whether this process finishes what all of them made, and speaks."""
         return self.rank == 0
 
     def everybody(self, value: Any) -> list[Any]:
-        """Return what each process gives, in their order; any object that pickles."""
-        if self.count == 1:
-            return [value]
-        import torch.distributed as dist
+        """Return what each process gives, in their order; any object of JSON's types.
 
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
+        Raises StoppedError, as all of these do, where another process has ended.
+        """
+        if self.company is None:
+            return [value]
+        found: list[Any] = json.loads(self.company.exchange(json.dumps(value).encode()))
         return found
 
     def added(self, tensor: Tensor) -> Tensor:
-        """Return the sum of the processes' tensors of one shape, on the CPU."""
-        if self.count == 1:
+        """Return the sum of the processes' tensors of one shape and dtype, on the CPU."""
+        if self.company is None:
             return tensor
-        import torch.distributed as dist
+        import torch
 
-        device = f"cuda:{self.local}" if dist.get_backend() == "nccl" else "cpu"
-        total = tensor.to(device, copy=True)
-        dist.all_reduce(total)
-        return total.cpu()
+        own = tensor.cpu().contiguous()
+        found = self.company.exchange(own.numpy().tobytes(), str(own.dtype).removeprefix("torch."))
+        return torch.frombuffer(bytearray(found), dtype=own.dtype).reshape(own.shape) if found else own
 
     def wait(self) -> None:
         """Return when every process has come here."""
         self.everybody(None)
 
+    def check(self) -> None:
+        """Raise StoppedError where another process has ended."""
+        if self.company is not None:
+            self.company.check()
 
-def processes_of_run() -> Processes:
-    """Join the processes that the launcher's environment tells of; one process where it tells of none."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes()
-    import torch
-    from accelerate import PartialState
+    @contextmanager
+    def first_ahead(self) -> Iterator[None]:
+        """Let the first process through before the others: what it downloads they find, what it refuses they leave."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
 
-    state = PartialState(cpu=not torch.cuda.is_available())  # without a GPU nobody else says that they are several
-    return Processes(state.process_index, state.num_processes, state.local_process_index)
+
+ALONE = Processes()
+
+
+@contextmanager
+def together() -> Iterator[Processes]:
+    """Yield the processes that the launcher's environment tells of, joined; one process where it tells of none.
+
+    They end together: an error of one ends all, with its exit code, and is said once, by it; of a process that was
+    killed the others say so. Only the first has a standard output.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE
+        return
+    rank = int(os.environ["RANK"])
+    local = int(os.environ.get("LOCAL_RANK", rank))
+    if rank:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from merging.meeting import meet
+
+    company = meet(rank, count, local)
+    signal.signal(signal.SIGTERM, company.terminated)
+    processes = Processes(rank, count, local, company)
+    try:
+        with _without_output(silent=rank > 0):
+            try:
+                yield processes
+            except SystemExit as leaving:  # --help
+                if leaving.code:
+                    raise
+                processes.wait()
+                raise
+        processes.wait()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, once the others have ended
+        if isinstance(error, StoppedError):
+            raise
+        ending = company.fail(explain(error)[1], keeps=not isinstance(error, ProjectError))
+        if ending.rank == rank:
+            raise
+        raise company.stopped() from None
+    finally:
+        company.close()
+
+
+@contextmanager
+def _without_output(silent: bool) -> Iterator[None]:
+    if not silent:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +20,11 @@ from merging.digests import InputDigests, digest_of
 from merging.finish import Finisher
 from merging.load_check import check_loads
 from merging.lock import files_of
+from merging.part import agreed, hand_in, own_files, own_tensors, stages_of, writers_of
 from merging.prepared import Prepared, prepared
 from merging.scratch import is_scratch
 from merging.sidefiles import versions, write_record
-from merging.stage import Stage, check_target, staged
+from merging.stage import Stage, check_target
 from merging.work import Output, Work
 from merging.writer import ShardedWriter, parse_size
 
@@ -33,8 +35,12 @@ if TYPE_CHECKING:
 def produce(work: Work, output: Output) -> Path:
     """Write the checkpoint that was planned and return its folder.
 
-    Raises UsageError, CheckpointError or FailureError; then nothing is at the target that was not there before.
+    Of several processes each writes a part of the tensors, and the first finishes. Raises UsageError, CheckpointError
+    or FailureError; then nothing is at the target that was not there before.
     """
+    if not output.processes.leads:
+        with _weights(work, output, lambda: None):
+            return output.save_path
     check_output(work, output)
     with prepared(work.inputs, work.plan, work.template) as small:
         return _make(work, output, small)
@@ -47,29 +53,46 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
     licences = licences_of(inputs.all)
     for note in (*work.notes, *small.notes, *([licences.warning] if licences.warning else [])):
         say(note, quiet)
-    lanes = [files_of(checkpoint) for checkpoint in inputs.all]
-    writers: list[ShardedWriter] = []
-    with InputDigests(lanes, lambda: writers[0].part if writers else 0.0) as digests:
+
+    def check() -> None:
         unloaded = check_loads(work.plan, small.configs, inputs.donor.tensors) if output.load_check else None
         if unloaded:
             say(unloaded, quiet)
-        job = _with_output(work.make_job(), output)
-        parts = [variant.folder for variant in work.variants]
-        key = _key(work, [*itertools.chain(*lanes), *work.files.values()], output, job)
-        with staged(output.save_path, output.overwrite, key, output.resume, quiet, parts) as stages:
-            writers += _writers(work, output, stages)
-            _stream(work, output, writers, job)
-            found = digests.all() | {file: digest_of(file) for file in work.files.values()}
-            finisher = Finisher(work, output, job, small, licences)
-            for variant, stage in zip(work.variants, stages, strict=True):
-                finisher.finish(variant, stage, found, time.perf_counter() - started)
-            if len(stages) > 1:
-                write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
+
+    with _weights(work, output, check) as (job, stages, found):
+        finisher = Finisher(work, output, job, small, licences)
+        for variant, stage in zip(work.variants, stages, strict=True):
+            finisher.finish(variant, stage, found, time.perf_counter() - started)
+        if len(stages) > 1:
+            parts = [variant.folder for variant in work.variants]
+            write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
     for sentence in dict.fromkeys(finisher.said):
         say(sentence, quiet)
     for table in finisher.tables:
         print(table)
     return output.save_path
+
+
+@contextmanager
+def _weights(
+    work: Work, output: Output, check: Callable[[], None]
+) -> Iterator[tuple[Job, Sequence[Stage], Mapping[Path, str | None]]]:
+    """Write the weights, or this process's part of them; yield job, stages and digests, then take the target's place.
+
+    check: what is tried while the first digests are taken, before torch is loaded.
+    """
+    lanes = [files_of(checkpoint) for checkpoint in work.inputs.all]
+    writers: list[ShardedWriter] = []
+    with InputDigests(own_files(lanes, output.processes), lambda: writers[0].part if writers else 0.0) as digests:
+        check()
+        job = _with_output(work.make_job(), output)
+        files = [*itertools.chain(*lanes), *work.files.values()]
+        key = _key(work, files, output, job) if output.processes.leads else ""  # it alone saved an importance file
+        with stages_of(work, output, agreed(work, output, job, lanes, key)) as stages:
+            writers += writers_of(work, output, stages)
+            _stream(work, output, writers, job)
+            found = hand_in(work, output, stages, lanes, digests)
+            yield job, stages, found | {file: digest_of(file) for file in work.files.values()}
 
 
 def check_output(work: Work, output: Output) -> None:
@@ -101,20 +124,12 @@ def _key(work: Work, files: Sequence[Path], output: Output, job: Job) -> str:
     return hashlib.sha256(json.dumps(same, default=str).encode()).hexdigest()
 
 
-def _writers(work: Work, output: Output, stages: Sequence[Stage]) -> list[ShardedWriter]:
-    """A writer for each result, all of them after the same tensor."""
-    size, tensors = parse_size(output.max_shard_size), work.plan.tensors
-    writers = [ShardedWriter(stage.folder, tensors, size, stage.journal) for stage in stages]
-    done = min(writer.done for writer in writers)
-    for writer in writers:
-        writer.rewind(done)
-    return writers
-
-
 def _stream(work: Work, output: Output, writers: Sequence[ShardedWriter], job: Job) -> None:
     """Write the weights of all results from one read of the inputs."""
     from merging import stream
 
-    stream.run(work.plan, job, writers, output.quiet, work.label)
+    own = own_tensors(work, output.processes)
+    part = replace(work.plan, tensors=work.plan.tensors[own.start : own.stop])
+    stream.run(part, job, writers, output.quiet, work.label, processes=output.processes)
     for writer in writers:
         writer.close()

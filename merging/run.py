@@ -37,7 +37,9 @@ def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None)
     """Merge as the recipe says and return the folder. Raises UsageError, CheckpointError or FailureError."""
     check_target(output.save_path, output.overwrite, relaxing.kept if relaxing else [])
     parse_size(output.max_shard_size)
-    return produce(plan_merge(recipe, output, relaxing), output)
+    with output.processes.first_ahead():
+        work = plan_merge(recipe, output, relaxing)
+    return produce(work, output)
 
 
 def plan_merge(
@@ -48,17 +50,18 @@ def plan_merge(
     headers_only: download no weights; such a work can be described and not produced.
     """
     method = find_method(recipe.method)
-    inputs, merge_plan = _fitted(recipe, headers_only, loads=output.load_check and not headers_only)
+    inputs, merge_plan = _fitted(recipe, headers_only, loads=output.tries_loading and not headers_only)
     models, donor = inputs.models, inputs.donor
     folder = merge_plan.vocabulary.folder
     template = choose_template(recipe.chat_template, folder, donor, inputs.all[1:])
 
     def make_job() -> Job:
         from merging import stream  # loads torch
+        from merging.device import resolve_device
 
         job = stream.Job(
             implementation=method.implementation(),
-            device=stream.resolve_device("cpu" if recipe.numerics == "reference" else output.device),
+            device=resolve_device("cpu" if recipe.numerics == "reference" else output.device, output.processes),
             seed=recipe.seed,
             reference=recipe.numerics == "reference",
             relaxation=relaxing.make(donor, merge_plan) if relaxing else None,

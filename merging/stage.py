@@ -13,11 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from console.cli import say
-from console.errors import FailureError, ProjectError, UsageError
+from console.errors import FailureError, ProjectError, StoppedError, UsageError
 
 RECORD = "run_record.json"
 """The file that marks a checkpoint written here and tells how it was made."""
 JOURNAL, LOCK = "journal.jsonl", "writing.lock"
+JOURNALS = "journal*.jsonl"
+
+
+def journal_name(rank: int) -> str:
+    """Return the file in which a process of a run keeps what it has finished."""
+    return f"journal-{rank}.jsonl" if rank else JOURNAL
+
+
+def stage_of(save_path: Path) -> Path:
+    """Return the folder in which what will be `save_path` is made."""
+    target = save_path.resolve()
+    return target.with_name(f".{target.name}.partial")
 
 
 def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
@@ -47,20 +59,28 @@ def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
 
 
 class Journal:
-    """The finished tensors of a run, one JSON line each, in the order of the plan; the first line is the run's key."""
+    """The finished tensors of a run, one JSON line each, in the order of the plan; the first line is the run's key.
 
-    def __init__(self, file: Path, key: str) -> None:
+    Where several processes make a result, each has a journal of its own part.
+    """
+
+    def __init__(self, file: Path, key: str, processes: int = 1) -> None:
         self.file = file
         self.entries: list[dict[str, Any]] = []
         lines = _whole_lines(file) if file.is_file() else []
         self.entries = lines[1:]
-        self._write(lines or [{"key": key}])  # a last line that a crash cut short is gone then
+        first = {"key": key} | ({"processes": processes} if processes > 1 else {})
+        self._write(lines or [first])  # a last line that a crash cut short is gone then
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Append a finished tensor."""
         self.entries.append(dict(entry))
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
+
+    def hold(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Have the entries of all processes, without writing them down once more."""
+        self.entries = [dict(entry) for entry in entries]
 
     def keep(self, count: int) -> None:
         """Forget all but the first `count` entries."""
@@ -93,36 +113,43 @@ class Stage:
 
 @contextmanager
 def staged(
-    save_path: Path, overwrite: bool, key: str, resume: bool = False, quiet: bool = False, parts: Sequence[str] = (".",)
-) -> Iterator[list[Stage]]:
+    save_path: Path, overwrite: bool, key: str, resume: bool = False, quiet: bool = False,
+    parts: Sequence[str] = (".",), processes: int = 1,
+) -> Iterator[list[Stage]]:  # fmt: skip
     """Yield stages beside `save_path` that take its place together at the end: itself, or folders in it (`parts`).
 
-    On an error of the project's own it vanishes; where the run is interrupted (or the disk full, or the process
-    killed) and tensors are finished, it stays, and a later run with `resume` and the same key goes on in it. Raises
-    UsageError where the target may not be replaced or the interrupted run had another key, FailureError where another
-    process is writing there.
+    On an error of the project's own it vanishes; where the run is interrupted (or the disk full, or a process killed)
+    and tensors are finished, it stays, and a later run with `resume`, the same key and as many processes goes on in it.
+    Raises UsageError where the target may not be replaced or the interrupted run was another one, FailureError where
+    another process is writing there.
     """
     check_target(save_path, overwrite)
-    target = save_path.resolve()
+    target, folder = save_path.resolve(), stage_of(save_path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.partial")
     folder.mkdir(exist_ok=True)
     with _only_writer(folder, save_path):
-        _prepare(folder, save_path, key, resume, quiet, parts)
-        stages = [Stage(folder / part, Journal(folder / part / JOURNAL, key)) for part in parts]
+        _prepare(folder, save_path, key, resume, quiet, parts, processes)
+        stages = [Stage(folder / part, Journal(folder / part / JOURNAL, key, processes)) for part in parts]
         try:
             yield stages
             take_place(folder, target)
             for part in parts:
-                (target / part / JOURNAL).unlink()
+                for journal in (target / part).glob(JOURNALS):
+                    journal.unlink()
             (target / LOCK).unlink()
         except BaseException as error:
-            done = min(len(stage.journal.entries) for stage in stages)
-            if isinstance(error, ProjectError) or not done:
+            done = _finished(folder, parts)
+            wrong = isinstance(error, ProjectError) and not (isinstance(error, StoppedError) and error.keeps)
+            if wrong or not done:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 say(f"{done} tensors are done: the same command with --resume goes on from there.", quiet)
             raise
+
+
+def _finished(folder: Path, parts: Sequence[str]) -> int:
+    """How many tensors of every result are finished, by whichever process."""
+    return min(sum(max(0, len(_whole_lines(file)) - 1) for file in (folder / part).glob(JOURNALS)) for part in parts)
 
 
 @contextmanager
@@ -136,7 +163,9 @@ def _only_writer(folder: Path, save_path: Path) -> Iterator[None]:
         yield
 
 
-def _prepare(folder: Path, save_path: Path, key: str, resume: bool, quiet: bool, parts: Sequence[str]) -> None:
+def _prepare(
+    folder: Path, save_path: Path, key: str, resume: bool, quiet: bool, parts: Sequence[str], processes: int
+) -> None:
     """Check that an interrupted run may be taken up, or clear what it left."""
     file = folder / parts[-1] / JOURNAL  # the last to be made: where it stands, all do
     lines = _whole_lines(file) if file.is_file() else []
@@ -145,12 +174,17 @@ def _prepare(folder: Path, save_path: Path, key: str, resume: bool, quiet: bool,
             f"The interrupted run for {save_path} had another recipe, other inputs or versions; "
             "start anew without --resume, or give the command that was interrupted."
         )
+    if resume and lines and (before := lines[0].get("processes", 1)) != processes:
+        raise UsageError(
+            f"The interrupted run for {save_path} was shared by {before} process{'es' if before > 1 else ''}, each "
+            f"with its own part, and this one by {processes}: go on with {before}, or start anew without --resume."
+        )
     if resume and lines:
-        say(f"Going on with the interrupted run: {len(lines) - 1} tensors are done.", quiet)
+        say(f"Going on with the interrupted run: {_finished(folder, parts)} tensors are done.", quiet)
         return
     if resume:
         say("There is no interrupted run to resume; starting from the beginning.", quiet)
-    elif len(lines) > 1:
+    elif lines and _finished(folder, parts):
         say("An interrupted run for this folder is discarded (--resume would have gone on with it).", quiet)
     for path in folder.iterdir():
         if path.name != LOCK:

@@ -11,32 +11,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from console.errors import UsageError
 from merging.finite import Nonfinite
 from merging.fused import fused_blocks, kernel_for
 from merging.job import Job, Observer, Writer
 from merging.mean_row import mean_row
 from merging.planned import Listing, Plan, Source, TensorPlan
+from merging.processes import ALONE, Processes
 from merging.registry import accepted
 from merging.rows import Rows
 from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup, cut
 from merging.transfers import elements_for, moved_blocks
 from merging.vocabulary import AlignedRows, gather
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda` or `cuda:n`. Raises UsageError where it does not exist."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, found {name!r}.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, found {name!r}.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices.")
-    return device
 
 
 def run(
@@ -46,11 +31,12 @@ def run(
     quiet: bool = False,
     label: str = "merging",
     make: Callable[..., Iterator[Sequence[Tensor]]] | None = None,
+    processes: Processes = ALONE,
 ) -> None:
     """Make every tensor of the plan that is not written yet and hand it to the writers, block by block.
 
     One writer for each of the results that `make` (`tensor_blocks`, with the same arguments) makes; all have written
-    the same tensors.
+    the same tensors. Raises StoppedError once another of the processes has ended.
     """
     make = make or tensor_blocks
     done = writers[0].done
@@ -62,6 +48,7 @@ def run(
         for writer in writers:
             writer.begin(tensor.name)
         for blocks in make(tensor, job, observers):
+            processes.check()
             for writer, check, block in zip(writers, nonfinite, blocks, strict=True):
                 writer.add(check.check(block))
         for writer, check, observer in zip(writers, nonfinite, observers, strict=True):

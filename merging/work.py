@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merging.chat_template import ChatTemplate
 from merging.layout import Inputs
 from merging.planned import Plan
+from merging.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from merging.checkpoint import Checkpoint
@@ -22,7 +23,7 @@ class Output:
 
     save_as: "model", or "adapter" where adapters make one adapter. expected: a lock that the result must repeat.
     health: whether figures per layer are taken; load_check: whether the planned folder is loaded in transformers before
-    it is written.
+    it is written; processes: this one's place among those that make it together.
     """
 
     save_path: Path
@@ -36,6 +37,12 @@ class Output:
     load_check: bool = True
     save_as: str = "model"
     expected: Mapping[str, Any] | None = None
+    processes: Processes = ALONE
+
+    @property
+    def tries_loading(self) -> bool:
+        """Whether this process loads the planned folder in transformers; of several the first does."""
+        return self.load_check and self.processes.leads
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
-import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from console.errors import CheckpointError, UsageError
 from merging.digests import block_bytes, digest_of
 from merging.planned import Named
+from merging.shards import Place, lay_out
 from merging.stage import Journal
-from merging.stored import CODES, tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,15 +37,18 @@ class ShardedWriter:
     Headers are written first, from the plan, so that each block's bytes go straight to the file and no tensor is ever
     held in memory. A finished tensor is entered in the journal with its digest (sha256 of its bytes); a writer over the
     journal of an interrupted run takes up after the last tensor whose bytes are there and have their digest.
+
+    own: the part of the tensors that this process writes, where several write the files (see `Shards.allocate`); None
+    for all of them.
     """
 
     def __init__(
-        self, folder: Path, tensors: Sequence[Named], max_shard_bytes: float, journal: Journal, stem: str = "model"
-    ) -> None:
+        self, folder: Path, tensors: Sequence[Named], max_shard_bytes: float, journal: Journal, stem: str = "model",
+        own: range | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.journal = folder, journal
-        self._shards = split_shards(tensors, max_shard_bytes)
-        self._names = shard_names(len(self._shards), stem)
-        self._places = [place for i, shard in enumerate(self._shards) for place in self._lay_out(i, shard)]
+        self.shards, self._shared = lay_out(tensors, max_shard_bytes, stem), own is not None
+        self._places = self.shards.places if own is None else self.shards.places[own.start : own.stop]
         self._ends = list(accumulate((place.size for place in self._places), initial=0))
         self._stream: BinaryIO | None = None
         self._shard = -1
@@ -57,7 +58,7 @@ class ShardedWriter:
 
     @property
     def done(self) -> int:
-        """How many tensors of the plan are written."""
+        """How many of the tensors are written."""
         return self._next
 
     @property
@@ -102,29 +103,21 @@ class ShardedWriter:
         self.journal.add({"name": place.name, "sha256": self._digest.hexdigest(), **remark})
 
     def close(self) -> None:
-        """Finish the last shard and write the index. Raises CheckpointError where tensors are missing."""
+        """Finish the last shard and write the index (the first process does where several write).
+
+        Raises CheckpointError where tensors are missing.
+        """
         if self._next != len(self._places):
             raise CheckpointError(f"Tensor {self._places[self._next].name} was planned and never written.")
-        if self._stream is not None:
-            self._stream.close()
-        if len(self._shards) > 1:
-            weight_map = {t.name: self._names[i] for i, shard in enumerate(self._shards) for t in shard}
-            total = sum(place.size for place in self._places)
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-    def _lay_out(self, shard: int, tensors: Sequence[Named]) -> Iterator[Place]:
-        offset = len(header_bytes(tensors))
-        for tensor in tensors:
-            size = tensor_bytes(tensor.shape, tensor.dtype)
-            yield Place(tensor.name, tensor.shape, tensor.dtype, shard, offset, size)
-            offset += size
+        self._let_go()
+        if not self._shared:
+            self.shards.write_index(self.folder)
 
     def _verified(self) -> int:
         """Count the tensors that an interrupted run finished; what its journal has after them is dropped."""
         done = 0
         for entry, place in zip(self.journal.entries, self._places, strict=False):
-            file = self.folder / self._names[place.shard]
+            file = self.folder / self.shards.names[place.shard]
             if entry["name"] != place.name or digest_of(file, place.offset, place.size) != entry["sha256"]:
                 break
             done += 1
@@ -134,66 +127,33 @@ class ShardedWriter:
     def _at(self, place: Place) -> BinaryIO:
         """The stream of the place's shard, at the place."""
         if self._stream is None or self._shard != place.shard:
-            if self._stream is not None:
-                self._stream.close()
-            file = self.folder / self._names[place.shard]
-            header = header_bytes(self._shards[place.shard])
-            first = place.offset == len(header)
-            self._stream = file.open("wb" if first else "r+b")
+            self._let_go()
+            file = self.folder / self.shards.names[place.shard]
+            self._stream = _shared(file) if self._shared else self._opened(file, place)
             self._shard = place.shard
-            if first:
-                self._stream.write(header)
-            self._stream.truncate(place.offset)
             self._stream.seek(place.offset)
         return self._stream
 
+    def _opened(self, file: Path, place: Place) -> BinaryIO:
+        """The file as far as it was written, for what comes from the place on."""
+        header = self.shards.header(place.shard)
+        first = place.offset == len(header)
+        stream = file.open("wb" if first else "r+b")
+        if first:
+            stream.write(header)
+        stream.truncate(place.offset)
+        return stream
 
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor's bytes go: shard number, offset in its file, size in bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    shard: int
-    offset: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.dtype} {list(self.shape)}"
-
-
-def header_bytes(tensors: Sequence[Named]) -> bytes:
-    """Return the first bytes of a safetensors file of these tensors."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in tensors:
-        end = offset + tensor_bytes(tensor.shape, tensor.dtype)
-        header[tensor.name] = {
-            "dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end],
-        }  # fmt: skip
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return struct.pack("<Q", len(encoded)) + encoded
+    def _let_go(self) -> None:
+        """Close the file; what others go on with on other machines is on the disk then."""
+        if self._stream is not None:
+            if self._shared:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+            self._stream.close()
+            self._stream = None
 
 
-def shard_names(count: int, stem: str = "model") -> list[str]:
-    """Return the file names of `count` shards, as transformers writes them."""
-    if count == 1:
-        return [f"{stem}.safetensors"]
-    return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-
-
-def split_shards(tensors: Sequence[Named], max_shard_bytes: float) -> list[list[Named]]:
-    """Cut the tensors, in order, into shards of at most `max_shard_bytes` (one tensor may exceed it alone)."""
-    shards: list[list[Named]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        size = tensor_bytes(tensor.shape, tensor.dtype)
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += size
-    return shards
+def _shared(file: Path) -> BinaryIO:
+    """Open a file for writing alone: a network's file system then sends the bytes that were written and none beside."""
+    return os.fdopen(os.open(file, os.O_WRONLY), "wb")

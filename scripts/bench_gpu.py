@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
             f"--parts takes {', '.join(PARTS)}, found {unknown}." if unknown else "--runs must be positive."
         )
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    from merging.stream import resolve_device  # loads torch
+    from merging.device import resolve_device  # loads torch
 
     device = resolve_device(args.device)
     found: dict[str, Any] = {"machine": about(device), "shape": args.shape, "command": ["scripts/bench_gpu.py", *argv]}

@@ -14,6 +14,7 @@ from aim.asked import add_aim_flags, rule_of, settings_of
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
 from console.files import user_path
+from merging.processes import Processes, together
 
 if TYPE_CHECKING:
     from aim.importance import Importance
@@ -41,19 +42,24 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Load or measure, then print, plot and push as asked."""
+    """Load or measure, then print, plot and push as asked; several processes measure together, the first goes on."""
+    with together() as processes:
+        return measure_and_show(argv, processes)
+
+
+def measure_and_show(argv: Sequence[str], processes: Processes) -> int:
+    """Do this process's part of it."""
     args = make_parser().parse_args(argv)
     reference = args.numerics == "reference"
     settings = settings_of(vars(args), reference=reference, resume=args.resume, seed="seed")
     rule = rule_of(vars(args), reference)
     check(args)
-    importance = loaded_or_measured(args, settings)
+    importance = loaded_or_measured(args, settings, processes)
+    if not processes.leads:
+        return 0
     from aim.summary import summarise
     from aim.summary_text import as_text
-    from merging.processes import processes_of_run
 
-    if not processes_of_run().leads:
-        return 0
     found = summarise(importance, rule)
     print(json.dumps(as_record(importance, found), indent=2) if args.json else as_text(importance, found))
     if args.plot:
@@ -84,7 +90,7 @@ def check(args: Any) -> None:
         check_push(args.push_to_hub)
 
 
-def loaded_or_measured(args: Any, settings: Settings) -> Importance:
+def loaded_or_measured(args: Any, settings: Settings, processes: Processes) -> Importance:
     """The file's importance, held against the base where one is given; else the base's, measured and saved."""
     from aim.importance import Importance
 
@@ -93,12 +99,12 @@ def loaded_or_measured(args: Any, settings: Settings) -> Importance:
     from aim.measure import importance_of
     from aim.run import state_file
     from merging.checkpoint import open_all
-    from merging.processes import processes_of_run
-    from merging.stream import resolve_device
+    from merging.device import resolve_device
 
-    (base,) = open_all([args.base])
-    state = state_file(args.importance, settings)
-    return importance_of(base, settings, resolve_device(args.device), args.quiet, state, processes_of_run())
+    with processes.first_ahead():
+        (base,) = open_all([args.base])
+    state, device = state_file(args.importance, settings), resolve_device(args.device, processes)
+    return importance_of(base, settings, device, args.quiet or not processes.leads, state, processes)
 
 
 def as_record(importance: Importance, found: Summary) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from merging.checkpoint import open_checkpoint
 from merging.processes import Processes
 from merging.work import Output
 from tests.conftest import ROOT
+from tests.launching import together
 from tests.memory import STATUS
 from tests.tiny import VOCABULARY, make_llama
 
@@ -199,26 +200,20 @@ def test_real_memory_is_recognised() -> None:
 
 
 def test_processes_do_not_matter(family, tmp_path: Path) -> None:
-    """accelerate launch with 2 processes on the CPU measures what one does: counts equal, activations to 1e-6, and one
-    output; whole and by layers."""
+    """Two processes measure what one does: counts equal, activations to 1e-6, and one output; whole and by layers."""
     text = ["--calibration", family["text"], "--n_samples", "40", "--block_size", "64", "--batch_size", "3"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
     calibration = Calibration(str(family["text"]), n_samples=40, block_size=64)
     settings = Settings(calibration, tmp_path / "one.imp", calibration_dtype="float32", batch_size=3)
     output = Output(tmp_path / "one", quiet=True, load_check=False)
     perform(str(family["a"]), str(family["base"]), Aim((0.4,), settings), output, None)
     found = {"one": Importance.load(tmp_path / "one.imp")}
     for name, way in (("two", "whole"), ("layers", "layerwise")):
-        command = [*launch, "performAIM.py", "--merged_model", family["a"], "--pretrained_model_name", family["base"],
-                   *text, "--importance", tmp_path / f"{name}.imp", "--save_path", tmp_path / name,
-                   "--calibration_dtype", "float32", "--calibrate", way, "--no-load_check"]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("Relaxed ") == 1
+        command = ["--merged_model", family["a"], "--pretrained_model_name", family["base"], *text, "--importance",
+                   tmp_path / f"{name}.imp", "--save_path", tmp_path / name, "--calibration_dtype", "float32",
+                   "--calibrate", way, "--no-load_check"]  # fmt: skip
+        ended = together(tmp_path / "log" / name, 2, "performAIM", *command)
+        assert [end.code for end in ended] == [0, 0], ended
+        assert [end.err.count("Relaxed ") for end in ended] == [1, 0]
         found[name] = Importance.load(tmp_path / f"{name}.imp")
     for name in ("two", "layers"):
         assert found[name].tokens == found["one"].tokens
@@ -226,7 +221,7 @@ def test_processes_do_not_matter(family, tmp_path: Path) -> None:
         for key, a in found["one"].activations.items():
             tolerance = 1e-6 if name == "two" else 1e-5
             assert torch.allclose(found[name].activations[key], a, rtol=tolerance, atol=0), (name, key)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*found, *(f"{name}.imp" for name in found)])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["log", *found, *(f"{name}.imp" for name in found)])
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="memory is read from Linux's /proc")

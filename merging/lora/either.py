@@ -33,7 +33,9 @@ def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None)
     if output.save_as == "model":
         return merge_model(recipe, output, relaxing)
     check_target(output.save_path, output.overwrite, relaxing.kept if relaxing else [])
-    return produce_adapter(plan_adapter_merge(recipe, relaxing), output)
+    with output.processes.first_ahead():
+        work = plan_adapter_merge(recipe, relaxing)
+    return produce_adapter(work, output)
 
 
 def planned(

@@ -36,8 +36,13 @@ CONFIG, STEM = "adapter_config.json", "adapter_model"
 def produce_adapter(work: AdapterWork, output: Output) -> Path:
     """Write the adapter that was planned, or one for each omega in a folder of its own, and return the folder.
 
-    Raises UsageError, CheckpointError or FailureError; then nothing is at the target that was not there before.
+    Adapters are small: the first of several processes makes them, and the others share the calibration. Raises
+    UsageError, CheckpointError or FailureError; then nothing is at the target that was not there before.
     """
+    if not output.processes.leads:
+        if work.relaxing:
+            work.make()
+        return output.save_path
     check_adapter_output(work, output)
     with prepared_tokenizer(work) as tokenizer:
         return _make(work, output, tokenizer)
