@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,10 +27,6 @@ from scripts.bench_tables import performance
 from scripts.calibration_deviation import as_text as deviation
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md", "docs/performance.md")
-PERFORMANCE = re.compile(r"(<!-- performance: (?P<file>.*?) -->\n).*?(<!-- end of performance -->)", re.DOTALL)
-MEMORY = re.compile(r"(<!-- memory: (?P<file>.*?) -->\n).*?(<!-- end of memory -->)", re.DOTALL)
-CALIBRATION = re.compile(r"(<!-- calibration: (?P<file>.*?) -->\n).*?(<!-- end of calibration -->)", re.DOTALL)
-DEVIATION = re.compile(r"(<!-- deviation: (?P<file>.*?) -->\n).*?(<!-- end of deviation -->)", re.DOTALL)
 TABLES = re.compile(r"(<!-- tables: (?P<arguments>.*?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 
 
@@ -80,12 +76,17 @@ def _deviation(file: Path) -> str:
     return deviation(json.loads(file.read_text(encoding="utf-8")))
 
 
+RESULTS: Mapping[str, Callable[[Path], str]] = {
+    "memory": memory, "calibration": calibration, "performance": _performance, "deviation": _deviation,
+}  # fmt: skip
+FIGURES = re.compile(
+    rf"(<!-- (?P<kind>{'|'.join(RESULTS)}): (?P<file>.*?) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL
+)
+
+
 def filled(text: str) -> str:
     """Return a document with its tables made anew."""
-    text = CALIBRATION.sub(lambda m: f"{m[1]}\n{calibration(ROOT / m['file'])}\n\n{m[3]}", text)
-    text = MEMORY.sub(lambda m: f"{m[1]}\n{memory(ROOT / m['file'])}\n\n{m[3]}", text)
-    text = PERFORMANCE.sub(lambda m: f"{m[1]}\n{_performance(ROOT / m['file'])}\n\n{m[3]}", text)
-    text = DEVIATION.sub(lambda m: f"{m[1]}\n{_deviation(ROOT / m['file'])}\n\n{m[3]}", text)
+    text = FIGURES.sub(lambda m: f"{m[1]}\n{RESULTS[m['kind']](ROOT / m['file'])}\n\n{m[4]}", text)
     return TABLES.sub(lambda m: f"{m[1]}\n{tables(m['arguments'])}\n{m[3]}", text)
 
 
