@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from eval.journal import Journal
 from eval.result import EvalResult
 from eval.store import model_folder
 from evaluate_model import main
-from tests.evaluation import ROOT
+from tests.launching import by_accelerate
 
 
 def flags(checkpoint: Path, data_dir: Path, out: Path) -> list[str]:
@@ -38,13 +35,7 @@ def test_two_processes_share_the_work(checkpoint: Path, data_dir: Path, tmp_path
     outcomes of a single process; a further run finds all answers."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert run(main, [*flags(checkpoint, data_dir, alone), "--quiet"]) == 0
-    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    command = [sys.executable, *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
-    command.append("evaluate_model.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *flags(checkpoint, data_dir, shared)], cwd=ROOT, capture_output=True, text=True, env=environment
-    )
+    done = by_accelerate(2, "evaluate_model.py", *flags(checkpoint, data_dir, shared))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("| tiny") == 1
     one, two = result_of(alone, checkpoint), result_of(shared, checkpoint)
