@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,23 +76,27 @@ def job_of(method: str, device: torch.device, moved: bool | None) -> Job:
     return Job(made, device, relaxation=relaxation, moved=moved)
 
 
+def merged(
+    tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, elements: int | None, moved: bool | None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Iterator[Iterator[Tensor]]:  # fmt: skip
+    """Yield, for each base with its models, the blocks of the result; elements: of a block (None: the device's)."""
+    method, given = WORK[work]
+    job = job_of(method, device, moved)
+    for base, *models in tensors:
+        used = models[:1] if method == "relax" else models
+        known = {} if method == "relax" else find_method(method).parameters
+        parameters = {name: p.for_models(given.get(name, p.default), len(used)) for name, p in known.items()}
+        group = TensorGroup("w.weight", base, tuple(used), device, block_elements=elements or elements_for(device))
+        yield (block for (block,) in merged_blocks(group, job, parameters, dtype))
+
+
 def merge_all(
     tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, elements: int | None, moved: bool | None
 ) -> int:
     """Merge tensor after tensor and drop the results; returns their bytes."""
-    method, given = WORK[work]
-    job, written = job_of(method, device, moved), 0
-    for base, *models in tensors:
-        used = models[:1] if method == "relax" else models
-        parameters: dict[str, Any] = {}
-        if method != "relax":
-            spec = find_method(method)
-            values = {name: given.get(name, p.default) for name, p in spec.parameters.items()}
-            parameters = {name: p.for_models(values[name], len(used)) for name, p in spec.parameters.items()}
-        group = TensorGroup("w.weight", base, tuple(used), device, block_elements=elements or elements_for(device))
-        for (block,) in merged_blocks(group, job, parameters, torch.bfloat16):
-            written += block.numel() * block.element_size()
-    return written
+    results = merged(tensors, work, device, elements, moved)
+    return sum(block.numel() * block.element_size() for blocks in results for block in blocks)
 
 
 def merging(device: torch.device, runs: int, shapes: Sequence[tuple[int, int]], models: int) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def parity(device: torch.device) -> dict[str, Any]:
     for work in WORK:
         for dtype in (torch.bfloat16, torch.float32):
             tensors = [[t.to(dtype) for t in group] for group in stored([(700, 512), (1, 3000)], 3, CPU)]
-            results = [_merged(tensors, work, where, dtype) for where in (CPU, device)]
+            results = [_whole(tensors, work, where, dtype) for where in (CPU, device)]
             pairs = list(zip(*results, strict=True))
             rows[f"{work}, {str(dtype).removeprefix('torch.')}"] = {
                 "equal": all(torch.equal(one, other) for one, other in pairs),
@@ -141,15 +145,7 @@ def parity(device: torch.device) -> dict[str, Any]:
     return rows
 
 
-def _merged(tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    method, given = WORK[work]
-    job, found = job_of(method, device, None if device.type == "cuda" else False), []
-    for base, *models in tensors:
-        used = models[:1] if method == "relax" else models
-        spec = None if method == "relax" else find_method(method)
-        parameters = (
-            {} if spec is None else {n: p.for_models(given.get(n, p.default), 3) for n, p in spec.parameters.items()}
-        )
-        group = TensorGroup("w.weight", base, tuple(used), device, block_elements=40_000)
-        found.append(torch.cat([block.clone() for (block,) in merged_blocks(group, job, parameters, dtype)]))
-    return found
+def _whole(tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """The results in one piece each; a block is overwritten after the next."""
+    results = merged(tensors, work, device, 40_000, None, dtype)
+    return [torch.cat([block.clone() for block in blocks]) for blocks in results]
