@@ -241,7 +241,7 @@ class _Run:
                 self.skeleton.model(**forward_arguments(self.skeleton.model, ids))
         except _Layered as reached:
             return reached.states
-        except (RuntimeError, NotImplementedError, TypeError) as error:  # an operation on the meta device, or on a mark
+        except (RuntimeError, TypeError) as error:  # an operation on the meta device, or on a mark
             if ran_out(error):
                 raise
             raise _refused(f"its forward pass fails ({' '.join(str(error).split())[:200]})") from error

@@ -93,6 +93,11 @@ class Job:
     moved: bool | None = None
 
     @property
+    def moves(self) -> bool:
+        """Whether blocks go through `merging.transfers`."""
+        return self.device.type == "cuda" if self.moved is None else self.moved
+
+    @property
     def results(self) -> int:
         """How many results are made from one read."""
         return 1 if self.relaxation is None else len(self.relaxation.omegas)

@@ -192,7 +192,7 @@ def merged_blocks(
         rounded = {id(result): result.to(dtype) for result in results}  # once where they are one tensor
         return [rounded[id(result)] for result in results]
 
-    if group.device.type == "cuda" if job.moved is None else job.moved:
+    if job.moves:
         yield from moved_blocks(group, per_block, make)
         return
     kernel = None if any(observers) else kernel_for(group, job)
