@@ -14,6 +14,7 @@ from console.errors import UsageError
 from merging.chat_template import choose_template
 from merging.checkpoint import Checkpoint, open_all
 from merging.combination import Combination
+from merging.device import check_device_here, resolve_device
 from merging.layout import Inputs
 from merging.lora.either import Either, make
 from merging.planned import Plan
@@ -23,7 +24,7 @@ from merging.registry import Implementation
 from merging.run import copied
 from merging.settings import Section
 from merging.sidefiles import read_lineage
-from merging.stage import check_target
+from merging.target import check_target
 from merging.token_ids import read_tokenizers, token_ids
 from merging.tokenizer import choose_vocabulary
 from merging.work import Output, Relaxing, Variant, Work
@@ -55,8 +56,6 @@ class _Relaxation:
 
     def make(self, base: Checkpoint, relax_plan: Plan) -> Relaxer:
         """Decide what is relaxed by the importance, which is loaded, or measured with the run's other processes."""
-        from merging.device import resolve_device  # loads torch
-
         settings, output = self.aim.settings, self.output
         device, state = resolve_device(output.device, output.processes), state_file(output.save_path, settings)
         importance = importance_of(base, settings, device, output.quiet, state, output.processes)
@@ -64,6 +63,19 @@ class _Relaxation:
         self.made.check(relax_plan)
         say(self.made.sentence(), output.quiet)
         return self.made
+
+    def preview(self, base: Checkpoint, relax_plan: Plan) -> list[str]:
+        """Say what will be relaxed, where the importance file stands; whose it is, the run finds out from weights."""
+        settings = self.aim.settings
+        file = settings.importance_file
+        if file is None or not file.exists():
+            text = ", ".join(settings.calibration.names())
+            return [f"AIM: the importance of {base.name} is measured first, on {text}."]
+        from aim.importance import Importance  # loads torch
+
+        relaxer = Relaxer(Importance.load(file), self.aim.omegas, self.aim.rule)
+        relaxer.check(relax_plan)
+        return [relaxer.sentence()]
 
     def details(self, omega: float) -> Mapping[str, Any]:
         """Return what the run record says of one result."""
@@ -82,7 +94,7 @@ class _Relaxation:
     def relaxing(self) -> Relaxing:
         """Return it as what relaxes task vectors in whatever makes them."""
         aim = self.aim
-        return Relaxing(aim.as_recipe(), aim.files, aim.kept, self.make, self.variants())
+        return Relaxing(aim.as_recipe(), aim.files, aim.kept, self.make, self.variants(), self.preview)
 
 
 def relaxing_of(recipe: MergeRecipe, aim: Aim, output: Output) -> Relaxing:
@@ -107,8 +119,9 @@ def perform(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: s
     dtype of the output: None keeps that of what is relaxed. Raises UsageError, CheckpointError, CalibrationError.
     """
     aim.check()
-    check_target(output.save_path, output.overwrite, aim.kept)
+    check_target(output.save_path, output.overwrite, aim.kept, output.resume)
     parse_size(output.max_shard_size)
+    check_device_here(output.device, output.processes)
     relaxation = _Relaxation(aim, output)
     work: Either
     with output.processes.first_ahead():
@@ -153,7 +166,6 @@ def plan_relaxation(
 
     def make_job() -> Job:
         from merging import stream  # loads torch
-        from merging.device import resolve_device
 
         device = resolve_device(output.device, output.processes)
         relaxer = relaxation.make(base, relax_plan)
@@ -186,6 +198,7 @@ def plan_relaxation(
         make_job=make_job,
         variants=relaxation.variants(),
         files=aim.files,
+        preview=lambda: relaxation.preview(base, relax_plan),
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import errno
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -21,6 +22,15 @@ class Formatter(argparse.HelpFormatter):
         if action.default in (None, False, argparse.SUPPRESS) or "(default" in text:
             return text
         return f"{text} (default: %(default)s)"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Keep the lines of a description that has several, which argparse would run together."""
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        return "\n".join(
+            textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent + " " * 18)
+            for line in text.splitlines()
+        )
 
 
 class Parser(argparse.ArgumentParser):

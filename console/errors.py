@@ -44,6 +44,10 @@ class HeadersUnknownError(CheckpointError):
     """What a checkpoint holds cannot be told without downloading it."""
 
 
+class NotANumberError(CheckpointError):
+    """An input holds NaN where numbers are compared; which input it is, is for the caller to find out."""
+
+
 class CalibrationError(FailureError):
     """Calibration text or activations that cannot be used."""
 

@@ -87,7 +87,7 @@ class AdaptedWeights:
     """A base's tensors with an adapter's products added and its whole tensors in their place.
 
     products, whole: {name of the result's tensor: what the adapter has for it}; heads: {output head that the base ties:
-    its input embedding}, for adapters that untie it.
+    its input embedding}, for adapters that untie it; trained_on: the base that its config names.
     """
 
     def __init__(
@@ -98,8 +98,9 @@ class AdaptedWeights:
         whole: Mapping[str, str],
         heads: Mapping[str, str],
         config_file: Path,
+        trained_on: str | None = None,
     ) -> None:
-        self.base, self.adapter, self.config_file = base, adapter, config_file
+        self.base, self.adapter, self.config_file, self.trained_on = base, adapter, config_file, trained_on
         self.products, self.whole, self.heads = products, whole, heads
         stored = dict(base.tensors) | {head: base.tensors[embedding] for head, embedding in heads.items()}
         stored |= {name: adapter.tensors[key] for name, key in whole.items()}
@@ -147,12 +148,12 @@ def adapt(
     whole = fit.whole(keys.whole)
     products = fit.products(keys.pairs, config, names[1])
     fit.check_tied({*whole, *products})
+    trained = config.get("base_model_name_or_path")
     if fit.problems:
         more = f" (and {len(fit.problems) - 1} more)" if len(fit.problems) > 1 else ""
-        trained = config.get("base_model_name_or_path")
         said = f"; it was trained on {trained}" if trained else ""
         raise CheckpointError(f"Adapter {names[1]} does not fit {names[0]}: {fit.problems[0]}{more}{said}.")
-    return AdaptedWeights(base, adapter, products, whole, fit.heads, config_file)
+    return AdaptedWeights(base, adapter, products, whole, fit.heads, config_file, trained)
 
 
 class _Fit:

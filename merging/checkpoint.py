@@ -100,6 +100,15 @@ class Checkpoint:
         """Whether transformers finds these very weights in `folder`: no adapter, and not a .gguf file."""
         return isinstance(self.weights, StoredWeights)
 
+    @property
+    def remark(self) -> str | None:
+        """What is to be said where an adapter names another base than the one it is given with (by the last part of
+        their names, since a base may have been moved, or come from elsewhere)."""
+        trained = getattr(self.weights, "trained_on", None)
+        if not trained or Path(trained).name == Path(self.ref.alone.path).resolve().name:
+            return None
+        return f"{self.ref.adapter} says that it was trained on {trained}; here it is added to {self.ref.alone}."
+
     def rows(self, name: str) -> Rows:
         """Return a tensor to be read in blocks of rows: a stored one memory-mapped, an adapted one computed in fp32.
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from merging.card import licences_of
 from merging.checkpoint import Checkpoint
 from merging.checks import free_space
@@ -55,7 +57,7 @@ def describe(work: Work, save_path: Path | None, remarks: Sequence[str] = ()) ->
         "bytes_to_write": work.bytes,
         "bytes_free": free_space(save_path or Path()),
         "peak_memory_bytes": peak_memory(plan, find_method(method) if method else None),
-        "notes": [*work.notes, *remarks, *([licences.warning] if licences.warning else [])],
+        "notes": [*work.notes, *work.preview(), *remarks, *([licences.warning] if licences.warning else [])],
     }
 
 
@@ -125,7 +127,8 @@ def as_text(plan: Mapping[str, Any]) -> str:
     lines.append("Recipe")
     for key, value in plan["recipe"].items():
         source = plan["sources"].get(key)
-        lines.append(f"  {key}: {value}{f'  ({source})' if source else ''}")
+        first, *rest = _as_yaml(key, value)
+        lines += [f"  {first}{f'  ({source})' if source else ''}", *(f"  {line}" for line in rest)]
     tensors, result = plan["tensors"], plan["result"]
     lines.append("Result")
     lines.append(
@@ -145,6 +148,14 @@ def as_text(plan: Mapping[str, Any]) -> str:
     if plan["notes"]:
         lines += ["Notes", *(f"  {note}" for note in plan["notes"])]
     return "\n".join(lines)
+
+
+def _as_yaml(key: str, value: Any) -> list[str]:
+    """A key of the recipe as --config takes it: in one line, unless its value holds mappings."""
+    nested = isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value))
+    style = {} if nested else {"default_flow_style": True}
+    text = yaml.safe_dump({key: value}, sort_keys=False, width=10_000, allow_unicode=True, **style).strip()
+    return (text if nested else text[1:-1]).splitlines()
 
 
 def size_of(count: int) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+import re
+from typing import TYPE_CHECKING
 
 from console.errors import UsageError
 from merging.processes import ALONE, Processes
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_device(name: str) -> None:
+    """Raise UsageError for a name that no machine has a device of. Loads nothing."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, found {name!r}.")
 
 
 def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
@@ -13,14 +23,12 @@ def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
 
     Raises UsageError where it does not exist.
     """
+    check_device(name)
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, found {name!r}.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, found {name!r}.")
+    device = torch.device(name)
     if device.type == "cuda" and processes.count > 1:
         if device.index is not None:
             raise UsageError(f"--device {name}: {processes.count} processes take a GPU each; leave out the number.")
@@ -28,3 +36,9 @@ def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices.")
     return device
+
+
+def check_device_here(name: str, processes: Processes = ALONE) -> None:
+    """Raise UsageError for a GPU that is asked for by name and not there; torch is loaded only for such a name."""
+    if name.startswith("cuda"):
+        resolve_device(name, processes)

@@ -20,6 +20,7 @@ RUN_KEYS = {
 OUTPUT_KEYS = tuple(RUN_KEYS)
 SAVE_AS = ("model", "adapter")
 NAMES = {Path: "path", str: "word", bool: "true or false"}
+ABOUT = "Merge fine-tuned models into one checkpoint, and perhaps relax it by AIM in the same pass."
 EXAMPLE = (
     "example: python merge.py --method ties --base_model BASE --models_to_merge A,B,C --save_path OUT --density 0.2"
 )
@@ -51,11 +52,11 @@ def make_parser(method: MergeMethod | None) -> Parser:
     """Return the parser with the flags of one method (or of every method, where none is chosen yet)."""
     parser = Parser(
         prog="merge.py",
-        description=f"{method.title}: {method.summary} ({method.paper})." if method else __doc__,
+        usage="merge.py --method METHOD --base_model BASE --models_to_merge A,B,C --save_path OUT [flags]",
+        description=f"{method.title}: {method.summary} ({method.paper})." if method else ABOUT,
         epilog=EXAMPLE,
     )
-    listed = "; ".join(f"{m.name}: {m.summary}" for m in all_methods().values())
-    parser.add_argument("--method", help=f"how to merge. {listed}")
+    parser.add_argument("--method", help="how to merge; with --help: that method's parameters")
     parser.add_argument("--base_model", help="the base: a folder or hub id (optional where a method needs none)")
     parser.add_argument("--models_to_merge", metavar="A,B,C", help="the fine-tuned models, by folder or hub id")
     parser.add_argument("--save_path", type=user_path, help="folder for the merged checkpoint")
@@ -94,6 +95,8 @@ def make_parser(method: MergeMethod | None) -> Parser:
         "--from_lock", type=user_path, metavar="FILE", help="repeat the merge of a merge.lock.json to the same bytes"
     )
     add_output_flags(parser)
+    if method is None:
+        parser.add_argument_group("methods", "\n".join(f"{m.name:18}{m.summary}" for m in all_methods().values()))
     group = parser.add_argument_group(f"parameters of {method.name}" if method else "parameters of the methods")
     for name, parameter, users in method_flags(method):
         given = f"default: {parameter.default}; " if parameter.default is not None else ""

@@ -17,7 +17,8 @@ from merging.checkpoint import Checkpoint
 from merging.digests import digest_of
 from merging.planned import Listing
 from merging.recipe import MergeRecipe
-from merging.stage import JOURNALS, LOCK, RECORD
+from merging.stage import JOURNALS, LOCK
+from merging.target import RECORD
 from merging.tokenizer_files import tokenizer_files
 
 LOCK_FILE = "merge.lock.json"

@@ -24,7 +24,8 @@ from merging.part import agreed, hand_in, own_files, own_tensors, stages_of, wri
 from merging.prepared import Prepared, prepared
 from merging.scratch import is_scratch
 from merging.sidefiles import versions, write_record
-from merging.stage import Stage, check_target
+from merging.stage import Stage
+from merging.target import check_target
 from merging.work import Output, Work
 from merging.writer import ShardedWriter, parse_size
 
@@ -99,7 +100,7 @@ def check_output(work: Work, output: Output) -> None:
     """Refuse an output that cannot be written, or that would touch an input. Raises UsageError, FailureError."""
     parse_size(output.max_shard_size)
     taken = [*(place for checkpoint in work.inputs.all for place in checkpoint.places), *work.files.values()]
-    check_target(output.save_path, output.overwrite, taken)
+    check_target(output.save_path, output.overwrite, taken, output.resume)
     check_space(output.save_path, work.bytes)
 
 

@@ -188,7 +188,10 @@ def _names(value: Any) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)):
         raise UsageError(f"models_to_merge must be a list of names, found {value!r}.")
-    return tuple(str(name).strip() for name in names if str(name).strip())
+    listed = tuple(str(name).strip() for name in names)
+    if any(listed) and not all(listed):
+        raise UsageError(f"models_to_merge has an empty name among {len(listed)}: is there a comma too many?")
+    return tuple(name for name in listed if name)
 
 
 def _value(

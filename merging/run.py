@@ -11,6 +11,7 @@ from console.errors import HeadersUnknownError
 from merging.chat_template import ChatTemplate, choose_template
 from merging.checkpoint import Checkpoint, open_all
 from merging.checks import check_distinct
+from merging.device import check_device_here, resolve_device
 from merging.hub import CheckpointRef
 from merging.layout import Inputs
 from merging.load_check import check_loads
@@ -22,7 +23,7 @@ from merging.produce import produce
 from merging.recipe import MergeRecipe, remarks
 from merging.recipe_checks import check_values
 from merging.registry import find_method
-from merging.stage import check_target
+from merging.target import check_target
 from merging.token_ids import read_tokenizers
 from merging.tokenizer import choose_vocabulary
 from merging.tokenizer_files import tokenizer_files
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
 def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None) -> Path:
     """Merge as the recipe says and return the folder. Raises UsageError, CheckpointError or FailureError."""
-    check_target(output.save_path, output.overwrite, relaxing.kept if relaxing else [])
+    check_target(output.save_path, output.overwrite, relaxing.kept if relaxing else [], output.resume)
     parse_size(output.max_shard_size)
+    check_device_here(output.device, output.processes)
     with output.processes.first_ahead():
         work = plan_merge(recipe, output, relaxing)
     return produce(work, output)
@@ -57,7 +59,6 @@ def plan_merge(
 
     def make_job() -> Job:
         from merging import stream  # loads torch
-        from merging.device import resolve_device
 
         job = stream.Job(
             implementation=method.implementation(),
@@ -69,6 +70,7 @@ def plan_merge(
         return stream.with_survey(merge_plan, job)
 
     document, unsaid = as_mergekit(recipe)
+    foreign = [checkpoint.remark for checkpoint in inputs.all if checkpoint.remark]
     asked = recipe.as_yaml_dict()
     files = dict(relaxing.files) if relaxing else {}
     if foreign := foreign_tokenizer(folder, inputs):
@@ -91,11 +93,18 @@ def plan_merge(
             "models": [model.ref.full_name for model in models],
             "omega": None,
         },
-        notes=(*remarks(recipe), *merge_plan.notes, *copied(merge_plan), f"Chat template: {template.origin}."),
+        notes=(
+            *remarks(recipe),
+            *foreign,
+            *merge_plan.notes,
+            *copied(merge_plan),
+            f"Chat template: {template.origin}.",
+        ),
         make_job=make_job,
         variants=relaxing.variants if relaxing else (Variant(),),
         files=files,
         whole_matrix=any(method.whole_matrix),
+        preview=(lambda: relaxing.preview(donor, merge_plan)) if relaxing else tuple,
         mergekit=(document, [*unsaid, *(["AIM: the result was relaxed besides."] if relaxing else [])]),
     )
 

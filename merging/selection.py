@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from console.errors import CheckpointError
+from console.errors import NotANumberError
 from merging.magnitudes import Magnitudes
 from merging.parallel import in_order
 from merging.ranks import LOWER_BINS, UPPER_BINS, locate, lower_counts, upper_counts, value_of, within
@@ -54,7 +54,7 @@ def top_threshold(group: TensorGroup, values: Values, keep: int) -> Threshold | 
 
     The first pass finds the bin of `merging.ranks` that holds the `keep`-th; the second collects that bin, unless it
     holds more than COLLECTED values (equal ones, mostly): then it is counted, and a third counts the equal ones.
-    Returns None where everything is kept. Raises CheckpointError where fewer than `keep` values are numbers.
+    Returns None where everything is kept. Raises NotANumberError where fewer than `keep` values are numbers.
     """
     if keep >= group.elements:
         return None
@@ -64,7 +64,7 @@ def top_threshold(group: TensorGroup, values: Values, keep: int) -> Threshold | 
     for found in _each(values, lambda block: _upper_counts(values, block), cut(group.shape, COUNTED)):
         counts += found
     if int(counts.sum()) < keep:
-        raise CheckpointError(f"Tensor {group.name} holds NaN in the base or in a model; it cannot be trimmed.")
+        raise NotANumberError(f"Tensor {group.name} holds NaN and cannot be trimmed")
     upper, above = locate(counts, keep)
     if int(counts[upper]) > COLLECTED:
         value, larger, equal = _counted(group, values, upper, keep - above)

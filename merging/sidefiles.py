@@ -13,7 +13,7 @@ from typing import Any
 from console.errors import CheckpointError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
-from merging.stage import RECORD
+from merging.target import RECORD
 
 VERSION = "0.1.0"
 

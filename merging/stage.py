@@ -14,9 +14,8 @@ from typing import Any
 
 from console.cli import say
 from console.errors import FailureError, ProjectError, StoppedError, UsageError
+from merging.target import check_target
 
-RECORD = "run_record.json"
-"""The file that marks a checkpoint written here and tells how it was made."""
 JOURNAL, LOCK = "journal.jsonl", "writing.lock"
 JOURNALS = "journal*.jsonl"
 
@@ -30,32 +29,6 @@ def stage_of(save_path: Path) -> Path:
     """Return the folder in which what will be `save_path` is made."""
     target = save_path.resolve()
     return target.with_name(f".{target.name}.partial")
-
-
-def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Refuse a target that holds something, or that touches an input. Raises UsageError.
-
-    With `overwrite` a folder is replaced only where it holds a checkpoint that was written here (its run record), and
-    never where it is, contains or lies in one of the `inputs` or the current folder.
-    """
-    target = save_path.resolve()
-    if target.is_mount():
-        raise UsageError(f"--save_path {save_path} is a mount point, which cannot be replaced; give a folder in it.")
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"--save_path {save_path} is a file; give a folder.")
-    for path in inputs:
-        taken = path.resolve()
-        if target == taken or target in taken.parents or taken in target.parents:
-            raise UsageError(f"--save_path {save_path} would write over or into the input {path}; give another folder.")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise UsageError(f"--save_path {save_path} is not empty; give another folder or add --overwrite.")
-    if not (target / RECORD).is_file() or target in (Path.cwd(), *Path.cwd().parents):
-        raise UsageError(
-            f"--save_path {save_path} holds something that is no checkpoint written here (it has no {RECORD}); "
-            "--overwrite does not replace it: give another folder."
-        )
 
 
 class Journal:
@@ -123,7 +96,7 @@ def staged(
     Raises UsageError where the target may not be replaced or the interrupted run was another one, FailureError where
     another process is writing there.
     """
-    check_target(save_path, overwrite)
+    check_target(save_path, overwrite, resume=resume)
     target, folder = save_path.resolve(), stage_of(save_path)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
@@ -143,13 +116,17 @@ def staged(
             if wrong or not done:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                say(f"{done} tensors are done: the same command with --resume goes on from there.", quiet)
+                say(f"{_tensors(done)} done: the same command with --resume goes on from there.", quiet)
             raise
 
 
 def _finished(folder: Path, parts: Sequence[str]) -> int:
     """How many tensors of every result are finished, by whichever process."""
     return min(sum(max(0, len(_whole_lines(file)) - 1) for file in (folder / part).glob(JOURNALS)) for part in parts)
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor is" if count == 1 else f"{count} tensors are"
 
 
 @contextmanager
@@ -180,7 +157,7 @@ def _prepare(
             f"with its own part, and this one by {processes}: go on with {before}, or start anew without --resume."
         )
     if resume and lines:
-        say(f"Going on with the interrupted run: {_finished(folder, parts)} tensors are done.", quiet)
+        say(f"Going on with the interrupted run: {_tensors(_finished(folder, parts))} done.", quiet)
         return
     if resume:
         say("There is no interrupted run to resume; starting from the beginning.", quiet)

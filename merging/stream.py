@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from merging.finite import Nonfinite
+from merging.finite import Nonfinite, blamed, sources_of
 from merging.fused import fused_blocks, kernel_for
 from merging.job import Job, Observer, Writer
 from merging.mean_row import mean_row
@@ -44,13 +44,15 @@ def run(
     bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=True if quiet else None, initial=done)
     for tensor in plan.tensors[done:]:
         observers = [job.observe(tensor) if job.observe else None for _ in writers]
-        nonfinite = [Nonfinite(tensor.name, job.allow_nonfinite) for _ in writers]
+        inputs = partial(sources_of, tensor) if isinstance(tensor, TensorPlan) else tuple
+        nonfinite = [Nonfinite(tensor.name, job.allow_nonfinite, inputs) for _ in writers]
         for writer in writers:
             writer.begin(tensor.name)
-        for blocks in make(tensor, job, observers):
-            processes.check()
-            for writer, check, block in zip(writers, nonfinite, blocks, strict=True):
-                writer.add(check.check(block))
+        with blamed(inputs):
+            for blocks in make(tensor, job, observers):
+                processes.check()
+                for writer, check, block in zip(writers, nonfinite, blocks, strict=True):
+                    writer.add(check.check(block))
         for writer, check, observer in zip(writers, nonfinite, observers, strict=True):
             writer.end(_remark(check, observer))
         bar.update()

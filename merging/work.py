@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merging.chat_template import ChatTemplate
+from merging.device import check_device
 from merging.layout import Inputs
 from merging.planned import Plan
 from merging.processes import ALONE, Processes
@@ -39,6 +40,10 @@ class Output:
     expected: Mapping[str, Any] | None = None
     processes: Processes = ALONE
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for a device that no machine has; whether this one has it is asked once torch is loaded."""
+        check_device(self.device)
+
     @property
     def tries_loading(self) -> bool:
         """Whether this process loads the planned folder in transformers; of several the first does."""
@@ -63,7 +68,8 @@ class Relaxing:
     """AIM applied in the same pass: made by the caller from the base, since merging knows no activations.
 
     recipe: what a lock repeats it from, omega excepted; files: what the result depends on (an importance file); kept:
-    paths that the output must not touch; `make(base, plan)` returns the relaxation of the loop; variants: its results.
+    paths that the output must not touch; `make(base, plan)` returns the relaxation of the loop; variants: its results;
+    `preview(base, plan)` says what will be relaxed.
     """
 
     recipe: Mapping[str, Any]
@@ -71,6 +77,7 @@ class Relaxing:
     kept: Sequence[Path]
     make: Callable[[Checkpoint, Plan], Any]
     variants: tuple[Variant, ...]
+    preview: Callable[[Checkpoint, Plan], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ class Work:
 
     recipe: what a lock repeats it from; make_job loads torch and what the loop needs; variants: the results, in the
     order in which the loop makes them; files: inputs besides the checkpoints (an importance file); whole_matrix:
-    whether products of whole matrices enter, whose last bits depend on the number of threads.
+    whether products of whole matrices enter, whose last bits depend on the number of threads; preview: sentences for a
+    look at the plan alone.
     """
 
     program: str
@@ -96,6 +104,7 @@ class Work:
     variants: tuple[Variant, ...] = (Variant(),)
     files: Mapping[str, Path] = field(default_factory=dict)
     whole_matrix: bool = False
+    preview: Callable[[], Sequence[str]] = tuple
     mergekit: tuple[Mapping[str, Any], Sequence[str]] | None = None
 
     @property

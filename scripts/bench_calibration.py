@@ -27,6 +27,8 @@ from bench_memory import SHAPES, make
 from console.cli import Parser, add_output_flags, run
 from console.errors import FailureError
 from console.files import user_path
+from console.processor import product_dtype
+from merging.recipe import DTYPES
 
 WAYS = ("whole", "layerwise", "original")
 FIELDS = ("RssAnon", "RssFile")
@@ -44,11 +46,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, help="blocks at a time (default: as performAIM.py chooses)")
     parser.add_argument("--runs", type=int, default=3, help="of each way")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the products (default: as performAIM.py chooses)")
     parser.add_argument("--results", type=user_path, metavar="FILE", help="add the run to this JSON list of runs")
     parser.add_argument("--folder", type=lambda text: user_path(text).resolve(), required=True, help="for checkpoints")
     parser.add_argument("--worker", choices=WAYS, help="run one way in this process and print its figures as JSON")
     add_output_flags(parser)
     args = parser.parse_args(argv)
+    args.dtype = args.dtype or product_dtype(args.device)
     shape = {**SHAPES[args.shape], **({"layers": args.layers} if args.layers else {})}
     name = f"{args.shape}-{shape['layers']}{'-sparse' if args.sparse else ''}"
     base = make(args.folder / f"{name}-0", shape, None if args.sparse else 0)
@@ -60,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
         for way, figures in found.items():
             figures.append(worker(way, argv))
     entry = {
-        "name": name, "blocks": args.blocks, "block_size": args.block_size, "device": args.device, "runs": args.runs,
+        "name": name, "blocks": args.blocks, "block_size": args.block_size, "device": args.device, "dtype": args.dtype,
+        "runs": args.runs,
         "weights_mib": round((base / "model.safetensors").stat().st_size / 2**20),
         "ways": {way: summary(figures) for way, figures in found.items()},
     }  # fmt: skip
@@ -92,7 +97,7 @@ def as_text(entry: dict[str, Any]) -> str:
     """Return the table of one run of the benchmark."""
     tokens = entry["blocks"] * entry["block_size"]
     lines = [
-        f"{entry['name']} on {entry['device']}: {entry['weights_mib']} MiB of weights, {entry['blocks']} blocks of "
+        f"{entry['name']} on {entry['device']} in {entry['dtype']}: {entry['weights_mib']} MiB of weights, {entry['blocks']} blocks of "
         f"{entry['block_size']} tokens, medians of {entry['runs']}.\n",
         "| way | s (least to most) | tokens/s | peak anonymous MiB | mapped from files MiB |",
         "|---|---:|---:|---:|---:|",
@@ -128,12 +133,12 @@ def measure(base: Path, args: Any) -> dict[str, float]:
     watcher.start()
     started = time.perf_counter()
     if args.worker == "layerwise":
-        skeleton = Skeleton(checkpoint, "bfloat16", device)
+        skeleton = Skeleton(checkpoint, args.dtype, device)
         calibrate_layerwise(skeleton, ids, batch_size=args.batch_size, place="host", quiet=True)
     elif args.worker == "whole":
-        calibrate(load_whole(checkpoint, "bfloat16", device), ids, batch_size=args.batch_size, quiet=True)
+        calibrate(load_whole(checkpoint, args.dtype, device), ids, batch_size=args.batch_size, quiet=True)
     else:
-        original(load_whole(checkpoint, "bfloat16", device), ids.to(device))
+        original(load_whole(checkpoint, args.dtype, device), ids.to(device))
     seconds = time.perf_counter() - started
     stop.set()
     watcher.join()

@@ -17,7 +17,7 @@ from console.errors import UsageError
 from console.figures import COLOURS, MARKERS, in_style, write_figure
 from console.files import read_json, user_path
 from console.tables import markdown
-from merging.stage import RECORD
+from merging.target import RECORD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

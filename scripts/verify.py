@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import FailureError, ProjectError
-from console.files import user_path
+from console.files import read_json, user_path
 from merging.digests import tensor_digest
 from merging.headers import header_of
 from merging.lock import LOCK_FILE, read_lock, small_files
+from merging.shards import INDEX
 from merging.stored import StoredWeights, TensorInfo
 
 COULD_NOT = 3
@@ -73,7 +75,7 @@ def bad(wrong: Sequence[str], what: str) -> bool:
 
 def damage(folder: Path, lock: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each tensor or file of the output that is not as its lock says."""
-    wrong = []
+    wrong, gone = missing_files(folder)
     stored: dict[str, TensorInfo] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -82,6 +84,8 @@ def damage(folder: Path, lock: Mapping[str, Any]) -> list[str]:
             wrong.append(str(error))
     weights = StoredWeights(stored)
     for name, expected in lock["tensors"].items():
+        if name not in stored and name in gone:
+            continue
         if name not in stored:
             wrong.append(f"Tensor {name} is missing.")
             continue
@@ -95,6 +99,20 @@ def damage(folder: Path, lock: Mapping[str, Any]) -> list[str]:
     files = small_files(folder)
     wrong += [f"File {name} was changed or is missing." for name, d in lock["files"].items() if files.get(name) != d]
     return wrong
+
+
+def missing_files(folder: Path) -> tuple[list[str], set[str]]:
+    """Return a sentence for each weights file that the index names and that is gone, and the tensors that were in them.
+
+    An index that cannot be read counts as none: its own digest is compared anyway.
+    """
+    try:
+        entries = read_json(folder / INDEX, "")["weight_map"].items()
+        gone = {name: file for name, file in entries if not (folder / file).is_file()}
+    except (ProjectError, KeyError, AttributeError, TypeError):
+        return [], set()
+    held = Counter(gone.values())
+    return [f"File {file} is missing, with {n} tensors." for file, n in sorted(held.items())], set(gone)
 
 
 def chosen(lock: Mapping[str, Any], count: str, pattern: str | None, seed: int) -> list[str]:

@@ -326,7 +326,7 @@ REFUSED = [
     ("quantised", "quantised"),
     ("empty folder", "has no config.json"),
     ("extra tensor", "has a tensor value_head.weight, which"),
-    ("NaN inside", "model.norm.weight of the result is not finite"),
+    ("NaN inside", "not finite: 1 entry is NaN or infinite in model.norm.weight of .*model; download that model again"),
 ]
 
 
@@ -349,8 +349,21 @@ def test_nan_is_named_by_trimming_too(tmp_path: Path) -> None:
     state = weights(few)
     state["model.norm.weight"][:] = float("nan")
     save_file(state, few / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"Tensor model\.norm\.weight holds NaN"):
+    with pytest.raises(
+        CheckpointError, match=r"Tensor model\.norm\.weight holds NaN and .*: 48 entries are .* of .*model;"
+    ):
         merged("ties", base, [few], tmp_path / "out")
+
+
+def test_overflow_is_not_blamed_on_an_input(tmp_path: Path) -> None:
+    """Where every input is finite and the result is not, the dtype and the weights are named instead of a model."""
+    base, model = make_llama(tmp_path / "base"), make_llama(tmp_path / "model", seed=1)
+    recipe = make_recipe(
+        {"method": "task_arithmetic", "base_model": str(base), "models_to_merge": str(model), "dtype": "float16",
+         "weights": 1e9}, {},
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="while the inputs are: float16 cannot hold it, or a weight is"):
+        merge(recipe, Output(tmp_path / "out"))
 
 
 def test_broken_tokenizer_is_named(family, tmp_path: Path) -> None:

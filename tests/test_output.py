@@ -243,6 +243,28 @@ def test_verify(tmp_path: Path, done: Path, run_script, how: str, code: int, say
     assert says in finished.stdout + finished.stderr
 
 
+def test_verify_names_the_shard_that_is_gone(family, tmp_path: Path, run_script) -> None:
+    """A missing shard of several is one sentence with its name and the number of its tensors, not one for each."""
+    out = merge(recipe_of(family), Output(tmp_path / "out", quiet=True, max_shard_size="40KB"))
+    shard = sorted(out.glob("model-*.safetensors"))[1]
+    count = len(load_file(shard))
+    shard.unlink()
+    finished = run_script("scripts/verify.py", out)
+    assert finished.returncode == 1
+    said = finished.stdout.splitlines()
+    assert said[0] == f"File {shard.name} is missing, with {count} tensors."
+    assert len(said) == 2, said
+
+
+def test_a_finished_run_is_not_resumed(family, tmp_path: Path) -> None:
+    """--resume on a finished result says that it is finished, and touches nothing."""
+    out = merge(recipe_of(family), Output(tmp_path / "out", quiet=True))
+    before = files(out)
+    with pytest.raises(UsageError, match="is a finished result: there is nothing to resume"):
+        merge(recipe_of(family), Output(out, quiet=True, resume=True))
+    assert files(out) == before
+
+
 def test_verify_recomputes(family, tmp_path: Path, done: Path, run_script) -> None:
     """With the inputs any tensors are merged again bit for bit; a lock that was doctored to fit changed weights is
     found out; inputs that are gone are 'could not check'."""

@@ -18,7 +18,7 @@ from merging.produce import check_output, produce
 from merging.recipe import MergeRecipe
 from merging.run import merge as merge_model
 from merging.run import plan_merge
-from merging.stage import check_target
+from merging.target import check_target
 from merging.work import Output, Relaxing, Work
 from merging.writer import parse_size
 
@@ -32,7 +32,7 @@ def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None)
     """Merge as the recipe says into what `output.save_as` says and return the folder."""
     if output.save_as == "model":
         return merge_model(recipe, output, relaxing)
-    check_target(output.save_path, output.overwrite, relaxing.kept if relaxing else [])
+    check_target(output.save_path, output.overwrite, relaxing.kept if relaxing else [], output.resume)
     with output.processes.first_ahead():
         work = plan_adapter_merge(recipe, relaxing)
     return produce_adapter(work, output)

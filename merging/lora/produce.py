@@ -25,7 +25,8 @@ from merging.prepared import prepared
 from merging.result_config import make_configs
 from merging.scratch import is_scratch
 from merging.sidefiles import versions, write_record
-from merging.stage import Stage, check_target, staged
+from merging.stage import Stage, staged
+from merging.target import check_target
 from merging.tokenizer_files import tokenizer_files
 from merging.work import Output, Variant
 from merging.writer import ShardedWriter, parse_size
@@ -93,7 +94,7 @@ def check_adapter_output(work: AdapterWork, output: Output) -> None:
     parse_size(output.max_shard_size)
     places = [place for checkpoint in work.inputs.all for place in checkpoint.places]
     kept = [*work.files.values(), *(work.relaxing.kept if work.relaxing else ())]
-    check_target(output.save_path, output.overwrite, [*places, *kept])
+    check_target(output.save_path, output.overwrite, [*places, *kept], output.resume)
     check_space(output.save_path, work.bytes)
 
 
