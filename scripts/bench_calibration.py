@@ -97,8 +97,8 @@ def as_text(entry: dict[str, Any]) -> str:
     """Return the table of one run of the benchmark."""
     tokens = entry["blocks"] * entry["block_size"]
     lines = [
-        f"{entry['name']} on {entry['device']} in {entry['dtype']}: {entry['weights_mib']} MiB of weights, {entry['blocks']} blocks of "
-        f"{entry['block_size']} tokens, medians of {entry['runs']}.\n",
+        f"{entry['name']} on {entry['device']} in {entry['dtype']}: {entry['weights_mib']} MiB of weights, "
+        f"{entry['blocks']} blocks of {entry['block_size']} tokens, medians of {entry['runs']}.\n",
         "| way | s (least to most) | tokens/s | peak anonymous MiB | mapped from files MiB |",
         "|---|---:|---:|---:|---:|",
     ]

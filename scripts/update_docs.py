@@ -57,7 +57,8 @@ def calibration(file: Path) -> str:
         ["---", "---", *["---:"] * 4],
     ]
     for entry in json.loads(file.read_text(encoding="utf-8")):
-        what = f"{entry['name']}, {entry['weights_mib']} MiB, {entry['blocks']} x {entry['block_size']} tokens, {entry['dtype']}"
+        tokens = f"{entry['blocks']} x {entry['block_size']} tokens"
+        what = f"{entry['name']}, {entry['weights_mib']} MiB, {tokens}, {entry['dtype']}"
         for way, figures in entry["ways"].items():
             spread = f"{figures['seconds_least']:.0f} to {figures['seconds_most']:.0f}"
             memory = [f"{figures[kind]:.0f}" for kind in ("RssAnon", "RssFile")]
