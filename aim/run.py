@@ -69,7 +69,7 @@ class _Relaxation:
         settings = self.aim.settings
         file = settings.importance_file
         if file is None or not file.exists():
-            text = ", ".join(settings.calibration.names())
+            text = ", ".join(settings.calibration.names)
             return [f"AIM: the importance of {base.name} is measured first, on {text}."]
         from aim.importance import Importance  # loads torch
 

@@ -153,8 +153,7 @@ def as_text(plan: Mapping[str, Any]) -> str:
 def _as_yaml(key: str, value: Any) -> list[str]:
     """A key of the recipe as --config takes it: in one line, unless its value holds mappings."""
     nested = isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value))
-    style = {} if nested else {"default_flow_style": True}
-    text = yaml.safe_dump({key: value}, sort_keys=False, width=10_000, allow_unicode=True, **style).strip()
+    text = yaml.safe_dump({key: value}, default_flow_style=not nested, sort_keys=False, width=10_000).strip()
     return (text if nested else text[1:-1]).splitlines()
 
 

@@ -1,34 +1,53 @@
-"""Digests (sha256) of files and of the tensors in them."""
+"""Digests of files and of the tensors in them: BLAKE3, each with its name before it."""
 
 from __future__ import annotations
 
-import hashlib
 import mmap
+import os
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from console.files import known_digest
-from merging.native import sha256
 from merging.stored import map_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 1 << 22
+PIECE = 1 << 24
+"""Bytes of an input at a time: after each the thread waits for the interpreter, which an import holds for long."""
 LEAD = 4 << 30
 """Bytes of the inputs that their digests may be ahead of the merge."""
+LANE_CORES = 8
+"""Of so many cores one takes the inputs' digests: a core does 4 to 5 GB/s, and more of them are wanted by the merge."""
+
+
+class Digest:
+    """The digest of bytes that come piece by piece, as "blake3:..."."""
+
+    def __init__(self, threads: int = 1) -> None:
+        from blake3 import blake3  # here: GPU tests and benchmarks run where it is not installed
+
+        self._state = blake3(max_threads=threads)
+
+    def update(self, data: memoryview | bytes) -> None:
+        """Take the next bytes; the interpreter is free meanwhile."""
+        self._state.update(data)
+
+    def text(self) -> str:
+        """The digest of what was taken so far."""
+        return f"blake3:{self._state.hexdigest()}"
 
 
 def digest_of(file: Path, offset: int = 0, size: int | None = None, stop: threading.Event | None = None) -> str | None:
-    """Return the sha256 of `size` bytes of a file from `offset` (None: to its end).
+    """Return the digest of `size` bytes of a file from `offset` (None: to its end).
 
     None where the file is shorter or does not exist, or where `stop` was set meanwhile.
     """
-    digest, left = hashlib.sha256(), size
+    digest, left = Digest(), size
     try:
         with file.open("rb") as stream:
             stream.seek(offset)
@@ -40,7 +59,7 @@ def digest_of(file: Path, offset: int = 0, size: int | None = None, stop: thread
                 left = None if left is None else left - len(chunk)
     except FileNotFoundError:
         return None
-    return None if left or (stop and stop.is_set()) else digest.hexdigest()
+    return None if left or (stop and stop.is_set()) else digest.text()
 
 
 def block_bytes(block: Tensor) -> memoryview:
@@ -51,19 +70,19 @@ def block_bytes(block: Tensor) -> memoryview:
 
 
 def tensor_digest(blocks: Iterable[Tensor]) -> str:
-    """Return the sha256 of the bytes of a tensor that comes in blocks of rows."""
-    digest = hashlib.sha256()
+    """Return the digest of the bytes of a tensor that comes in blocks of rows."""
+    digest = Digest()
     for block in blocks:
         digest.update(block_bytes(block))
-    return digest.hexdigest()
+    return digest.text()
 
 
 class InputDigests:
     """Reads the inputs in a thread of its own while the merge runs; the two share what the system caches.
 
-    inputs: the files of each. The inputs advance together, each file after file, two at a time, as the merge does, and
-    by at most LEAD bytes ahead of it: `progress` tells which part of its work is done. What is larger than the cache is
-    then read from the disk once and not twice.
+    inputs: the files of each. The inputs advance together, each file after file, as the merge does, and by at most LEAD
+    bytes ahead of it: `progress` tells which part of its work is done. What is larger than the cache is then read from
+    the disk once and not twice.
     """
 
     def __init__(self, inputs: Iterable[Iterable[Path]], progress: Callable[[], float] = lambda: 1.0) -> None:
@@ -101,11 +120,10 @@ class InputDigests:
             self._failure = error
 
     def _small(self, file: Path) -> bool:
-        """Take the digest of a file that need not be paired with another; returns whether it was one."""
-        digest = known_digest(file)
-        if digest is None and sha256.available() and file.is_file() and file.stat().st_size >= CHUNK:
+        """Take the digest of a file that one read suffices for, or that is not there; returns whether it was one."""
+        if file.is_file() and file.stat().st_size > CHUNK:
             return False
-        digest = digest or digest_of(file, stop=self._stop)
+        digest = digest_of(file, stop=self._stop)
         if digest is not None:
             self._digests[file] = digest
         return True
@@ -119,12 +137,8 @@ class InputDigests:
                 ahead = sum(lane.taken for lane in lanes) - self._progress() * total
                 if ahead > LEAD and not self._hurry.wait(0.01):
                     continue
-                least = sorted(lanes, key=lambda lane: lane.taken / lane.size)[:2]
-                streams = [lane.stream() for lane in least]
-                size = min(CHUNK, *(stream.left for stream in streams))
-                sha256.take(streams, size)
-                for lane in least:
-                    self._digests.update(lane.advance(size))
+                least = min(lanes, key=lambda lane: lane.taken / lane.size)
+                self._digests.update(least.advance(PIECE))
                 lanes = [lane for lane in lanes if lane.files]
 
 
@@ -135,34 +149,26 @@ class _Lane:
         self.files = files
         self.size = sum(file.stat().st_size for file in files)
         self.taken = 0
+        self._threads = max(1, (os.cpu_count() or 1) // LANE_CORES)
         self._map: mmap.mmap | None = None
-        self._view: Any = None
-        self._stream: sha256.Stream | None = None
-
-    def stream(self) -> sha256.Stream:
-        """The bytes of the first file that is not finished."""
-        if self._stream is None:
-            import numpy
-
-            self._map = map_file(self.files[0])
-            # numpy alone tells where bytes are that may not be written to; a map that may be is refused above some size
-            self._view = numpy.frombuffer(self._map, numpy.uint8)
-            self._stream = sha256.Stream(self._view.ctypes.data, len(self._map))
-        return self._stream
+        self._place, self._digest = 0, Digest()
 
     def advance(self, size: int) -> dict[Path, str]:
-        """Account for bytes that were taken; returns the digest of a file that is finished."""
-        self.taken += size
-        stream = self.stream()
-        if stream.left:
+        """Take the next bytes of the first file that is not finished; returns its digest where it is now."""
+        if self._map is None:
+            self._map = map_file(self.files[0])
+            self._place, self._digest = 0, Digest(self._threads)
+        with memoryview(self._map) as view, view[self._place : self._place + size] as piece:
+            self._digest.update(piece)
+            self._place += len(piece)
+            self.taken += len(piece)
+        if self._place < len(self._map):
             return {}
-        found = {self.files.pop(0): stream.hexdigest()}
         self.close()
-        return found
+        return {self.files.pop(0): self._digest.text()}
 
     def close(self) -> None:
         """Let go of the file."""
-        self._stream = self._view = None
         if self._map is not None:
             self._map.close()
             self._map = None

@@ -22,7 +22,7 @@ from merging.target import RECORD
 from merging.tokenizer_files import tokenizer_files
 
 LOCK_FILE = "merge.lock.json"
-FORMAT = "merge-lock-1"
+FORMAT = "merge-lock-2"
 VARYING_FILES = (RECORD, "README.md", LOCK, LOCK_FILE)
 """Files of an output that are not under its lock (nor are journals): they differ from run to run, are edited, or are
 the lock."""
@@ -44,16 +44,16 @@ def describe_input(
     among: the files that count; None for all that the result depends on.
     """
     files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": digests.get(file)}
+        file.name: {"bytes": file.stat().st_size, "digest": digests.get(file)}
         for file in (files_of(checkpoint) if among is None else among)
     }
     return {"name": checkpoint.name, "exact": checkpoint.exact_name, "commit": checkpoint.commit, "files": files}
 
 
 def tensors_of(plan: Listing, journal: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return {name: shape, dtype, sha256} of the finished tensors of a plan."""
+    """Return {name: shape, dtype, digest} of the finished tensors of a plan."""
     return {
-        tensor.name: {"shape": list(tensor.shape), "dtype": tensor.dtype, "sha256": entry["sha256"]}
+        tensor.name: {"shape": list(tensor.shape), "dtype": tensor.dtype, "digest": entry["digest"]}
         for tensor, entry in zip(plan.tensors, journal, strict=True)
     }
 
@@ -95,11 +95,11 @@ def check_inputs(lock: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) ->
     """Raise CheckpointError naming the first input file that is not the lock's."""
     for entry, now in zip(lock["inputs"], found, strict=True):
         for name, file in entry["files"].items():
-            digest = now["files"].get(name, {}).get("sha256")
-            if digest != file["sha256"]:
+            digest = now["files"].get(name, {}).get("digest")
+            if digest != file["digest"]:
                 raise CheckpointError(
-                    f"{now['name']}: {name} is not the file of the lock (sha256 {str(digest)[:12]}..., expected "
-                    f"{str(file['sha256'])[:12]}...); get the version that the lock names."
+                    f"{now['name']}: {name} is not the file of the lock ({_start(digest)}, expected "
+                    f"{_start(file['digest'])}); get the version that the lock names."
                 )
 
 
@@ -107,7 +107,7 @@ def check_others(lock: Mapping[str, Any], found: Mapping[str, str | None]) -> No
     """Raise CheckpointError where a file besides the checkpoints (an importance file) is not the lock's."""
     for name, digest in lock["other_inputs"].items():
         if found.get(name) != digest:
-            raise CheckpointError(f"The {name} file is not that of the lock (its sha256 differs); get that one.")
+            raise CheckpointError(f"The {name} file is not that of the lock (its digest differs); get that one.")
 
 
 def check_tensors(lock: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -122,7 +122,12 @@ def check_tensors(lock: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]
 
 
 def _told(tensor: Mapping[str, Any] | None) -> str:
-    return "none" if tensor is None else f"{tensor['dtype']} {tensor['shape']} sha256 {tensor['sha256'][:12]}..."
+    return "none" if tensor is None else f"{tensor['dtype']} {tensor['shape']} {_start(tensor['digest'])}"
+
+
+def _start(digest: str | None) -> str:
+    """As much of a digest as tells two apart in a sentence."""
+    return "no such file" if digest is None else f"{digest[:19]}..."
 
 
 def small_files(folder: Path) -> dict[str, str | None]:

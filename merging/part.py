@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console.errors import CheckpointError
-from console.files import known_digest
 from merging.digests import InputDigests, digest_of
 from merging.processes import Processes
 from merging.shards import Shards, lay_out
@@ -59,7 +58,7 @@ def own_files(lanes: Sequence[Sequence[Path]], processes: Processes) -> list[lis
     if processes.count == 1:
         return [list(lane) for lane in lanes]
     files = _files(lanes)
-    owners = dealt([0 if known_digest(file) else file.stat().st_size for file in files], processes.count)
+    owners = dealt([file.stat().st_size for file in files], processes.count)
     mine = {file for file, owner in zip(files, owners, strict=True) if owner == processes.rank}
     return [[file for file in lane if file in mine] for lane in lanes]
 
@@ -153,7 +152,7 @@ def _check_borders(stage: Stage, shards: Shards, counts: Sequence[int]) -> None:
         before, after = shards.places[start - 1], shards.places[start]
         for i in (start - 1, start) if before.shard == after.shard else ():
             place, file = shards.places[i], stage.folder / shards.names[before.shard]
-            if digest_of(file, place.offset, place.size) != stage.journal.entries[i]["sha256"]:
+            if digest_of(file, place.offset, place.size) != stage.journal.entries[i]["digest"]:
                 raise CheckpointError(
                     f"Tensor {place.name} in {file.name} is not as it was written: two processes write that file, and "
                     "the file system of --save_path does not keep them apart; write to another, or with one process."

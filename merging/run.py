@@ -70,7 +70,7 @@ def plan_merge(
         return stream.with_survey(merge_plan, job)
 
     document, unsaid = as_mergekit(recipe)
-    foreign = [checkpoint.remark for checkpoint in inputs.all if checkpoint.remark]
+    said = [checkpoint.remark for checkpoint in inputs.all if checkpoint.remark]
     asked = recipe.as_yaml_dict()
     files = dict(relaxing.files) if relaxing else {}
     if foreign := foreign_tokenizer(folder, inputs):
@@ -95,7 +95,7 @@ def plan_merge(
         },
         notes=(
             *remarks(recipe),
-            *foreign,
+            *said,
             *merge_plan.notes,
             *copied(merge_plan),
             f"Chat template: {template.origin}.",

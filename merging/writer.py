@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from console.errors import CheckpointError, UsageError
-from merging.digests import block_bytes, digest_of
+from merging.digests import Digest, block_bytes, digest_of
 from merging.planned import Named
 from merging.shards import Place, lay_out
 from merging.stage import Journal
@@ -35,7 +34,7 @@ class ShardedWriter:
     """Writes tensors in the plan's order into safetensors files of at most `max_shard_bytes` each, block by block.
 
     Headers are written first, from the plan, so that each block's bytes go straight to the file and no tensor is ever
-    held in memory. A finished tensor is entered in the journal with its digest (sha256 of its bytes); a writer over the
+    held in memory. A finished tensor is entered in the journal with its digest; a writer over the
     journal of an interrupted run takes up after the last tensor whose bytes are there and have their digest.
 
     own: the part of the tensors that this process writes, where several write the files (see `Shards.allocate`); None
@@ -53,7 +52,7 @@ class ShardedWriter:
         self._stream: BinaryIO | None = None
         self._shard = -1
         self._current: BinaryIO
-        self._digest, self._written = hashlib.sha256(), 0
+        self._digest, self._written = Digest(), 0
         self._next = self._verified()
 
     @property
@@ -64,7 +63,7 @@ class ShardedWriter:
     @property
     def part(self) -> float:
         """Which part of all the bytes is written."""
-        return self._ends[self._next] / max(1, self._ends[-1])
+        return (self._ends[self._next] + self._written) / max(1, self._ends[-1])
 
     def rewind(self, done: int) -> None:
         """Go on as if only the first `done` tensors were written."""
@@ -77,7 +76,7 @@ class ShardedWriter:
         if name != place.name:
             raise CheckpointError(f"Tensor {name} came where {place} was planned.")
         self._current = self._at(place)
-        self._digest, self._written = hashlib.sha256(), 0
+        self._digest, self._written = Digest(), 0
 
     def add(self, block: Tensor) -> None:
         """Write the tensor's next rows. Raises CheckpointError where they are of another dtype than planned."""
@@ -99,8 +98,8 @@ class ShardedWriter:
         if self._written != place.size:
             raise CheckpointError(f"Tensor {place.name} of {self._written} bytes came where {place} was planned.")
         self._current.flush()
-        self._next += 1
-        self.journal.add({"name": place.name, "sha256": self._digest.hexdigest(), **remark})
+        self._next, self._written = self._next + 1, 0
+        self.journal.add({"name": place.name, "digest": self._digest.text(), **remark})
 
     def close(self) -> None:
         """Finish the last shard and write the index (the first process does where several write).
@@ -118,7 +117,7 @@ class ShardedWriter:
         done = 0
         for entry, place in zip(self.journal.entries, self._places, strict=False):
             file = self.folder / self.shards.names[place.shard]
-            if entry["name"] != place.name or digest_of(file, place.offset, place.size) != entry["sha256"]:
+            if entry["name"] != place.name or digest_of(file, place.offset, place.size) != entry["digest"]:
                 break
             done += 1
         self.journal.keep(done)

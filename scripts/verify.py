@@ -93,7 +93,7 @@ def damage(folder: Path, lock: Mapping[str, Any]) -> list[str]:
         if (info.dtype, list(info.shape)) != (expected["dtype"], expected["shape"]):
             found = f"{info.dtype} {list(info.shape)}"
             wrong.append(f"Tensor {name} is {found}, expected {expected['dtype']} {expected['shape']}.")
-        elif tensor_digest([weights.rows(name)[:] if info.shape else weights.rows(name)]) != expected["sha256"]:
+        elif tensor_digest([weights.rows(name)[:] if info.shape else weights.rows(name)]) != expected["digest"]:
             wrong.append(f"Tensor {name} in {info.file.name} has other bytes than when it was written.")
     wrong += [f"Tensor {name} is not in the lock." for name in stored if name not in lock["tensors"]]
     files = small_files(folder)
@@ -139,7 +139,7 @@ def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list
     check_inputs_of(work, lock)
     wrong = []
     for name, blocks in remade(work, names):
-        if tensor_digest(blocks) != lock["tensors"][name]["sha256"]:
+        if tensor_digest(blocks) != lock["tensors"][name]["digest"]:
             wrong.append(f"Tensor {name} comes out differently from the inputs.")
     return wrong
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
 from console.errors import CheckpointError, FailureError, UsageError
@@ -152,19 +153,17 @@ def test_lock_is_a_function_of_the_merge(family, tmp_path: Path, done: Path) -> 
 
 
 def test_lock_says_what_went_in_and_came_out(family, done: Path) -> None:
-    """The lock has every effective parameter with its source, each input file's sha256, and each output tensor's."""
-    import hashlib
-
+    """The lock has every effective parameter with its source, each input file's digest, and each output tensor's."""
     lock = json.loads((done / "merge.lock.json").read_text())
     assert lock["recipe"]["density"] == [0.2, 0.2]
     assert "TIES" in lock["sources"]["density"]
     by_name = {entry["name"]: entry for entry in lock["inputs"]}
     file = family["a"] / "model.safetensors"
-    expected = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    expected = {"bytes": file.stat().st_size, "digest": f"blake3:{blake3(file.read_bytes()).hexdigest()}"}
     assert by_name[str(family["a"])]["files"]["model.safetensors"] == expected
     for name, tensor in weights(done).items():
-        digest = hashlib.sha256(tensor.view(torch.uint8).numpy().tobytes()).hexdigest()
-        assert lock["tensors"][name] == {"shape": list(tensor.shape), "dtype": "bfloat16", "sha256": digest}
+        digest = f"blake3:{blake3(tensor.view(torch.uint8).numpy().tobytes()).hexdigest()}"
+        assert lock["tensors"][name] == {"shape": list(tensor.shape), "dtype": "bfloat16", "digest": digest}
 
 
 def test_from_lock_repeats_the_merge(family, tmp_path: Path, done: Path, run_script) -> None:
@@ -274,11 +273,9 @@ def test_verify_recomputes(family, tmp_path: Path, done: Path, run_script) -> No
     state = load_file(forged / "model.safetensors")
     state["model.norm.weight"][0] += 1
     save_file(state, forged / "model.safetensors", {"format": "pt"})
-    import hashlib
-
     lock = json.loads((forged / "merge.lock.json").read_text())
-    digest = hashlib.sha256(state["model.norm.weight"].view(torch.uint8).numpy().tobytes()).hexdigest()
-    lock["tensors"]["model.norm.weight"]["sha256"] = digest
+    digest = blake3(state["model.norm.weight"].view(torch.uint8).numpy().tobytes()).hexdigest()
+    lock["tensors"]["model.norm.weight"]["digest"] = f"blake3:{digest}"
     (forged / "merge.lock.json").write_text(json.dumps(lock))
     assert run_script("scripts/verify.py", forged).returncode == 0
     found = run_script("scripts/verify.py", forged, "--recompute", "all")

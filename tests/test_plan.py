@@ -43,7 +43,7 @@ def test_dry_run_says_what_the_run_does(family, tmp_path: Path, run_script) -> N
 def test_dry_run_for_people(family, tmp_path: Path, run_script) -> None:
     """The plan names models, parameters with their sources, cost and what does nothing."""
     said = run_script(*command(family, "--dry_run", "--density", 1)).stdout
-    for part in ("LlamaForCausalLM", "density: [1.0, 1.0]  (flag)", "normalize: True  (default:", "peak memory about",
+    for part in ("LlamaForCausalLM", "density: [1.0, 1.0]  (flag)", "normalize: true  (default:", "peak memory about",
                  "density 1: ties trims nothing."):  # fmt: skip
         assert part in said
 

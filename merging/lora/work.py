@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from merging.adapter import AdaptedWeights
 from merging.chat_template import ChatTemplate, template_of
 from merging.checkpoint import Checkpoint
-from merging.digests import digest_of, known_digest, tensor_digest
+from merging.digests import digest_of, tensor_digest
 from merging.layout import Inputs
 from merging.lock import describe_input, files_of
 from merging.lora.plan import AdapterPlan
@@ -114,7 +114,7 @@ def described_inputs(work: AdapterWork) -> list[dict[str, Any]]:
     found = []
     for checkpoint in work.inputs.all:
         files = lasting_files(checkpoint)
-        found.append(describe_input(checkpoint, {f: known_digest(f) or digest_of(f) for f in files}, files))
+        found.append(describe_input(checkpoint, {f: digest_of(f) for f in files}, files))
     return found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from console.cli import say
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = ("kernels.c", "sha256.c")
+SOURCES = ("kernels.c",)
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 """No fused multiply-add and no fast math: what is computed is what is written."""
 SWITCH = "MERGE_KERNELS"
