@@ -298,7 +298,13 @@ def test_adapter_for_another_base(bases: dict[str, Path], tmp_path: Path) -> Non
     narrow = make_llama(tmp_path / "narrow", hidden=32)
     with pytest.raises(CheckpointError, match=r"\[32, 64\] in the base .*\(and 3 more\); it was trained on org/wide\."):
         open_checkpoint(f"{narrow}+{tmp_path / 'lora'}")
-    open_checkpoint(f"{bases['llama']}+{tmp_path / 'lora'}")  # another name alone is no error
+    other = open_checkpoint(f"{bases['llama']}+{tmp_path / 'lora'}")  # another name alone is no error, and is said
+    assert (
+        other.remark
+        == f"{tmp_path / 'lora'} says that it was trained on org/wide; here it is added to {bases['llama']}."
+    )
+    spoil(tmp_path / "lora", base_model_name_or_path=f"org/{bases['llama'].name}")
+    assert open_checkpoint(f"{bases['llama']}+{tmp_path / 'lora'}").remark is None
 
 
 def test_embedding_of_a_tied_base_cannot_change_alone(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -40,6 +40,21 @@ def test_dry_run_says_what_the_run_does(family, tmp_path: Path, run_script) -> N
     assert [model["role"] for model in plan["models"]] == ["base", "model", "model"]
 
 
+def test_dry_run_says_what_is_relaxed(family, tmp_path: Path, run_script) -> None:
+    """With --omega the plan says what will be measured; with an importance file what will be relaxed, in the words of
+    the run that follows, and it writes nothing."""
+    text = ["--calibration", family["text"], "--block_size", "64", "--omega", "0.4"]
+    said = run_script(*command(family, "--dry_run", *text)).stdout
+    assert f"AIM: the importance of {family['base']} is measured first, on {family['text']}." in said
+    kept = ["--omega", "0.4", "--importance", tmp_path / "base.safetensors"]
+    made = run_script(*command(family, "--save_path", tmp_path / "out", *text, *kept[2:]))
+    (sentence,) = [line for line in made.stderr.splitlines() if line.startswith("Relaxing ")]
+    before = sorted(tmp_path.rglob("*"))
+    said = run_script(*command(family, "--dry_run", *kept)).stdout
+    assert f"  {sentence}" in said.splitlines()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_dry_run_for_people(family, tmp_path: Path, run_script) -> None:
     """The plan names models, parameters with their sources, cost and what does nothing."""
     said = run_script(*command(family, "--dry_run", "--density", 1)).stdout
