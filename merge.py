@@ -12,6 +12,7 @@ from aim.asked import SEED, Aim, add_aim_flags, aim_of
 from aim.omegas import parse_omegas
 from console.cli import Parser, run, say
 from console.errors import UsageError
+from merging.bandwidths import Bandwidths, bandwidths_at
 from merging.flags import OUTPUT_KEYS, make_parser, take
 from merging.processes import Processes, together
 from merging.recipe import make_recipe, read_config
@@ -39,10 +40,11 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")
     flags.pop("debug")
     quiet |= not processes.leads
-    if as_json and not dry_run:
-        parser.error("--json goes with --dry_run")
+    if not dry_run and (as_json or "bandwidths" in flags):
+        parser.error(f"--{'json' if as_json else 'bandwidths'} goes with --dry_run")
+    machine = bandwidths_at(flags.pop("bandwidths")) if "bandwidths" in flags else None
     if "from_lock" in flags:
-        return from_lock(flags, quiet, dry_run, as_json, processes)
+        return from_lock(flags, quiet, dry_run, as_json, processes, machine)
     config = read_config(flags.pop("config")) if "config" in flags else {}
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
     aim = aim_asked({key: flags.pop(key, config.pop(key, None)) for key in AIM_KEYS}, bool(asked["resume"]))
@@ -60,7 +62,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
 
         relaxing = relaxing_of(recipe, aim, output)
     if dry_run:
-        print(shown(planned(recipe, output, relaxing, headers_only=True), output, as_json))
+        print(shown(planned(recipe, output, relaxing, headers_only=True), output, as_json, machine))
         return 0
     folder = merge(recipe, output, relaxing)
     count = len(recipe.models)
@@ -81,7 +83,9 @@ def aim_asked(given: dict[str, Any], resume: bool) -> Aim | None:
     return aim_of(given, resume=resume)
 
 
-def from_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool, processes: Processes) -> int:
+def from_lock(
+    flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool, processes: Processes, machine: Bandwidths | None
+) -> int:
     """Repeat what a lock tells of. Raises UsageError for flags that would change it."""
     from aim.repeat import work_of
     from merging.lock import read_lock
@@ -101,7 +105,7 @@ def from_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool, 
     with processes.first_ahead():
         work = work_of(lock, output, models.split(",") if models else (), base)
     if dry_run:
-        print(shown(work, output, as_json))
+        print(shown(work, output, as_json, machine))
         return 0
     folder = make(work, output)
     say(f"{folder} repeats the lock: every tensor has its digest.", quiet)

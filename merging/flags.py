@@ -92,6 +92,11 @@ def make_parser(method: MergeMethod | None) -> Parser:
     )
     parser.add_argument("--json", action="store_true", help="with --dry_run: the plan as JSON")
     parser.add_argument(
+        "--bandwidths",
+        metavar="FILE[:MACHINE]",
+        help="with --dry_run: what the merge would take on a machine of a file such as configs/bandwidths.json",
+    )
+    parser.add_argument(
         "--from_lock", type=user_path, metavar="FILE", help="repeat the merge of a merge.lock.json to the same bytes"
     )
     add_output_flags(parser)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console.errors import FailureError
+from console.errors import FailureError, UsageError
 from merging.digests import digest_of
 from merging.lock import check_inputs, check_others, describe_input, files_of
 from merging.lora.describe import adapter_as_text, describe_adapter
@@ -24,6 +24,8 @@ from merging.writer import parse_size
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from merging.bandwidths import Bandwidths
 
 Either = Work | AdapterWork
 
@@ -52,13 +54,18 @@ def make(work: Either, output: Output) -> Path:
     return produce_adapter(work, output) if isinstance(work, AdapterWork) else produce(work, output)
 
 
-def shown(work: Either, output: Output, as_json: bool) -> str:
-    """Return a plan in words or as JSON, after the checks that the run would make."""
+def shown(work: Either, output: Output, as_json: bool, machine: Bandwidths | None = None) -> str:
+    """Return a plan in words or as JSON, after the checks that the run would make.
+
+    machine: one for which the time is estimated. Raises UsageError for the time of an adapter.
+    """
     from merging.describe import as_text, describe
     from merging.prepared import prepared
 
     parse_size(output.max_shard_size)
     if isinstance(work, AdapterWork):
+        if machine is not None:
+            raise UsageError("--bandwidths tells what a merge of models takes; of adapters nothing was measured.")
         if output.save_path != Path():
             check_adapter_output(work, output)
         with prepared_tokenizer(work):
@@ -67,7 +74,7 @@ def shown(work: Either, output: Output, as_json: bool) -> str:
     if output.save_path != Path():
         check_output(work, output)
     with prepared(work.inputs, work.plan, work.template) as small:
-        found = describe(work, output.save_path, small.notes)
+        found = describe(work, output.save_path, small.notes, machine)
     return json.dumps(found, indent=2) if as_json else as_text(found)
 
 
