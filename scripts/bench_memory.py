@@ -25,7 +25,10 @@ from console.files import user_path
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {
     "tiny": {"hidden": 256, "intermediate": 688, "layers": 4, "vocab": 4000, "kv": 256},
+    "0.1b": {"hidden": 768, "intermediate": 2048, "layers": 12, "vocab": 32000, "kv": 768},
+    "0.3b": {"hidden": 1024, "intermediate": 2816, "layers": 20, "vocab": 32000, "kv": 1024},
     "1b": {"hidden": 2048, "intermediate": 5632, "layers": 22, "vocab": 32000, "kv": 256},
+    "3b": {"hidden": 3200, "intermediate": 8640, "layers": 26, "vocab": 32000, "kv": 3200},
     "13b": {"hidden": 5120, "intermediate": 13824, "layers": 40, "vocab": 32000, "kv": 5120},
 }
 EXTRA = {"slerp": ["--t", "0.3"], "nearswap": ["--t", "0.01"], "dare_linear": ["--density", "0.5"],
@@ -85,22 +88,32 @@ def make(folder: Path, shape: dict[str, int], seed: int | None) -> Path:
     return folder
 
 
-def peak(command: Sequence[str]) -> tuple[float, float, int]:
-    """Run a command; returns its peak anonymous memory in MiB, its seconds, and its exit code."""
+def peak(command: Sequence[str], children: bool = False) -> tuple[float, float, int]:
+    """Run a command; returns its peak anonymous memory in MiB, its seconds, and its exit code.
+
+    children: whether those of the processes that it starts are added to its own.
+    """
     started, highest = time.perf_counter(), 0
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
-        try:
-            found = re.search(r"RssAnon:\s+(\d+)", status.read_text())
-        except OSError:
-            break
-        highest = max(highest, int(found[1]) if found else 0)
-        time.sleep(0.002)
+        highest = max(highest, _anonymous(process.pid, children))
+        time.sleep(0.05 if children else 0.002)  # a look at several processes takes longer
     _, errors = process.communicate()
     if process.returncode:
         say(errors)
     return highest / 1024, time.perf_counter() - started, process.returncode
+
+
+def _anonymous(process: int, children: bool) -> int:
+    """KiB of anonymous memory that a process holds now; 0 once it has ended."""
+    place = Path(f"/proc/{process}")
+    try:
+        found = re.search(r"RssAnon:\s+(\d+)", (place / "status").read_text())
+        threads = list((place / "task").iterdir()) if children else []  # each knows those that it started
+        below = [child for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:
+        return 0
+    return (int(found[1]) if found else 0) + sum(_anonymous(int(child), True) for child in below)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -117,19 +117,27 @@ class Bench:
             Importance(activations, axes, {}, Calibration().recorded(), about).save(self.importance)
 
 
-def measured(bench: Bench, command: Sequence[str], runs: int) -> Cost:
+def warmed(bench: Bench) -> None:
+    """Have the inputs in the page cache."""
+    subprocess.run(["cat", *map(str, bench.weights(len(bench.models)))], stdout=subprocess.DEVNULL, check=True)
+
+
+def measured(
+    bench: Bench, command: Sequence[str], runs: int, ready: Callable[[Bench], object] = warmed, children: bool = False
+) -> Cost:
     """Run a command several times (once more than LONG takes: once), each over a target that is not there.
 
-    Raises FailureError where it fails.
+    ready: what is done before each run; children: whether the memory of those that it starts counts. Raises
+    FailureError where it fails.
     """
     walls: list[float] = []
     cpus: list[float] = []
     peaks: list[float] = []
     while len(walls) < runs and (not walls or walls[0] < LONG):
         shutil.rmtree(bench.out, ignore_errors=True)
-        subprocess.run(["cat", *map(str, bench.weights(len(bench.models)))], stdout=subprocess.DEVNULL, check=True)
+        ready(bench)
         before, started = os.times(), time.perf_counter()
-        memory, _, code = peak(command)
+        memory, _, code = peak(command, children)
         walls.append(time.perf_counter() - started)
         after = os.times()
         if code:

@@ -1,10 +1,11 @@
-"""Fill the generated tables of README.md and REPRODUCTION.md from the committed results.
+"""Fill the generated tables of README.md, REPRODUCTION.md and docs/ from the committed results.
 
 A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what
 `python scripts/make_tables.py ARGUMENTS` prints. `<!-- memory: FILE -->` holds the runs of scripts/bench_memory.py,
 `<!-- calibration: FILE -->` those of scripts/bench_calibration.py, `<!-- performance: FILE -->` those of
-scripts/bench_merge.py, `<!-- deviation: FILE -->` those of scripts/calibration_deviation.py. A test fails where a
-document differs from its results.
+scripts/bench_merge.py, `<!-- deviation: FILE -->` those of scripts/calibration_deviation.py, `<!-- growth: FILE -->`
+those of scripts/bench_growth.py; `<!-- scale: FILE -->` holds what scripts/scale.py prints for a file of bandwidths. A
+test fails where a document differs from its results.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from console.cli import Parser, add_output_flags, run
 from console.errors import FailureError
 from scripts.bench_tables import performance
 from scripts.calibration_deviation import as_text as deviation
+from scripts.growth_report import document as growth
+from scripts.scale import as_text as scale
 
-DOCUMENTS = ("README.md", "REPRODUCTION.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "REPRODUCTION.md", "docs/performance.md", "docs/scale.md")
 TABLES = re.compile(r"(<!-- tables: (?P<arguments>.*?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 
 
@@ -79,6 +82,7 @@ def _deviation(file: Path) -> str:
 
 RESULTS: Mapping[str, Callable[[Path], str]] = {
     "memory": memory, "calibration": calibration, "performance": _performance, "deviation": _deviation,
+    "growth": growth, "scale": scale,
 }  # fmt: skip
 FIGURES = re.compile(
     rf"(<!-- (?P<kind>{'|'.join(RESULTS)}): (?P<file>.*?) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL

@@ -1,0 +1,179 @@
+"""The figures of scripts/bench_growth.py as text and as a plot, beside the estimates for the same machine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from console.errors import FailureError
+from console.figures import COLOURS, MARKERS, in_style
+from console.files import read_json
+from console.tables import markdown
+from merging.bandwidths import Bandwidths, read_bandwidths
+from merging.estimate import LANES, Amounts, Estimate, estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Point = Mapping[str, Any]
+"""One command: axis, x, method, shape, models, processes, cached, amounts in bytes, and its cost."""
+AXES = {
+    "size": "billion parameters", "cold": "billion parameters, from the disk", "models": "models beside the base",
+    "density": "density", "block": "entries of a block", "ranks": "processes",
+}  # fmt: skip
+"""What is varied, and what stands below it."""
+STRAIGHT = ("size", "cold", "models")
+"""Axes along which time should be a straight line."""
+ESTIMATED = ("size", "cold", "models", "ranks")
+"""Axes that an estimate knows of: rates are measured at one density and one size of block."""
+ROOT = Path(__file__).resolve().parent.parent
+BANDWIDTHS = ROOT / "configs" / "bandwidths.json"
+
+
+def read_growth(file: Path) -> dict[str, Any]:
+    """Read the results. Raises CheckpointError or FailureError for a file that is something else."""
+    found = read_json(file, f"{file} does not exist; scripts/bench_growth.py writes it.")
+    if not isinstance(found.get("points"), list) or "machine" not in found:
+        raise FailureError(f"{file} holds no results of scripts/bench_growth.py.")
+    return found
+
+
+def bandwidths_of(found: Mapping[str, Any], file: Path = BANDWIDTHS) -> Bandwidths | None:
+    """Return the bandwidths measured on the machine of the results, None where they are another's or not there."""
+    if not file.is_file():
+        return None
+    told = read_json(file, "").get("machines", {}).get("here", {}).get("measured", {})
+    same = all(told.get(key) == found["machine"].get(key) for key in ("processor", "cores"))
+    return read_bandwidths(file, "here") if same else None
+
+
+def document(file: Path) -> str:
+    """Return the results as they stand in docs/scale.md."""
+    found = read_growth(file)
+    about = found["machine"]
+    return f"{about['processor']}, {about['cores']} cores, {about['date']}:\n\n{as_text(found, bandwidths_of(found))}"
+
+
+def as_text(found: Mapping[str, Any], machine: Bandwidths | None) -> str:
+    """Return a table for each axis, and below it the straight lines through its points.
+
+    machine: whose estimates stand beside the measured seconds; None for no estimates.
+    """
+    parts = []
+    for axis, points in by_axis(found["points"]).items():
+        parts.append(_table(axis, points, machine))
+        if axis in STRAIGHT:
+            lines = [_line(method, series) for method, series in by_method(points).items()]
+            parts += [line for line in lines if line]
+    parts += [f"Left out: {reason}" for reason in found.get("skipped", [])]
+    return "\n\n".join(parts)
+
+
+def by_axis(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Return the points of each axis that has some, in the order of AXES, and of x."""
+    chosen = {axis: [point for point in points if point["axis"] == axis] for axis in AXES}
+    return {axis: sorted(some, key=lambda point: point["x"]) for axis, some in chosen.items() if some}
+
+
+def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Return the points of each method."""
+    methods = dict.fromkeys(point["method"] for point in points)
+    return {method: [point for point in points if point["method"] == method] for method in methods}
+
+
+def estimated(point: Point, machine: Bandwidths) -> Estimate:
+    """Return what a point would take on a machine, as `merge.py --dry_run` computes it."""
+    amounts = Amounts(**point["amounts"], method=point["method"], cached=point["cached"])
+    return estimate(amounts, replace(machine, processes=point["processes"]))
+
+
+def fitted(points: Sequence[Point]) -> tuple[float, float, float] | None:
+    """Return slope, intercept and R² of the straight line through the seconds; None for fewer than three points.
+
+    Points whose inputs the page cache holds, and points whose inputs it cannot hold, lie on different lines: those
+    unlike the first are left out.
+    """
+    alike = [point for point in points if point["cached"] == points[0]["cached"]]
+    if len(alike) < 3:
+        return None
+    x, y = [float(point["x"]) for point in alike], [point["cost"]["wall"] for point in alike]
+    slope, intercept = statistics.linear_regression(x, y)
+    constant = min(y) == max(y)
+    return slope, intercept, 1.0 if constant else statistics.correlation(x, y) ** 2
+
+
+def _line(method: str, points: Sequence[Point]) -> str | None:
+    line = fitted(points)
+    if line is None:
+        return None
+    slope, intercept, r2 = line
+    each = "each model" if points[0]["axis"] == "models" else "each billion parameters"
+    return f"{method}: {intercept:.2f} s and {slope:.2f} s for {each}, R² {r2:.4f}."
+
+
+def _table(axis: str, points: Sequence[Point], machine: Bandwidths | None) -> str:
+    guessed = machine is not None and axis in ESTIMATED
+    heads = [AXES[axis], "method", "s", "least to most", "peak MiB", *(["estimate s", "of it", "binds"] * guessed)]
+    rows = []
+    for point in points:
+        cost = point["cost"]
+        spread = f"{cost['least']:.1f} to {cost['most']:.1f}" if cost["runs"] > 1 else "once"
+        x = f"{point['x']:.3g}" if axis != "block" else f"{point['x'] >> 10}k"
+        note = " (not cached)" if axis == "size" and not point["cached"] else ""
+        row = [f"{x}{note}", point["method"], f"{cost['wall']:.1f}", spread, f"{cost['anonymous_mib']:.0f}"]
+        if guessed and machine is not None:
+            guess = estimated(point, machine)
+            row += [f"{guess.total:.1f}", f"{cost['wall'] / guess.total:.2f}", LANES[guess.binding]]
+        rows.append(row)
+    return markdown(heads, rows, left=2)
+
+
+def plot(found: Mapping[str, Any], machine: Bandwidths | None) -> Figure:
+    """Draw seconds above and peak memory below, a column for each axis; lines are fits, open markers estimates."""
+    from matplotlib.figure import Figure
+
+    axes = by_axis(found["points"])
+    columns = [axis for axis in axes if axis != "cold"] or ["size"]
+    with in_style():
+        figure = Figure(figsize=(max(4.5, 2.4 * len(columns)), 4.2), dpi=160, layout="constrained")
+        grid = figure.subplots(2, len(columns), squeeze=False)
+        for number, axis in enumerate(columns):
+            upper, lower = grid[0][number], grid[1][number]
+            drawn = [("", axes.get(axis, [])), *([(", cold", axes.get("cold", []))] if axis == "size" else [])]
+            series = [(m + more, some) for more, points in drawn for m, some in by_method(points).items()]
+            for index, (label, points) in enumerate(series):
+                _draw(upper, lower, label, points, index, machine)
+            if axis == "block":
+                upper.set_xscale("log", base=2)
+                lower.set_xscale("log", base=2)
+            lower.set_xlabel(AXES[axis])
+            upper.set_ylim(bottom=0)
+            lower.set_ylim(bottom=0)
+        grid[0][0].set_ylabel("seconds")
+        grid[1][0].set_ylabel("peak anonymous MiB")
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
+    return figure
+
+
+def _draw(
+    upper: Axes, lower: Axes, label: str, points: Sequence[Point], index: int, machine: Bandwidths | None
+) -> None:
+    """Draw one method along one axis."""
+    look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "ms": 3.5}
+    x, wall = [point["x"] for point in points], [point["cost"]["wall"] for point in points]
+    errors = [[p["cost"]["wall"] - p["cost"]["least"] for p in points],
+              [p["cost"]["most"] - p["cost"]["wall"] for p in points]]  # fmt: skip
+    line = fitted(points) if points[0]["axis"] in STRAIGHT else None
+    upper.errorbar(x, wall, yerr=errors, ls="none" if line else "-", lw=1.0, elinewidth=0.8, label=label, **look)
+    if line is not None:
+        ends = [min(x), max(x)]
+        upper.plot(ends, [line[1] + line[0] * end for end in ends], lw=1.0, color=look["color"])
+    if machine is not None and points[0]["axis"] in ESTIMATED:
+        guesses = [estimated(point, machine).total for point in points]
+        upper.plot(x, guesses, ls="none", mfc="none", mew=0.8, label=f"{label}, estimate", **{**look, "ms": 6})
+    lower.plot(x, [point["cost"]["anonymous_mib"] for point in points], lw=1.0, **look)
