@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "REPRODUCTION.md"]
+WITH_COMMANDS = [*DOCUMENTS, "docs/scale.md"]
 COMMAND = re.compile(r"^(?:\$ )?((?:python |\./)?(?:scripts/)?[\w./]+\.(?:py|sh)\b.*)$")
 
 
@@ -53,7 +54,7 @@ def test_quickstart_is_worth_looking_at() -> None:
         assert min(scores[f"{method}___addition-strings-brackets"].values()) >= 60
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", WITH_COMMANDS)
 def test_commands_parse(name: str) -> None:
     """Every command of the documents names a script that is there, with flags that it takes."""
     listed = commands(name)

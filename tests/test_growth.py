@@ -1,0 +1,155 @@
+"""The benchmarks of growth and of bandwidths run whole on small things, and say what they measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from console.errors import FailureError, UsageError
+from merging.bandwidths import Bandwidths, Rate, read_bandwidths
+from scripts import bench_growth
+from scripts.bench_growth import Step, shortage, steps_of
+from scripts.bench_memory import SHAPES
+from scripts.bench_merge import Bench, machine
+from scripts.growth_report import as_text, bandwidths_of, by_axis, estimated, fitted, read_growth
+from tests.conftest import ROOT
+
+
+def point(axis: str, x: float, wall: float, method: str = "ties", cached: bool = True) -> dict[str, Any]:
+    """A made point that read ten bytes for each unit of x."""
+    cost = {"wall": wall, "least": wall, "most": wall, "cpu": wall, "anonymous_mib": 500, "runs": 1}
+    size = int(10 * x)
+    return {"axis": axis, "x": x, "method": method, "shape": "tiny", "models": 3, "processes": 1, "cached": cached,
+            "amounts": {"read": size, "hashed": size, "written": size}, "cost": cost}  # fmt: skip
+
+
+def test_whole_benchmark(tmp_path: Path, run_script) -> None:
+    """As a user runs it: each point is in the JSON with its bytes and its cost, the plot is there, the table is
+    printed; a second run with --add keeps the points and adds its own; --discard leaves no checkpoint."""
+    kept, drawn = tmp_path / "results" / "growth.json", tmp_path / "growth.svg"
+    words = ["scripts/bench_growth.py", "--folder", tmp_path / "bench", "--sizes", "tiny", "--at", "tiny", "--runs", 1,
+             "--json", kept, "--quiet", "--discard"]  # fmt: skip
+    first = run_script(*words, "--axes", "size,cold")
+    assert first.returncode == 0, first.stderr
+    second = run_script(*words, "--axes", "density", "--add", "--plot", drawn)
+    assert second.returncode == 0, second.stderr
+    found = read_growth(kept)
+    axes = by_axis(found["points"])
+    assert {axis: len(points) for axis, points in axes.items()} == {"size": 2, "cold": 2, "density": 5}
+    assert found["machine"] == machine()
+    for one in found["points"]:
+        assert one["amounts"]["read"] == 4 * one["amounts"]["written"] > 0
+        assert one["cost"]["wall"] > 0
+        assert one["cost"]["anonymous_mib"] > 100
+        assert one["cached"] == (one["axis"] != "cold")
+    for head in ("| billion parameters ", "| billion parameters, from the disk ", "| density "):
+        assert head in second.stdout
+    text = drawn.read_text()
+    for word in ("billion parameters", "density", "seconds", "task_arithmetic, cold"):
+        assert word in text
+    assert not list((tmp_path / "bench").rglob("*.safetensors"))
+
+
+def merged(run: CompletedProcess[str], folder: Path) -> bytes:
+    """The weights that a command wrote."""
+    assert run.returncode == 0, run.stderr
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_every_way_makes_the_same_merge(tmp_path: Path, run_script) -> None:
+    """Blocks of other sizes and two processes are other ways to the same bytes: what the axes compare is one merge."""
+    bench = Bench(tmp_path, {**SHAPES["tiny"], "layers": 1, "vocab": 500}, "small", 2)
+    plain = Step("models", 2, "ties", 2)
+    found = []
+    for step in (plain, Step("block", 1 << 12, "ties", 2, block=1 << 12), Step("ranks", 2, "ties", 2, processes=2)):
+        _, *words = step.command(bench)
+        found.append(merged(run_script(*words), bench.out))
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_is_measured() -> None:
+    """Size and cold for every size; the others at one size: 2 to 8 models, densities of TIES, blocks, 1 and 2 ranks."""
+    sizes = ("0.1b", "0.3b", "1b")
+    small = list(steps_of("0.1b", bench_growth.AXES, sizes, "0.3b", 2))
+    assert [(step.axis, step.method) for step in small] == [
+        ("size", "task_arithmetic"), ("cold", "task_arithmetic"), ("size", "ties"), ("cold", "ties"),
+    ]  # fmt: skip
+    ties = [step for step in steps_of("0.3b", bench_growth.AXES, sizes, "0.3b", 2) if step.method == "ties"]
+    x = {axis: [step.x for step in ties if step.axis == axis] for axis in bench_growth.AXES}
+    assert x["models"] == list(range(2, 9))
+    assert x["density"] == [0.05, 0.1, 0.2, 0.5, 1.0]
+    assert 1 << 20 in x["block"]
+    assert x["ranks"] == [1, 2]
+    assert x["size"] == x["cold"] == pytest.approx([0.32], abs=0.01)
+
+
+def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
+    """A shape whose checkpoints do not fit is left out with a sentence that has both sizes; one that fits is not."""
+    said = shortage(tmp_path, "13b", 100_000)
+    assert said is not None
+    assert said.startswith("13b: it needs ")
+    assert "GB are free" in said
+    assert "Left out: 13b" in as_text({"points": [], "skipped": [said]}, None)
+
+
+def test_straight_line() -> None:
+    """Points on a line give its slope, intercept and an R² of 1; those whose inputs were not cached are left out."""
+    points = [point("size", x, 2 + 3 * x) for x in (1, 2, 4)]
+    slope, intercept, r2 = fitted([*points, point("size", 8, 99, cached=False)]) or (0, 0, 0)
+    assert (slope, intercept, r2) == pytest.approx((3, 2, 1))
+    assert fitted(points[:2]) is None
+    text = as_text({"points": points}, None)
+    assert "ties: 2.00 s and 3.00 s for each billion parameters, R² 1.0000." in text
+
+
+def test_estimates_stand_beside_the_measured(tmp_path: Path) -> None:
+    """A point's estimate is that of --dry_run for its bytes, and beside it stands measured over estimated; bandwidths
+    of another machine are not used."""
+    made = Bandwidths("here", 1, read=1.0, write=1e9, digest=1e9, output=1e9, start=1.0, methods={"ties": Rate(1e9)})
+    cold = point("cold", 2, 42, cached=False)
+    assert estimated(cold, made).total == pytest.approx(21)
+    (row,) = [line for line in as_text({"points": [cold]}, made).splitlines() if "| 21.0 |" in line]
+    assert [cell.strip() for cell in row.split("|")][-4:-1] == ["21.0", "2.00", "reading"]
+    file = tmp_path / "b.json"
+    entry = dict.fromkeys(("cores", "read", "write", "digest", "output", "start"), 1)
+    for told, known in ((machine(), True), ({**machine(), "processor": "another"}, False)):
+        file.write_text(json.dumps({"machines": {"here": {**entry, "measured": told}}}))
+        assert (bandwidths_of({"machine": machine()}, file) is not None) == known
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    """A word that no flag knows, a plot of another kind, a file of something else: one sentence each."""
+    folder = ["--folder", str(tmp_path)]
+    for words, said in (
+        (["--axes", "size,colour"], "--axes takes size, cold"), (["--sizes", "900b"], "found 900b"),
+        (["--plot", "x.gif"], "must end in .png or .svg"), (["--add"], "--add goes with --json"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            bench_growth.main([*folder, *words])
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(FailureError, match="holds no results"):
+        read_growth(tmp_path / "other.json")
+
+
+def test_bandwidth_measures_and_keeps_the_others(tmp_path: Path, run_script) -> None:
+    """A machine is measured into the file beside those that stand there, as `--dry_run --bandwidths` reads it, and no
+    path of this machine gets into it."""
+    file = tmp_path / "b.json"
+    file.write_text(json.dumps({"machines": {"laptop": {"like": "here", "cores": 8}}}))
+    done = run_script(
+        "scripts/bandwidth.py", "--folder", tmp_path / "bench", "--out", file, "--runs", "1", "--shape", "tiny",
+        "--layers", "1", "--methods", "task_arithmetic,ties", "--quiet",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    here, laptop = read_bandwidths(file), read_bandwidths(file, "laptop")
+    assert set(here.methods) == {"task_arithmetic", "ties"}
+    assert min(here.read, here.write, here.digest, here.output, here.start, here.cached) > 0
+    assert here.methods["ties"].before < here.methods["ties"].blocks * 1e3
+    assert (laptop.cores, laptop.digest) == (8, here.digest)
+    assert json.loads(file.read_text())["machines"]["here"] == json.loads(done.stdout)
+    assert str(tmp_path) not in file.read_text()
+    assert str(ROOT) not in file.read_text()
