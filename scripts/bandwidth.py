@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     file = {"machines": {}} if not args.out.is_file() else read_json(args.out, "")
     entry = measured(args.folder, {**SHAPES[args.shape], "layers": args.layers}, f"{args.shape}-{args.layers}",
                      args.methods.split(","), args.runs, args.quiet)  # fmt: skip
-    told = ["python scripts/bandwidth.py", "--folder DIR", f"--out {args.out.name}"]
+    out = args.out.name if args.out.is_absolute() else args.out  # nobody's folders are told
+    told = ["python scripts/bandwidth.py", "--folder DIR", f"--out {out}"]
     told += [f"--{key} {getattr(args, key)}" for key in ("shape", "layers", "runs")]
     entry = {"measured": {**machine(), "command": " ".join(told)}, **entry}
     file["machines"] = {**file.get("machines", {}), args.name: entry}

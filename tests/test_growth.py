@@ -112,7 +112,7 @@ def test_estimates_stand_beside_the_measured(tmp_path: Path) -> None:
     made = Bandwidths("here", 1, read=1.0, write=1e9, digest=1e9, output=1e9, start=1.0, methods={"ties": Rate(1e9)})
     cold = point("cold", 2, 42, cached=False)
     assert estimated(cold, made).total == pytest.approx(21)
-    (row,) = [line for line in as_text({"points": [cold]}, made).splitlines() if "| 21.0 |" in line]
+    (row,) = [line for line in as_text({"points": [cold]}, made).splitlines() if " 21.0 |" in line]
     assert [cell.strip() for cell in row.split("|")][-4:-1] == ["21.0", "2.00", "reading"]
     file = tmp_path / "b.json"
     entry = dict.fromkeys(("cores", "read", "write", "digest", "output", "start"), 1)
