@@ -67,8 +67,8 @@ def measured(
     found: dict[str, list[float]] = {}
     for key, work in {
         "start": lambda: parts.start(small[0], small[1:], folder / "out", runs),
-        "read": lambda: parts.read(files, runs, cold=True),
-        "cached": lambda: parts.read(files, runs, cold=False),
+        "read": lambda: parts.read(files, runs),
+        "cached": lambda: parts.cached(files, runs),
         "write": lambda: parts.write(folder / "written", size, runs),
         "digest_one": lambda: parts.digest(files[:1], runs),
         "digest": lambda: parts.digest(files[:2], runs),

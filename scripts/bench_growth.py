@@ -23,10 +23,9 @@ from console.figures import write_figure
 from console.files import user_path, write_whole
 from scripts.bench_memory import SHAPES
 from scripts.bench_merge import Bench, machine, measured, warmed
-from scripts.growth_report import AXES, as_text, bandwidths_of, plot, read_growth
+from scripts.growth_report import AXES, METHODS, as_text, bandwidths_of, plot, read_growth
 from scripts.scale import BF16, amounts, parameters
 
-METHODS = ("task_arithmetic", "ties")
 MODELS = 3
 MOST_MODELS = 8
 DENSITIES = (0.05, 0.1, 0.2, 0.5, 1.0)

@@ -26,6 +26,8 @@ AXES = {
     "density": "density", "block": "entries of a block", "ranks": "processes",
 }  # fmt: skip
 """What is varied, and what stands below it."""
+METHODS = ("task_arithmetic", "ties")
+"""What is merged by."""
 STRAIGHT = ("size", "cold", "models")
 """Axes along which time should be a straight line."""
 ESTIMATED = ("size", "cold", "models", "ranks")
@@ -135,6 +137,7 @@ def _table(axis: str, points: Sequence[Point], machine: Bandwidths | None) -> st
 def plot(found: Mapping[str, Any], machine: Bandwidths | None) -> Figure:
     """Draw seconds above and peak memory below, a column for each axis; lines are fits, open markers estimates."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     axes = by_axis(found["points"])
     columns = [axis for axis in axes if axis != "cold"] or ["size"]
@@ -145,14 +148,15 @@ def plot(found: Mapping[str, Any], machine: Bandwidths | None) -> Figure:
             upper, lower = grid[0][number], grid[1][number]
             drawn = [("", axes.get(axis, [])), *([(", cold", axes.get("cold", []))] if axis == "size" else [])]
             series = [(m + more, some) for more, points in drawn for m, some in by_method(points).items()]
-            for index, (label, points) in enumerate(series):
-                _draw(upper, lower, label, points, index, machine)
-            if axis == "block":
-                upper.set_xscale("log", base=2)
-                lower.set_xscale("log", base=2)
+            for label, points in series:
+                _draw(upper, lower, label, points, machine)
+            for ax in (upper, lower):
+                if axis == "block":
+                    ax.set_xscale("log", base=2)
+                if axis in ("models", "ranks"):
+                    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+                ax.set_ylim(0, 1.1 * ax.dataLim.y1)
             lower.set_xlabel(AXES[axis])
-            upper.set_ylim(bottom=0)
-            lower.set_ylim(bottom=0)
         grid[0][0].set_ylabel("seconds")
         grid[1][0].set_ylabel("peak anonymous MiB")
         handles, labels = grid[0][0].get_legend_handles_labels()
@@ -160,10 +164,9 @@ def plot(found: Mapping[str, Any], machine: Bandwidths | None) -> Figure:
     return figure
 
 
-def _draw(
-    upper: Axes, lower: Axes, label: str, points: Sequence[Point], index: int, machine: Bandwidths | None
-) -> None:
-    """Draw one method along one axis."""
+def _draw(upper: Axes, lower: Axes, label: str, points: Sequence[Point], machine: Bandwidths | None) -> None:
+    """Draw one method along one axis, in its own colour, a second one where it is cold."""
+    index = 2 * METHODS.index(points[0]["method"]) + (points[0]["axis"] == "cold")
     look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "ms": 3.5}
     x, wall = [point["x"] for point in points], [point["cost"]["wall"] for point in points]
     errors = [[p["cost"]["wall"] - p["cost"]["least"] for p in points],
