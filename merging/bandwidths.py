@@ -28,9 +28,10 @@ class Bandwidths:
     """What one or several machines do, in bytes per second.
 
     cores, processes: of each machine. read, write: the disk's, or the file system's for all machines together; cached:
-    inputs that the system holds in memory already, for each machine. digest: inputs, by one thread; output: checked,
-    hashed and handed to the system, by one thread. buffer: bytes that the system takes before a writer must wait for
-    the disk. start: seconds until and after the weights. methods: {name: rate}; those not in it were not measured.
+    inputs that the system holds in memory already, for each machine. digest: inputs, by one core. output: results,
+    which one thread checks, hashes and hands to the system. buffer: bytes that the system takes before a writer must
+    wait for the disk. start: seconds until and after the weights. methods: {name: rate}; those not in it were not
+    measured.
     """
 
     name: str

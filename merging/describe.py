@@ -70,7 +70,7 @@ def describe(
 
 
 def amounts_of(work: Work) -> Amounts:
-    """Return the bytes that a work moves. Files of the hub's cache are named by their digests, which nobody takes.
+    """Return the bytes that a work moves, and whose rate holds for it.
 
     A method's rate was measured for a plain merge: not with AIM, nor with whole bf16 tensors, nor with thresholds over
     the whole model.
@@ -79,13 +79,7 @@ def amounts_of(work: Work) -> Amounts:
     plain = recipe.get("numerics") != "reference" and recipe.get("trim_scope") != "model"
     plain = plain and not any(variant.recipe for variant in work.variants)
     method = recipe.get("method") or recipe.get("merge_method")
-    kept = {id(checkpoint) for checkpoint in work.inputs.all if checkpoint.parts[0].ref.is_hub_id}
-    return Amounts(
-        read=work.plan.bytes_read,
-        hashed=work.plan.bytes_read_of(lambda checkpoint: id(checkpoint) not in kept),
-        written=work.bytes,
-        method=find_method(method).name if method and plain else None,
-    )
+    return Amounts(work.plan.bytes_read, work.bytes, find_method(method).name if method and plain else None)
 
 
 def blocks_memory(models: int) -> int:

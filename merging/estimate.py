@@ -3,9 +3,10 @@
 Four things happen at the same time, and the slowest of them sets the pace:
 
     read     inputs from the disk                   bytes read / read
-    digest   one thread a process, two files a time bytes hashed / (digest x processes)
+    digest   one core in LANE_CORES, at least one   bytes read / (digest x processes x cores of each for it)
+             for each process
     compute  all that the cores are needed for      CPU seconds / cores, where CPU seconds are
-                                                    bytes read x (1 / before + 1 / blocks) + hashed / digest
+                                                    bytes read x (1 / before + 1 / blocks + 1 / digest)
                                                     + written / output
     write    the slower of the disk                 (bytes written - buffer) / write
              and the thread that writes             written / (output x processes) + read / (before x cores)
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merging.bandwidths import Bandwidths
+from merging.digests import LANE_CORES
 
 LANES = {"start": "starting", "read": "reading", "digest": "digests", "compute": "computing", "write": "writing"}
 """What an estimate consists of, as people are told of it."""
@@ -31,13 +33,12 @@ LANES = {"start": "starting", "read": "reading", "digest": "digests", "compute":
 
 @dataclass(frozen=True)
 class Amounts:
-    """Bytes that a merge moves: read of inputs, hashed of them (none of the hub's cache), written.
+    """Bytes that a merge moves: read of inputs (and hashed), written.
 
     method: whose measured rate holds for it; None where there is none. cached: whether the system holds the inputs.
     """
 
     read: int
-    hashed: int
     written: int
     method: str | None = None
     cached: bool = False
@@ -82,13 +83,14 @@ def estimate(amounts: Amounts, machine: Bandwidths) -> Estimate:
     processes, cores = machine.processes * machine.machines, machine.cores * machine.machines
     rate = machine.methods.get(amounts.method) if amounts.method else None
     before = amounts.read / rate.before if rate else 0.0
-    busy = amounts.hashed / machine.digest + amounts.written / machine.output
+    busy = amounts.read / machine.digest + amounts.written / machine.output
+    lanes = processes * max(1, machine.cores // LANE_CORES)
     late = amounts.written if processes > 1 else max(0.0, amounts.written - machine.buffer)
     return Estimate(
         machine=machine.name,
         start=machine.start,
         read=amounts.read / (machine.cached * machine.machines if amounts.cached else machine.read),
-        digest=amounts.hashed / (machine.digest * processes),
+        digest=amounts.read / (machine.digest * lanes),
         compute=(amounts.read / rate.blocks + before + busy) / cores if rate else None,
         write=max(late / machine.write, amounts.written / (machine.output * processes) + before / cores),
     )

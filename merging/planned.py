@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,10 +98,6 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         """Bytes of all the tensors that are read, each once."""
-        return self.bytes_read_of(lambda checkpoint: True)
-
-    def bytes_read_of(self, counts: Callable[[Checkpoint], bool]) -> int:
-        """Return the bytes of the tensors that are read of those checkpoints that count, each once."""
         used = {(id(s.checkpoint), s.name): s for tensor in self.tensors for s in tensor.sources}
-        infos = [s.checkpoint.tensors[s.name] for s in used.values() if counts(s.checkpoint)]
+        infos = [s.checkpoint.tensors[s.name] for s in used.values()]
         return sum(tensor_bytes(info.shape, info.dtype) for info in infos)

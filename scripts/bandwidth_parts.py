@@ -105,7 +105,7 @@ def write(file: Path, size: int, runs: int) -> list[float]:
 
 
 def digest(files: Sequence[Path], runs: int) -> list[float]:
-    """SHA-256 of inputs by the project's one thread: one file alone, or several, two at a time; files in the cache."""
+    """Digests of inputs, as a merge takes them beside its work; files in the page cache."""
 
     def work() -> None:
         with InputDigests([[file] for file in files]) as digests:

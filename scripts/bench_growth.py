@@ -99,7 +99,7 @@ def measure(step: Step, bench: Bench, shape: str, runs: int, cores: int) -> dict
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // step.processes))
     cost = measured(bench, step.command(bench), runs, ready, step.processes > 1)
     shutil.rmtree(bench.out, ignore_errors=True)
-    sizes = {"read": moved.read, "hashed": moved.hashed, "written": moved.written}
+    sizes = {"read": moved.read, "written": moved.written}
     return {
         "axis": step.axis, "x": step.x, "method": step.method, "shape": shape, "models": step.models,
         "processes": step.processes, "cached": cached, "amounts": sizes, "cost": asdict(cost),

@@ -40,9 +40,9 @@ def parameters(shape: dict[str, int]) -> int:
 
 
 def amounts(shape: dict[str, int], models: int, method: str, cached: bool = False) -> Amounts:
-    """Return what a merge of so many models and a base of that shape moves, all in bf16, in folders."""
+    """Return what a merge of so many models and a base of that shape moves, all in bf16."""
     size = BF16 * parameters(shape)
-    return Amounts((models + 1) * size, (models + 1) * size, size, method, cached)
+    return Amounts((models + 1) * size, size, method, cached)
 
 
 def as_text(file: Path) -> str:

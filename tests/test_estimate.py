@@ -22,7 +22,7 @@ MACHINE = Bandwidths(
     "made", cores=4, read=2.0, write=1.0, digest=5.0, output=4.0, start=3.0, cached=50.0,
     methods={"ties": Rate(blocks=10.0, before=20.0)},
 )  # fmt: skip
-MOVED = Amounts(read=100, hashed=100, written=20, method="ties")
+MOVED = Amounts(read=100, written=20, method="ties")
 SHIPPED = ROOT / "configs" / "bandwidths.json"
 
 
@@ -54,20 +54,21 @@ def test_time_is_linear_in_bytes() -> None:
     """N times the bytes take N times as long, start-up and what the system buffers aside."""
     once = estimate(MOVED, MACHINE)
     for times in (2, 7, 1000):
-        many = estimate(Amounts(100 * times, 100 * times, 20 * times, "ties"), MACHINE)
+        many = estimate(Amounts(100 * times, 20 * times, "ties"), MACHINE)
         assert many.total - many.start == pytest.approx(times * (once.total - once.start))
         assert many.binding == once.binding
 
 
 def test_machines_share_the_work_and_not_the_disk() -> None:
     """8 machines of 2 processes: digests a 16th, computing an 8th; the file system is one, and nothing stays in a
-    buffer that others must read."""
+    buffer that others must read. Of 64 cores 8 take digests."""
     one, many = estimate(MOVED, MACHINE), estimate(MOVED, replace(MACHINE, machines=8, processes=2, buffer=1e9))
     assert many.read == one.read
     assert many.digest == one.digest / 16
     assert one.compute is not None
     assert many.compute == one.compute / 8
     assert many.write == 20
+    assert estimate(MOVED, replace(MACHINE, cores=64)).digest == one.digest / 8
 
 
 def test_a_method_without_a_rate() -> None:

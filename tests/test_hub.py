@@ -285,34 +285,6 @@ def test_headers_without_weights(
     assert not list((tmp_path / "home").rglob("*.safetensors"))
 
 
-def test_no_digest_of_what_the_cache_names(
-    hub: Hub, models: dict[str, Path], run_script: Run, settings: dict[str, str]
-) -> None:
-    """--dry_run --bandwidths of models of the hub counts their bytes as read and none as hashed, before and without a
-    download: the cache names large files by their digests. A folder among them is hashed."""
-    hub.repos |= {"org/base": Repo(models["base"]), "org/a": Repo(models["a"])}
-    words = [
-        "merge.py",
-        "--method",
-        "task_arithmetic",
-        "--dry_run",
-        "--json",
-        "--bandwidths",
-        "configs/bandwidths.json",
-    ]
-    found = []
-    for base, model in (("org/base", "org/a"), (models["base"], "org/a"), (models["base"], models["a"])):
-        done = run_script(*words, "--base_model", base, "--models_to_merge", model, **settings)
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
-    bare, mixed, folders = (plan["estimate"] for plan in found)
-    assert bare["digest"] == 0
-    assert bare["read"] == mixed["read"] == folders["read"]
-    assert found[0]["bytes_to_read"] == found[2]["bytes_to_read"]
-    assert mixed["digest"] <= folders["digest"]
-    assert hub.downloads(".safetensors") == []
-
-
 def test_adapter_and_gguf_on_the_hub(hub: Hub, run: Run, opened: Run, models: dict[str, Path], tmp_path: Path) -> None:
     """`org/base+org/lora` and `org/quantised/model.gguf` are fetched as they are needed, and give what they give from
     folders; a repository of .gguf files asks for the name of one."""
