@@ -14,7 +14,7 @@ Four things happen at the same time, and the slowest of them sets the pace:
     total  = start + the largest of the four; `binding` is the largest of the five
 
 `before` is what a method finds out about a tensor before its first block (TIES: its thresholds), while the writing
-thread waits. Cores, processes and buffers are those of all machines together. What is left in the system's buffer when
+thread waits. Cores and processes are those of all machines together. What is left in the system's buffer when
 a process ends is not waited for; several processes wait for all of it. Downloads are not in it.
 """
 
