@@ -120,7 +120,7 @@ def answer_all(
     journal: Journal,
     engine: Callable[[], Engine],
     ranks: Ranks,
-    show: Callable[[str, int, int], Progress],
+    show: Callable[[str, int, int, float], Progress],
 ) -> dict[str, float]:
     """Ask for what the journal lacks, benchmark by benchmark; return the seconds each took, earlier runs included.
 
@@ -136,11 +136,8 @@ def answer_all(
             continue
         model = engine()
         started = time.monotonic()
-        progress = (
-            show(benchmark.column, len(mine), 0)
-            if ranks.count > 1
-            else show(benchmark.column, len(unique), len(unique) - len(open_))
-        )
+        total, known = (len(mine), 0) if ranks.count > 1 else (len(unique), len(unique) - len(open_))
+        progress = show(benchmark.column, total, known, sum(request.work for request in mine))
 
         def answered(
             request: Request,
@@ -150,7 +147,7 @@ def answer_all(
             started: float = started,
         ) -> None:
             journal.add(request, answer, benchmark.column, time.monotonic() - started)
-            progress.one()
+            progress.one(request.work)
 
         try:
             model.answer(mine, answered)

@@ -116,8 +116,8 @@ def evaluate_share(
         prepared = round(time.time() - started, 1)  # imports, tokenizer, tasks, prompts: what comes before the weights
         source = _Lazy(subject, settings, who, journal, remarks, ranks)
 
-        def show(column: str, total: int, done: int) -> Progress:
-            return Progress(column, total, done, not settings.quiet and ranks.first, screen)
+        def show(column: str, total: int, done: int, ahead: float) -> Progress:
+            return Progress(column, total, done, not settings.quiet and ranks.first, ahead, screen)
 
         with muted(settings, progress=True):
             seconds = asking.answer_all(asked, journal, source, ranks, show)

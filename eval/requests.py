@@ -37,6 +37,12 @@ class Request:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def work(self) -> int:
+        """What it is beside others of its benchmark: the characters to read, or 1 for a text whose length is not known
+        beforehand."""
+        return 1 if self.kind == "generate" else len(self.context) + len(self.continuation)
+
 
 class Engine(Protocol):
     """A model that answers requests, in whatever order suits it."""
