@@ -242,7 +242,7 @@ class _Run:
         except _Layered as reached:
             return reached.states
         except (RuntimeError, TypeError) as error:  # an operation on the meta device, or on a mark
-            if ran_out(error):
+            if ran_out(error) or "CUDA error" in str(error):  # a fault of the device says nothing of the model
                 raise
             raise _refused(f"its forward pass fails ({' '.join(str(error).split())[:200]})") from error
         if not turn.past:
