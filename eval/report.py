@@ -191,11 +191,10 @@ def _notes(
     models: Models, measure: Measure, noise: Uncertainty, omegas: Sequence[float], as_published: bool
 ) -> Iterator[str]:
     """What stands beside the tables: how many items, what is beyond noise, what the gain is, which omega."""
-    if models.limit is not None:
-        yield (
-            f"Scores (some or all) are of --limit {models.limit} items of a benchmark, at least one of each of its "
-            "subjects: small samples."
-        )
+    if models.samples is not None:
+        listed = ", ".join(f"{column} {count}" for column, count in models.samples.items())
+        items = f" ({listed} items)" if listed else ""
+        yield f"Samples, not whole benchmarks{items}, by --limit. Scores of different items do not compare."
     if len({row.published for row in models.rows}) == 2:
         yield f"{MEASURED} measured here; rows without it are the paper's."
     if not models.families:

@@ -93,8 +93,8 @@ class Models:
     sources: tuple[Row, ...]
     families: tuple[Family, ...]
     columns: tuple[str, ...]
-    limit: int | None = None
-    """The largest --limit that any of the scores was measured under: these are not scores of whole benchmarks."""
+    samples: Mapping[str, str] | None = None
+    """Where --limit was given for any of them: how many items each benchmark's scores are of, as far as they say."""
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -131,8 +131,15 @@ def assemble(results: Sequence[EvalResult], names: Mapping[str, str], remark: Re
     )
     present = dict.fromkeys(name for row in rows for name in row.scores)
     columns = tuple(c for c in COLUMNS if c in present) + tuple(c for c in present if c not in COLUMNS)
-    limits = [limit for result in results if isinstance(limit := result.settings.get("limit"), int)]
-    return Models(tuple(sources), tuple(families), columns, max(limits, default=None))
+    return Models(tuple(sources), tuple(families), columns, _samples(results, columns))
+
+
+def _samples(results: Sequence[EvalResult], columns: Sequence[str]) -> dict[str, str] | None:
+    """How many items each benchmark's scores are of, "100 to 200"; None where all are of whole benchmarks."""
+    if not any(isinstance(result.settings.get("limit"), int) for result in results):
+        return None
+    counts = {c: sorted({n for r in results if c in r.scores and (n := r.scores[c].n)}) for c in columns}
+    return {c: " to ".join(map(str, dict.fromkeys((n[0], n[-1])))) for c, n in counts.items() if n}
 
 
 def _families(rows: Sequence[Row], remark: Remark) -> list[Family]:

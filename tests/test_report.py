@@ -247,7 +247,10 @@ def test_newest_result_counts(family: Path) -> None:
 def test_limited_scores_are_said(family: Path) -> None:
     """Scores of a part of a benchmark are called that beside the tables."""
     put(family, "one", FAMILY["one"], settings={"limit": 50})
-    assert "--limit 50 items" in report_of(load([family], {}, silent))[0].note
+    assert (
+        "Samples, not whole benchmarks (adding 100, reversing 100, coding 100 items)"
+        in report_of(load([family], {}, silent))[0].note
+    )
     put(family, "one", FAMILY["one"], settings={"limit": None})
     assert "items" not in report_of(load([family], {}, silent))[0].note
 
