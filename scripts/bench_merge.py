@@ -114,7 +114,8 @@ class Bench:
             activations = {name: torch.rand(info.shape[1]) for name, info in named.items()}
             about = {"name": base.name, "fingerprint": fingerprint(base)}
             axes = dict.fromkeys(activations, 1)
-            Importance(activations, axes, {}, Calibration().recorded(), about).save(self.importance)
+            calibration = {**Calibration().recorded(), "sources": [], "blocks": 0, "tokens": 0}
+            Importance(activations, axes, {}, calibration, about).save(self.importance)
 
 
 def warmed(bench: Bench) -> None:
