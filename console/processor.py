@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "arm_bf16", "sve_bf16", "bf16")
 """Names under which torch lists instructions for products of bfloat16 numbers."""
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which a container or a queue may have bound it to."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def multiplies_bfloat16() -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from console.errors import BadInputError
 from console.files import file_digest, known_digest
+from console.processor import usable_cores
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 BESIDE = (
@@ -83,7 +84,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
     """The processor's name, the cores this process may use, the memory in GiB, and the names of the GPUs used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     found: dict[str, Any] = {"cpu": _processor(), "cores": cores, "gpus": list(gpus)}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from console.errors import EvaluationError
+from console.processor import usable_cores
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PATH": os.defpath}
@@ -105,7 +106,7 @@ def run_programs(
     workers: int | None = None,
 ) -> list[Verdict]:
     """Run many programs, `workers` at a time (the cores this process may use), in the order given."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     with ThreadPoolExecutor(workers or usable) as pool:
         return list(pool.map(lambda program: run_program(program, limits), programs))
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.files import read_json, user_path, write_whole
+from console.processor import usable_cores
 from scripts.bench_memory import SHAPES, make
 from scripts.bench_merge import machine
 
@@ -81,7 +82,7 @@ def measured(
         say(f"{method} ...", quiet)
         by_method[method] = parts.method_rates(method, base, models, runs)
     return {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "buffer": _rounded(parts.buffer()),
         **{key: _middle(values) for key, values in found.items()},
         "methods": {m: {key: _middle(values) for key, values in r.items()} for m, r in by_method.items()},

@@ -21,6 +21,7 @@ from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
 from console.figures import write_figure
 from console.files import user_path, write_whole
+from console.processor import usable_cores
 from scripts.bench_memory import SHAPES
 from scripts.bench_merge import Bench, machine, measured, warmed
 from scripts.growth_report import AXES, METHODS, as_text, bandwidths_of, plot, read_growth
@@ -167,7 +168,7 @@ def measure_all(
     quiet: bool,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Yield every point, shape after shape; `skipped` gets a sentence for each shape that the disk has no room for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     for shape in dict.fromkeys([*sizes, at]):
         steps = list(steps_of(shape, axes, sizes, at, cores))
         if not steps:
