@@ -25,6 +25,11 @@ LANE_CORES = 8
 """Of so many cores one takes the inputs' digests: a core does 4 to 5 GB/s, and more of them are wanted by the merge."""
 
 
+def lane_threads(cores: int) -> int:
+    """Return how many of a machine's cores take the inputs' digests."""
+    return max(1, cores // LANE_CORES)
+
+
 class Digest:
     """The digest of bytes that come piece by piece, as "blake3:..."."""
 
@@ -149,7 +154,7 @@ class _Lane:
         self.files = files
         self.size = sum(file.stat().st_size for file in files)
         self.taken = 0
-        self._threads = max(1, (os.cpu_count() or 1) // LANE_CORES)
+        self._threads = lane_threads(os.cpu_count() or 1)
         self._map: mmap.mmap | None = None
         self._place, self._digest = 0, Digest()
 

@@ -3,7 +3,7 @@
 Four things happen at the same time, and the slowest of them sets the pace:
 
     read     inputs from the disk                   bytes read / read
-    digest   one core in LANE_CORES, at least one   bytes read / (digest x processes x cores of each for it)
+    digest   `lane_threads` of the cores            bytes read / (digest x processes x cores of each for it)
              for each process
     compute  all that the cores are needed for      CPU seconds / cores, where CPU seconds are
                                                     bytes read x (1 / before + 1 / blocks + 1 / digest)
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merging.bandwidths import Bandwidths
-from merging.digests import LANE_CORES
+from merging.digests import lane_threads
 
 LANES = {"start": "starting", "read": "reading", "digest": "digests", "compute": "computing", "write": "writing"}
 """What an estimate consists of, as people are told of it."""
@@ -84,7 +84,7 @@ def estimate(amounts: Amounts, machine: Bandwidths) -> Estimate:
     rate = machine.methods.get(amounts.method) if amounts.method else None
     before = amounts.read / rate.before if rate else 0.0
     busy = amounts.read / machine.digest + amounts.written / machine.output
-    lanes = processes * max(1, machine.cores // LANE_CORES)
+    lanes = processes * lane_threads(machine.cores)
     late = amounts.written if processes > 1 else max(0.0, amounts.written - machine.buffer)
     return Estimate(
         machine=machine.name,

@@ -26,11 +26,10 @@ class Nonfinite:
 
     def check(self, block: Tensor) -> Tensor:
         """Return the block as it is. Raises CheckpointError naming the tensor, and the input, where it may not be."""
-        if block.is_floating_point():
-            found = _count(block)
-            if found and not self.allowed:
-                raise CheckpointError(self._sentence(str(block.dtype).removeprefix("torch.")))
-            self.count += found
+        found = _count(block)
+        if found and not self.allowed:
+            raise CheckpointError(self._sentence(str(block.dtype).removeprefix("torch.")))
+        self.count += found
         return block
 
     def _sentence(self, kind: str) -> str:

@@ -32,7 +32,7 @@ SHAPES = {
     "13b": {"hidden": 5120, "intermediate": 13824, "layers": 40, "vocab": 32000, "kv": 5120},
 }
 LOOK = 0.03
-"""Seconds between looks at a process's memory: one every 2 ms took a second from a merge of five on two cores."""
+"""Seconds between looks at a process's memory: task arithmetic took 6.1 s with one every 2 ms and 5.5 s with these."""
 EXTRA = {"slerp": ["--t", "0.3"], "nearswap": ["--t", "0.01"], "dare_linear": ["--density", "0.5"],
          "dare_ties": ["--density", "0.5"]}  # fmt: skip
 
