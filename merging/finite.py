@@ -14,6 +14,10 @@ from merging.planned import Source, TensorPlan
 from merging.tensors import BLOCK_ELEMENTS, cut
 
 
+class Finite(tuple[Tensor, ...]):
+    """The results of a block that are known to have neither NaN nor infinity: a kernel has looked."""
+
+
 class Nonfinite:
     """Counts the entries of a tensor that are NaN or infinite, or refuses the first.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from merging.finite import Finite
 from merging.native.kernels import KINDS, MOST_MODELS, Kernels, kernels
 from merging.parallel import in_order, threads
 from merging.tensors import Block, PerBlock, TensorGroup
@@ -66,7 +67,9 @@ def fused_blocks(
             assert base is not None
             if not relaxation.into(compiled, group.name, block, base, merged, out):
                 return block
-        rounded = out if kind is dtype else [tensor.to(dtype) for tensor in out]
-        return rounded if relaxes else rounded * job.results
+        if kind is not dtype:  # in which it may be infinite
+            rounded = [tensor.to(dtype) for tensor in out]
+            return rounded if relaxes else rounded * job.results
+        return Finite(out if relaxes else out * job.results)
 
     yield from in_order(work, zip(blocks, itertools.cycle(range(slots)), strict=False), AHEAD)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from merging.native.kernels import kernels
-from merging.ranks import UPPER_BINS, upper_counts, within
+from merging.ranks import UPPER_BINS, lower_counts, upper_counts
 from merging.tensors import Block, TensorGroup
 
 
@@ -34,18 +34,16 @@ class Magnitudes:
     def upper_counts(self, block: Block) -> Tensor:
         """Return `ranks.upper_counts` of the block's values."""
         compiled = kernels()
-        if compiled is not None and self.compiled:
+        if compiled is not None:
             counts = torch.zeros(UPPER_BINS, dtype=torch.int64)
             if compiled.upper_halves(*self._stored(block), counts):
                 return counts
         return upper_counts(self(block))  # NaN is left out
 
-    def within(self, block: Block, upper: int) -> Tensor:
-        """Return `ranks.within` of the block's values."""
+    def lower_counts(self, block: Block, upper: int) -> tuple[Tensor, Tensor]:
+        """Return `ranks.lower_counts` of the block's values."""
         compiled = kernels()
-        if compiled is not None and self.compiled:
-            return compiled.inside(*self._stored(block), upper)
-        return within(self(block), upper)
+        return compiled.lower_halves(*self._stored(block), upper) if compiled else lower_counts(self(block), upper)
 
     def _stored(self, block: Block) -> tuple[Tensor, Tensor]:
         assert self.group.base is not None

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from console.errors import CheckpointError, UsageError
 from merging.consensus import majority_sign
-from merging.ranks import LOWER_BINS, UPPER_BINS, locate, lower_counts, upper_counts, value_of
-from merging.selection import Threshold, equal_entries, running
+from merging.magnitudes import Magnitudes
+from merging.ranks import LOWER_BINS, UPPER_BINS, locate, value_of
+from merging.selection import Threshold, equal_entries, inside_bins, running, upper_histograms
 from merging.sparsify import kept_count
-from merging.tensors import Block, TensorGroup
+from merging.tensors import TensorGroup
 
 Groups: TypeAlias = Callable[[], Iterable[TensorGroup]]
 """Yields every tensor that is merged, afresh at each call."""
@@ -90,7 +90,7 @@ def thresholds_in(group: TensorGroup, found: ModelScope) -> list[Threshold | Non
 def _threshold(group: TensorGroup, model: int, cut: Cut) -> Threshold:
     if not cut.before:
         return Threshold(cut.value, cut.equal, cut.equal_kept, {})
-    equal = equal_entries(group, _magnitude_of(group, model), cut.value)
+    equal = equal_entries(group, Magnitudes(group, model), cut.value)
     return Threshold(cut.value, cut.equal, cut.equal_kept, running(equal, cut.before[group.name]))
 
 
@@ -111,8 +111,9 @@ def _kept(groups: Groups, density: Sequence[float]) -> dict[int, int]:
 def _ranks(groups: Groups, keep: Mapping[int, int]) -> dict[int, tuple[float, int, int]]:
     """Return (value, how many equal it, how many of those are kept) of each model's `keep`-th largest magnitude."""
     upper = {i: torch.zeros(UPPER_BINS, dtype=torch.int64) for i in keep}
-    for i, magnitudes in _magnitudes(groups, keep):
-        upper[i] += upper_counts(magnitudes)
+    for group in groups():
+        for i, counts in zip(keep, upper_histograms(group, [Magnitudes(group, i) for i in keep]), strict=True):
+            upper[i] += counts
     for i, counts in upper.items():
         if int(counts.sum()) < keep[i]:
             raise CheckpointError(
@@ -120,8 +121,10 @@ def _ranks(groups: Groups, keep: Mapping[int, int]) -> dict[int, tuple[float, in
             )
     places = {i: locate(counts, keep[i]) for i, counts in upper.items()}
     lower = {i: torch.zeros(LOWER_BINS, dtype=torch.int64) for i in keep}
-    for i, magnitudes in _magnitudes(groups, keep):
-        lower[i] += lower_counts(magnitudes, places[i][0])
+    models = list(keep)
+    for group in groups():
+        for j, _, (halves, number) in inside_bins(group, [(Magnitudes(group, i), places[i][0]) for i in models]):
+            lower[models[j]][halves] += number
     found = {}
     for i, (high, above) in places.items():
         low, larger = locate(lower[i], keep[i] - above)
@@ -135,7 +138,7 @@ def _equal_before(groups: Groups, values: Mapping[int, float]) -> dict[int, dict
     if values:
         for group in groups():
             for i, value in values.items():
-                counts[i][group.name] = sum(equal_entries(group, _magnitude_of(group, i), value).values())
+                counts[i][group.name] = sum(equal_entries(group, Magnitudes(group, i), value).values())
     before: dict[int, dict[str, int]] = {}
     for i, found in counts.items():
         total, before[i] = 0, {}
@@ -143,18 +146,6 @@ def _equal_before(groups: Groups, values: Mapping[int, float]) -> dict[int, dict
             before[i][name] = total
             total += found[name]
     return before
-
-
-def _magnitude_of(group: TensorGroup, model: int) -> Callable[[Block], Tensor]:
-    return lambda block: group.task_vector(model, block).abs_()
-
-
-def _magnitudes(groups: Groups, models: Iterable[int]) -> Iterable[tuple[int, Tensor]]:
-    """Yield |tau| of every block of every tensor for each of the models."""
-    for group in groups():
-        for block in group.blocks():
-            for i in models:
-                yield i, _magnitude_of(group, i)(block)
 
 
 def _spoiled(groups: Groups, model: int) -> str:

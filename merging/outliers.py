@@ -13,7 +13,7 @@ from torch import Tensor
 
 from merging.dropping import Masks, l1_factor
 from merging.magnitudes import Magnitudes
-from merging.selection import Threshold, select, share, spread, top_threshold
+from merging.selection import select, share, spread, top_thresholds
 from merging.tensors import Block, TensorGroup
 
 
@@ -30,14 +30,12 @@ def band_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> Masks:
     """Return, for each block, which entries stay (n, rows, ...) and the factors that rescale them."""
     pairs = [band(d, g, group.elements) for d, g in zip(parameters["density"], parameters["gamma"], strict=True)]
 
-    def limits_of(model: int) -> tuple[Threshold | None, Threshold | None]:
-        outliers, keep = pairs[model]
+    models, wanted = range(len(pairs)), []
+    for model, (outliers, keep) in enumerate(pairs):
         magnitudes = Magnitudes(group, model)
-        upper = top_threshold(group, magnitudes, outliers) if outliers else None
-        return upper, top_threshold(group, magnitudes, outliers + keep)
-
-    models = range(len(pairs))
-    limits = [limits_of(i) for i in models]
+        wanted += [(magnitudes, outliers), (magnitudes, outliers + keep)]
+    found = top_thresholds(group, wanted)
+    limits = [(found[2 * i] if pairs[i][0] else None, found[2 * i + 1]) for i in models]
 
     def mask(model: int, block: Block) -> Tensor:
         values = Magnitudes(group, model)(block)

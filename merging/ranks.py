@@ -1,8 +1,9 @@
 """Where the k-th largest of many fp32 values lies, found by counting: exact, in constant memory, in any order.
 
 The bit patterns of non-negative fp32 numbers, read as whole numbers, are ordered as the numbers are. One pass counts
-their upper 16 bits and tells which bin holds the k-th; a second counts the lower 16 bits within that bin. Counts of
-parts add up, so that it does not matter how the values are cut.
+their upper 16 bits and tells which bin holds the k-th; a second counts the lower 16 bits within that bin, where few of
+the 65536 occur: what is counted of a part is a short list. Counts of parts add up, so that it does not matter how the
+values are cut.
 """
 
 from __future__ import annotations
@@ -25,16 +26,12 @@ def upper_counts(values: Tensor) -> Tensor:
     return torch.bincount(_patterns(values) >> 16, minlength=UPPER_BINS).cpu()
 
 
-def lower_counts(values: Tensor, upper: int) -> Tensor:
-    """Return how many of the values with that upper half have each lower half, (LOWER_BINS,) int64 on the CPU."""
+def lower_counts(values: Tensor, upper: int) -> tuple[Tensor, Tensor]:
+    """Return the lower halves that values with that upper half have, ascending, and how many have each; int64, CPU."""
     patterns = _patterns(values)
-    return torch.bincount(patterns[patterns >> 16 == upper] & 0xFFFF, minlength=LOWER_BINS).cpu()
-
-
-def within(values: Tensor, upper: int) -> Tensor:
-    """Return the values with that upper half, flattened, on the CPU."""
-    patterns = _patterns(values)
-    return patterns[patterns >> 16 == upper].view(torch.float32).cpu()
+    counts = torch.bincount(patterns[patterns >> 16 == upper] & 0xFFFF, minlength=LOWER_BINS).cpu()
+    lower = counts.nonzero().squeeze(1)
+    return lower, counts[lower]
 
 
 def locate(counts: Tensor, keep: int) -> tuple[int, int]:
@@ -47,6 +44,11 @@ def locate(counts: Tensor, keep: int) -> tuple[int, int]:
 def value_of(upper: int, lower: int) -> float:
     """Return the number with those two halves."""
     return torch.tensor(upper << 16 | lower, dtype=torch.int32).view(torch.float32).item()
+
+
+def halves_of(value: float) -> tuple[int, int]:
+    """Return the upper and the lower half of a non-negative number."""
+    return divmod(int(torch.tensor(value, dtype=torch.float32).view(torch.int32)), LOWER_BINS)
 
 
 def _patterns(values: Tensor) -> Tensor:

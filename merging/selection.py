@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, inf
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,15 +15,15 @@ from torch import Tensor
 from console.errors import NotANumberError
 from merging.magnitudes import Magnitudes
 from merging.parallel import in_order
-from merging.ranks import LOWER_BINS, UPPER_BINS, locate, lower_counts, upper_counts, value_of, within
-from merging.tensors import Block, TensorGroup, cut
+from merging.ranks import LOWER_BINS, UPPER_BINS, halves_of, locate, lower_counts, upper_counts, value_of
+from merging.tensors import Block, TensorGroup
 
-COLLECTED = 1 << 22
-"""Most values that are held at once; no result depends on it."""
+HELD = 1 << 20
+"""Most counts that are held until the threshold is known; no result depends on it."""
 
-COUNTED = 1 << 21
-"""Values that are counted at a time; no result depends on it."""
-
+Inside: TypeAlias = tuple[Tensor, Tensor]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Values: TypeAlias = Callable[[Block], Tensor]
 """Gives the values of a block, (rows, ...) fp32, none of them negative."""
 
@@ -50,65 +51,83 @@ def share(fraction: float, count: int) -> int:
 
 
 def top_threshold(group: TensorGroup, values: Values, keep: int) -> Threshold | None:
-    """Find the threshold of the `keep` largest values, in two passes over the blocks, or three.
+    """Return `top_thresholds` of one kind of values."""
+    return top_thresholds(group, [(values, keep)])[0]
 
-    The first pass finds the bin of `merging.ranks` that holds the `keep`-th; the second collects that bin, unless it
-    holds more than COLLECTED values (equal ones, mostly): then it is counted, and a third counts the equal ones.
-    Returns None where everything is kept. Raises NotANumberError where fewer than `keep` values are numbers.
+
+def top_thresholds(group: TensorGroup, wanted: Sequence[tuple[Values, int]]) -> list[Threshold | None]:
+    """Find the threshold of the `keep` largest of each of the values, in two passes over the blocks (three past HELD).
+
+    The first pass finds the bin of `merging.ranks` that holds the `keep`-th, the second counts what that bin holds.
+    A threshold is None where everything is kept. Raises NotANumberError where fewer than `keep` values are numbers.
     """
-    if keep >= group.elements:
-        return None
-    if keep == 0:
-        return Threshold(inf, 0, 0, {})
-    counts = torch.zeros(UPPER_BINS, dtype=torch.int64)
-    for found in _each(values, lambda block: _upper_counts(values, block), cut(group.shape, COUNTED)):
-        counts += found
-    if int(counts.sum()) < keep:
-        raise NotANumberError(f"Tensor {group.name} holds NaN and cannot be trimmed")
-    upper, above = locate(counts, keep)
-    if int(counts[upper]) > COLLECTED:
-        value, larger, equal = _counted(group, values, upper, keep - above)
-    else:
-        value, larger, equal = _collected(group, values, upper, keep - above)
-    return Threshold(value, sum(equal.values()), keep - above - larger, running(equal))
+    found: list[Threshold | None] = [None if keep else Threshold(inf, 0, 0, {}) for _, keep in wanted]
+    ranked = [i for i, (_, keep) in enumerate(wanted) if 0 < keep < group.elements]
+    of = list({id(wanted[i][0]): wanted[i][0] for i in ranked}.values())
+    histograms = dict(zip(map(id, of), upper_histograms(group, of), strict=True))
+    places = []
+    for values, keep in (wanted[i] for i in ranked):
+        if int(histograms[id(values)].sum()) < keep:
+            raise NotANumberError(f"Tensor {group.name} holds NaN and cannot be trimmed")
+        places.append(locate(histograms[id(values)], keep))
+    bins = [(wanted[i][0], upper) for i, (upper, _) in zip(ranked, places, strict=True)]
+    counts = torch.zeros(len(bins), LOWER_BINS, dtype=torch.int64)
+    seen: list[dict[int, Inside]] = [{} for _ in bins]
+    held = 0
+    for j, block, inside in inside_bins(group, bins):
+        counts[j, inside[0]] += inside[1]
+        held += len(inside[0])
+        if held <= HELD:
+            seen[j][block.start] = inside
+    for j, (upper, above) in enumerate(places):
+        values, keep = wanted[ranked[j]]
+        place, larger = locate(counts[j], keep - above)
+        value = value_of(upper, place)
+        equal = _equal(seen[j], place) if held <= HELD else equal_entries(group, values, value)
+        found[ranked[j]] = Threshold(value, int(counts[j, place]), keep - above - larger, running(equal))
+    return found
 
 
-def _each(values: Values, work: Callable[[Block], Tensor], blocks: Iterable[Block]) -> Iterable[Tensor]:
-    return in_order(work, blocks) if isinstance(values, Magnitudes) and values.compiled else map(work, blocks)
+def upper_histograms(group: TensorGroup, of: Sequence[Values]) -> list[Tensor]:
+    """Return `ranks.upper_counts` of a whole tensor for each of the values."""
+    found = [torch.zeros(UPPER_BINS, dtype=torch.int64) for _ in of]
+
+    def work(item: tuple[Block, int]) -> tuple[int, Tensor]:
+        block, i = item
+        values = of[i]
+        return i, values.upper_counts(block) if isinstance(values, Magnitudes) else upper_counts(values(block))
+
+    for i, counts in _each(of, work, itertools.product(group.blocks(), range(len(of)))):
+        found[i] += counts
+    return found
 
 
-def _upper_counts(values: Values, block: Block) -> Tensor:
-    return values.upper_counts(block) if isinstance(values, Magnitudes) else upper_counts(values(block))
+def inside_bins(group: TensorGroup, of: Sequence[tuple[Values, int]]) -> Iterator[tuple[int, Block, Inside]]:
+    """Yield, for each block and each (values, bin), which it is and `ranks.lower_counts` of its values in the bin."""
+
+    def work(item: tuple[Block, int]) -> tuple[int, Block, Inside]:
+        block, i = item
+        values, upper = of[i]
+        if isinstance(values, Magnitudes):
+            return i, block, values.lower_counts(block, upper)
+        return i, block, lower_counts(values(block), upper)
+
+    yield from _each([values for values, _ in of], work, itertools.product(group.blocks(), range(len(of))))
 
 
-def _within(values: Values, block: Block, upper: int) -> Tensor:
-    return values.within(block, upper) if isinstance(values, Magnitudes) else within(values(block), upper)
-
-
-def _collected(group: TensorGroup, values: Values, upper: int, keep: int) -> tuple[float, int, dict[int, int]]:
-    """Return the `keep`-th largest value of a bin, how many in it are larger, and how many are equal in each block."""
-    blocks = list(group.blocks())
-    found_in = _each(values, lambda block: _within(values, block, upper), blocks)
-    inside = {block.start: found for block, found in zip(blocks, found_in, strict=True)}
-    candidates = torch.cat(list(inside.values()))
-    value = torch.kthvalue(candidates, len(candidates) - keep + 1).values
-    larger = int((candidates > value).sum())
-    return value.item(), larger, {start: int((found == value).sum()) for start, found in inside.items()}
-
-
-def _counted(group: TensorGroup, values: Values, upper: int, keep: int) -> tuple[float, int, dict[int, int]]:
-    """Return the same without holding the bin."""
-    counts = torch.zeros(LOWER_BINS, dtype=torch.int64)
-    for block in group.blocks():
-        counts += lower_counts(values(block), upper)
-    lower, larger = locate(counts, keep)
-    value = value_of(upper, lower)
-    return value, larger, equal_entries(group, values, value)
+def _each(of: Sequence[Values], work: Callable[[Item], Result], items: Iterable[Item]) -> Iterable[Result]:
+    counted = all(isinstance(values, Magnitudes) and values.compiled for values in of)
+    return in_order(work, items) if counted else map(work, items)
 
 
 def equal_entries(group: TensorGroup, values: Values, value: float) -> dict[int, int]:
     """Return how many values of each block, by its start, are equal to `value`."""
-    return {block.start: int((values(block) == value).sum()) for block in group.blocks()}
+    upper, place = halves_of(value)
+    return _equal({block.start: inside for _, block, inside in inside_bins(group, [(values, upper)])}, place)
+
+
+def _equal(found: Mapping[int, Inside], place: int) -> dict[int, int]:
+    return {start: int(number[lower == place].sum()) for start, (lower, number) in found.items()}
 
 
 def running(counts: Mapping[int, int], before: int = 0) -> dict[int, int]:

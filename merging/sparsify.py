@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from merging.magnitudes import Magnitudes
-from merging.selection import Threshold, select, share, top_threshold
+from merging.selection import Threshold, select, share, top_thresholds
 from merging.tensors import Block, TensorGroup
 
 
@@ -18,12 +19,13 @@ def kept_count(density: float, elements: int) -> int:
     return min(elements, max(1, share(density, elements)))
 
 
-def trim_threshold(group: TensorGroup, model: int, density: float) -> Threshold | None:
-    """Find the threshold that trims one model's task vector to `density`; None where nothing is trimmed.
+def trim_thresholds(group: TensorGroup, density: Sequence[float]) -> list[Threshold | None]:
+    """Find the threshold that trims each model's task vector to its density; None where nothing is trimmed.
 
-    Raises CheckpointError for a tensor with NaN in it.
+    Raises NotANumberError for a tensor with NaN in it.
     """
-    return top_threshold(group, Magnitudes(group, model), kept_count(density, group.elements))
+    kept = [kept_count(d, group.elements) for d in density]
+    return top_thresholds(group, [(Magnitudes(group, i), keep) for i, keep in enumerate(kept)])
 
 
 def trim(task_vector: Tensor, threshold: Threshold | None, block: Block) -> Tensor:

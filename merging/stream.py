@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from merging.finite import Nonfinite, blamed, sources_of
+from merging.conveyor import Task, moved, prepared
+from merging.finite import Finite, Nonfinite, blamed, sources_of
 from merging.fused import fused_blocks, kernel_for
+from merging.groups import aligned_rows, group_of
 from merging.job import Job, Observer, Writer
-from merging.mean_row import mean_row
-from merging.planned import Listing, Plan, Source, TensorPlan
+from merging.native.kernels import kernels
+from merging.planned import Listing, Plan, TensorPlan
 from merging.processes import ALONE, Processes
 from merging.registry import accepted
-from merging.rows import Rows
 from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup, cut
-from merging.transfers import elements_for, moved_blocks
-from merging.vocabulary import AlignedRows, gather
+
+Observers: TypeAlias = Sequence["Observer | None"]
 
 
 def run(
@@ -38,25 +40,66 @@ def run(
     One writer for each of the results that `make` (`tensor_blocks`, with the same arguments) makes; all have written
     the same tensors. Raises StoppedError once another of the processes has ended.
     """
-    make = make or tensor_blocks
     done = writers[0].done
-    tensor: Any  # whatever `make` takes
+    left = plan.tensors[done:]
     bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=True if quiet else None, initial=done)
-    for tensor in plan.tensors[done:]:
-        observers = [job.observe(tensor) if job.observe else None for _ in writers]
-        inputs = partial(sources_of, tensor) if isinstance(tensor, TensorPlan) else tuple
-        nonfinite = [Nonfinite(tensor.name, job.allow_nonfinite, inputs) for _ in writers]
-        for writer in writers:
-            writer.begin(tensor.name)
-        with blamed(inputs):
-            for blocks in make(tensor, job, observers):
-                processes.check()
-                for writer, check, block in zip(writers, nonfinite, blocks, strict=True):
-                    writer.add(check.check(block))
-        for writer, check, observer in zip(writers, nonfinite, observers, strict=True):
-            writer.end(_remark(check, observer))
-        bar.update()
+    with closing(_each(left, job, len(writers), make or tensor_blocks)) as made:
+        for tensor, observers, results in made:
+            inputs = partial(sources_of, tensor) if isinstance(tensor, TensorPlan) else tuple
+            nonfinite = [Nonfinite(tensor.name, job.allow_nonfinite, inputs) for _ in writers]
+            for writer in writers:
+                writer.begin(tensor.name)
+            with blamed(inputs):
+                for blocks in results:
+                    processes.check()
+                    for writer, check, block in zip(writers, nonfinite, blocks, strict=True):
+                        writer.add(block if isinstance(blocks, Finite) else check.check(block))
+            for writer, check, observer in zip(writers, nonfinite, observers, strict=True):
+                writer.end(_remark(check, observer))
+            bar.update()
     bar.close()
+
+
+def _each(
+    tensors: Sequence[Any], job: Job, results: int, make: Callable[..., Iterator[Sequence[Tensor]]]
+) -> Generator[tuple[Any, Observers, Iterator[Sequence[Tensor]]], None, None]:
+    """Yield each tensor with its observers and its blocks; where these go through a device, all in one ring."""
+
+    def observers(tensor: Any) -> list[Observer | None]:
+        return [job.observe(tensor) if job.observe else None for _ in range(results)]
+
+    if make is not tensor_blocks or job.reference:
+        for tensor in tensors:
+            seeing = observers(tensor)
+            yield tensor, seeing, make(tensor, job, seeing)
+        return
+    sees: dict[str, list[Observer | None]] = {tensor.name: [] for tensor in tensors}  # each filled in its turn
+
+    def task(tensor: TensorPlan) -> Task:
+        sees[tensor.name] += observers(tensor)
+        return task_of(group_of(tensor, job), job, tensor.parameters, _dtype(tensor), sees[tensor.name])
+
+    tasks = [partial(task, tensor) for tensor in tensors if _is_made(tensor)]
+    with closing(merged_tasks(tasks, job)) as merged:
+        for tensor in tensors:
+            if _is_made(tensor):
+                yield tensor, sees[tensor.name], _shaped(tensor, next(merged))
+            else:
+                yield tensor, observers(tensor), tensor_blocks(tensor, job)
+
+
+def merged_tasks(tasks: Sequence[Callable[[], Task]], job: Job) -> Generator[Iterator[Sequence[Tensor]], None, None]:
+    """Yield each task's blocks; of a method that kernels can prepare and merge, one task is prepared ahead."""
+    ahead = 1 if job.implementation.fused and job.compiled and kernels() else 0
+    if job.moves:
+        yield from moved(tasks, job.device, ahead)
+    elif ahead:
+        with closing(prepared(tasks, ahead)) as ready:
+            for future in ready:
+                yield _later(future.result, job)
+    else:
+        for task in tasks:
+            yield _later(task, job)
 
 
 def with_survey(plan: Plan, job: Job) -> Job:
@@ -69,28 +112,37 @@ def with_survey(plan: Plan, job: Job) -> Job:
     return replace(job, survey=survey(lambda: (group_of(tensor, job) for tensor in merged), parameters))
 
 
-def tensor_blocks(
-    tensor: TensorPlan, job: Job, observers: Sequence[Observer | None] = ()
-) -> Iterator[Sequence[Tensor]]:
+def tensor_blocks(tensor: TensorPlan, job: Job, observers: Observers = ()) -> Iterator[Sequence[Tensor]]:
     """Yield one output tensor in blocks of rows, in the plan's dtype, on the CPU: one for each of the job's results.
 
     What is yielded may be overwritten once more is asked for.
     """
-    dtype = getattr(torch, tensor.dtype)
-    if not tensor.is_merged or 0 in tensor.shape:
+    dtype = _dtype(tensor)
+    if not _is_made(tensor):
         for block in _copied(tensor, dtype):
             yield [block] * job.results
     elif job.reference:
         yield [t.to(dtype).reshape(tensor.shape) for t in _by_reference(group_of(tensor, job), job, tensor.parameters)]
     else:
-        scalar = not tensor.shape
-        for blocks in merged_blocks(group_of(tensor, job), job, tensor.parameters, dtype, observers):
-            yield [block.reshape(()) for block in blocks] if scalar else blocks
+        yield from _shaped(tensor, merged_blocks(group_of(tensor, job), job, tensor.parameters, dtype, observers))
+
+
+def _dtype(tensor: TensorPlan) -> torch.dtype:
+    return getattr(torch, tensor.dtype)  # type: ignore[no-any-return]
+
+
+def _is_made(tensor: TensorPlan) -> bool:
+    return tensor.is_merged and 0 not in tensor.shape
+
+
+def _shaped(tensor: TensorPlan, made: Iterable[Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]:
+    """The blocks as the plan has the tensor: a single number was merged as a vector of one."""
+    return ([block.reshape(()) for block in blocks] if not tensor.shape else blocks for blocks in made)
 
 
 def _copied(tensor: TensorPlan, dtype: torch.dtype) -> Iterator[Tensor]:
     """A tensor as its own checkpoint has it."""
-    rows = _rows(tensor.own, tensor)
+    rows = aligned_rows(tensor.own, tensor)
     if not rows.shape:
         yield tensor.own.checkpoint.read(tensor.own.name).to(dtype)
         return
@@ -98,82 +150,45 @@ def _copied(tensor: TensorPlan, dtype: torch.dtype) -> Iterator[Tensor]:
         yield rows[block.rows].to(dtype)
 
 
-def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
-    """Return the tensor in the base and in every model, its rows in the result's order.
-
-    A stack of matrices is one long matrix to a method that goes by entry, so that a block need not hold a whole one.
-    """
-    flat = job.implementation.by_entry and len(tensor.shape) > 2
-
-    def rows_of(source: Source) -> Rows:
-        rows = _rows(source, tensor)
-        return rows.flatten(0, -2) if flat and isinstance(rows, Tensor) else rows
-
-    return TensorGroup(
-        name=tensor.name,
-        base=None if tensor.base is None else rows_of(tensor.base),
-        finetuned=tuple(rows_of(source) for source in tensor.models),
-        device=job.device,
-        seed=job.seed,
-        is_embedding=tensor.is_embedding,
-        transposed=tensor.transposed,
-        block_elements=job.block_elements or elements_for(job.device),
-    )
-
-
-def _rows(source: Source, tensor: TensorPlan) -> Rows:
-    rows = source.checkpoint.rows(source.name)
-    if not rows.shape:
-        return source.checkpoint.read(source.name).reshape(1)
-    if source.alignment is None:
-        return rows
-    return AlignedRows(rows, source.alignment, partial(_fill, tensor, source))
-
-
-def _fill(tensor: TensorPlan, asking: Source, wanted: Tensor) -> Tensor:
-    """Rows that a model lacks, fp32: the base's, else the donor's, else the mean of the models that have them.
-
-    A model without a token then has no part in it. Rows that nobody has are the mean of its own.
-    """
-    rows = torch.zeros(len(wanted), *tensor.shape[1:])
-    lacking = torch.ones(len(wanted), dtype=torch.bool)
-    for source in (tensor.base or tensor.own, tensor.own):
-        found = lacking & _has(source, wanted)
-        rows[found] = _take(source, wanted[found])
-        lacking &= ~found
-    count = torch.zeros(len(wanted), dtype=torch.int64)
-    for source in tensor.models:
-        found = lacking & _has(source, wanted)
-        rows[found] += _take(source, wanted[found])
-        count += found
-    nobody = lacking & (count == 0)
-    if bool(nobody.any()):
-        rows[nobody] = mean_row(asking)
-    return rows / count.clamp(min=1).reshape(-1, *[1] * (rows.dim() - 1))
-
-
-def _take(source: Source, wanted: Tensor) -> Tensor:
-    index = wanted if source.alignment is None else source.alignment.index[wanted]
-    return gather(source.checkpoint.rows(source.name), index)
-
-
-def _has(source: Source, wanted: Tensor) -> Tensor:
-    if source.alignment is None:
-        return torch.ones(len(wanted), dtype=torch.bool)
-    return source.alignment.index[wanted] >= 0
-
-
 def merged_blocks(
     group: TensorGroup,
     job: Job,
     parameters: Mapping[str, Any],
     dtype: torch.dtype,
-    observers: Sequence[Observer | None] = (),
+    observers: Observers = (),
 ) -> Iterator[Sequence[Tensor]]:
     """Merge one tensor block by block in fp32, relax it, and yield each result's block on the CPU, rounded once.
 
     What is yielded may be overwritten once more is asked for.
     """
+    for made in merged_tasks([partial(task_of, group, job, parameters, dtype, observers)], job):
+        yield from made
+
+
+def _later(task: Callable[[], Task], job: Job) -> Iterator[Sequence[Tensor]]:
+    """The blocks of a task that is known, or turns out to be impossible, when the first is asked for."""
+    yield from made_blocks(task(), job)
+
+
+def made_blocks(task: Task, job: Job) -> Iterator[Sequence[Tensor]]:
+    """Yield a task's blocks made where they are: by a kernel where there is one and nothing observes the values."""
+    group = task.group
+    kernel = None if task.observed else kernel_for(group, job)
+    made: Iterable[Sequence[Tensor] | Block] = group.blocks()
+    if kernel is not None:
+        made = fused_blocks(kernel, group, job, task.arguments, task.per_block, task.dtype)
+    for block in made:
+        if isinstance(block, Block):
+            given = task.per_block(block) if task.per_block else {}
+            yield [result.cpu() for result in task.make(block, group, given)]
+        else:
+            yield block
+
+
+def task_of(
+    group: TensorGroup, job: Job, parameters: Mapping[str, Any], dtype: torch.dtype, observers: Observers = ()
+) -> Task:
+    """Find out what the method must know of the whole tensor, and say how its blocks are made."""
     implementation = job.implementation
     known = parameters if job.survey is None else {**parameters, "survey": job.survey}
     per_block = implementation.prepare(group, known) if implementation.prepare else None
@@ -194,18 +209,7 @@ def merged_blocks(
         rounded = {id(result): result.to(dtype) for result in results}  # once where they are one tensor
         return [rounded[id(result)] for result in results]
 
-    if job.moves:
-        yield from moved_blocks(group, per_block, make)
-        return
-    kernel = None if any(observers) else kernel_for(group, job)
-    made: Iterable[Sequence[Tensor] | Block] = group.blocks()
-    if kernel is not None:
-        made = fused_blocks(kernel, group, job, arguments, per_block, dtype)
-    for block in made:
-        if isinstance(block, Block):
-            yield [result.cpu() for result in make(block, group, per_block(block) if per_block else {})]
-        else:
-            yield block
+    return Task(group, per_block, make, dtype, arguments, any(observers))
 
 
 def merge_group(group: TensorGroup, job: Job, parameters: Mapping[str, Any], dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from merging.parallel import in_order, threads
-from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup
+from merging.tensors import BLOCK_ELEMENTS
 
-ON_GPU = 1 << 21
+ON_GPU = 1 << 22
 """Elements of one tensor per block on a GPU: enough that launching its kernels costs less than moving it."""
-READERS = 16
-"""Most threads that read at a time; each has a block in page-locked memory."""
+READERS = 8
+"""Most threads that read at a time, each with a block in page-locked memory; 16 are hardly faster."""
 AHEAD = 1
 """Blocks that may be read beyond one for each thread."""
 DEPTH = 3
@@ -41,6 +41,8 @@ Read: TypeAlias = Callable[[Item], Sequence[Tensor]]
 Work: TypeAlias = Callable[[Item, Sequence[Tensor]], Sequence[Tensor]]
 Mark: TypeAlias = "torch.cuda.Event | None"
 """A point in a lane's work; None where it is reached already."""
+_Arrived: TypeAlias = tuple[int, Item, list[Tensor], Mark]
+_Made: TypeAlias = tuple[list[Tensor], Any, Mark]
 
 
 class Lane:
@@ -149,7 +151,7 @@ class _Ring(Generic[Item]):
             _fill(place, tensor)
         return number, item, places
 
-    def arrive(self, number: int, item: Item, staged: list[Tensor]) -> tuple[int, Item, list[Tensor], Mark]:
+    def arrive(self, number: int, item: Item, staged: list[Tensor]) -> _Arrived[Item]:
         """Let it be copied to the device."""
         room = self.arrivals[number % DEPTH]
         places, fresh = room.lay_out(staged)
@@ -159,7 +161,7 @@ class _Ring(Generic[Item]):
         mark = self.staging[number % len(self.staging)].mark = self.come.mark()
         return number, item, places, mark
 
-    def compute(self, number: int, item: Item, arrived: list[Tensor], mark: Mark) -> tuple[list[Tensor], Any, Mark]:
+    def compute(self, number: int, item: Item, arrived: list[Tensor], mark: Mark) -> _Made:
         """Let it be computed and the results be copied back; returns their places, what must live until then, when."""
         self.current.after(mark)
         made = self.work(item, arrived)
@@ -180,34 +182,49 @@ class _Ring(Generic[Item]):
 
 def through(
     items: Iterable[Item], read: Read[Item], work: Work[Item], device: torch.device
-) -> Iterator[Sequence[Tensor]]:
+) -> Generator[Sequence[Tensor], None, None]:
     """Yield the results of `work(item, tensors)` for each item, in order, on the CPU.
 
     read: gives an item's tensors on the CPU, in threads and ahead of their turn; work: gets them on the device, in
     their own dtypes, in memory that is used again later, and returns its results there. It runs on the calling thread
     and the current stream. What is yielded is overwritten after more is asked for. An error of `read` or `work` comes
-    through, perhaps before the last results ahead of it; then, as where the caller stops early, everything that has
-    begun is waited for and all memory is let go.
+    through after the results ahead of it; then, as where the caller stops early, everything that has begun is waited
+    for and all memory is let go.
     """
     ring = _Ring(read, work, device)
-    entering: deque[tuple[int, Item, list[Tensor], Mark]] = deque()
-    leaving: deque[tuple[list[Tensor], Any, Mark]] = deque()
+    entering: deque[_Arrived[Item] | Exception] = deque()
+    leaving: deque[_Made | Exception] = deque()
+
+    def fill(numbered: tuple[int, Item]) -> tuple[int, Item, list[Tensor]] | Exception:
+        try:
+            return ring.fill(numbered)
+        except Exception as error:
+            return error  # takes its turn
+
+    def computed(one: _Arrived[Item] | Exception) -> _Made | Exception:
+        try:
+            return one if isinstance(one, Exception) else ring.compute(*one)
+        except Exception as error:
+            return error
 
     def taken() -> list[Tensor]:
-        results, _, mark = leaving.popleft()
+        one = leaving.popleft()
+        if isinstance(one, Exception):
+            raise one
+        results, _, mark = one
         reached(mark)
         return results
 
     try:
-        with closing(in_order(ring.fill, enumerate(items), AHEAD, READERS)) as filled:
+        with closing(in_order(fill, enumerate(items), AHEAD, READERS)) as filled:
             for one in filled:
-                entering.append(ring.arrive(*one))
+                entering.append(one if isinstance(one, Exception) else ring.arrive(*one))
                 if len(entering) > 1:  # the next is on its way before this one's computation may wait for something
-                    leaving.append(ring.compute(*entering.popleft()))
+                    leaving.append(computed(entering.popleft()))
                 if len(leaving) > 1:
                     yield taken()
         while entering:
-            leaving.append(ring.compute(*entering.popleft()))
+            leaving.append(computed(entering.popleft()))
             if len(leaving) > 1:
                 yield taken()
         while leaving:
@@ -222,28 +239,3 @@ def _fill(place: Tensor, tensor: Tensor) -> None:
         ctypes.memmove(place.data_ptr(), tensor.data_ptr(), tensor.numel() * tensor.element_size())
     else:
         place.copy_(tensor)
-
-
-def moved_blocks(
-    group: TensorGroup, per_block: Any, make: Callable[[Block, TensorGroup, dict[str, Any]], Sequence[Tensor]]
-) -> Iterator[Sequence[Tensor]]:
-    """Yield `make(block, group, given)` for the group's blocks, as `through` does.
-
-    The group that `make` gets is that block alone, its rows on the device; per_block: as `Prepare` returns it, or
-    None; given: what it says of the block. What it can say without the weights (it has `ahead` and `given` then, as
-    DARE's masks do) is drawn by the reading threads and travels with the rows.
-    """
-    sources = [*([] if group.base is None else [group.base]), *group.finetuned]
-    ahead: Callable[[Block], Sequence[Tensor]] = getattr(per_block, "ahead", lambda block: ())
-
-    def read(block: Block) -> list[Tensor]:
-        return [*(source[block.rows] for source in sources), *ahead(block)]
-
-    def work(block: Block, there: Sequence[Tensor]) -> Sequence[Tensor]:
-        rows, drawn = there[: len(sources)], there[len(sources) :]
-        given: Mapping[str, Any] = {}
-        if per_block is not None:
-            given = per_block.given(drawn) if drawn else per_block(block)
-        return make(block, group.at(block, rows), dict(given))
-
-    return through(group.blocks(), read, work, group.device)

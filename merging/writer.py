@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +21,15 @@ from merging.stage import Journal
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALL = 1 << 18
+"""Bytes below which a block is hashed after it is written, and not beside."""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@cache
+def _beside() -> ThreadPoolExecutor:
+    """A thread that hashes a block while it is handed to the system."""
+    return ThreadPoolExecutor(1, thread_name_prefix="hash")
 
 
 def parse_size(text: str) -> int:
@@ -85,8 +95,12 @@ class ShardedWriter:
         if dtype != place.dtype:
             raise CheckpointError(f"Tensor {place.name} {dtype} {list(block.shape)} came where {place} was planned.")
         data = block_bytes(block)
+        hashed = None if data.nbytes < SMALL else _beside().submit(self._digest.update, data)
         self._current.write(data)
-        self._digest.update(data)
+        if hashed is None:
+            self._digest.update(data)
+        else:
+            hashed.result()
         self._written += data.nbytes
 
     def end(self, remark: Mapping[str, Any] = MappingProxyType({})) -> None:

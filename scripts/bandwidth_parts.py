@@ -21,13 +21,14 @@ import numpy as np
 import torch
 
 from merging.digests import InputDigests
+from merging.groups import group_of
 from merging.job import Job
 from merging.recipe import make_recipe
 from merging.registry import find_method
 from merging.run import plan_merge
 from merging.stage import Journal
 from merging.stored import map_file
-from merging.stream import group_of, run, tensor_blocks
+from merging.stream import run, tensor_blocks
 from merging.tensors import BLOCK_ELEMENTS
 from merging.work import Output, Work
 from merging.writer import ShardedWriter

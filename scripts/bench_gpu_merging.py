@@ -12,9 +12,10 @@ from torch import Tensor
 from aim.calibrate import calibrate
 from aim.relax import relax
 from aim.run import merged_alone
+from merging.conveyor import Task
 from merging.native.kernels import kernels
 from merging.registry import Implementation, find_method
-from merging.stream import Job, merged_blocks
+from merging.stream import Job, merged_tasks, task_of
 from merging.tensors import TensorGroup
 from merging.transfers import elements_for
 from scripts.bench_gpu_parts import random_llama, timed
@@ -69,34 +70,37 @@ def stored(shapes: Sequence[tuple[int, int]], models: int, device: torch.device)
     return found
 
 
-def job_of(method: str, device: torch.device, moved: bool | None) -> Job:
+def job_of(method: str, device: torch.device, moves: bool | None) -> Job:
     """Return how a method, or the relaxation, makes its blocks."""
     made: Implementation = merged_alone() if method == "relax" else find_method(method).implementation()
     relaxation: Any = _Halfway(device) if method == "relax" else None
-    return Job(made, device, relaxation=relaxation, moved=moved)
+    return Job(made, device, relaxation=relaxation, moved=moves)
 
 
 def merged(
-    tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, elements: int | None, moved: bool | None,
+    tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, elements: int | None, moves: bool | None,
     dtype: torch.dtype = torch.bfloat16,
-) -> Iterator[Iterator[Tensor]]:  # fmt: skip
+) -> Iterator[Iterator[Sequence[Tensor]]]:  # fmt: skip
     """Yield, for each base with its models, the blocks of the result; elements: of a block (None: the device's)."""
     method, given = WORK[work]
-    job = job_of(method, device, moved)
-    for base, *models in tensors:
+    job = job_of(method, device, moves)
+
+    def task(base: Tensor, models: Sequence[Tensor]) -> Task:
         used = models[:1] if method == "relax" else models
         known = {} if method == "relax" else find_method(method).parameters
         parameters = {name: p.for_models(given.get(name, p.default), len(used)) for name, p in known.items()}
         group = TensorGroup("w.weight", base, tuple(used), device, block_elements=elements or elements_for(device))
-        yield (block for (block,) in merged_blocks(group, job, parameters, dtype))
+        return task_of(group, job, parameters, dtype)
+
+    yield from merged_tasks([partial(task, base, models) for base, *models in tensors], job)
 
 
 def merge_all(
-    tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, elements: int | None, moved: bool | None
+    tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, elements: int | None, moves: bool | None
 ) -> int:
     """Merge tensor after tensor and drop the results; returns their bytes."""
-    results = merged(tensors, work, device, elements, moved)
-    return sum(block.numel() * block.element_size() for blocks in results for block in blocks)
+    results = merged(tensors, work, device, elements, moves)
+    return sum(block.numel() * block.element_size() for blocks in results for (block,) in blocks)
 
 
 def merging(device: torch.device, runs: int, shapes: Sequence[tuple[int, int]], models: int) -> dict[str, Any]:
@@ -148,4 +152,4 @@ def parity(device: torch.device) -> dict[str, Any]:
 def _whole(tensors: Sequence[Sequence[Tensor]], work: str, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     """The results in one piece each; a block is overwritten after the next."""
     results = merged(tensors, work, device, 40_000, None, dtype)
-    return [torch.cat([block.clone() for block in blocks]) for blocks in results]
+    return [torch.cat([block.clone() for (block,) in blocks]) for blocks in results]

@@ -18,8 +18,8 @@ pytestmark = [
 ]
 
 BY_ENTRY = [
-    "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della",
-    "della_linear", "nearswap", "passthrough", "ram", "ramplus_tl", "widen",
+    "arcee_fusion", "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties",
+    "della", "della_linear", "nearswap", "passthrough", "ram", "ramplus_tl", "widen",
 ]  # fmt: skip
 """Methods whose blocks are products, sums and comparisons entry by entry; sums over tensors are taken on the CPU."""
 

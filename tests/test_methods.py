@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from merging.registry import all_methods, find_method
-from merging.sparsify import keep_mask, kept_count, trim, trim_threshold
+from merging.sparsify import keep_mask, kept_count, trim, trim_thresholds
 from merging.stream import Job, merge_group
 from merging.tensors import Block, TensorGroup, row_sums
 
@@ -172,7 +172,7 @@ def test_trim_count_is_exact(density: float, levels: int | None, block: int) -> 
     if levels:  # coarse magnitudes: many equal ones, as bf16 task vectors have
         delta = (delta * levels / 4).round().clamp(-levels, levels) + delta.sign() * 0.5
     group = TensorGroup("w", torch.zeros_like(delta), (delta,), CPU, block_elements=block)
-    limit = trim_threshold(group, 0, density)
+    (limit,) = trim_thresholds(group, [density])
     trimmed = torch.cat([trim(group.task_vector(0, b), limit, b) for b in group.blocks()])
     assert (
         int((trimmed != 0).sum())

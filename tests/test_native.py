@@ -17,7 +17,7 @@ from merging import digests
 from merging.digests import Digest, InputDigests
 from merging.native.kernels import Kernels, kernels
 from merging.parallel import in_order, threads
-from merging.ranks import UPPER_BINS, upper_counts, within
+from merging.ranks import UPPER_BINS, lower_counts, upper_counts
 from merging.registry import all_methods, find_method
 from merging.stream import Job, merge_group
 from merging.tensors import TensorGroup
@@ -111,15 +111,17 @@ def test_relax(compiled: Kernels, by_row: bool) -> None:
 
 
 def test_counting(compiled: Kernels) -> None:
-    """Counts of upper halves, the values inside a bin, words of the random stream, and what is not finite are those of
+    """Counts of upper halves, of lower halves in a bin, words of the random stream, and what is not finite are those of
     torch and numpy."""
     base, model, *_ = tensors(torch.bfloat16)
     values = (model.float() - base.float()).abs()
     counts = torch.zeros(UPPER_BINS, dtype=torch.int64)
     assert compiled.upper_halves(base, model, counts)
     assert torch.equal(counts, upper_counts(values))
-    fullest = int(counts.argmax())
-    assert torch.equal(compiled.inside(base, model, fullest), within(values, fullest))
+    for upper in (int(counts.argmax()), int(counts.nonzero()[-1]), UPPER_BINS - 1):
+        found, expected = compiled.lower_halves(base, model, upper), lower_counts(values, upper)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert int(found[1].sum()) == counts[upper]
     generator = np.random.Generator(np.random.Philox(key=2**100 + 12345))
     expected = generator.integers(0, 1 << 64, size=2000, dtype=np.uint64).view("<u4")
     for first, count in ((0, 4000), (3, 50), (17, 1), (511, 513)):

@@ -17,7 +17,7 @@ from torch import Tensor
 import merging.selection as selection
 from console.errors import CheckpointError, UsageError
 from merging.model_scope import survey, thresholds_in
-from merging.ranks import locate, lower_counts, upper_counts, value_of, within
+from merging.ranks import LOWER_BINS, halves_of, locate, lower_counts, upper_counts, value_of
 from merging.recipe import make_recipe
 from merging.registry import accepted, find_method
 from merging.run import merge
@@ -287,11 +287,11 @@ def test_checkpoints_are_trimmed_as_wholes(tmp_path: Path) -> None:
 # selection by rank
 
 
-@pytest.mark.parametrize("collected", [0, 1 << 22])
+@pytest.mark.parametrize("held", [0, selection.HELD])
 @pytest.mark.parametrize("kind", ["normal", "bf16", "zeros", "one", "tiny", "infinite"])
-def test_thresholds_are_exact(monkeypatch: pytest.MonkeyPatch, kind: str, collected: int) -> None:
-    """The k-th largest of a sort, with the counts around it, whether the bin is collected or counted."""
-    monkeypatch.setattr(selection, "COLLECTED", collected)
+def test_thresholds_are_exact(monkeypatch: pytest.MonkeyPatch, kind: str, held: int) -> None:
+    """The k-th largest of a sort, with the counts around it, whether counts are held or taken again."""
+    monkeypatch.setattr(selection, "HELD", held)
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(60, 43, generator=generator)
     if kind == "bf16":
@@ -357,7 +357,10 @@ def test_halves_of_a_number() -> None:
     assert int(counts.sum()) == 7
     for keep, expected, larger in ((1, math.inf, 0), (2, 3.4e38, 1), (4, 1.5, 2), (5, 1e-45, 4), (7, 0.0, 5)):
         upper, above = locate(counts, keep)
-        lower, more = locate(lower_counts(values, upper), keep - above)
+        places, numbers = lower_counts(values, upper)
+        lower, more = locate(torch.zeros(LOWER_BINS, dtype=torch.int64).index_add(0, places, numbers), keep - above)
         assert value_of(upper, lower) == pytest.approx(expected, rel=1e-6)
+        assert halves_of(value_of(upper, lower)) == (upper, lower)
         assert above + more == larger
-    assert within(values, locate(counts, 4)[0]).tolist() == [1.5, 1.5]
+    places, numbers = lower_counts(values, locate(counts, 4)[0])
+    assert (places.tolist(), numbers.tolist()) == ([0], [2])  # 1.5 has zeros only in its lower half

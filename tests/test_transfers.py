@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +16,17 @@ from aim.ahead import Ahead
 from aim.hidden import HiddenStates
 from aim.importance import Importance
 from aim.relaxer import RELAXED, Relaxer
-from console.errors import CheckpointError
+from console.errors import CheckpointError, NotANumberError
 from merging import transfers
+from merging.conveyor import Task, moved
+from merging.observe import TensorHealth
+from merging.recipe import make_recipe
 from merging.registry import all_methods, find_method
-from merging.stream import Job, merged_blocks
+from merging.run import plan_merge
+from merging.stream import Job, merged_blocks, run, task_of
 from merging.tensors import Block, TensorGroup
 from merging.transfers import Lane, reached, sent, through
+from merging.work import Output
 
 CPU = torch.device("cpu")
 
@@ -59,11 +68,11 @@ def test_relaxed_results_have_the_same_bytes(verdict: str) -> None:
     stored = models(torch.float32)
     importance = Importance({"w": torch.rand(110)}, {"w": 1}, {}, {}, {"name": "b", "fingerprint": "f"})
     results = []
-    for moved in (True, False):
+    for moves in (True, False):
         relaxer = Relaxer(importance, (0.0, 0.4, 1.0), account={"w": verdict})
         relaxer._sources, relaxer._shapes = {"w": "w"}, {"w": (61, 110)}
         group = TensorGroup("w", stored[0], (stored[1],), CPU, block_elements=500)
-        job = Job(find_method("task_arithmetic").implementation(), CPU, relaxation=relaxer, compiled=False, moved=moved)
+        job = Job(find_method("task_arithmetic").implementation(), CPU, relaxation=relaxer, compiled=False, moved=moves)
         given = {"weights": [1.0], "scaling": 1.0, "normalize": False}
         made = [[t.clone() for t in one] for one in merged_blocks(group, job, given, torch.float32)]
         results.append([torch.cat(parts) for parts in zip(*made, strict=True)])
@@ -103,8 +112,8 @@ def test_order_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("where", ["read", "work", "caller"])
 def test_errors_drain(where: str) -> None:
-    """An error of the reading or of the block function comes through as it is, and like a caller who stops early it
-    leaves nobody reading: what has begun is waited for."""
+    """An error of the reading or of the block function comes through as it is, after the results ahead of it, and like
+    a caller who stops early it leaves nobody reading: what has begun is waited for."""
     busy, lock = 0, threading.Lock()
 
     def read(i: int) -> list[torch.Tensor]:
@@ -132,8 +141,7 @@ def test_errors_drain(where: str) -> None:
     else:
         with pytest.raises(CheckpointError if where == "read" else ValueError, match=r"^seven"):
             seen.extend(int(one[0][0]) for one in results)
-        assert seen == list(range(len(seen)))
-        assert len(seen) <= 7
+        assert seen == list(range(7))
     assert busy == 0
     with pytest.raises(StopIteration):
         next(results)
@@ -142,6 +150,122 @@ def test_errors_drain(where: str) -> None:
 def test_nothing_to_do() -> None:
     """No item is no result."""
     assert list(through([], lambda i: [], lambda i, t: t, CPU)) == []
+
+
+SHAPES = [(61, 110), (1, 7), (300, 40), (5,), (33, 64)]
+
+
+def tasks_of(method: str, log: list[str] | None = None) -> list[Callable[[], Task]]:
+    """The same method on tensors of several shapes, each prepared when it is asked for; log: when that was."""
+    spec = find_method(method)
+    job = Job(spec.implementation(), CPU, moved=True)
+
+    def task(i: int) -> Task:
+        if log is not None:
+            log.append(f"prepare {i}")
+        stored = models(shape=SHAPES[i])
+        used = stored[1 : 1 + int(min(3, spec.max_models))]
+        defaults = {name: 0.3 if p.default is None else p.default for name, p in spec.parameters.items()}
+        parameters = {name: p.for_models(defaults[name], len(used)) for name, p in spec.parameters.items()}
+        group = TensorGroup(f"w{i}", stored[0], tuple(used), CPU, block_elements=900)
+        return task_of(group, job, parameters, torch.bfloat16)
+
+    return [partial(task, i) for i in range(len(SHAPES))]
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "widen", "arcee_fusion", "slerp"])
+def test_tensor_after_tensor(method: str) -> None:
+    """In one ring, of tensors with one block and with many, each has the bytes that it has in a ring of its own."""
+    alone = []
+    for task in tasks_of(method):
+        (made,) = ([one.clone() for (one,) in blocks] for blocks in moved([task], CPU, 1))
+        alone.append(torch.cat(made))
+    together = [torch.cat([one.clone() for (one,) in blocks]) for blocks in moved(tasks_of(method), CPU, 1)]
+    assert [tuple(tensor.shape) for tensor in together] == SHAPES
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_prepared_one_tensor_ahead() -> None:
+    """A tensor is prepared when the one before it begins, in order, and no further ahead; one that is not asked for
+    any more is not prepared."""
+    log: list[str] = []
+    made = moved(tasks_of("ties", log), CPU, 1)
+    for i, blocks in enumerate(made):
+        log.append(f"merge {i}")
+        for _ in blocks:
+            assert sum(line.startswith("prepare") for line in log) <= i + 4  # reading ahead crosses small tensors
+        if i == 1:
+            break
+    made.close()
+    assert [line for line in log if line.startswith("prepare")] == [f"prepare {i}" for i in range(len(log) - 2)]
+    assert len(log) - 2 <= len(SHAPES)
+
+
+@pytest.mark.parametrize("where", ["prepare", "make"])
+def test_an_error_waits_for_its_turn(where: str) -> None:
+    """What goes wrong with the third tensor, in what it needs to know or in its second block, is an error of the third:
+    all results ahead of it come first."""
+    tasks = tasks_of("ties")
+
+    def broken(*_: object) -> list[torch.Tensor]:
+        raise NotANumberError("not a number")
+
+    def third() -> Task:
+        task = real()
+        if where == "prepare":
+            broken()
+        return replace(task, make=lambda b, there, given: broken() if b.start else task.make(b, there, given))
+
+    real, tasks[2] = tasks[2], third
+    counts: list[int] = []
+
+    def count() -> None:
+        for blocks in moved(tasks, CPU, 1):
+            counts.append(0)
+            for _ in blocks:
+                counts[-1] += 1
+
+    with pytest.raises(NotANumberError, match=r"^not a number$"):
+        count()
+    whole = [sum(1 for _ in TensorGroup("", None, (torch.empty(s),), CPU, block_elements=900).blocks()) for s in SHAPES]
+    assert counts == [*whole[:2], 0 if where == "prepare" else 1]
+
+
+@pytest.mark.parametrize("method", ["ties", "linear"])
+def test_a_whole_run_in_one_ring(family, tmp_path: Path, method: str) -> None:
+    """A checkpoint merged through the ring is the plain one, with its health figures and with tensors between the
+    others that are copied; it can begin where an earlier run stopped."""
+    models = f"{family['a']},{family['b']}"
+    recipe = make_recipe({"method": method, "base_model": str(family["base"]), "models_to_merge": models}, {})
+    work = plan_merge(recipe, Output(tmp_path, device="cpu", quiet=True, load_check=False))
+    copied = [replace(t, is_float=i % 4 != 2) for i, t in enumerate(work.plan.tensors)]
+    plan = replace(work.plan, tensors=tuple(copied))
+    assert 3 < sum(not tensor.is_merged for tensor in copied) < len(copied) - 3
+
+    class Kept:
+        def __init__(self, done: int = 0) -> None:
+            self.done, self.made, self.remarks = done, {}, []
+
+        def begin(self, name: str) -> None:
+            self.name, self.made[name] = name, []
+
+        def add(self, block: torch.Tensor) -> None:
+            self.made[self.name].append(block.clone())
+
+        def end(self, remark: object) -> None:
+            self.remarks.append(remark)
+
+    runs = []
+    for moves, done in ((False, 0), (True, 0), (True, 5)):
+        job = replace(work.make_job(), moved=moves, observe=TensorHealth, block_elements=5000)
+        kept = Kept(done)
+        run(plan, job, [kept], quiet=True)
+        runs.append(kept)
+    plain, ring, later = runs
+    assert list(plain.made) == list(ring.made) == [tensor.name for tensor in plan.tensors]
+    assert plain.remarks == ring.remarks == plain.remarks[:5] + later.remarks
+    for name, blocks in plain.made.items():
+        assert torch.equal(torch.cat(blocks), torch.cat(ring.made[name]))
 
 
 def test_rows_of_another_block_are_refused() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ EPS = 1e-8
 def fused_entries_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
     """Mark entries whose importance |tau| * KL(softmax(row) || softmax(base row)) is at least median + 1.5 IQR.
 
-    The quantiles are exact; mergekit samples a million entries of larger tensors.
+    The quantiles are exact; mergekit samples a million entries of larger tensors. On the CPU whatever the device: the
+    last bit of a logarithm decides on entries at the limit.
     """
+    device, group = group.device, replace(group, device=torch.device("cpu"))
     whole = Block(0, group.shape[0], 1)
     vector = _importance(group.base_block(whole), group.model_blocks(whole)[0]) if len(group.shape) == 1 else None
 
@@ -35,7 +38,26 @@ def fused_entries_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBl
 
     low, median, high = (quantile(q) for q in (0.25, 0.5, 0.75))
     limit = torch.tensor(median, dtype=torch.float32) + 1.5 * (torch.tensor(high) - torch.tensor(low)).float()
-    return lambda block: {"fused": importance(block) >= limit.to(group.device)}
+    return Fused(lambda block: importance(block) >= limit, device)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Which entries of a block are taken over; `ahead` and `given` let them be found by the threads that read."""
+
+    on_host: Callable[[Block], Tensor]
+    device: torch.device
+
+    def __call__(self, block: Block) -> dict[str, Any]:
+        return self.given([self.on_host(block).to(self.device)])
+
+    def ahead(self, block: Block) -> Sequence[Tensor]:
+        """Return the mask (rows, ...) bool on the CPU."""
+        return [self.on_host(block)]
+
+    def given(self, masks: Sequence[Tensor]) -> dict[str, Any]:
+        """Return what the method gets for a block, from its mask."""
+        return {"fused": masks[0]}
 
 
 def _importance(base: Tensor, model: Tensor) -> Tensor:

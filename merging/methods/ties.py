@@ -14,7 +14,7 @@ from merging.model_scope import survey, thresholds_in
 from merging.reference import task_arithmetic_reference
 from merging.registry import merge_method
 from merging.selection import Threshold
-from merging.sparsify import trim_threshold
+from merging.sparsify import trim_thresholds
 from merging.tensors import Block, PerBlock, TensorGroup
 
 
@@ -29,7 +29,7 @@ def thresholds_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock
         found.check(group, parameters)
         thresholds, zero_sign = thresholds_in(group, found), found.zero_sign
     else:
-        thresholds, zero_sign = [trim_threshold(group, i, d) for i, d in enumerate(parameters["density"])], 1
+        thresholds, zero_sign = trim_thresholds(group, parameters["density"]), 1
         if parameters["zero_sum"] == "majority":
             zero_sign = majority_sign([(group, thresholds)], parameters["weights"])
     return lambda block: {"thresholds": thresholds, "block": block, "zero_sign": zero_sign}

@@ -284,62 +284,70 @@ int64_t relax(source base, source merged, const float *pull, int64_t by_row, voi
 
 /* ---- what a method must know of a whole tensor ---- */
 
-/* How many of |x - base| have each upper half of their bits. */
-int64_t upper_halves(source base, source from, int64_t *counts, int64_t n)
+static __thread uint32_t part[4 << 15]; /* counts of one block */
+
+/* Bit patterns of |x - base|. */
+static int sizes(uint32_t *restrict bits, source base, source from, int64_t at, int64_t n)
 {
     float theta[TILE], x[TILE];
-    uint32_t bins[TILE];
-    int bad = 0;
-    static __thread uint32_t part[4][1 << 15];
-    memset(part, 0, sizeof part);
-    for (int64_t at = 0; at < n; at += TILE) {
-        int64_t m = n - at < TILE ? n - at : TILE, i = 0;
-        bad |= load(theta, base, at, m) | load(x, from, at, m);
-        for (int64_t j = 0; j < m; j++) {
-            float tau = x[j] - theta[j];
-            uint32_t bits;
-            memcpy(&bits, &tau, 4);
-            bins[j] = (bits & 0x7FFFFFFF) >> 16;
-            bad |= bins[j] >= 0x7F80;
-        }
-        for (; i + 4 <= m; i += 4) /* four tables: equal neighbours need not wait for each other */
-            part[0][bins[i]]++, part[1][bins[i + 1]]++, part[2][bins[i + 2]]++, part[3][bins[i + 3]]++;
-        for (; i < m; i++)
-            part[0][bins[i]]++;
+    int bad = load(theta, base, at, n) | load(x, from, at, n);
+    for (int64_t i = 0; i < n; i++) {
+        float tau = x[i] - theta[i];
+        memcpy(bits + i, &tau, 4);
+        bits[i] &= 0x7FFFFFFF;
+        bad |= bits[i] >= 0x7F800000;
     }
-    for (int64_t j = 0; j < 1 << 15; j++)
-        counts[j] += (int64_t)part[0][j] + part[1][j] + part[2][j] + part[3][j];
     return bad;
 }
 
-/* The values |x - base| whose upper half is the given one, in order; returns how many, which `room` must hold. */
-int64_t inside(source base, source from, int64_t upper, float *restrict out, int64_t room, int64_t n)
+/* How many of |x - base| have each upper half of their bits. */
+int64_t upper_halves(source base, source from, int64_t *counts, int64_t n)
 {
-    float theta[TILE], x[TILE];
+    uint32_t bins[TILE], *p = part;
+    const int64_t next = 1 << 15;
+    int bad = 0;
+    memset(part, 0, sizeof part);
+    for (int64_t at = 0; at < n; at += TILE) {
+        int64_t m = n - at < TILE ? n - at : TILE, i = 0;
+        bad |= sizes(bins, base, from, at, m);
+        for (int64_t j = 0; j < m; j++)
+            bins[j] >>= 16;
+        for (; i + 4 <= m; i += 4) /* four tables: equal neighbours need not wait for each other */
+            p[bins[i]]++, p[next + bins[i + 1]]++, p[2 * next + bins[i + 2]]++, p[3 * next + bins[i + 3]]++;
+        for (; i < m; i++)
+            p[bins[i]]++;
+    }
+    for (int64_t j = 0; j < next; j++)
+        counts[j] += (int64_t)p[j] + p[next + j] + p[2 * next + j] + p[3 * next + j];
+    return bad;
+}
+
+/* The lower halves that |x - base| with the given upper half have, ascending, and how many have each; returns how many
+   there are, at most the smaller of n and 65536. */
+int64_t lower_halves(source base, source from, int64_t upper, uint32_t *restrict lower, uint32_t *restrict number,
+                     int64_t n)
+{
     int64_t found = 0;
+    memset(part, 0, 4 << 16);
     for (int64_t at = 0; at < n; at += TILE) {
         int64_t m = n - at < TILE ? n - at : TILE;
         uint32_t bits[TILE];
         uint8_t hit[TILE];
-        load(theta, base, at, m), load(x, from, at, m);
-        for (int64_t i = 0; i < m; i++) {
-            float tau = x[i] - theta[i];
-            memcpy(bits + i, &tau, 4);
-            bits[i] &= 0x7FFFFFFF;
+        sizes(bits, base, from, at, m);
+        for (int64_t i = 0; i < m; i++)
             hit[i] = bits[i] >> 16 == (uint32_t)upper;
-        }
         for (int64_t i = 0; i < m; i += 8) {
             uint64_t eight = 0;
             memcpy(&eight, hit + i, m - i < 8 ? m - i : 8);
             if (eight)
                 for (int64_t j = i; j < i + 8 && j < m; j++)
-                    if (hit[j]) {
-                        if (found < room)
-                            memcpy(out + found, bits + j, 4);
-                        found++;
-                    }
+                    if (hit[j])
+                        part[bits[j] & 0xFFFF]++;
         }
     }
+    for (int64_t j = 0; j < 1 << 16; j++)
+        if (part[j])
+            lower[found] = (uint32_t)j, number[found++] = part[j];
     return found;
 }
 
@@ -350,18 +358,11 @@ int64_t magprune(source base, source from, int64_t rows, int64_t columns, double
 {
     uint32_t *size = scratch, *order = scratch + columns, *other = scratch + 2 * columns, *drawn = scratch + 3 * columns;
     const float least = (float)(density - epsilon), range = (float)(2 * epsilon), last = (float)(columns - 1);
-    float theta[TILE], x[TILE];
     int bad = 0;
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t c = 0; c < columns; c += TILE) {
             int64_t m = columns - c < TILE ? columns - c : TILE;
-            bad |= load(theta, base, row * columns + c, m) | load(x, from, row * columns + c, m);
-            for (int64_t i = 0; i < m; i++) {
-                float tau = x[i] - theta[i];
-                memcpy(size + c + i, &tau, 4);
-                size[c + i] &= 0x7FFFFFFF;
-                bad |= size[c + i] >= 0x7F800000;
-            }
+            bad |= sizes(size + c, base, from, row * columns + c, m);
         }
         for (int64_t c = 0; c < columns; c++)
             order[c] = (uint32_t)c;

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from merging.combination import Draw
 from merging.native.build import library
+from merging.ranks import LOWER_BINS
 
 if TYPE_CHECKING:
     from merging.combination import Combination
@@ -42,7 +43,7 @@ SIGNATURES: dict[str, tuple[object, ...]] = {
     "by_column": (_Source, POINTER(_Source), c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64),
     "relax": (_Source, _Source, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64),
     "upper_halves": (_Source, _Source, c_void_p, c_int64),
-    "inside": (_Source, _Source, c_int64, c_void_p, c_int64, c_int64),
+    "lower_halves": (_Source, _Source, c_int64, c_void_p, c_void_p, c_int64),
     "nonfinite": (c_void_p, c_int64, c_int64),
     "squares": (_Source, POINTER(_Source), c_int64, c_int64, c_int64, POINTER(c_double)),
     "magprune": (_Source, _Source, c_int64, c_int64, c_double, c_double, c_void_p, c_int64, c_void_p, c_void_p,
@@ -128,12 +129,14 @@ class Kernels:
         base, model = raw(base), raw(model)
         return not self.compiled.upper_halves(_source(base), _source(model), counts.data_ptr(), base.numel())
 
-    def inside(self, base: Tensor, model: Tensor, upper: int) -> Tensor:
-        """Return the values |tau| with that upper half, in order, fp32."""
+    def lower_halves(self, base: Tensor, model: Tensor, upper: int) -> tuple[Tensor, Tensor]:
+        """Return the lower halves of the |tau| with that upper half, ascending, and how many have each; int64."""
         base, model = raw(base), raw(model)
-        room = torch.empty(base.numel())
-        arguments = (_source(base), _source(model), upper, room.data_ptr(), len(room), base.numel())
-        return room[: self.compiled.inside(*arguments)].clone()
+        lower, number = (torch.empty(min(base.numel(), LOWER_BINS), dtype=torch.int32) for _ in range(2))
+        found = self.compiled.lower_halves(
+            _source(base), _source(model), upper, lower.data_ptr(), number.data_ptr(), base.numel()
+        )
+        return lower[:found].long(), number[:found].long()
 
     def nonfinite(self, block: Tensor) -> int:
         """Return how many values are NaN or infinite; fp32 or bf16, contiguous."""

@@ -1,0 +1,82 @@
+"""A tensor of the plan as the group of rows that a method merges, every model's in the result's order."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from merging.job import Job
+from merging.mean_row import mean_row
+from merging.planned import Source, TensorPlan
+from merging.rows import Rows
+from merging.tensors import TensorGroup
+from merging.transfers import elements_for
+from merging.vocabulary import AlignedRows, gather
+
+
+def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
+    """Return the tensor in the base and in every model, its rows in the result's order.
+
+    A stack of matrices is one long matrix to a method that goes by entry, so that a block need not hold a whole one.
+    """
+    flat = job.implementation.by_entry and len(tensor.shape) > 2
+
+    def rows_of(source: Source) -> Rows:
+        rows = aligned_rows(source, tensor)
+        return rows.flatten(0, -2) if flat and isinstance(rows, Tensor) else rows
+
+    return TensorGroup(
+        name=tensor.name,
+        base=None if tensor.base is None else rows_of(tensor.base),
+        finetuned=tuple(rows_of(source) for source in tensor.models),
+        device=job.device,
+        seed=job.seed,
+        is_embedding=tensor.is_embedding,
+        transposed=tensor.transposed,
+        block_elements=job.block_elements or elements_for(job.device),
+    )
+
+
+def aligned_rows(source: Source, tensor: TensorPlan) -> Rows:
+    """Return a source's tensor by rows, in the order of the tensor of the plan; a single number is a vector of one."""
+    rows = source.checkpoint.rows(source.name)
+    if not rows.shape:
+        return source.checkpoint.read(source.name).reshape(1)
+    if source.alignment is None:
+        return rows
+    return AlignedRows(rows, source.alignment, partial(_fill, tensor, source))
+
+
+def _fill(tensor: TensorPlan, asking: Source, wanted: Tensor) -> Tensor:
+    """Rows that a model lacks, fp32: the base's, else the donor's, else the mean of the models that have them.
+
+    A model without a token then has no part in it. Rows that nobody has are the mean of its own.
+    """
+    rows = torch.zeros(len(wanted), *tensor.shape[1:])
+    lacking = torch.ones(len(wanted), dtype=torch.bool)
+    for source in (tensor.base or tensor.own, tensor.own):
+        found = lacking & _has(source, wanted)
+        rows[found] = _take(source, wanted[found])
+        lacking &= ~found
+    count = torch.zeros(len(wanted), dtype=torch.int64)
+    for source in tensor.models:
+        found = lacking & _has(source, wanted)
+        rows[found] += _take(source, wanted[found])
+        count += found
+    nobody = lacking & (count == 0)
+    if bool(nobody.any()):
+        rows[nobody] = mean_row(asking)
+    return rows / count.clamp(min=1).reshape(-1, *[1] * (rows.dim() - 1))
+
+
+def _take(source: Source, wanted: Tensor) -> Tensor:
+    index = wanted if source.alignment is None else source.alignment.index[wanted]
+    return gather(source.checkpoint.rows(source.name), index)
+
+
+def _has(source: Source, wanted: Tensor) -> Tensor:
+    if source.alignment is None:
+        return torch.ones(len(wanted), dtype=torch.bool)
+    return source.alignment.index[wanted] >= 0
