@@ -13,7 +13,7 @@ from aim.calibrate import calibrate
 from aim.relax import relax
 from aim.run import merged_alone
 from merging.conveyor import Task
-from merging.native.kernels import kernels
+from merging.native.kernels import Kernels, kernels
 from merging.registry import Implementation, find_method
 from merging.stream import Job, merged_tasks, task_of
 from merging.tensors import TensorGroup
@@ -42,17 +42,21 @@ class _Halfway:
         self._device = device
         self._s: dict[int, Tensor] = {}
 
-    def block(self, name: str, block: object, base: Tensor, merged: Tensor) -> list[Tensor]:
+    def _along(self, merged: Tensor) -> Tensor:
         columns = merged.shape[-1]
         if columns not in self._s:
             self._s[columns] = torch.linspace(0, 1, columns).to(self._device)
-        return [relax(base, merged, self._s[columns], omega) for omega in self.omegas]
+        return self._s[columns]
+
+    def block(self, name: str, block: object, base: Tensor, merged: Tensor) -> list[Tensor]:
+        return [relax(base, merged, self._along(merged), omega) for omega in self.omegas]
 
     def changes(self, name: str) -> bool:
         return True
 
-    def into(self, *_: object) -> bool:
-        return False  # no kernel: the plain expression makes the block
+    def into(self, kernels: Kernels, name: str, block: object, base: Tensor, merged: Tensor, out: list[Tensor]) -> bool:
+        pulls = [self._along(merged) * (1.0 - omega) for omega in self.omegas]
+        return all(kernels.relax(base, merged, pull, False, to) for pull, to in zip(pulls, out, strict=True))
 
 
 def layer_shapes(hidden: int, wide: int, layers: int) -> list[tuple[int, int]]:

@@ -63,41 +63,44 @@ static int store(void *out, int64_t kind, int64_t at, const float *restrict from
 
 /* ---- random masks: words of numpy's Philox stream (4 x 64 bits, 10 rounds; Salmon et al. 2011) ---- */
 
-#define STEPS 8 /* of the stream at a time, since one waits for its own products */
+#define ROUNDS 10
 
-static void philox(uint64_t step, uint64_t k0, uint64_t k1, uint64_t out[STEPS][4])
+static inline void philox(uint64_t step, const uint64_t keys[ROUNDS][2], uint64_t out[4])
 {
-    uint64_t c0[STEPS], c1[STEPS], c2[STEPS] = {0}, c3[STEPS] = {0};
-    for (int s = 0; s < STEPS; s++) {
-        c0[s] = step + s + 1; /* numpy counts first */
-        c1[s] = c0[s] == 0;
+    uint64_t c0 = step + 1, c1 = c0 == 0, c2 = 0, c3 = 0; /* numpy counts first */
+#pragma GCC unroll 10
+    for (int r = 0; r < ROUNDS; r++) { /* unrolled, so that the processor works on the next steps meanwhile */
+        unsigned __int128 a = (unsigned __int128)0xD2E7470EE14C6C93 * c0;
+        unsigned __int128 b = (unsigned __int128)0xCA5A826395121157 * c2;
+        c0 = (uint64_t)(b >> 64) ^ c1 ^ keys[r][0];
+        c1 = (uint64_t)b;
+        c2 = (uint64_t)(a >> 64) ^ c3 ^ keys[r][1];
+        c3 = (uint64_t)a;
     }
-    for (int round = 0; round < 10; round++) {
-        for (int s = 0; s < STEPS; s++) {
-            unsigned __int128 a = (unsigned __int128)0xD2E7470EE14C6C93 * c0[s];
-            unsigned __int128 b = (unsigned __int128)0xCA5A826395121157 * c2[s];
-            c0[s] = (uint64_t)(b >> 64) ^ c1[s] ^ k0;
-            c1[s] = (uint64_t)b;
-            c2[s] = (uint64_t)(a >> 64) ^ c3[s] ^ k1;
-            c3[s] = (uint64_t)a;
-        }
-        k0 += 0x9E3779B97F4A7C15;
-        k1 += 0xBB67AE8584CAA73B;
-    }
-    for (int s = 0; s < STEPS; s++)
-        out[s][0] = c0[s], out[s][1] = c1[s], out[s][2] = c2[s], out[s][3] = c3[s];
+    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
 /* Words first .. first + n of the stream, 8 to a step. */
 void words(const uint64_t key[2], int64_t first, uint32_t *restrict to, int64_t n)
 {
-    uint64_t drawn[STEPS][4];
-    int64_t step = first / 8, skip = first % 8;
-    for (int64_t i = 0; i < n; skip = 0, step += STEPS) {
-        philox(step, key[0], key[1], drawn);
-        int64_t count = 8 * STEPS - skip < n - i ? 8 * STEPS - skip : n - i;
-        memcpy(to + i, (const uint32_t *)drawn + skip, 4 * count);
-        i += count;
+    uint64_t keys[ROUNDS][2], drawn[4];
+    for (int r = 0; r < ROUNDS; r++) {
+        keys[r][0] = key[0] + r * 0x9E3779B97F4A7C15;
+        keys[r][1] = key[1] + r * 0xBB67AE8584CAA73B;
+    }
+    int64_t step = first / 8, skip = first % 8, i = 0;
+    if (skip && n > 0) {
+        philox(step++, keys, drawn);
+        i = 8 - skip < n ? 8 - skip : n;
+        memcpy(to, (const uint32_t *)drawn + skip, 4 * i);
+    }
+    for (; i + 8 <= n; i += 8) {
+        philox(step++, keys, drawn);
+        memcpy(to + i, drawn, 32);
+    }
+    if (i < n) {
+        philox(step, keys, drawn);
+        memcpy(to + i, drawn, 4 * (n - i));
     }
 }
 
