@@ -24,14 +24,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
-from console.errors import FailureError
+from console.errors import FailureError, UsageError
 from console.files import user_path
 from scripts.bench_memory import SHAPES, make, peak
 from scripts.bench_tables import performance
 
 LONG = 60.0
 """Seconds from which on a peer is run once."""
-WORK = {
+WORK: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {}),
     "task_arithmetic": ("task_arithmetic", {}),
     "ties 0.2": ("ties", {"density": 0.2}),
@@ -40,6 +40,7 @@ WORK = {
     "dare_ties 0.5": ("dare_ties", {"density": 0.5}),
     "widen": ("widen", {}),
     "relax": ("relax", {}),
+    "relax 6 omegas": ("relax", {"omega": "0,0.2,0.4,0.6,0.8,1"}),
 }  # fmt: skip
 
 
@@ -67,26 +68,28 @@ class Bench:
         """The weight files of the base and `count` models."""
         return [folder / "model.safetensors" for folder in (self.base, *self.models[:count])]
 
-    def limit(self, count: int) -> list[str]:
-        """Read the inputs, write a file of one's size."""
+    def limit(self, count: int, results: int) -> list[str]:
+        """Read the base and `count` models, write files of one's size."""
         files = " ".join(f"'{file}'" for file in self.weights(count))
-        one = f"cp --reflink=never '{self.base}/model.safetensors' '{self.out}/copy'"
-        return ["sh", "-c", f"mkdir -p '{self.out}' && cat {files} > /dev/null && {one}"]
+        copies = (f"cp --reflink=never '{self.base}/model.safetensors' '{self.out}/copy{i}'" for i in range(results))
+        return ["sh", "-c", " && ".join([f"mkdir -p '{self.out}'", f"cat {files} > /dev/null", *copies])]
 
     def ours(self, method: str, given: dict[str, Any]) -> list[str]:
         """The command of this project."""
-        python, tail = [sys.executable], ["--save_path", str(self.out), "--overwrite", "--quiet"]
+        flags = [text for key, value in given.items() for text in (f"--{key}", str(value))]
+        python, tail = [sys.executable], [*flags, "--save_path", str(self.out), "--overwrite", "--quiet"]
         if method == "relax":
             self._make_importance()
             return [*python, "performAIM.py", "--merged_model", str(self.models[0]), "--pretrained_model_name",
                     str(self.base), "--importance", str(self.importance), *tail]  # fmt: skip
-        flags = [text for key, value in given.items() for text in (f"--{key}", str(value))]
         models = ",".join(map(str, self.models))
         return [*python, "merge.py", "--method", method, "--base_model", str(self.base), "--models_to_merge", models,
-                *flags, *tail]  # fmt: skip
+                *tail]  # fmt: skip
 
-    def peer(self, method: str, given: dict[str, Any]) -> list[str]:
-        """The command of whoever does the same."""
+    def peer(self, method: str, given: dict[str, Any]) -> list[str] | None:
+        """The command of whoever does the same; nobody makes several results from one read."""
+        if "omega" in given:
+            return None
         if method in ("widen", "relax"):
             others = [self.models[0], self.importance] if method == "relax" else self.models
             return [sys.executable, "scripts/bench_peers.py", method, str(self.base), ",".join(map(str, others)),
@@ -173,19 +176,24 @@ def main(argv: Sequence[str]) -> int:
     add_output_flags(parser)
     args = parser.parse_args(argv)
     shape = {**SHAPES[args.shape], **({"layers": args.layers} if args.layers else {})}
+    works = args.work.split(",")
+    if unknown := [name for name in works if name not in WORK]:
+        raise UsageError(f"--work knows {', '.join(WORK)}; found {unknown[0]!r}.")
     bench = Bench(args.folder, shape, f"{args.shape}-{shape['layers']}", args.models)
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     start = measured(bench, [sys.executable, "-c", "import torch"], args.runs)
     found: dict[str, Any] = {"machine": machine(), "shape": f"{args.shape}-{shape['layers']}", "models": args.models,
                              "start": asdict(start), "limits": {}, "work": {}}  # fmt: skip
-    for name in args.work.split(","):
+    for name in works:
         method, given = WORK[name]
-        read = str(1 if method == "relax" else args.models)
-        if read not in found["limits"]:
-            found["limits"][read] = asdict(measured(bench, bench.limit(int(read)), args.runs))
+        count, results = (1 if method == "relax" else args.models), len(given.get("omega", "").split(","))
+        moved = f"{count} to {results}"
+        if moved not in found["limits"]:
+            found["limits"][moved] = asdict(measured(bench, bench.limit(count, results), args.runs))
         ours = measured(bench, bench.ours(method, given), args.runs)
-        peer = None if args.no_peers else asdict(measured(bench, bench.peer(method, given), args.runs))
-        found["work"][name] = {"read": read, "ours": asdict(ours), "peer": peer}
+        theirs = None if args.no_peers else bench.peer(method, given)
+        peer = asdict(measured(bench, theirs, args.runs)) if theirs else None
+        found["work"][name] = {"moved": moved, "ours": asdict(ours), "peer": peer}
         say(f"{name}: {json.dumps(found['work'][name])}", args.quiet)
         if args.json:
             args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -8,25 +8,12 @@ from typing import Any
 
 def performance(found: Mapping[str, Any]) -> str:
     """Return the figures of scripts/bench_merge.py as a table."""
-    heads = [
-        *(
-            "work",
-            "ours s",
-            "CPU s",
-            "peer s",
-            "CPU s",
-            "of peer",
-            "CPU of peer",
-            "limit s",
-            "of limit",
-            "net of limit",
-        ),
-        *("MiB", "peer MiB", "of peer"),
-    ]
+    heads = ["work", "ours s", "CPU s", "peer s", "CPU s", "of peer", "CPU of peer", "limit s", "of limit",
+             "net of limit", "MiB", "peer MiB", "of peer"]  # fmt: skip
     start = found["start"]["wall"]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for name, entry in found["work"].items():
-        ours, peer, limit = entry["ours"], entry["peer"], found["limits"][entry["read"]]
+        ours, peer, limit = entry["ours"], entry["peer"], found["limits"][entry["moved"]]
         line, memory = [name, _seconds(ours), f"{ours['cpu']:.1f}"], [f"{ours['anonymous_mib']:.0f}"]
         if peer:
             line += [_seconds(peer), f"{peer['cpu']:.1f}", _ratio(ours, peer, "wall"), _ratio(ours, peer, "cpu")]
