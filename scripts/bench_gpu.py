@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
     device = resolve_device(args.device)
     found: dict[str, Any] = {"machine": about(device), "shape": args.shape, "command": ["scripts/bench_gpu.py", *argv]}
-    print(f"{', '.join(f'{key} {value}' for key, value in found['machine'].items())}\n")
+    print(f"{_machine(found)}\n")
     for part in parts:
         started = time.perf_counter()
         found[PARTS[part]] = measure(part, device, args)
@@ -104,6 +104,15 @@ def measure(part: str, device: Any, args: Any) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return found
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Return the machine and the tables of all parts that were measured."""
+    return "\n\n".join([f"{_machine(found)}:", *(table(part, found) for part, name in PARTS.items() if name in found)])
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in found["machine"].items())
 
 
 def table(part: str, found: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from console.cli import Parser, add_output_flags, run
 from console.errors import FailureError
+from scripts.bench_gpu import as_text as gpu
 from scripts.bench_tables import performance
 from scripts.calibration_deviation import as_text as deviation
 from scripts.growth_report import document as growth
@@ -76,13 +77,17 @@ def _performance(file: Path) -> str:
     return f"{runs}, {about['date']}:\n\n{performance(found)}"
 
 
+def _gpu(file: Path) -> str:
+    return gpu(json.loads(file.read_text(encoding="utf-8")))
+
+
 def _deviation(file: Path) -> str:
     return deviation(json.loads(file.read_text(encoding="utf-8")))
 
 
 RESULTS: Mapping[str, Callable[[Path], str]] = {
     "memory": memory, "calibration": calibration, "performance": _performance, "deviation": _deviation,
-    "growth": growth, "scale": scale,
+    "growth": growth, "scale": scale, "gpu": _gpu,
 }  # fmt: skip
 FIGURES = re.compile(
     rf"(<!-- (?P<kind>{'|'.join(RESULTS)}): (?P<file>.*?) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL
