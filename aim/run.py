@@ -14,21 +14,20 @@ from console.errors import UsageError
 from merging.chat_template import choose_template
 from merging.checkpoint import Checkpoint, open_all
 from merging.combination import Combination
-from merging.device import check_device_here, resolve_device
+from merging.device import resolve_device
 from merging.layout import Inputs
 from merging.lora.either import Either, make
 from merging.planned import Plan
 from merging.preflight import plan
+from merging.produce import check_asked
 from merging.recipe import MergeRecipe
 from merging.registry import Implementation
 from merging.run import copied
 from merging.settings import Section
 from merging.sidefiles import read_lineage
-from merging.target import check_target
 from merging.token_ids import read_tokenizers, token_ids
 from merging.tokenizer import choose_vocabulary
 from merging.work import Output, Relaxing, Variant, Work
-from merging.writer import parse_size
 
 if TYPE_CHECKING:
     from merging.stream import Job
@@ -119,9 +118,7 @@ def perform(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: s
     dtype of the output: None keeps that of what is relaxed. Raises UsageError, CheckpointError, CalibrationError.
     """
     aim.check()
-    check_target(output.save_path, output.overwrite, aim.kept, output.resume)
-    parse_size(output.max_shard_size)
-    check_device_here(output.device, output.processes)
+    check_asked(output, aim.kept)
     relaxation = _Relaxation(aim, output)
     work: Either
     with output.processes.first_ahead():

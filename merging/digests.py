@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from console.processor import usable_cores
 from merging.stored import map_file
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class _Lane:
         self.files = files
         self.size = sum(file.stat().st_size for file in files)
         self.taken = 0
-        self._threads = lane_threads(os.cpu_count() or 1)
+        self._threads = lane_threads(usable_cores())
         self._map: mmap.mmap | None = None
         self._place, self._digest = 0, Digest()
 

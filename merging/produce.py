@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from console.cli import say
 from console.errors import UsageError
 from merging.card import licences_of
 from merging.checks import check_space
+from merging.device import check_device_here
 from merging.digests import InputDigests, digest_of
 from merging.finish import Finisher
 from merging.load_check import check_loads
@@ -94,6 +95,16 @@ def _weights(
             _stream(work, output, writers, job)
             found = hand_in(work, output, stages, lanes, digests)
             yield job, stages, found | {file: digest_of(file) for file in work.files.values()}
+
+
+def check_asked(output: Output, kept: Iterable[Path]) -> None:
+    """Refuse what is asked of the output before any model is opened; kept: files that must not be written over.
+
+    Raises UsageError.
+    """
+    check_target(output.save_path, output.overwrite, kept, output.resume)
+    parse_size(output.max_shard_size)
+    check_device_here(output.device, output.processes)
 
 
 def check_output(work: Work, output: Output) -> None:

@@ -11,7 +11,7 @@ from console.errors import HeadersUnknownError
 from merging.chat_template import ChatTemplate, choose_template
 from merging.checkpoint import Checkpoint, open_all
 from merging.checks import check_distinct
-from merging.device import check_device_here, resolve_device
+from merging.device import resolve_device
 from merging.hub import CheckpointRef
 from merging.layout import Inputs
 from merging.load_check import check_loads
@@ -19,16 +19,14 @@ from merging.mergekit_writer import as_mergekit
 from merging.planned import Plan
 from merging.preflight import plan
 from merging.prepared import prepared
-from merging.produce import produce
+from merging.produce import check_asked, produce
 from merging.recipe import MergeRecipe, remarks
 from merging.recipe_checks import check_values
 from merging.registry import find_method
-from merging.target import check_target
 from merging.token_ids import read_tokenizers
 from merging.tokenizer import choose_vocabulary
 from merging.tokenizer_files import tokenizer_files
 from merging.work import Output, Relaxing, Variant, Work
-from merging.writer import parse_size
 
 if TYPE_CHECKING:
     from merging.stream import Job
@@ -36,9 +34,7 @@ if TYPE_CHECKING:
 
 def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None) -> Path:
     """Merge as the recipe says and return the folder. Raises UsageError, CheckpointError or FailureError."""
-    check_target(output.save_path, output.overwrite, relaxing.kept if relaxing else [], output.resume)
-    parse_size(output.max_shard_size)
-    check_device_here(output.device, output.processes)
+    check_asked(output, relaxing.kept if relaxing else [])
     with output.processes.first_ahead():
         work = plan_merge(recipe, output, relaxing)
     return produce(work, output)

@@ -145,6 +145,8 @@ def bad(family: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[object]
         "no number": ([*m, *out, "--method", "ties", "--density", "half"], 2, "density must be a float, found 'half'"),
         "target full": ([*m, "--method", "ties", "--save_path", full], 2, "not empty"),
         "no such device": ([*m, *out, "--method", "ties", "--device", "cuda:99"], 2, "CUDA devices"),
+        "no such device, adapters": ([*m, *out, "--method", "ties", "--save_as", "adapter", "--device", "cuda:99"], 2,
+                                     "CUDA devices"),
         "no device at all": ([*m, *out, "--method", "ties", "--device", "gpu"], 2,
                              "--device must be auto, cpu, cuda or cuda:N, found 'gpu'"),
         "a comma too many": (["merge.py", "--method", "ties", "--base_model", base, "--models_to_merge", f"{a},,{a}",

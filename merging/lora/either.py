@@ -14,11 +14,10 @@ from merging.lora.describe import adapter_as_text, describe_adapter
 from merging.lora.produce import check_adapter_output, check_base, prepared_tokenizer, produce_adapter
 from merging.lora.run import plan_adapter_merge
 from merging.lora.work import AdapterWork, described_base, described_inputs
-from merging.produce import check_output, produce
+from merging.produce import check_asked, check_output, produce
 from merging.recipe import MergeRecipe
 from merging.run import merge as merge_model
 from merging.run import plan_merge
-from merging.target import check_target
 from merging.work import Output, Relaxing, Work
 from merging.writer import parse_size
 
@@ -34,7 +33,7 @@ def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None)
     """Merge as the recipe says into what `output.save_as` says and return the folder."""
     if output.save_as == "model":
         return merge_model(recipe, output, relaxing)
-    check_target(output.save_path, output.overwrite, relaxing.kept if relaxing else [], output.resume)
+    check_asked(output, relaxing.kept if relaxing else [])
     with output.processes.first_ahead():
         work = plan_adapter_merge(recipe, relaxing)
     return produce_adapter(work, output)
