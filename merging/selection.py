@@ -14,10 +14,12 @@ from torch import Tensor
 
 from console.errors import NotANumberError
 from merging.magnitudes import Magnitudes
-from merging.parallel import in_order
+from merging.parallel import in_order, threads
 from merging.ranks import LOWER_BINS, UPPER_BINS, halves_of, locate, lower_counts, upper_counts, value_of
-from merging.tensors import Block, TensorGroup
+from merging.tensors import BLOCK_ELEMENTS, Block, TensorGroup, cut
 
+MOST_COUNTED = 1 << 22
+"""Most values that are counted at a time: a table of 32768 counts is filled and added up for each."""
 HELD = 1 << 20
 """Most counts that are held until the threshold is known; no result depends on it."""
 
@@ -97,7 +99,9 @@ def upper_histograms(group: TensorGroup, of: Sequence[Values]) -> list[Tensor]:
         values = of[i]
         return i, values.upper_counts(block) if isinstance(values, Magnitudes) else upper_counts(values(block))
 
-    for i, counts in _each(of, work, itertools.product(group.blocks(), range(len(of)))):
+    each = group.elements * len(of) // (4 * threads())
+    blocks = cut(group.shape, min(max(each, BLOCK_ELEMENTS), MOST_COUNTED))
+    for i, counts in _each(of, work, itertools.product(blocks, range(len(of)))):
         found[i] += counts
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 SMALL = 1 << 18
 """Bytes below which a block is hashed after it is written, and not beside."""
+FLUSH = 1 << 27
+"""Bytes after which what was written is sent to the disk, so that the end, where all must be there, need not wait."""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @cache
-def _beside() -> ThreadPoolExecutor:
-    """A thread that hashes a block while it is handed to the system."""
-    return ThreadPoolExecutor(1, thread_name_prefix="hash")
+def _beside(what: str) -> ThreadPoolExecutor:
+    """A thread for what goes on beside the writing: "hash" of the block in hand, "flush" of what came before."""
+    return ThreadPoolExecutor(1, thread_name_prefix=what)
 
 
 def parse_size(text: str) -> int:
@@ -63,6 +65,8 @@ class ShardedWriter:
         self._shard = -1
         self._current: BinaryIO
         self._digest, self._written = Digest(), 0
+        self._unsent, self._sending = 0, Future[None]()
+        self._sending.set_result(None)
         self._next = self._verified()
 
     @property
@@ -95,13 +99,16 @@ class ShardedWriter:
         if dtype != place.dtype:
             raise CheckpointError(f"Tensor {place.name} {dtype} {list(block.shape)} came where {place} was planned.")
         data = block_bytes(block)
-        hashed = None if data.nbytes < SMALL else _beside().submit(self._digest.update, data)
+        hashed = None if data.nbytes < SMALL else _beside("hash").submit(self._digest.update, data)
         self._current.write(data)
         if hashed is None:
             self._digest.update(data)
         else:
             hashed.result()
         self._written += data.nbytes
+        self._unsent += data.nbytes
+        if self._unsent >= FLUSH and self._sending.done():
+            self._send()
 
     def end(self, remark: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Finish the tensor and enter it in the journal with a remark.
@@ -125,6 +132,12 @@ class ShardedWriter:
         self._let_go()
         if not self._shared:
             self.shards.write_index(self.folder)
+
+    def _send(self) -> None:
+        """Let what the file has go to the disk. Raises OSError where that failed the last time."""
+        self._sending.result()
+        self._current.flush()
+        self._unsent, self._sending = 0, _beside("flush").submit(os.fsync, self._current.fileno())
 
     def _verified(self) -> int:
         """Count the tensors that an interrupted run finished; what its journal has after them is dropped."""
@@ -160,6 +173,7 @@ class ShardedWriter:
     def _let_go(self) -> None:
         """Close the file; what others go on with on other machines is on the disk then."""
         if self._stream is not None:
+            self._sending.result()
             if self._shared:
                 self._stream.flush()
                 os.fsync(self._stream.fileno())
