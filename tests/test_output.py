@@ -17,6 +17,7 @@ from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
 from console.errors import CheckpointError, FailureError, UsageError
+from merging import writer
 from merging.health import by_layer
 from merging.recipe import make_recipe
 from merging.run import merge
@@ -75,6 +76,29 @@ def test_resumed_run_gives_the_same_bytes(family, tmp_path: Path, monkeypatch, c
     assert len(written) == len(weights(whole)) - 5
     assert files(out.save_path) == files(whole)
     assert not stage.exists()
+
+
+def test_a_disk_that_fills_up_late(family, tmp_path: Path, monkeypatch) -> None:
+    """What was written is sent to the disk on the way, to the same bytes; an error of that is one of the run: nothing
+    stands at the target, and with --resume the same bytes come."""
+    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True))
+    monkeypatch.setattr(writer, "FLUSH", 1)
+    monkeypatch.setattr(writer, "SMALL", 1)
+    real, sent = os.fsync, []
+
+    def full(handle: int) -> None:
+        sent.append(handle)
+        if len(sent) == 2:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(writer.os, "fsync", full)
+    out = tmp_path / "out"
+    with pytest.raises(OSError, match="No space left"):
+        merge(recipe_of(family), Output(out, quiet=True))
+    assert not out.exists()
+    assert files(merge(recipe_of(family), Output(out, quiet=True, resume=True))) == files(whole)
+    assert len(sent) > 3
 
 
 def test_resume_trusts_nothing_it_did_not_verify(family, tmp_path: Path, monkeypatch) -> None:
