@@ -126,24 +126,34 @@ static void times(float *restrict x, const float *restrict keep, int64_t n)
         x[i] *= keep[i];
 }
 
+/* The places i of bytes that are 1 and not 0: for each, the body. */
+#define EACH_HIT(hits, n, i, body)                                                                                     \
+    for (int64_t at_ = 0; at_ < (n); at_ += 8) {                                                                       \
+        uint64_t eight_ = 0;                                                                                           \
+        memcpy(&eight_, (hits) + at_, (n) - at_ < 8 ? (n) - at_ : 8);                                                  \
+        for (; eight_; eight_ &= eight_ - 1) {                                                                         \
+            int64_t i = at_ + (__builtin_ctzll(eight_) >> 3);                                                          \
+            body;                                                                                                      \
+        }                                                                                                              \
+    }
+
 static void trim_tile(float *restrict x, term *t, int64_t n)
 {
+    const float threshold = t->threshold;
     float keep[TILE];
-    int any = 0;
+    uint8_t same[TILE];
     for (int64_t i = 0; i < n; i++) {
         float size = __builtin_fabsf(x[i]);
-        keep[i] = size > t->threshold ? 1.0f : 0.0f;
-        any |= size == t->threshold;
+        keep[i] = size > threshold ? 1.0f : 0.0f;
+        same[i] = size == threshold;
     }
-    if (any && t->kept)
-        for (int64_t i = 0; i < n; i++)
-            if (__builtin_fabsf(x[i]) == t->threshold) {
-                t->before += t->kept; /* (rank + 1) kept / equal > rank kept / equal: a carry */
-                if (t->before >= t->equal) {
-                    t->before -= t->equal;
-                    keep[i] = 1.0f;
-                }
-            }
+    if (t->kept) {
+        const int64_t kept = t->kept, equal = t->equal;
+        int64_t before = t->before;
+        EACH_HIT(same, n, i, before += kept; /* (rank + 1) kept / equal > rank kept / equal: a carry */
+                 int64_t carry = before >= equal; before -= carry ? equal : 0; keep[i] = carry ? 1.0f : 0.0f)
+        t->before = before;
+    }
     times(x, keep, n);
 }
 
@@ -287,7 +297,8 @@ int64_t relax(source base, source merged, const float *pull, int64_t by_row, voi
 
 /* ---- what a method must know of a whole tensor ---- */
 
-static __thread uint32_t part[4 << 15]; /* counts of one block */
+#define TABLES 8
+static __thread uint32_t part[TABLES << 15]; /* counts of one block */
 
 /* Bit patterns of |x - base|. */
 static int sizes(uint32_t *restrict bits, source base, source from, int64_t at, int64_t n)
@@ -306,22 +317,22 @@ static int sizes(uint32_t *restrict bits, source base, source from, int64_t at, 
 /* How many of |x - base| have each upper half of their bits. */
 int64_t upper_halves(source base, source from, int64_t *counts, int64_t n)
 {
-    uint32_t bins[TILE], *p = part;
-    const int64_t next = 1 << 15;
+    uint32_t bins[TILE];
     int bad = 0;
     memset(part, 0, sizeof part);
     for (int64_t at = 0; at < n; at += TILE) {
         int64_t m = n - at < TILE ? n - at : TILE, i = 0;
         bad |= sizes(bins, base, from, at, m);
-        for (int64_t j = 0; j < m; j++)
-            bins[j] >>= 16;
-        for (; i + 4 <= m; i += 4) /* four tables: equal neighbours need not wait for each other */
-            p[bins[i]]++, p[next + bins[i + 1]]++, p[2 * next + bins[i + 2]]++, p[3 * next + bins[i + 3]]++;
+        for (; i + TABLES <= m; i += TABLES) /* several tables: equal neighbours need not wait for each other */
+#pragma GCC unroll 8
+            for (int64_t k = 0; k < TABLES; k++)
+                part[k << 15 | bins[i + k] >> 16]++;
         for (; i < m; i++)
-            p[bins[i]]++;
+            part[bins[i] >> 16]++;
     }
-    for (int64_t j = 0; j < next; j++)
-        counts[j] += (int64_t)p[j] + p[next + j] + p[2 * next + j] + p[3 * next + j];
+    for (int64_t k = 0; k < TABLES; k++)
+        for (int64_t j = 0; j < 1 << 15; j++)
+            counts[j] += part[k << 15 | j];
     return bad;
 }
 
@@ -339,14 +350,7 @@ int64_t lower_halves(source base, source from, int64_t upper, uint32_t *restrict
         sizes(bits, base, from, at, m);
         for (int64_t i = 0; i < m; i++)
             hit[i] = bits[i] >> 16 == (uint32_t)upper;
-        for (int64_t i = 0; i < m; i += 8) {
-            uint64_t eight = 0;
-            memcpy(&eight, hit + i, m - i < 8 ? m - i : 8);
-            if (eight)
-                for (int64_t j = i; j < i + 8 && j < m; j++)
-                    if (hit[j])
-                        part[bits[j] & 0xFFFF]++;
-        }
+        EACH_HIT(hit, m, i, part[bits[i] & 0xFFFF]++)
     }
     for (int64_t j = 0; j < 1 << 16; j++)
         if (part[j])
