@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SMALL = 1 << 18
 """Bytes below which a block is hashed after it is written, and not beside."""
-FLUSH = 1 << 27
+FLUSH = 1 << 28
 """Bytes after which what was written is sent to the disk, so that the end, where all must be there, need not wait."""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
