@@ -99,7 +99,7 @@ def upper_histograms(group: TensorGroup, of: Sequence[Values]) -> list[Tensor]:
         values = of[i]
         return i, values.upper_counts(block) if isinstance(values, Magnitudes) else upper_counts(values(block))
 
-    each = group.elements * len(of) // (4 * threads())
+    each = group.elements * len(of) // (4 * threads()) if _counted(of) else 0
     blocks = cut(group.shape, min(max(each, BLOCK_ELEMENTS), MOST_COUNTED))
     for i, counts in _each(of, work, itertools.product(blocks, range(len(of)))):
         found[i] += counts
@@ -120,8 +120,12 @@ def inside_bins(group: TensorGroup, of: Sequence[tuple[Values, int]]) -> Iterato
 
 
 def _each(of: Sequence[Values], work: Callable[[Item], Result], items: Iterable[Item]) -> Iterable[Result]:
-    counted = all(isinstance(values, Magnitudes) and values.compiled for values in of)
-    return in_order(work, items) if counted else map(work, items)
+    return in_order(work, items) if _counted(of) else map(work, items)
+
+
+def _counted(of: Sequence[Values]) -> bool:
+    """Whether kernels count all of the values as they are stored: in threads, and without memory for them."""
+    return all(isinstance(values, Magnitudes) and values.compiled for values in of)
 
 
 def equal_entries(group: TensorGroup, values: Values, value: float) -> dict[int, int]:
