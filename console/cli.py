@@ -111,7 +111,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
 def spare_the_collector() -> None:
     """Let the garbage collector look less often, and not at the end: torch's million objects are no garbage.
 
-    It took 0.4 of the 1.6 s in which a process imports torch and ends.
+    It took 0.4 of the 1.5 s in which a process imports torch and ends.
     """
     gc.set_threshold(100_000, 20, 100)
     atexit.register(gc.freeze)

@@ -54,17 +54,21 @@ class Task:
         return self.make(block, self.group.at(block, rows), dict(given))
 
 
-def prepared(tasks: Iterable[Callable[[], Task]], ahead: int) -> Generator[Future[Task], None, None]:
-    """Yield what each function returns, or raises, as a future; so many are called ahead, in order, on one thread."""
+def prepared(tasks: Iterable[Callable[[], Task]], ahead: int) -> Generator[Callable[[], Task], None, None]:
+    """Yield functions that return, or raise, what those given do; so many of these are called ahead, in order, on one
+    thread, and with none ahead each is the one given."""
+    if not ahead:
+        yield from tasks
+        return
     waiting: deque[Future[Task]] = deque()
     thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
     try:
         for task in tasks:
             waiting.append(thread.submit(task))
             if len(waiting) > ahead:
-                yield waiting.popleft()
+                yield waiting.popleft().result
         while waiting:
-            yield waiting.popleft()
+            yield waiting.popleft().result
     finally:
         thread.shutdown(cancel_futures=True)
 
@@ -81,9 +85,9 @@ def moved(
 
     def items() -> Generator[tuple[Task | None, Any], None, None]:
         with closing(prepared(tasks, ahead)) as ready:
-            for future in ready:
+            for known in ready:
                 try:
-                    task = future.result()
+                    task = known()
                 except Exception as error:
                     blocks.append(1)
                     yield None, error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
@@ -36,6 +37,7 @@ class GgufWeights:
 
         self.label, self.file, self._config = label, file, config
         self._loaded: dict[str, Tensor] | None = None
+        self._loading = threading.Lock()
         self._kind = _auto_class(config)
         with torch.device("meta"), _quiet():
             empty = self._kind.from_config(config)
@@ -54,9 +56,10 @@ class GgufWeights:
 
         Raises CheckpointError where the file does not hold what its metadata promises.
         """
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded[name]
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded[name]
 
     def close(self) -> None:
         """Let go of the dequantised tensors."""

@@ -85,7 +85,7 @@ def top_thresholds(group: TensorGroup, wanted: Sequence[tuple[Values, int]]) -> 
         values, keep = wanted[ranked[j]]
         place, larger = locate(counts[j], keep - above)
         value = value_of(upper, place)
-        equal = _equal(seen[j], place) if held <= HELD else equal_entries(group, values, value)
+        equal = _equal(seen[j].items(), place) if held <= HELD else equal_entries(group, values, value)
         found[ranked[j]] = Threshold(value, int(counts[j, place]), keep - above - larger, running(equal))
     return found
 
@@ -131,11 +131,11 @@ def _counted(of: Sequence[Values]) -> bool:
 def equal_entries(group: TensorGroup, values: Values, value: float) -> dict[int, int]:
     """Return how many values of each block, by its start, are equal to `value`."""
     upper, place = halves_of(value)
-    return _equal({block.start: inside for _, block, inside in inside_bins(group, [(values, upper)])}, place)
+    return _equal(((block.start, inside) for _, block, inside in inside_bins(group, [(values, upper)])), place)
 
 
-def _equal(found: Mapping[int, Inside], place: int) -> dict[int, int]:
-    return {start: int(number[lower == place].sum()) for start, (lower, number) in found.items()}
+def _equal(found: Iterable[tuple[int, Inside]], place: int) -> dict[int, int]:
+    return {start: int(number[lower == place].sum()) for start, (lower, number) in found}
 
 
 def running(counts: Mapping[int, int], before: int = 0) -> dict[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import re
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class StoredWeights:
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self.tensors = tensors
         self._open: dict[Path, Any] = {}
+        self._opening = threading.Lock()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -91,9 +93,10 @@ class StoredWeights:
         if not file.exists():
             raise CheckpointError(f"Tensor {name} cannot be read: {file} is not there (only headers were fetched).")
         try:
-            if file not in self._open:
-                self._open[file] = map_file(file) if file.suffix == ".safetensors" else load_pickled(file)
-            opened = self._open[file]
+            with self._opening:
+                if file not in self._open:
+                    self._open[file] = map_file(file) if file.suffix == ".safetensors" else load_pickled(file)
+                opened = self._open[file]
             return opened[name] if isinstance(opened, dict) else tensor_in(opened, info)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{file}: tensor {name} cannot be read ({error}).") from error

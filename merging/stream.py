@@ -93,13 +93,10 @@ def merged_tasks(tasks: Sequence[Callable[[], Task]], job: Job) -> Generator[Ite
     ahead = 1 if job.implementation.fused and job.compiled and kernels() else 0
     if job.moves:
         yield from moved(tasks, job.device, ahead)
-    elif ahead:
-        with closing(prepared(tasks, ahead)) as ready:
-            for future in ready:
-                yield _later(future.result, job)
     else:
-        for task in tasks:
-            yield _later(task, job)
+        with closing(prepared(tasks, ahead)) as ready:
+            for task in ready:
+                yield _later(task, job)
 
 
 def with_survey(plan: Plan, job: Job) -> Job:

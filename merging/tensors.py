@@ -146,10 +146,17 @@ def row_sums(x: Tensor) -> list[float]:
     Their exactly rounded total (math.fsum) then depends on no block size and no number of threads: a long row is added
     up in pieces of fixed length, since a full reduction would be split by threads.
     """
-    flat = x[:, None].flatten(1).double()
-    if flat.shape[1] > PIECE:
-        flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % PIECE)).view(len(flat), -1, PIECE).sum(2)
-    return flat.sum(1).tolist()
+    return last_sums(x[:, None].flatten(1).double()).tolist()
+
+
+def last_sums(x: Tensor) -> Tensor:
+    """Return the sums along the last axis of x (..., n), in its dtype, each the same whatever stands beside it.
+
+    A row alone would be split by threads where it is long; here it is added up in pieces of fixed length.
+    """
+    if x.shape[-1] > PIECE:
+        x = torch.nn.functional.pad(x, (0, -x.shape[-1] % PIECE)).unflatten(-1, (-1, PIECE)).sum(-1)
+    return x.sum(-1)
 
 
 PerBlock: TypeAlias = Callable[[Block], Mapping[str, Any]]

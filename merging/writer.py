@@ -130,6 +130,7 @@ class ShardedWriter:
         if self._next != len(self._places):
             raise CheckpointError(f"Tensor {self._places[self._next].name} was planned and never written.")
         self._let_go()
+        self._sending.result()
         if not self._shared:
             self.shards.write_index(self.folder)
 
@@ -142,6 +143,8 @@ class ShardedWriter:
     def _verified(self) -> int:
         """Count the tensors that an interrupted run finished; what its journal has after them is dropped."""
         done = 0
+        for shard in {place.shard for place, _ in zip(self._places, self.journal.entries, strict=False)}:
+            _forget(self.folder / self.shards.names[shard])
         for entry, place in zip(self.journal.entries, self._places, strict=False):
             file = self.folder / self.shards.names[place.shard]
             if entry["name"] != place.name or digest_of(file, place.offset, place.size) != entry["digest"]:
@@ -171,14 +174,32 @@ class ShardedWriter:
         return stream
 
     def _let_go(self) -> None:
-        """Close the file; what others go on with on other machines is on the disk then."""
+        """Close the file; what others go on with on other machines is on the disk then, the rest on its way."""
         if self._stream is not None:
             self._sending.result()
+            self._stream.flush()
             if self._shared:
-                self._stream.flush()
                 os.fsync(self._stream.fileno())
+            elif self._unsent:
+                self._unsent, self._sending = 0, _beside("flush").submit(_sent, os.dup(self._stream.fileno()))
             self._stream.close()
             self._stream = None
+
+
+def _sent(handle: int) -> None:
+    """Send a file to the disk and close it."""
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _forget(file: Path) -> None:
+    """Let the system forget what it holds of a file: what could not be written is then not taken for written."""
+    if file.is_file() and hasattr(os, "posix_fadvise"):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _shared(file: Path) -> BinaryIO:

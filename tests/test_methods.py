@@ -12,7 +12,7 @@ import torch
 from merging.registry import all_methods, find_method
 from merging.sparsify import keep_mask, kept_count, trim, trim_thresholds
 from merging.stream import Job, merge_group
-from merging.tensors import Block, TensorGroup, row_sums
+from merging.tensors import Block, TensorGroup, last_sums, row_sums
 
 METHODS = sorted(all_methods())
 NEEDED = {"slerp": {"t": 0.3}, "nearswap": {"t": 0.01}}
@@ -274,6 +274,20 @@ def test_l1_rescaling_does_not_depend_on_blocks() -> None:
         results.append(merge("dare_ties", base, models, rescale="l1", density=0.3, block=block))
     torch.set_num_threads(threads)
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("columns", [1024, 1025, 53248])
+def test_sums_of_rows_that_stand_alone(columns: int) -> None:
+    """A row's sum is the same bits alone and beside others, however many threads would share it."""
+    x = torch.randn(5, columns, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert torch.equal(last_sums(x[3:4]), last_sums(x)[3:4])
+        assert row_sums(x[3:4]) == row_sums(x)[3:4]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(last_sums(x), x.double().sum(-1).float(), atol=1e-3)
 
 
 @pytest.mark.parametrize("n", [0, 1, 1023, 1024, 1025, 3_000_001])

@@ -78,10 +78,11 @@ def test_resumed_run_gives_the_same_bytes(family, tmp_path: Path, monkeypatch, c
     assert not stage.exists()
 
 
-def test_a_disk_that_fills_up_late(family, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("size", ["5GB", "20KB"])
+def test_a_disk_that_fills_up_late(family, tmp_path: Path, monkeypatch, size: str) -> None:
     """What was written is sent to the disk on the way, to the same bytes; an error of that is one of the run: nothing
     stands at the target, and with --resume the same bytes come."""
-    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True))
+    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True, max_shard_size=size))
     monkeypatch.setattr(writer, "FLUSH", 1)
     monkeypatch.setattr(writer, "SMALL", 1)
     real, sent = os.fsync, []
@@ -95,9 +96,10 @@ def test_a_disk_that_fills_up_late(family, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(writer.os, "fsync", full)
     out = tmp_path / "out"
     with pytest.raises(OSError, match="No space left"):
-        merge(recipe_of(family), Output(out, quiet=True))
+        merge(recipe_of(family), Output(out, quiet=True, max_shard_size=size))
     assert not out.exists()
-    assert files(merge(recipe_of(family), Output(out, quiet=True, resume=True))) == files(whole)
+    again = Output(out, quiet=True, resume=True, max_shard_size=size)
+    assert files(merge(recipe_of(family), again)) == files(whole)
     assert len(sent) > 3
 
 

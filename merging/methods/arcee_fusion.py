@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merging.registry import merge_method
 from merging.selection import top_threshold
-from merging.tensors import Block, PerBlock, TensorGroup
+from merging.tensors import Block, PerBlock, TensorGroup, last_sums
 
 EPS = 1e-8
 
@@ -62,7 +62,7 @@ class Fused:
 
 def _importance(base: Tensor, model: Tensor) -> Tensor:
     p, q = torch.softmax(model, dim=-1) + EPS, torch.softmax(base, dim=-1) + EPS
-    divergence = (p * torch.log(p / q)).sum(-1, keepdim=True)
+    divergence = last_sums(p * torch.log(p / q)).unsqueeze(-1)
     return (model - base).abs() * divergence.clamp(min=0)
 
 
