@@ -317,22 +317,22 @@ static int sizes(uint32_t *restrict bits, source base, source from, int64_t at, 
 /* How many of |x - base| have each upper half of their bits. */
 int64_t upper_halves(source base, source from, int64_t *counts, int64_t n)
 {
-    uint32_t bins[TILE];
+    uint32_t bins[TILE], *table = part;
     int bad = 0;
-    memset(part, 0, sizeof part);
+    memset(table, 0, sizeof part);
     for (int64_t at = 0; at < n; at += TILE) {
         int64_t m = n - at < TILE ? n - at : TILE, i = 0;
         bad |= sizes(bins, base, from, at, m);
         for (; i + TABLES <= m; i += TABLES) /* several tables: equal neighbours need not wait for each other */
 #pragma GCC unroll 8
             for (int64_t k = 0; k < TABLES; k++)
-                part[k << 15 | bins[i + k] >> 16]++;
+                table[k << 15 | bins[i + k] >> 16]++;
         for (; i < m; i++)
-            part[bins[i] >> 16]++;
+            table[bins[i] >> 16]++;
     }
     for (int64_t k = 0; k < TABLES; k++)
         for (int64_t j = 0; j < 1 << 15; j++)
-            counts[j] += part[k << 15 | j];
+            counts[j] += table[k << 15 | j];
     return bad;
 }
 
@@ -341,8 +341,9 @@ int64_t upper_halves(source base, source from, int64_t *counts, int64_t n)
 int64_t lower_halves(source base, source from, int64_t upper, uint32_t *restrict lower, uint32_t *restrict number,
                      int64_t n)
 {
+    uint32_t *table = part;
     int64_t found = 0;
-    memset(part, 0, 4 << 16);
+    memset(table, 0, 4 << 16);
     for (int64_t at = 0; at < n; at += TILE) {
         int64_t m = n - at < TILE ? n - at : TILE;
         uint32_t bits[TILE];
@@ -350,11 +351,11 @@ int64_t lower_halves(source base, source from, int64_t upper, uint32_t *restrict
         sizes(bits, base, from, at, m);
         for (int64_t i = 0; i < m; i++)
             hit[i] = bits[i] >> 16 == (uint32_t)upper;
-        EACH_HIT(hit, m, i, part[bits[i] & 0xFFFF]++)
+        EACH_HIT(hit, m, i, table[bits[i] & 0xFFFF]++)
     }
     for (int64_t j = 0; j < 1 << 16; j++)
-        if (part[j])
-            lower[found] = (uint32_t)j, number[found++] = part[j];
+        if (table[j])
+            lower[found] = (uint32_t)j, number[found++] = table[j];
     return found;
 }
 
