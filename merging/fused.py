@@ -67,9 +67,8 @@ def fused_blocks(
             assert base is not None
             if not relaxation.into(compiled, group.name, block, base, merged, out):
                 return block
-        if kind is not dtype:  # in which it may be infinite
-            rounded = [tensor.to(dtype) for tensor in out]
-            return rounded if relaxes else rounded * job.results
-        return Finite(out if relaxes else out * job.results)
+        rounded = out if kind is dtype else [tensor.to(dtype) for tensor in out]
+        results = rounded if relaxes else rounded * job.results
+        return Finite(results) if kind is dtype else results  # in another dtype it may be infinite
 
     yield from in_order(work, zip(blocks, itertools.cycle(range(slots)), strict=False), AHEAD)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from merging.magnitudes import Magnitudes
-from merging.native.kernels import kernels
 from merging.selection import Threshold, select, share, top_thresholds
 from merging.tensors import Block, TensorGroup
 
@@ -51,19 +50,14 @@ def keep_mask(block: Block, shape: torch.Size, *, name: str, model: int, density
     and element index alone: element i takes the i-th 32-bit word of a Philox stream (Salmon et al. 2011, counter-based)
     whose key is the digest of the other three.
     """
-    drawn = _words(stream_key(name, model, seed), block.offset, block.elements)
+    words_per_step = 8  # one Philox counter step gives 256 bits
+    generator = np.random.Philox(key=stream_key(name, model, seed))
+    generator.advance(block.offset // words_per_step)
+    skipped = block.offset % words_per_step
+    words = np.random.Generator(generator).integers(
+        0, 1 << 64, size=(skipped + block.elements + 1) // 2, dtype=np.uint64
+    )
+    drawn = words.astype("<u8", copy=False).view("<u4")[skipped : skipped + block.elements]
     if isinstance(density, Tensor):
         return torch.from_numpy(drawn < np.round(density.double().cpu().numpy().reshape(-1) * 2**32)).reshape(shape)
     return torch.from_numpy(drawn < np.uint64(draw_limit(density))).reshape(shape)
-
-
-def _words(key: int, first: int, count: int) -> np.ndarray:
-    """Words of a Philox stream, uint32, from number `first`; a kernel draws the same ones twice as fast as numpy."""
-    if (compiled := kernels()) is not None:
-        return compiled.words(key, first, count).numpy().view(np.uint32)
-    words_per_step = 8  # one Philox counter step gives 256 bits
-    generator = np.random.Philox(key=key)
-    generator.advance(first // words_per_step)
-    skipped = first % words_per_step
-    words = np.random.Generator(generator).integers(0, 1 << 64, size=(skipped + count + 1) // 2, dtype=np.uint64)
-    return words.astype("<u8", copy=False).view("<u4")[skipped : skipped + count]

@@ -21,8 +21,6 @@ from merging.stage import Journal
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALL = 1 << 18
-"""Bytes below which a block is hashed after it is written, and not beside."""
 FLUSH = 1 << 28
 """Bytes after which what was written is sent to the disk, so that the end, where all must be there, need not wait."""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -99,16 +97,13 @@ class ShardedWriter:
         if dtype != place.dtype:
             raise CheckpointError(f"Tensor {place.name} {dtype} {list(block.shape)} came where {place} was planned.")
         data = block_bytes(block)
-        hashed = None if data.nbytes < SMALL else _beside("hash").submit(self._digest.update, data)
+        hashed = _beside("hash").submit(self._digest.update, data)
         self._current.write(data)
-        if hashed is None:
-            self._digest.update(data)
-        else:
-            hashed.result()
+        hashed.result()
         self._written += data.nbytes
         self._unsent += data.nbytes
         if self._unsent >= FLUSH and self._sending.done():
-            self._send()
+            self._send(self._current)
 
     def end(self, remark: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Finish the tensor and enter it in the journal with a remark.
@@ -134,11 +129,12 @@ class ShardedWriter:
         if not self._shared:
             self.shards.write_index(self.folder)
 
-    def _send(self) -> None:
-        """Let what the file has go to the disk. Raises OSError where that failed the last time."""
+    def _send(self, stream: BinaryIO) -> None:
+        """Let what a file has go to the disk, whether it is closed meanwhile or not. Raises OSError where that failed
+        the last time."""
         self._sending.result()
-        self._current.flush()
-        self._unsent, self._sending = 0, _beside("flush").submit(os.fsync, self._current.fileno())
+        stream.flush()
+        self._unsent, self._sending = 0, _beside("flush").submit(_sync, os.dup(stream.fileno()))
 
     def _verified(self) -> int:
         """Count the tensors that an interrupted run finished; what its journal has after them is dropped."""
@@ -176,17 +172,14 @@ class ShardedWriter:
     def _let_go(self) -> None:
         """Close the file; what others go on with on other machines is on the disk then, the rest on its way."""
         if self._stream is not None:
-            self._sending.result()
-            self._stream.flush()
+            self._send(self._stream)
             if self._shared:
-                os.fsync(self._stream.fileno())
-            elif self._unsent:
-                self._unsent, self._sending = 0, _beside("flush").submit(_sent, os.dup(self._stream.fileno()))
+                self._sending.result()
             self._stream.close()
             self._stream = None
 
 
-def _sent(handle: int) -> None:
+def _sync(handle: int) -> None:
     """Send a file to the disk and close it."""
     try:
         os.fsync(handle)

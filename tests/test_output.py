@@ -84,7 +84,6 @@ def test_a_disk_that_fills_up_late(family, tmp_path: Path, monkeypatch, size: st
     stands at the target, and with --resume the same bytes come."""
     whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True, max_shard_size=size))
     monkeypatch.setattr(writer, "FLUSH", 1)
-    monkeypatch.setattr(writer, "SMALL", 1)
     real, sent = os.fsync, []
 
     def full(handle: int) -> None:

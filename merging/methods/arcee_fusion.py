@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from merging.registry import merge_method
-from merging.selection import top_threshold
+from merging.selection import top_thresholds
 from merging.tensors import Block, PerBlock, TensorGroup, last_sums
 
 EPS = 1e-8
@@ -31,12 +31,11 @@ def fused_entries_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBl
             return vector[block.rows]
         return _importance(group.base_block(block), group.model_blocks(block)[0])
 
-    def quantile(q: float) -> float:
-        larger_or_equal = group.elements - int(q * (group.elements - 1))
-        found = top_threshold(group, importance, larger_or_equal)
-        return found.value if found else min(float(importance(block).min()) for block in group.blocks())
-
-    low, median, high = (quantile(q) for q in (0.25, 0.5, 0.75))
+    larger_or_equal = [group.elements - int(q * (group.elements - 1)) for q in (0.25, 0.5, 0.75)]
+    quantiles = top_thresholds(group, [(importance, keep) for keep in larger_or_equal])
+    low, median, high = (
+        found.value if found else min(float(importance(block).min()) for block in group.blocks()) for found in quantiles
+    )
     limit = torch.tensor(median, dtype=torch.float32) + 1.5 * (torch.tensor(high) - torch.tensor(low)).float()
     return Fused(lambda block: importance(block) >= limit, device)
 
