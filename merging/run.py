@@ -15,13 +15,13 @@ from merging.device import resolve_device
 from merging.hub import CheckpointRef
 from merging.layout import Inputs
 from merging.load_check import check_loads
-from merging.mergekit_writer import as_mergekit
 from merging.planned import Plan
 from merging.preflight import plan
 from merging.prepared import prepared
 from merging.produce import check_asked, produce
 from merging.recipe import MergeRecipe, remarks
-from merging.recipe_checks import check_values
+from merging.recipe.checks import check_values
+from merging.recipe.mergekit.writer import as_mergekit
 from merging.registry import find_method
 from merging.token_ids import read_tokenizers
 from merging.tokenizer import choose_vocabulary

@@ -12,8 +12,8 @@ import yaml
 
 from console.cli import run
 from merge import main
-from merging.mergekit_writer import as_mergekit, to_text
 from merging.recipe import make_recipe
+from merging.recipe.mergekit.writer import as_mergekit, to_text
 from tests.mergekit_examples import EXAMPLES, TOKENIZERS, placed
 from tests.tiny import fine_tune, make_llama, weights
 

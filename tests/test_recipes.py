@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from console.errors import UsageError
-from merging.mergekit_writer import as_mergekit, to_text
 from merging.recipe import MergeRecipe, make_recipe, read_config, remarks
+from merging.recipe.mergekit.writer import as_mergekit, to_text
 from merging.registry import all_methods, find_method
 from merging.settings import Section, Setting
 from tests.mergekit_examples import EXAMPLES, MODULES, MODULES_OF_SLICES

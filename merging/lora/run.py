@@ -20,7 +20,7 @@ from merging.lora.work import AdapterWork
 from merging.planned import Plan
 from merging.preflight import plan
 from merging.recipe import MergeRecipe, remarks
-from merging.recipe_checks import check_values
+from merging.recipe.checks import check_values
 from merging.registry import find_method
 from merging.run import foreign_tokenizer, lasting_name
 from merging.token_ids import read_tokenizers

@@ -11,7 +11,7 @@ from merging.registry import MergeMethod, find_method
 from merging.settings import Setting
 
 if TYPE_CHECKING:
-    from merging.recipe import MergeRecipe
+    from merging.recipe.merge_recipe import MergeRecipe
 
 
 def check(recipe: MergeRecipe, method: MergeMethod) -> None:

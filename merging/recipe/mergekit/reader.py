@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from console.errors import UsageError, nearest
-from merging.mergekit_sources import LAYOUTS, Group, Source, read_groups
-from merging.mergekit_values import as_mapping, check_keys, model_name, plain, written_name
+from merging.recipe.mergekit.sources import LAYOUTS, Group, Source, read_groups
+from merging.recipe.mergekit.values import as_mapping, check_keys, model_name, plain, written_name
 from merging.registry import MergeMethod, Parameter, find_method
 from merging.settings import DTYPES, SETTINGS, Section, Setting
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from console.errors import UsageError
-from merging.mergekit_values import (
+from merging.recipe.mergekit.values import (
     Scope,
     as_list,
     as_mapping,

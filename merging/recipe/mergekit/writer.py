@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from merging.mergekit_values import plain, written_name
+from merging.recipe.mergekit.values import plain, written_name
 from merging.registry import MergeMethod, Parameter, find_method
 from merging.settings import Section, Setting
 
 if TYPE_CHECKING:
-    from merging.recipe import MergeRecipe
+    from merging.recipe.merge_recipe import MergeRecipe
 
 SHORTEST_TEMPLATE = 20
 """mergekit 0.1.5 takes a shorter chat template for a mistaken name."""

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from console.errors import UsageError, nearest
-from merging import mergekit_writer
-from merging.mergekit_format import Draft, is_mergekit, read_mergekit
-from merging.recipe_checks import check, check_values, remarks
+from merging.recipe.checks import check, check_values, remarks
+from merging.recipe.mergekit import writer
+from merging.recipe.mergekit.reader import Draft, is_mergekit, read_mergekit
 from merging.registry import MergeMethod, Parameter, find_method
 from merging.settings import DTYPES, SETTINGS, Section, Setting
 
@@ -81,7 +81,7 @@ class MergeRecipe:
     def as_yaml_dict(self) -> dict[str, Any]:
         """Return the recipe as --config takes it: with the flags' keys, or where they do not suffice in mergekit's."""
         if not self.is_plain:
-            return mergekit_writer.lossless(self)
+            return writer.lossless(self)
         return {
             "method": self.method,
             **({"base_model": self.base_model} if self.base_model else {}),
