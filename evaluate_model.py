@@ -11,7 +11,7 @@ from console.cli import run, say
 from console.errors import BadInputError, UsageError
 from eval.flags import models_of, parser, settings_of
 from eval.ranks import Ranks
-from eval.result import EvalResult
+from eval.results.result import EvalResult
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def evaluated(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
     """Evaluate every model, all checked before the first is loaded; nothing in other processes than the first."""
     settings, models = settings_of(a), models_of(a)
     from eval.harness import evaluate_share, preflight
-    from eval.store import save
+    from eval.results.store import save
 
     checked = [(model, preflight(model, settings, a.save_path)) for model in models]
     results = []
@@ -48,7 +48,7 @@ def evaluated(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
 def rescored(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
     """Grade the answers of an earlier result again."""
     from eval.rescore import rescore, source_of
-    from eval.store import save
+    from eval.results.store import save
 
     source = source_of(a.rescore, a.model, a.save_path)
     found = rescore(source, a.data_dir, a.include_path, a.allow_code_execution, a.quiet, a.debug)
@@ -57,7 +57,7 @@ def rescored(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
 
 def show(results: Sequence[tuple[EvalResult, Path]], quiet: bool) -> None:
     """Print the table and what belongs beside its numbers; on stderr where the files are."""
-    from eval.store import details, table
+    from eval.results.store import details, table
 
     print(table([result for result, _ in results]))
     for result, written in results:

@@ -26,10 +26,10 @@ from eval.progress import Progress
 from eval.quiet import environment, muted
 from eval.ranks import Ranks
 from eval.requests import Engine
-from eval.result import EvalResult, Lineage
+from eval.results.result import EvalResult, Lineage
+from eval.results.store import check_save_path, model_folder, save
 from eval.server import Server
 from eval.settings import Settings
-from eval.store import check_save_path, model_folder, save
 from eval.versions import versions
 
 Samples = dict[str, list[dict[str, Any]]]

@@ -13,9 +13,9 @@ from console.cli import say
 from console.errors import BadInputError, UsageError
 from eval.harness import Identity, Samples, assembled
 from eval.quiet import environment, muted
-from eval.result import EvalResult
+from eval.results.result import EvalResult
+from eval.results.store import model_folder, samples_file
 from eval.settings import Settings
-from eval.store import model_folder, samples_file
 
 
 def source_of(given: Path, model: str | None, save_path: Path) -> Path:

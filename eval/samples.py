@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import BadInputError
-from eval.reading import results_files
-from eval.result import EvalResult
-from eval.rows import Remark, model_key
+from eval.results.reader import results_files
+from eval.results.result import EvalResult
+from eval.results.rows import Remark, model_key
 from eval.tasks.answers import extract
 from eval.tasks.strict import final_answer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.benchmarks import Benchmark
 from eval.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes, per_instruction
-from eval.result import Score
+from eval.results.result import Score
 
 NOT_FRACTIONS = ("perplexity", "bits_per_byte", "bleu", "chrf", "ter", "likelihood")
 _NOT_METRICS = ("alias", "name", "sample_len", "sample_count", "samples")

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.files import write_whole
-from eval.collection import packed
-from eval.reading import parse_names, read_results
+from eval.results.collection import packed
+from eval.results.reader import parse_names, read_results
 
 
 def parser() -> Parser:

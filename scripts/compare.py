@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError, nearest
-from eval.comparison import DRAWS, compare
-from eval.comparison_text import to_json, to_markdown, to_text
-from eval.gain_comparison import compare_gains
-from eval.reading import parse_names, read_all
-from eval.result import EvalResult
-from eval.rows import Remark, assemble
-from eval.table_flags import add_measure_flags, add_names_flag, measure_of
+from eval.report.comparison_text import to_json, to_markdown, to_text
+from eval.report.table_flags import add_measure_flags, add_names_flag, measure_of
+from eval.results.reader import parse_names, read_all
+from eval.results.result import EvalResult
+from eval.results.rows import Remark, assemble
+from eval.stats.comparison import DRAWS, compare
+from eval.stats.gain_comparison import compare_gains
 
 FORMATS = {"text": to_text, "markdown": to_markdown, "json": to_json}
 

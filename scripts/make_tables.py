@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.files import user_path, write_whole
-from eval.card import update_card
-from eval.latex import to_latex
-from eval.report import ranking
-from eval.table_flags import add_report_flags, report_of
-from eval.tables import to_csv, to_markdown, to_ranking
+from eval.report.card import update_card
+from eval.report.latex import to_latex
+from eval.report.report import ranking
+from eval.report.table_flags import add_report_flags, report_of
+from eval.report.tables import to_csv, to_markdown, to_ranking
 
 
 def parser() -> Parser:

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError, nearest
-from eval.gains import all_gains
-from eval.plots import curved, plot_omega_curves, plot_pareto, save
-from eval.table_flags import add_measure_flags, add_only_flag, add_results_flags, measure_of, models_of
+from eval.report.plots import curved, plot_omega_curves, plot_pareto, save
+from eval.report.table_flags import add_measure_flags, add_only_flag, add_results_flags, measure_of, models_of
+from eval.stats.gains import all_gains
 
 
 def parser() -> Parser:

@@ -133,8 +133,8 @@ def evaluate_all(family, models: Sequence[Path], results: Path, quiet: bool) -> 
     from tqdm import tqdm
 
     from eval.harness import evaluate_with_samples
+    from eval.results.store import save
     from eval.settings import Settings
-    from eval.store import save
 
     settings = Settings(
         benchmarks=tuple(family.task_names.values()),
@@ -155,11 +155,11 @@ def evaluate_all(family, models: Sequence[Path], results: Path, quiet: bool) -> 
 
 def report(out: Path, quiet: bool) -> None:
     """Print the tables, draw the fronts, and say what AIM did, whatever it is."""
-    from eval.gains import Measure
-    from eval.plots import plot_pareto, save
-    from eval.reading import load
-    from eval.report import make_report
-    from eval.tables import to_csv, to_markdown
+    from eval.report.plots import plot_pareto, save
+    from eval.report.report import make_report
+    from eval.report.tables import to_csv, to_markdown
+    from eval.results.reader import load
+    from eval.stats.gains import Measure
 
     def remark(sentence: str) -> None:
         say(sentence, quiet)

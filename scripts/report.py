@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
 from console.files import write_whole
-from eval.page import make_page
-from eval.rows import model_key
+from eval.report.page import make_page
+from eval.report.table_flags import add_report_flags, report_of
+from eval.results.rows import model_key
 from eval.samples import answers_of, sample_files
-from eval.table_flags import add_report_flags, report_of
 
 
 def parser() -> Parser:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.outcomes import Outcomes, TaskOutcomes
-from eval.result import EvalResult, Lineage, Score
+from eval.results.result import EvalResult, Lineage, Score
 
 STAMP = "2026-02-01T10-00-00.000001"
 SIZES = {"HumanEval": 164, "MMLU": 300, "GSM8K": 400, "IFEval": 120}

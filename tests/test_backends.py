@@ -11,8 +11,8 @@ import torch
 
 from console.cli import run
 from eval.journal import Journal
-from eval.result import EvalResult
-from eval.store import model_folder
+from eval.results.result import EvalResult
+from eval.results.store import model_folder
 from evaluate_model import main
 from tests.launching import by_accelerate
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from console.cli import run
-from eval.result import EvalResult, Score
-from eval.store import save
+from eval.results.result import EvalResult, Score
+from eval.results.store import save
 from evaluate_model import main
 from tests.evaluation import write_jsonl
 
@@ -100,7 +100,7 @@ def foreign_manifest(p: Place) -> list[str]:
 
 
 def foreign_journal(p: Place) -> list[str]:
-    from eval.store import model_folder
+    from eval.results.store import model_folder
 
     folder = model_folder(p.out / "results", str(p.model))
     folder.mkdir(parents=True)

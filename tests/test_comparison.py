@@ -14,15 +14,15 @@ import pytest
 
 from console.cli import run
 from console.errors import BadInputError, UsageError
-from eval.comparison import compare, differences
-from eval.comparison_text import shown_p
-from eval.gain_comparison import compare_gains
-from eval.gains import Measure, all_gains, gain_draws
 from eval.outcomes import Outcomes, TaskOutcomes
-from eval.result import EvalResult
-from eval.rows import assemble
-from eval.significance import holm, mcnemar, paired_interval
-from eval.uncertainty import uncertainty
+from eval.report.comparison_text import shown_p
+from eval.results.result import EvalResult
+from eval.results.rows import assemble
+from eval.stats.comparison import compare, differences
+from eval.stats.gain_comparison import compare_gains
+from eval.stats.gains import Measure, all_gains, gain_draws
+from eval.stats.significance import holm, mcnemar, paired_interval
+from eval.stats.uncertainty import uncertainty
 from scripts.compare import main as compare_main
 from tests.made_results import SKILLS, column_outcomes, family, made, write_family
 

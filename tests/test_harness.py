@@ -18,10 +18,10 @@ from eval.benchmarks import chosen
 from eval.catalogue import stock_folder
 from eval.engine.memory import cache_bytes_per_token, rows_that_fit
 from eval.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes
-from eval.result import EvalResult, Score
+from eval.results.result import EvalResult, Score
+from eval.results.store import folder_name, save, table
 from eval.scores import ratio_score, spread, standard_error
 from eval.settings import Settings
-from eval.store import folder_name, save, table
 from evaluate_model import main
 from tests.evaluation import DATA, QUESTIONS, ROOT, write_jsonl
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from console.errors import UsageError
-from eval.hypervolume import hv_gain, population_of, read_rule
+from eval.stats.hypervolume import hv_gain, population_of, read_rule
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = json.loads((ROOT / "configs" / "paper_results.json").read_text(encoding="utf-8"))

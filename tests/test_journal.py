@@ -20,9 +20,9 @@ from console.errors import BadInputError, UsageError
 from eval.journal import Journal
 from eval.progress import Progress
 from eval.requests import Request, key_of
-from eval.result import EvalResult
+from eval.results.result import EvalResult
+from eval.results.store import model_folder
 from eval.settings import Settings
-from eval.store import model_folder
 from evaluate_model import main
 from tests.evaluation import ROOT, write_jsonl
 

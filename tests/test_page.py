@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from console.errors import BadInputError
-from eval.gains import Measure
-from eval.page import make_page
-from eval.reading import PAPER, load
-from eval.report import make_report
-from eval.rows import assemble
+from eval.report.page import make_page
+from eval.report.report import make_report
+from eval.results.reader import PAPER, load
+from eval.results.rows import assemble
 from eval.samples import answers_of, sample_files
+from eval.stats.gains import Measure
 from tests.browser import CHROMIUM, DRIVER, MISSING, Browser, browser
 from tests.made_results import HOSTILE, SIZES, column_outcomes, made, samples, sweep, verdicts, write, write_family
 

@@ -12,13 +12,13 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
-from eval.fronts import pareto_front
-from eval.gains import Measure, all_gains
-from eval.labels import Label, place
-from eval.plots import curved, plot_omega_curves, plot_pareto, save
-from eval.reading import load
-from eval.result import EvalResult, Lineage, Score
-from eval.rows import Models, assemble
+from eval.report.fronts import pareto_front
+from eval.report.labels import Label, place
+from eval.report.plots import curved, plot_omega_curves, plot_pareto, save
+from eval.results.reader import load
+from eval.results.result import EvalResult, Lineage, Score
+from eval.results.rows import Models, assemble
+from eval.stats.gains import Measure, all_gains
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / "configs" / "paper_results.json"

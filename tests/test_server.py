@@ -12,8 +12,8 @@ from console.cli import run
 from console.errors import BadInputError, EvaluationError
 from eval.journal import Journal
 from eval.outcomes import Outcomes
+from eval.results.store import model_folder
 from eval.settings import Settings
-from eval.store import model_folder
 from evaluate_model import main
 from tests.completions_server import Served, serving
 

@@ -11,8 +11,8 @@ import pytest
 from scipy import optimize, stats
 
 from eval.outcomes import Outcomes, TaskOutcomes
-from eval.resampling import bootstrap, percentiles, permutation, seed_of
-from eval.significance import holm, mcnemar, paired_interval, proportion_interval
+from eval.stats.resampling import bootstrap, percentiles, permutation, seed_of
+from eval.stats.significance import holm, mcnemar, paired_interval, proportion_interval
 
 
 def yes_no(values: list[int]) -> list[tuple[list[float], list[float]]]:
@@ -192,7 +192,7 @@ def test_many_items_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     generator = np.random.default_rng(0)
     terms = [[(generator.random(300).tolist(), [1.0] * 300)] for _ in range(2)]
     whole = bootstrap(terms, 400, [1])
-    monkeypatch.setattr("eval.resampling.CELLS", 3000)
+    monkeypatch.setattr("eval.stats.resampling.CELLS", 3000)
     parts = bootstrap(terms, 400, [1])
     assert parts.shape == whole.shape == (400, 2)
     assert np.array_equal(parts, whole)

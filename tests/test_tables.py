@@ -18,16 +18,16 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from console.errors import BadInputError, UsageError
-from eval.card import update_card
-from eval.collection import packed, unpacked
-from eval.gains import Measure
-from eval.hypervolume import hv_gain
-from eval.latex import escaped, to_latex
-from eval.reading import PAPER, load, read_all, together
-from eval.report import Report, make_report, ranking
-from eval.result import EvalResult, Lineage, Score
-from eval.rows import assemble, only
-from eval.tables import to_csv, to_markdown, to_ranking
+from eval.report.card import update_card
+from eval.report.latex import escaped, to_latex
+from eval.report.report import Report, make_report, ranking
+from eval.report.tables import to_csv, to_markdown, to_ranking
+from eval.results.collection import packed, unpacked
+from eval.results.reader import PAPER, load, read_all, together
+from eval.results.result import EvalResult, Lineage, Score
+from eval.results.rows import assemble, only
+from eval.stats.gains import Measure
+from eval.stats.hypervolume import hv_gain
 from tests.made_results import SKILLS, family, made, write, write_family
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from console.cli import Parser
 from console.errors import UsageError
-from eval.gains import Measure
-from eval.hypervolume import read_rule
-from eval.reading import load, parse_names
-from eval.report import Report, make_report
-from eval.rows import Models, Remark, only
+from eval.report.report import Report, make_report
+from eval.results.reader import load, parse_names
+from eval.results.rows import Models, Remark, only
+from eval.stats.gains import Measure
+from eval.stats.hypervolume import read_rule
 
 
 def add_results_flags(p: Parser) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from console.errors import UsageError, nearest
-from eval.hypervolume import hv_gain, population_of
-from eval.resampling import bootstrap, seed_of
-from eval.rows import Models, Remark, Row
+from eval.results.rows import Models, Remark, Row
+from eval.stats.hypervolume import hv_gain, population_of
+from eval.stats.resampling import bootstrap, seed_of
 
 if TYPE_CHECKING:
-    from eval.resampling import Array
+    from eval.stats.resampling import Array
 
 HV = "HV Gain"
 Rule = str | Mapping[str, Sequence[str]]

@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Sequence
 
-from eval.gains import HV
-from eval.report import BEYOND, MEASURED, Cell, Line, Report
+from eval.report.report import BEYOND, MEASURED, Cell, Line, Report
+from eval.stats.gains import HV
 
 OVER = "HV over"
 
@@ -34,7 +34,7 @@ def to_markdown(report: Report, intervals: bool = False) -> str:
 
 
 def to_ranking(report: Report, lines: Sequence[Line], column: str, intervals: bool = False) -> str:
-    """Return the lines of `eval.report.ranking` as a Markdown table."""
+    """Return the lines of `eval.report.report.ranking` as a Markdown table."""
     at = [*report.columns, HV].index(column)
     header = ["", "Method", "Model(s)", "AIM", column, *([OVER] if column == HV else [])]
     rows = [

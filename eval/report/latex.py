@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from eval.gains import HV
-from eval.report import Cell, Line, Report, Table
-from eval.tables import OVER, as_printed, over, shown_label
+from eval.report.report import Cell, Line, Report, Table
+from eval.report.tables import OVER, as_printed, over, shown_label
+from eval.stats.gains import HV
 
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from eval.comparison_text import GainDifference
-from eval.gains import Measure, all_gains, gain_draws
-from eval.resampling import percentiles
-from eval.rows import Models, Remark
-from eval.uncertainty import GAIN_DRAWS
+from dataclasses import dataclass
+
+from eval.results.rows import Models, Remark
+from eval.stats.gains import Measure, all_gains, gain_draws
+from eval.stats.resampling import percentiles
+from eval.stats.significance import Interval
+from eval.stats.uncertainty import GAIN_DRAWS
+
+
+@dataclass(frozen=True)
+class GainDifference:
+    """HV gains of A and B over one population, and the 95 % bootstrap interval of B - A."""
+
+    population: tuple[str, ...]
+    a: float
+    b: float
+    interval: Interval
+
+    @property
+    def beyond_noise(self) -> bool:
+        return self.interval[0] > 0 or self.interval[1] < 0
 
 
 def compare_gains(models: Models, a: str, b: str, measure: Measure, seed: int, remark: Remark) -> GainDifference | None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from console.errors import BadInputError, UsageError, nearest
 from console.files import write_whole
-from eval.gains import HV
-from eval.report import BEYOND, Line, Report
-from eval.tables import OVER, markdown_cell, over, pipes
+from eval.report.report import BEYOND, Line, Report
+from eval.report.tables import OVER, markdown_cell, over, pipes
+from eval.stats.gains import HV
 
 BEGIN, END = "<!-- evaluation by Activation-Informed Merging -->", "<!-- end of evaluation -->"
 SECTION = re.compile(rf"\n*{BEGIN}.*?{END}\n*", re.DOTALL)

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval.significance import LEVEL, Interval
+from eval.stats.significance import LEVEL, Interval
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from typing import Any
 
 from console.errors import UsageError
 from console.files import write_whole
-from eval.result import COLUMNS, EvalResult, Score
+from eval.results.result import COLUMNS, EvalResult, Score
 
 
 def check_save_path(save_path: Path) -> None:

@@ -8,10 +8,10 @@ import json
 from html import escape
 from pathlib import Path
 
-from eval.page_data import Answers, page_data
-from eval.page_html import comparisons, provenance, tables
-from eval.report import Report
-from eval.rows import Models
+from eval.report.page_data import Answers, page_data
+from eval.report.page_html import comparisons, provenance, tables
+from eval.report.report import Report
+from eval.results.rows import Models
 
 HERE = Path(__file__).parent
 SCRIPTS = ("base.js", "charts.js", "plots.js", "answers.js", "items.js")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console.figures import COLOURS, KINDS, MARKERS, in_style, write_figure
-from eval.fronts import DASHES, GAINED, LOST, SOURCE, WITH, WITHOUT, Point, draw_pair, is_base
-from eval.labels import place
-from eval.rows import Family, Models, Remark
+from eval.report.fronts import DASHES, GAINED, LOST, SOURCE, WITH, WITHOUT, Point, draw_pair, is_base
+from eval.report.labels import place
+from eval.results.rows import Family, Models, Remark
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ def plot_omega_curves(models: Models, gains: Mapping[str, float]) -> Figure:
     """Draw HV gain and each score against omega, a row of panels for each set of merged models.
 
     Only families with at least two omegas are drawn; their merge without AIM stands at omega 1, where AIM changes
-    nothing, as a hollow point. `gains`: HV gain by row, from `eval.gains.all_gains`.
+    nothing, as a hollow point. `gains`: HV gain by row, from `eval.stats.gains.all_gains`.
     """
     from matplotlib.figure import Figure
 

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-from eval.comparison import BOOTSTRAP, MCNEMAR, PERMUTATION, Comparison, Difference
-from eval.significance import LEVEL, Interval
-from eval.tables import pipes
+from eval.report.tables import pipes
+from eval.stats.comparison import BOOTSTRAP, MCNEMAR, PERMUTATION, Comparison, Difference
+from eval.stats.gain_comparison import GainDifference
+from eval.stats.significance import LEVEL
 
 HEADER = ("benchmark", "items", "A", "B", "B - A", "95 % interval", "only A", "only B", "p", "p corrected", "verdict")
 LEFT = {0, 5, 10}
 WITHIN = "within noise"
-
-
-@dataclass(frozen=True)
-class GainDifference:
-    """HV gains of A and B over one population, and the 95 % bootstrap interval of B - A."""
-
-    population: tuple[str, ...]
-    a: float
-    b: float
-    interval: Interval
-
-    @property
-    def beyond_noise(self) -> bool:
-        return self.interval[0] > 0 or self.interval[1] < 0
 
 
 def to_text(found: Comparison, gain: GainDifference | None, draws: int, seed: int) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from console.errors import ProjectError
-from eval.comparison import DRAWS, Difference, differences, right_or_wrong
-from eval.gains import HV, Gains, Measure, gain_draws
-from eval.resampling import Terms, bootstrap, percentiles, seed_of
-from eval.rows import Models, Remark
-from eval.significance import Interval, proportion_interval
+from eval.results.rows import Models, Remark
+from eval.stats.comparison import DRAWS, Difference, differences, right_or_wrong
+from eval.stats.gains import HV, Gains, Measure, gain_draws
+from eval.stats.resampling import Terms, bootstrap, percentiles, seed_of
+from eval.stats.significance import Interval, proportion_interval
 
 GAIN_DRAWS = 2000
 Place = tuple[str, str]

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.fronts import pareto_front
-from eval.gains import HV
 from eval.outcomes import IFEVAL_MEAN, Outcomes
-from eval.plots import curved
-from eval.report import Report
-from eval.rows import Family, Models, Row
+from eval.report.fronts import pareto_front
+from eval.report.plots import curved
+from eval.report.report import Report
+from eval.results.rows import Family, Models, Row
 from eval.samples import Answer, Item
+from eval.stats.gains import HV
 
 Answers = Mapping[str, Mapping[str, Mapping[Item, Answer]]]
 """Row (its key) -> column -> item -> answer."""

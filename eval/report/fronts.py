@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eval.labels import Label
-from eval.rows import Family, Models, Row
+from eval.report.labels import Label
+from eval.results.rows import Family, Models, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import BadInputError, UsageError
-from eval.collection import COLLECTION, unpacked
-from eval.result import COLUMNS, EvalResult, Lineage, Score
-from eval.rows import PUBLISHED, Models, Remark, assemble, model_key
+from eval.results.collection import COLLECTION, unpacked
+from eval.results.result import COLUMNS, EvalResult, Lineage, Score
+from eval.results.rows import PUBLISHED, Models, Remark, assemble, model_key
 
-PAPER = Path(__file__).resolve().parent.parent / "configs" / "paper_results.json"
+PAPER = Path(__file__).resolve().parent.parent.parent / "configs" / "paper_results.json"
 """The paper's tables: 4 source models, 40 merges."""
 
 

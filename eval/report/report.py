@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from console.errors import UsageError, nearest
-from eval.gains import HV, Gains, Measure, all_gains
-from eval.rows import Models, Remark, Row
-from eval.significance import Interval
-from eval.uncertainty import Uncertainty, uncertainty
+from eval.results.rows import Models, Remark, Row
+from eval.stats.gains import HV, Gains, Measure, all_gains
+from eval.stats.significance import Interval
+from eval.stats.uncertainty import Uncertainty, uncertainty
 
 BEYOND, MEASURED = "†", "‡"
 

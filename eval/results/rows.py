@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from console.errors import UsageError, nearest
-from eval.result import COLUMNS, EvalResult, Lineage
+from eval.results.result import COLUMNS, EvalResult, Lineage
 
 Remark = Callable[[str], None]
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from eval.comparison import Difference
-from eval.comparison_text import shown_p, verdict
-from eval.gains import HV
-from eval.report import BEYOND, Cell, Line, Report, Table
-from eval.rows import Models
-from eval.tables import OVER, as_printed, over, shown_label
+from eval.report.comparison_text import shown_p, verdict
+from eval.report.report import BEYOND, Cell, Line, Report, Table
+from eval.report.tables import OVER, as_printed, over, shown_label
+from eval.results.rows import Models
+from eval.stats.comparison import Difference
+from eval.stats.gains import HV
 
 
 def tables(report: Report) -> str:

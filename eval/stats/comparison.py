@@ -8,9 +8,9 @@ from typing import Any
 
 from console.errors import BadInputError, UsageError
 from eval.outcomes import Outcomes, TaskOutcomes
-from eval.resampling import Terms, bootstrap, percentiles, permutation, seed_of
-from eval.result import COLUMNS, EvalResult
-from eval.significance import LEVEL, Interval, holm, mcnemar, paired_interval
+from eval.results.result import COLUMNS, EvalResult
+from eval.stats.resampling import Terms, bootstrap, percentiles, permutation, seed_of
+from eval.stats.significance import LEVEL, Interval, holm, mcnemar, paired_interval
 
 DRAWS = 10_000
 MCNEMAR, PERMUTATION, BOOTSTRAP = "McNemar, exact", "permutation", "paired bootstrap"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import BadInputError
-from eval.result import EvalResult, Lineage
+from eval.results.result import EvalResult, Lineage
 
 COLLECTION = "results_collection"
 KEPT = (

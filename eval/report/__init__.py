@@ -1,0 +1,1 @@
+"""Tables, LaTeX, model cards, figures and the HTML page that show results; no statistics of their own."""
