@@ -9,8 +9,8 @@ from pathlib import Path
 
 from console.cli import run, say
 from console.errors import BadInputError, UsageError
-from eval.flags import models_of, parser, settings_of
-from eval.ranks import Ranks
+from eval.harness.flags import models_of, parser, settings_of
+from eval.harness.ranks import Ranks
 from eval.results.result import EvalResult
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
 def evaluated(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
     """Evaluate every model, all checked before the first is loaded; nothing in other processes than the first."""
     settings, models = settings_of(a), models_of(a)
-    from eval.harness import evaluate_share, preflight
+    from eval.harness.evaluation import evaluate_share, preflight
     from eval.results.store import save
 
     checked = [(model, preflight(model, settings, a.save_path)) for model in models]

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from eval.benchmarks import Benchmark
+from eval.harness.settings import Settings
 from eval.protocol import Loaded
-from eval.settings import Settings
 
 
 class Recorded:

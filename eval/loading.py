@@ -10,11 +10,11 @@ from typing import Any
 from console.errors import BadInputError, EvaluationError, ProjectError
 from eval.benchmarks import Benchmark
 from eval.catalogue import folders_for, stock_folder
+from eval.harness.request_types import digest
+from eval.harness.settings import Settings
 from eval.mirror import check_nltk, offer_nltk, redirected
 from eval.pins import facts, pinned
 from eval.protocol import Loaded, Shipped, sandboxed_code_eval
-from eval.requests import digest
-from eval.settings import Settings
 
 
 def load(benchmarks: tuple[Benchmark, ...], settings: Settings) -> Mapping[Benchmark, Loaded]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.benchmarks import Benchmark, refuse_code
+from eval.harness.settings import EVERY, Settings
 from eval.scores import spread
-from eval.settings import EVERY, Settings
 from eval.tasks import scoring
 from eval.tasks.code import CODE_EVAL, program_of
 from eval.tasks.prompts import STOPS, prompt, question_of

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from eval.settings import Settings
+from eval.harness.settings import Settings
 
 
 @contextlib.contextmanager

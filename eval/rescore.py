@@ -11,11 +11,11 @@ from typing import Any
 
 from console.cli import say
 from console.errors import BadInputError, UsageError
-from eval.harness import Identity, Samples, assembled
+from eval.harness.evaluation import Identity, Samples, assembled
+from eval.harness.settings import Settings
 from eval.quiet import environment, muted
 from eval.results.result import EvalResult
 from eval.results.store import model_folder, samples_file
-from eval.settings import Settings
 
 
 def source_of(given: Path, model: str | None, save_path: Path) -> Path:

@@ -77,11 +77,11 @@ def main(argv: Sequence[str]) -> int:
 
 def build(args: Any) -> list[Any]:
     """The requests of the tasks, as an evaluation makes them."""
-    from eval import asking
+    from eval.harness import requests as asking
+    from eval.harness.settings import EVERY, Settings
     from eval.loading import load
     from eval.protocol import configure, plan_items
     from eval.quiet import environment, muted
-    from eval.settings import EVERY, Settings
 
     settings = Settings(
         preset="lm-eval",

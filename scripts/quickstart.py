@@ -132,9 +132,9 @@ def evaluate_all(family, models: Sequence[Path], results: Path, quiet: bool) -> 
     """Score every model on the three skills' test items by lm-eval."""
     from tqdm import tqdm
 
-    from eval.harness import evaluate_with_samples
+    from eval.harness.evaluation import evaluate_with_samples
+    from eval.harness.settings import Settings
     from eval.results.store import save
-    from eval.settings import Settings
 
     settings = Settings(
         benchmarks=tuple(family.task_names.values()),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from console.cli import run
-from eval.journal import Journal
+from eval.harness.journal import Journal
 from eval.results.result import EvalResult
 from eval.results.store import model_folder
 from evaluate_model import main
@@ -51,7 +51,7 @@ def test_two_processes_share_the_work(checkpoint: Path, data_dir: Path, tmp_path
 
 def test_each_process_takes_its_share() -> None:
     """Together the processes have every item once, in any number."""
-    from eval.ranks import Ranks
+    from eval.harness.ranks import Ranks
 
     items = list(range(11))
     for count in (1, 2, 5, 20):

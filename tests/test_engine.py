@@ -19,7 +19,7 @@ from eval.engine.hf import HFEngine
 from eval.engine.prefixes import shared, worth_it
 from eval.engine.stops import Stops
 from eval.engine.tokens import Tokens, windows
-from eval.requests import Request
+from eval.harness.request_types import Request
 from tests.evaluation import ROOT
 
 WORDS = ("assert", "the", "model", "returns", "what", "a", "test", "says", "and", "then", "prints", "its", "name", "or")

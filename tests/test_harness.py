@@ -1,4 +1,4 @@
-"""evaluate_model.py and eval/harness.py: a tiny real Llama on real tasks from a folder made here, and the refusals."""
+"""Evaluation: a tiny real Llama on real tasks from a folder of benchmark data, and the refusals."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from console.errors import EvaluationError, UsageError
 from eval.benchmarks import chosen
 from eval.catalogue import stock_folder
 from eval.engine.memory import cache_bytes_per_token, rows_that_fit
+from eval.harness.settings import Settings
 from eval.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes
 from eval.results.result import EvalResult, Score
 from eval.results.store import folder_name, save, table
 from eval.scores import ratio_score, spread, standard_error
-from eval.settings import Settings
 from evaluate_model import main
 from tests.evaluation import DATA, QUESTIONS, ROOT, write_jsonl
 
@@ -94,7 +94,7 @@ def test_ifeval_runs_with_the_sentence_splitter_of_the_data_folder(
     """IFEval scores offline with nltk's punkt_tab found in the data folder, even one others may write."""
     if not (DATA / "nltk_data").is_dir():
         pytest.skip(f"no nltk_data in {DATA}; set AIM_DATA_DIR")
-    from eval.harness import evaluate
+    from eval.harness.evaluation import evaluate
 
     link = data_dir / "nltk_data"
     if not link.exists():
@@ -112,7 +112,7 @@ def test_a_loaded_model_scores_as_its_folder_and_repeats(checkpoint: Path, setti
     """The same model from disk, loaded, and again: the same samples, generation by generation."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from eval.harness import evaluate_with_samples
+    from eval.harness.evaluation import evaluate_with_samples
 
     loaded = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -127,7 +127,7 @@ def test_a_loaded_model_scores_as_its_folder_and_repeats(checkpoint: Path, setti
 @pytest.mark.parametrize("prompt_type", ["cot", "wiz", "wizard_zs"])
 def test_the_prompt_type_reaches_the_model(checkpoint: Path, settings: Settings, prompt_type: str) -> None:
     """Each prompt type changes the prompt and the stop strings of the requests, also after another one was run."""
-    from eval.harness import evaluate_with_samples
+    from eval.harness.evaluation import evaluate_with_samples
     from eval.tasks.prompts import STOPS, prompt
 
     _, samples = evaluate_with_samples(str(checkpoint), replace(settings, math_prompt_type=prompt_type, limits={"": 1}))
@@ -166,7 +166,7 @@ def test_the_users_own_task_is_scored_under_its_name(checkpoint: Path, settings:
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_target: 0\n"
         "doc_to_choice: ['{{a}}', 'x']\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
     )
-    from eval.harness import evaluate
+    from eval.harness.evaluation import evaluate
 
     result = evaluate(
         str(checkpoint), replace(settings, benchmarks=("own",), math_benchmarks=(), include_path=tmp_path)
@@ -228,7 +228,7 @@ def test_models_that_cannot_be_evaluated_are_refused(
         assert sentence in capsys.readouterr().err
     from transformers import AutoModelForCausalLM
 
-    from eval.harness import evaluate
+    from eval.harness.evaluation import evaluate
 
     loaded = AutoModelForCausalLM.from_pretrained(checkpoint)
     with pytest.raises(UsageError, match="needs its tokenizer"):
@@ -240,7 +240,7 @@ def test_broken_weights_are_one_sentence(checkpoint: Path, settings: Settings, t
     for file in checkpoint.iterdir():
         data = file.read_bytes()
         (tmp_path / file.name).write_bytes(data[:100] if file.suffix == ".safetensors" else data)
-    from eval.harness import evaluate
+    from eval.harness.evaluation import evaluate
 
     with pytest.raises(EvaluationError, match="could not be loaded"):
         evaluate(str(tmp_path), settings)
@@ -269,7 +269,7 @@ def test_help_and_usage_errors_import_nothing_heavy() -> None:
 
 def test_the_defaults_are_the_original_ones() -> None:
     """Benchmarks, dtype, prompt type, lengths and save path default to the original script's."""
-    from eval.flags import parser, settings_of
+    from eval.harness.flags import parser, settings_of
 
     a = parser().parse_args(["--model", "m"])
     assert (a.benchmarks, a.math_benchmarks) == ("mmlu,ifeval,mbpp,humaneval", "math,gsm8k")
@@ -319,7 +319,7 @@ def test_ifeval_is_the_mean_of_its_four_accuracies() -> None:
 
 def test_a_changed_data_file_is_read_again(checkpoint: Path, settings: Settings, tmp_path: Path) -> None:
     """Two folders of the same shape and name, or one whose file changed, never share what was read from them."""
-    from eval.harness import evaluate_with_samples
+    from eval.harness.evaluation import evaluate_with_samples
 
     asked = []
     for i, question in enumerate(("first", "second")):

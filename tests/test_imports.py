@@ -40,7 +40,7 @@ def test_edges(file: Path) -> None:
     assert not names & {"merge", "performAIM", "evaluate_model", "scripts", "tests"}
 
 
-LM_EVAL = {"loading", "protocol", "asking", "grading", "rescore", "engine/adapter"}
+LM_EVAL = {"loading", "protocol", "harness/requests", "grading", "rescore", "engine/adapter"}
 
 
 def test_lm_eval_is_met_in_few_places() -> None:
@@ -61,7 +61,7 @@ def test_answers_are_graded_without_torch() -> None:
         "scores",
         "outcomes",
         "results/result",
-        "journal",
+        "harness/journal",
         "results/store",
     )
     for name in names:

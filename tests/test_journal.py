@@ -17,12 +17,12 @@ import pytest
 
 from console.cli import run
 from console.errors import BadInputError, UsageError
-from eval.journal import Journal
+from eval.harness.journal import Journal
+from eval.harness.request_types import Request, key_of
+from eval.harness.settings import Settings
 from eval.progress import Progress
-from eval.requests import Request, key_of
 from eval.results.result import EvalResult
 from eval.results.store import model_folder
-from eval.settings import Settings
 from evaluate_model import main
 from tests.evaluation import ROOT, write_jsonl
 
@@ -100,7 +100,7 @@ def test_what_is_known_is_not_asked_again(
 ) -> None:
     """A second run loads no model and scores the same; another batch size changes nothing, other lengths ask again,
     --regenerate asks for all, and changed weights are another model."""
-    from eval import harness
+    from eval.harness import evaluation as harness
 
     model = tmp_path / "model"
     shutil.copytree(checkpoint, model)
@@ -205,7 +205,7 @@ def test_answers_are_graded_again_without_torch_or_model(
 ) -> None:
     """--rescore gives the same scores and outcomes, in a process where torch and transformers cannot be imported and
     with the model gone; the new file says where its answers are from."""
-    from eval.harness import evaluate
+    from eval.harness.evaluation import evaluate
 
     model = tmp_path / "model"
     shutil.copytree(checkpoint, model)
@@ -231,7 +231,7 @@ def test_another_grader_needs_no_model_but_the_same_data(
     checkpoint: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A grader that accepts everything makes rescored answers right; changed items and lost samples are refused."""
-    from eval.harness import evaluate
+    from eval.harness.evaluation import evaluate
     from eval.rescore import rescore, source_of
     from eval.tasks.scoring import GRADER
 

@@ -14,7 +14,7 @@ from console.cli import run
 from console.errors import UsageError
 from eval.benchmarks import UNFENCED, chosen
 from eval.catalogue import stock_folder
-from eval.settings import Settings, parse_numbers
+from eval.harness.settings import Settings, parse_numbers
 from eval.tasks import code, scoring
 from evaluate_model import main
 from tests.evaluation import PRO_SUBJECTS, QUESTIONS
@@ -30,7 +30,7 @@ def settings(data_dir: Path) -> Settings:
 
 
 def evaluated(checkpoint: Path, settings: Settings) -> tuple[Any, Any]:
-    from eval.harness import evaluate_with_samples
+    from eval.harness.evaluation import evaluate_with_samples
 
     return evaluate_with_samples(str(checkpoint), settings)
 
@@ -69,7 +69,7 @@ def test_verdicts_of_maths_by_both_presets(
         def used(self) -> dict[str, Any]:
             return {}
 
-    from eval import harness
+    from eval.harness import evaluation as harness
 
     monkeypatch.setattr(harness, "make_engine", lambda *_: Says())
     asked = replace(settings, math_benchmarks=("gsm8k", "math"))

@@ -12,9 +12,9 @@ from aim.calibration import Calibration
 from aim.measure import Settings as AimSettings
 from aim.measure import calibration_dtype
 from console.processor import BFLOAT16, multiplies_bfloat16, product_dtype
-from eval.backend import place
-from eval.ranks import Ranks
-from eval.settings import Settings
+from eval.harness.models import place
+from eval.harness.ranks import Ranks
+from eval.harness.settings import Settings
 from merging.checkpoint import open_checkpoint
 from tests.tiny import make_llama
 

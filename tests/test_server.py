@@ -10,10 +10,10 @@ import pytest
 
 from console.cli import run
 from console.errors import BadInputError, EvaluationError
-from eval.journal import Journal
+from eval.harness.journal import Journal
+from eval.harness.settings import Settings
 from eval.outcomes import Outcomes
 from eval.results.store import model_folder
-from eval.settings import Settings
 from evaluate_model import main
 from tests.completions_server import Served, serving
 
@@ -39,7 +39,7 @@ def test_a_server_answers_as_the_model_here(
     checkpoint: Path, served: Served, settings: Settings, tmp_path: Path
 ) -> None:
     """The same texts and outcomes, and log-likelihoods to 1e-4, as from the checkpoint in this process."""
-    from eval.harness import evaluate
+    from eval.harness.evaluation import evaluate
 
     remote = evaluate("tiny-llama", settings, save_path=tmp_path)
     local = evaluate(str(checkpoint), replace(settings, backend="hf", base_url=None), save_path=tmp_path)
@@ -83,7 +83,7 @@ def test_continuations_are_found_in_any_servers_spelling() -> None:
 def test_chats_are_sent_as_messages(served: Served, settings: Settings) -> None:
     """With --apply_chat_template the server renders the chat: messages go to it, their answers come back; benchmarks
     of log-likelihoods cannot be asked so."""
-    from eval.harness import evaluate_with_samples
+    from eval.harness.evaluation import evaluate_with_samples
 
     chat = replace(settings, benchmarks=(), apply_chat_template=True, limits={"": 1})
     _, samples = evaluate_with_samples("tiny-llama", chat)
@@ -101,8 +101,8 @@ def test_a_server_that_fails_now_and_then_is_asked_again(
 ) -> None:
     """Failures of the moment (429, 503) are repeated; lasting ones end the run, keeping what was answered, and the
     next run goes on from there."""
-    from eval import server
-    from eval.harness import evaluate
+    from eval.harness import server
+    from eval.harness.evaluation import evaluate
 
     monkeypatch.setattr(server, "PAUSES", (0.0,) * 3)
     expected = evaluate("tiny-llama", settings).scores
@@ -120,7 +120,7 @@ def test_a_server_with_few_stop_strings_gives_the_same(
     served: Served, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a server refuses more than four stop strings, four are sent and the rest is cut off here."""
-    from eval.harness import evaluate_with_samples
+    from eval.harness.evaluation import evaluate_with_samples
 
     code = replace(settings, benchmarks=("humaneval",), math_benchmarks=(), limits={"": 2}, allow_code_execution=True)
     code = replace(code, max_gen_toks=12)
@@ -134,7 +134,7 @@ def test_a_server_without_log_likelihoods_is_told(
     served: Served, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A benchmark that needs what a server does not give ends with a sentence that says so."""
-    from eval.harness import evaluate
+    from eval.harness.evaluation import evaluate
 
     monkeypatch.setattr(served, "log_likelihoods", False)
     with pytest.raises(EvaluationError, match="echo with logprobs"):
@@ -170,7 +170,7 @@ def test_servers_that_cannot_be_used(
     assert run(main, ["--model", "tiny-llama", "--base_url", served.url, *common]) == 2
     assert "OPENAI_API_KEY" in capsys.readouterr().err
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    from eval.server import Server
+    from eval.harness.server import Server
 
     assert set(Server(served.url).models() or {}) == {"tiny-llama"}
     with pytest.raises(BadInputError, match="does not serve"):

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.backend import Subject, show_only
 from eval.engine.seeds import seed_of
-from eval.requests import Answered, Request
-from eval.settings import Settings
+from eval.harness.models import Subject, show_only
+from eval.harness.request_types import Answered, Request
+from eval.harness.settings import Settings
 
 CHUNK = {"vllm": 512, "hf": 64}
 """Requests between two writes to the journal: vLLM fills its batches from within a chunk."""

@@ -22,7 +22,7 @@ from eval.engine.memory import release
 from eval.engine.prefixes import shared, worth_it
 from eval.engine.sampling import next_ids
 from eval.engine.stops import Stops
-from eval.requests import Request
+from eval.harness.request_types import Request
 
 Ended = Callable[[Request, list[int]], None]
 REFILL = 8

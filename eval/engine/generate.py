@@ -11,7 +11,7 @@ import torch
 from eval.engine.memory import tried
 from eval.engine.stops import Stops
 from eval.engine.tokens import Tokens
-from eval.requests import Answered, Request
+from eval.harness.request_types import Answered, Request
 
 
 def generate_batches(

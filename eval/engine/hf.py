@@ -8,7 +8,7 @@ from typing import Any
 from eval.engine import memory
 from eval.engine.stops import Stops
 from eval.engine.tokens import Tokens, windows
-from eval.requests import Answered, Request
+from eval.harness.request_types import Answered, Request
 
 
 class HFEngine:

@@ -10,8 +10,8 @@ from typing import Any
 
 from console.errors import EvaluationError
 from eval.engine.seeds import seed_of
-from eval.requests import Answer, Answered, Request
-from eval.server import RefusedError, Server
+from eval.harness.request_types import Answer, Answered, Request
+from eval.harness.server import RefusedError, Server
 
 AT_ONCE = 8
 FEW_STOPS = 4

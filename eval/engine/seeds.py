@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from eval.requests import Request
+from eval.harness.request_types import Request
 
 
 def seed_of(request: Request) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from eval.requests import Request
+from eval.harness.request_types import Request
 
 
 class Tokens:

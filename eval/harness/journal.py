@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from console.errors import BadInputError
-from eval.requests import Answer, Request
+from eval.harness.request_types import Answer, Request
 
 NAME = "generations"
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from console.errors import EvaluationError, ProjectError
 from eval.benchmarks import Benchmark
-from eval.journal import Journal
+from eval.harness.journal import Journal
+from eval.harness.ranks import Ranks
+from eval.harness.request_types import Answer, Engine, Request, digest, key_of
+from eval.harness.settings import Settings
 from eval.progress import Progress
 from eval.protocol import Loaded
-from eval.ranks import Ranks
-from eval.requests import Answer, Engine, Request, digest, key_of
-from eval.settings import Settings
 
 Template = Callable[..., str]
 KINDS: Mapping[str, Literal["generate", "score", "rolling"]] = {

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import UsageError
-from eval.identity import WEIGHTS
-from eval.settings import PAPER_LENGTH
+from eval.harness.identity import WEIGHTS
+from eval.harness.settings import PAPER_LENGTH
 
 HUB_ID = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?(?:@[\w./-]+)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")

@@ -9,7 +9,7 @@ from console.cli import Parser, add_output_flags
 from console.errors import UsageError
 from console.files import user_path
 from eval.benchmarks import PRESETS
-from eval.settings import BACKENDS, DTYPE_OF, DTYPES, PAPER_LENGTH, Settings, parse_numbers
+from eval.harness.settings import BACKENDS, DTYPE_OF, DTYPES, PAPER_LENGTH, Settings, parse_numbers
 from eval.tasks.prompts import TEMPLATES
 
 

@@ -16,20 +16,20 @@ from typing import Any
 
 from console.cli import say
 from console.errors import EvaluationError
-from eval import identity
-from eval.backend import Subject, identify, make_engine, place, scope_of, subject_of, with_weights
 from eval.benchmarks import Benchmark
-from eval.checks import check_model
-from eval.journal import Journal
+from eval.harness import identity
+from eval.harness.checks import check_model
+from eval.harness.journal import Journal
+from eval.harness.models import Subject, identify, make_engine, place, scope_of, subject_of, with_weights
+from eval.harness.ranks import Ranks
+from eval.harness.request_types import Engine
+from eval.harness.server import Server
+from eval.harness.settings import Settings
 from eval.mirror import check_data
 from eval.progress import Progress
 from eval.quiet import environment, muted
-from eval.ranks import Ranks
-from eval.requests import Engine
 from eval.results.result import EvalResult, Lineage
 from eval.results.store import check_save_path, model_folder, save
-from eval.server import Server
-from eval.settings import Settings
 from eval.versions import versions
 
 Samples = dict[str, list[dict[str, Any]]]
@@ -94,7 +94,8 @@ def evaluate_share(
         stack.enter_context(muted(settings))
         settings = place(settings, model, ranks)
         subject = subject_of(model, settings, tokenizer, name)
-        from eval import asking, grading
+        from eval import grading
+        from eval.harness import requests as asking
         from eval.loading import load
         from eval.protocol import configure, plan_items
 

@@ -66,7 +66,7 @@ def hub_commit(folder: Path) -> str | None:
 
 def project_commit() -> str | None:
     """The commit this project's files are of, with "+changes" where they were changed; None outside a git checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     commit = _git(root, "rev-parse", "HEAD")

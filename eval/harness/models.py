@@ -11,13 +11,13 @@ from typing import Any
 
 from console.errors import BadInputError, EvaluationError, UsageError
 from console.processor import product_dtype
-from eval import identity
-from eval.checks import check_length, own_length, usable_length
 from eval.engine.remote import AT_ONCE, RemoteEngine, messages_as_json
-from eval.ranks import Ranks
-from eval.requests import Engine, digest
-from eval.server import Server
-from eval.settings import Settings
+from eval.harness import identity
+from eval.harness.checks import check_length, own_length, usable_length
+from eval.harness.ranks import Ranks
+from eval.harness.request_types import Engine, digest
+from eval.harness.server import Server
+from eval.harness.settings import Settings
 
 HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py")
 HUB_WEIGHTS = ("*.safetensors",)

@@ -1,0 +1,2 @@
+"""One evaluation from model to answers: settings, requests, answer journal and models; grading, tables and plots do not
+belong here."""
