@@ -25,9 +25,14 @@ class TaskOutcomes:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The items behind one column, task by task."""
+    """The items behind one column, task by task.
+
+    `macro` names the metrics whose score is the unweighted mean over tasks, as the file of an lm-eval group may ask
+    for; the scores of the others are means over items.
+    """
 
     tasks: Mapping[str, TaskOutcomes] = field(default_factory=dict)
+    macro: tuple[str, ...] = ()
 
     def keys(self) -> list[tuple[str, int, str]]:
         """(task, item, digest of the item) in order; equal keys are the same question of the same data."""
@@ -41,8 +46,11 @@ class Outcomes:
         """(numerators, denominators), in the order of `keys`, of the ratios whose mean is the score.
 
         Score = 100 * mean over terms of sum(w * numerator) / sum(w * denominator), with w = 1, or how often an item was
-        drawn. Accuracies have one term with denominators 1; IFEval's mean has four, two of them per instruction.
+        drawn. Accuracies have one term with denominators 1, and macro averages one such term per task; IFEval's mean
+        has four, two of them per instruction.
         """
+        if metric in self.macro:
+            return self._task_terms(metric)
         metrics = IFEVAL if metric == IFEVAL_MEAN else (metric,)
         found = []
         for name in metrics:
@@ -51,18 +59,34 @@ class Outcomes:
             found.append((numerators, self.verdicts(INSTRUCTIONS) if per_instruction else [1.0] * len(numerators)))
         return found
 
+    def _task_terms(self, metric: str) -> list[tuple[list[float], list[float]]]:
+        """Return one term per task, 0 for the items of other tasks."""
+        total = sum(len(task.items) for task in self.tasks.values())
+        terms, start = [], 0
+        for task in self.tasks.values():
+            end = start + len(task.items)
+            numerators, denominators = [0.0] * total, [0.0] * total
+            numerators[start:end] = task.verdicts[metric]
+            denominators[start:end] = [1.0] * (end - start)
+            if end > start:
+                terms.append((numerators, denominators))
+            start = end
+        return terms
+
     def score(self, metric: str) -> float:
         """The score in percent that these verdicts give."""
         ratios = [sum(n) / sum(d) for n, d in self.terms(metric)]
         return 100 * sum(ratios) / len(ratios)
 
     def to_json(self) -> dict[str, Any]:
+        macro = {"macro": list(self.macro)} if self.macro else {}
         return {
             task: {
                 "items": list(o.items),
                 "docs": list(o.docs),
-                "verdicts": {m: [_short(v) for v in found] for m, found in o.verdicts.items()},
+                "verdicts": {m: [_short(v) for v in values] for m, values in o.verdicts.items()},
             }
+            | macro
             for task, o in self.tasks.items()
         }
 
@@ -70,14 +94,16 @@ class Outcomes:
     def from_json(cls, data: Mapping[str, Any]) -> Outcomes:
         """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         tasks = {}
-        for task, found in data.items():
-            verdicts = {name: tuple(map(float, values)) for name, values in found["verdicts"].items()}
-            outcomes = TaskOutcomes(tuple(found["items"]), tuple(found["docs"]), verdicts)
+        macro: dict[str, None] = {}
+        for task, entry in data.items():
+            macro |= dict.fromkeys(entry.get("macro", ()))
+            verdicts = {name: tuple(map(float, values)) for name, values in entry["verdicts"].items()}
+            outcomes = TaskOutcomes(tuple(entry["items"]), tuple(entry["docs"]), verdicts)
             sizes = {len(outcomes.items), len(outcomes.docs), *map(len, verdicts.values())}
             if len(sizes) != 1:
                 raise ValueError(f"the outcomes of {task} differ in length")
             tasks[task] = outcomes
-        return cls(tasks)
+        return cls(tasks, tuple(macro))
 
 
 def per_instruction(verdicts: Sequence[Any]) -> tuple[float, ...]:

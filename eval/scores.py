@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from console.errors import EvaluationError
 from eval.benchmarks import Benchmark
+from eval.metrics import direction_of, is_fraction
 from eval.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes, per_instruction
 from eval.results.result import Score
 
-NOT_FRACTIONS = ("perplexity", "bits_per_byte", "bleu", "chrf", "ter", "likelihood")
+if TYPE_CHECKING:
+    from eval.protocol import Loaded
+
 _NOT_METRICS = ("alias", "name", "sample_len", "sample_count", "samples")
 
 Samples = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -18,23 +23,31 @@ Found = dict[str, tuple[Score, Outcomes | None]]
 
 
 def scores_of(
-    benchmark: Benchmark, leaves: Sequence[str], raw: Mapping[str, Any], samples: Samples, further: Sequence[str] = ()
+    benchmark: Benchmark, loaded: Loaded, raw: Mapping[str, Any], samples: Samples, further: Sequence[str] = ()
 ) -> Found:
-    """Return the benchmark's scores and outcomes by column; one, or one per task for a name without a total of its own.
+    """Return the benchmark's scores and outcomes by column: one, or one per task for a name without a total of its own.
 
-    `leaves` are the tasks it consists of, `samples` lm-eval's logged samples of each, `further` names of metrics (such
-    as pass@10) to report beside, where the benchmark has them.
+    Args:
+        benchmark: The benchmark that was asked for.
+        loaded: The tasks and groups it consists of.
+        raw: lm-eval's dictionary of results.
+        samples: lm-eval's logged samples of each task.
+        further: Names of metrics (such as pass@10) to report beside, where the benchmark has them.
+
+    Raises:
+        EvaluationError: The verdicts per item do not give lm-eval's score.
     """
     if benchmark.metric == IFEVAL_MEAN:
         return {benchmark.column: _ifeval(benchmark.task, samples[benchmark.task])}
+    leaves = list(loaded.tasks)
     results = raw["results"].get(benchmark.task, {})
     key = benchmark.key if benchmark.key in results else _first_metric(results)
     if key is None:
         parts = {leaf: _first_metric(raw["results"][leaf]) for leaf in leaves if leaf != benchmark.task}
-        return {leaf: _scored(raw["results"][leaf], key, "", samples, [leaf]) for leaf, key in parts.items() if key}
+        return {leaf: _scored(loaded, raw, leaf, key, "", samples, [leaf]) for leaf, key in parts.items() if key}
     label = benchmark.metric if key == benchmark.key else ""
     beside = dict(benchmark.beside) | {name: f"{name},{key.partition(',')[2]}" for name in further}
-    return {benchmark.column: _scored(results, key, label, samples, leaves, beside)}
+    return {benchmark.column: _scored(loaded, raw, benchmark.task, key, label, samples, leaves, beside)}
 
 
 def _first_metric(results: Mapping[str, Any]) -> str | None:
@@ -45,25 +58,57 @@ def _first_metric(results: Mapping[str, Any]) -> str | None:
 
 
 def _scored(
-    results: Mapping[str, Any],
+    loaded: Loaded,
+    raw: Mapping[str, Any],
+    name: str,
     key: str,
     label: str,
     samples: Samples,
     leaves: Sequence[str],
     beside: Mapping[str, str] | None = None,
 ) -> tuple[Score, Outcomes | None]:
+    """Return the score of one task or group and, where items have verdicts of their own, its outcomes."""
+    results = raw["results"][name]
     metric, _, filter_name = key.partition(",")
-    scale = 1.0 if any(word in metric for word in NOT_FRACTIONS) else 100.0
     label = label or metric
-    outcomes = _outcomes({label: key, **(beside or {})}, samples, leaves) if scale == 100.0 else None
+    values = [s[metric] for leaf in leaves for s in samples.get(leaf, ()) if metric in s]
+    aggregations = {_aggregation(loaded.tasks[leaf], metric) for leaf in leaves}
+    fraction = all(is_fraction(metric, aggregation, values) for aggregation in aggregations)
+    directions = raw.get("higher_is_better", {}).get(name, {})
+    outcomes = _outcomes({label: key, **(beside or {})}, samples, leaves) if fraction else None
+    if outcomes is not None and not _weighted_by_size(loaded.groups.get(name), metric):
+        outcomes = replace(outcomes, macro=(label, *(beside or {})))
+    value = 100 * results[key] if fraction else results[key]
+    if outcomes is not None and not math.isclose(outcomes.score(label), value, rel_tol=1e-9, abs_tol=1e-9):
+        if aggregations <= {"mean"}:
+            raise EvaluationError(
+                f"{name}: {metric} is {value:.6f} in lm-eval's results and {outcomes.score(label):.6f} from its "
+                "verdicts per item; the samples do not belong to the score."
+            )
+        outcomes = None  # the score is not a mean over items, so that they say nothing of its uncertainty
     stderr = results.get(f"{metric}_stderr,{filter_name}")
     if not isinstance(stderr, int | float):
-        stderr = standard_error(outcomes.verdicts(label)) if outcomes else None
+        stderr = standard_error(outcomes.verdicts(label)) if outcomes and not outcomes.macro else None
+    elif fraction:
+        stderr *= 100
     items = {(s["task"], s["doc_id"]) for leaf in leaves for s in samples.get(leaf, ())}
     n = len(items) or results.get("sample_len")
-    others = {} if outcomes is None else {name: ratio_score(outcomes, name) for name in beside or {}}
-    score = Score(label, scale * results[key], None if stderr is None else scale * stderr, n, others)
-    return score, outcomes
+    others = {} if outcomes is None else {other: ratio_score(outcomes, other) for other in beside or {}}
+    return Score(label, value, stderr, n, others, direction_of(metric, directions), fraction), outcomes
+
+
+def _aggregation(task: Any, metric: str) -> str:
+    """Return the name of a metric's aggregation over items; lm-eval takes the mean where none is set."""
+    function = task.aggregation().get(metric)
+    if function is None:
+        return "mean"
+    return str(function.__name__) if function.__module__ == "lm_eval.api.metrics" else "of the task's own"
+
+
+def _weighted_by_size(group: Any, metric: str) -> bool:
+    """Return whether a group weights its tasks by their numbers of items, as lm-eval does unless its file says not."""
+    configs = getattr(group, "aggregate_metric_list", None) or ()
+    return all(config.weight_by_size for config in configs if config.metric == metric)
 
 
 def _outcomes(keys: Mapping[str, str], samples: Samples, leaves: Iterable[str]) -> Outcomes | None:

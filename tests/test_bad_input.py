@@ -137,7 +137,7 @@ CASES: list[tuple[Break, str]] = [
     (lambda p: [*GSM8K, "--include_path", str(p.out / "nothing")], "--include_path"),
     (foreign_journal, "is not a journal of answers"),
     (lambda p: rescored(p, lambda text: text[: len(text) // 2]), "is not JSON, perhaps cut short"),
-    (lambda p: rescored(p, lambda text: text.replace('"schema": 2', '"schema": 7')), "has schema 7"),
+    (lambda p: rescored(p, lambda text: text.replace('"schema": 3', '"schema": 7')), "has schema 7"),
     (lambda p: rescored(p, lambda text: '{"results": {}}'), "is not a results file"),
     (lambda p: rescored(p, lambda text: text), "belongs to the results file"),
 ]
@@ -164,6 +164,6 @@ def test_tables_refuse_broken_results_alike(tmp_path: Path, capsys: pytest.Captu
 
     file = save(EvalResult("m", {"MMLU": Score("acc", 1.0)}), {}, tmp_path)
     text = file.read_text()
-    file.write_text(text.replace('"schema": 2', '"schema": 3'))
+    file.write_text(text.replace('"schema": 3', '"schema": 4'))
     assert run(make_tables.main, [str(file)]) == 2
-    assert "has schema 3, and this version reads 1 and 2" in capsys.readouterr().err
+    assert "has schema 4, and this version reads 1, 2 and 3" in capsys.readouterr().err

@@ -159,7 +159,7 @@ def assembled(
     further = sizes_of(settings["n_samples"])
     found: dict[str, Any] = {}
     for b in benchmarks:
-        found |= scores_of(b, list(loaded[b].tasks), raw, tagged, further if b.samples else ())
+        found |= scores_of(b, loaded[b], raw, tagged, further if b.samples else ())
     data = {b.name: dict(loaded[b].data) for b in benchmarks if loaded[b].data}
     settings = settings | {"prompts_sha256": prompt_hashes(samples), "data": data}
     config = {"model": settings["backend"], "model_args": {"pretrained": label}, "random_seed": settings["seed"]}

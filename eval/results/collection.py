@@ -82,6 +82,7 @@ def _digits(values: Sequence[float]) -> str | list[float]:
 def _opened(tasks: Mapping[str, Any], asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         name: {
+            **{key: value for key, value in task.items() if key != "asked"},
             **asked[task["asked"]],
             "verdicts": {n: list(map(float, values)) for n, values in task["verdicts"].items()},
         }

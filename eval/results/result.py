@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import BadInputError
+from eval.metrics import NOT_FRACTIONS, direction_of
 from eval.outcomes import Outcomes
 
-SCHEMA = 2
-READ = (1, 2)
-"""Schemas that are read: 1 had no outcomes, digests, hardware and times, which are then empty."""
+SCHEMA = 3
+READ = (1, 2, 3)
+"""Schemas that are read. 1 had no outcomes, digests, hardware and times, which are then empty; 2 had no direction and
+scale of scores."""
 CIRCUMSTANCES = ("digest", "commit", "hardware", "seconds", "project_commit")
 COLUMNS = ("HumanEval", "MBPP", "MMLU", "MATH", "GSM8K", "IFEval")
 """The paper's six benchmarks, in its tables' order."""
@@ -21,9 +23,16 @@ COLUMNS = ("HumanEval", "MBPP", "MMLU", "MATH", "GSM8K", "IFEval")
 
 @dataclass(frozen=True)
 class Score:
-    """One number of one benchmark, in percent; `stderr` in percent points, None where there is none.
+    """One number of one benchmark.
 
-    `beside` are other metrics of the same answers that belong next to it, by name.
+    Attributes:
+        metric: The metric's name.
+        value: The score; in percent where it is a fraction.
+        stderr: Its standard error in the unit of `value`; None where there is none.
+        n: The number of items.
+        beside: Further metrics of the same answers, by name.
+        higher_is_better: Whether a higher value is better; None where that is not known.
+        is_fraction: Whether `value` is a fraction in percent (an accuracy), rather than a number such as a perplexity.
     """
 
     metric: str
@@ -31,12 +40,19 @@ class Score:
     stderr: float | None = None
     n: int | None = None
     beside: Mapping[str, Score] = field(default_factory=dict)
+    higher_is_better: bool | None = True
+    is_fraction: bool = True
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Score:
-        """Read what `dataclasses.asdict` made of a score."""
+        """Read what `dataclasses.asdict` made of a score.
+
+        Results without direction and scale (schemas 1 and 2) get those of the metric's name.
+        """
         beside = {name: cls.from_json(other) for name, other in data.get("beside", {}).items()}
-        return cls(**{**data, "beside": beside})
+        metric = str(data["metric"])
+        known = {"higher_is_better": direction_of(metric), "is_fraction": metric not in NOT_FRACTIONS}
+        return cls(**{**known, **data, "beside": beside})
 
 
 @dataclass(frozen=True)
@@ -105,7 +121,7 @@ class EvalResult:
         if not isinstance(ours, Mapping) or "schema" not in ours:
             raise BadInputError(f"{source} is not a results file of evaluate_model.py.")
         if ours["schema"] not in READ:
-            known = " and ".join(map(str, READ))
+            known = f"{', '.join(map(str, READ[:-1]))} and {READ[-1]}"
             raise BadInputError(
                 f"{source} has schema {ours['schema']!r}, and this version reads {known}: evaluate the model again, or "
                 "use the version that wrote it."

@@ -136,7 +136,7 @@ def restricted(outcomes: Outcomes, keys: Sequence[tuple[str, int]]) -> Outcomes:
         tasks[task] = TaskOutcomes(
             tuple(whole.items[i] for i in places), tuple(whole.docs[i] for i in places), verdicts
         )
-    return Outcomes(tasks)
+    return replace(outcomes, tasks=tasks)
 
 
 def right_or_wrong(terms: Terms) -> bool:

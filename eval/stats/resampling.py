@@ -87,9 +87,12 @@ def _scores(sums: Array, sizes: Sequence[int]) -> Array:
     """(draws, columns) sums to (draws, models) scores; model i has sizes[i] terms of two columns each."""
     import numpy as np
 
-    ratios = sums[:, 0::2] / sums[:, 1::2]
+    numerators, denominators = sums[:, 0::2], sums[:, 1::2]
+    drawn = denominators > 0  # a draw may lack all items of a small task; the mean is then over the other tasks
+    ratios = np.divide(numerators, denominators, out=np.zeros_like(numerators, dtype=np.float64), where=drawn)
     ends = np.cumsum(sizes)
-    return np.stack([100 * ratios[:, end - size : end].mean(axis=1) for size, end in zip(sizes, ends, strict=True)], 1)
+    terms = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    return np.stack([100 * ratios[:, t].sum(axis=1) / drawn[:, t].sum(axis=1) for t in terms], 1)
 
 
 def _difference(a: Array, b: Array) -> Array:
