@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from eval.harness import evaluate_with_samples
+from eval.harness.evaluation import evaluate_with_samples
+from eval.harness.settings import Settings
 from eval.metrics import direction_of, is_fraction
 from eval.outcomes import Outcomes, TaskOutcomes
-from eval.resampling import bootstrap
-from eval.result import EvalResult, Score
-from eval.settings import Settings
+from eval.results.result import EvalResult, Score
+from eval.stats.resampling import bootstrap
 from tests.evaluation import make_checkpoint, write_jsonl
 
 
