@@ -11,6 +11,7 @@ from typing import Any
 from eval.benchmarks import Benchmark
 from eval.harness.settings import Settings
 from eval.protocol import Loaded
+from eval.seeding import seeded
 
 
 class Recorded:
@@ -46,7 +47,7 @@ def grade(
     for part in loaded.values():
         tasks["tasks"] |= part.tasks
         tasks["groups"] |= part.groups
-    with _prompts_kept(tasks["tasks"]):
+    with _prompts_kept(tasks["tasks"]), seeded(settings.seed):
         raw = evaluator.evaluate(
             lm=Recorded(tasks["tasks"]),
             task_dict=tasks,

@@ -15,6 +15,7 @@ from eval.harness.settings import Settings
 from eval.mirror import check_nltk, offer_nltk, redirected
 from eval.pins import facts, pinned
 from eval.protocol import Loaded, Shipped, sandboxed_code_eval
+from eval.seeding import seeded
 
 
 def load(benchmarks: tuple[Benchmark, ...], settings: Settings) -> Mapping[Benchmark, Loaded]:
@@ -26,17 +27,17 @@ def load(benchmarks: tuple[Benchmark, ...], settings: Settings) -> Mapping[Bench
     if any(b.name == "ifeval" for b in benchmarks):
         check_nltk(settings.offline)
     read = _read if settings.include_path else _kept
-    return read(benchmarks, settings.data_dir, settings.offline, settings.include_path)
+    return read(benchmarks, settings.data_dir, settings.offline, settings.include_path, settings.seed)
 
 
 def _read(
-    benchmarks: tuple[Benchmark, ...], data_dir: Path | None, offline: bool, include_path: Path | None
+    benchmarks: tuple[Benchmark, ...], data_dir: Path | None, offline: bool, include_path: Path | None, seed: int
 ) -> Mapping[Benchmark, Loaded]:
     manager, folders = _indexed(benchmarks, include_path)
     code = any(b"code_eval" in file.read_bytes() for folder in folders for file in folder.rglob("*.py"))
     loaded: dict[Benchmark, Loaded] = {}
     missing: list[str] = []
-    with redirected(data_dir, offline), sandboxed_code_eval(code):
+    with redirected(data_dir, offline), sandboxed_code_eval(code), seeded(seed):
         for b in benchmarks:
             try:
                 found = manager.load([b.task])

@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.benchmarks import Benchmark, refuse_code
+from eval.fewshot import keep_item_out
 from eval.harness.settings import EVERY, Settings
 from eval.scores import spread
 from eval.tasks import scoring
 from eval.tasks.code import CODE_EVAL, program_of
 from eval.tasks.prompts import STOPS, prompt, question_of
+
+LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Spellings of the largest number of new tokens in task files, lm-eval's own first."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def _set_shots(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Sett
     count = shipped.shots or 0 if asked is None else asked
     task.set_config("num_fewshot", count)
     task.set_fewshot_seed(seed=settings.seed)
+    keep_item_out(task, settings.seed)
 
 
 def _set_generation(
@@ -107,7 +112,8 @@ def _set_generation(
     if benchmark.samples and settings.temperature > 0:
         generation |= {"do_sample": True, "temperature": settings.temperature}
     remark = None
-    wanted = generation.get("max_gen_toks", 256)
+    lengths = [generation.pop(name, None) for name in LENGTH_NAMES]  # all of them: one that stays would be sent too
+    wanted = int(next((length for length in lengths if length is not None), 256))
     if settings.max_gen_toks is not None and not benchmark.paper_prompt:
         wanted = min(wanted, settings.max_gen_toks)
     if wanted > max_length * 3 // 4:

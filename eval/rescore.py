@@ -84,7 +84,8 @@ def rescore(
 
 def _samples(file: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+        # Not splitlines(): it also breaks at U+0085 and U+2028, which JSON may hold inside a string.
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     except OSError as error:
         raise BadInputError(f"{file} belongs to the results file and cannot be read ({error.strerror}).") from error
     except ValueError as error:

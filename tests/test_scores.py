@@ -8,18 +8,118 @@ from pathlib import Path
 
 import pytest
 
+from console.errors import UsageError
 from eval.harness.evaluation import evaluate_with_samples
 from eval.harness.settings import Settings
 from eval.metrics import direction_of, is_fraction
 from eval.outcomes import Outcomes, TaskOutcomes
+from eval.rescore import rescore
 from eval.results.result import EvalResult, Score
+from eval.results.store import save
+from eval.seeding import seeded
 from eval.stats.resampling import bootstrap
-from tests.evaluation import make_checkpoint, write_jsonl
+from tests.evaluation import DATA, make_checkpoint, write_jsonl
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("scores") / "model")
+
+
+def write_shown_task(folder: Path, extra: str = "") -> None:
+    """Write a task whose examples come from the evaluated split, without saying so."""
+    rows = [{"question": f"What is {i} plus 1?", "answer": str(i + 1)} for i in range(4)]
+    write_jsonl(folder / "shown.jsonl", rows)
+    (folder / "shown.yaml").write_text(
+        f"task: shown\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/shown.jsonl\n"
+        "output_type: generate_until\ntest_split: test\ndoc_to_text: '{{question}}'\ndoc_to_target: '{{answer}}'\n"
+        f"num_fewshot: 2\n{extra}"
+        "generation_kwargs:\n  until: ['###']\n  max_new_tokens: 7\n  do_sample: false\n"
+        "metric_list:\n  - metric: exact_match\n"
+    )
+
+
+@pytest.mark.parametrize("extra", ["", "fewshot_config:\n  sampler: first_n\n"])
+def test_an_example_is_never_the_item(checkpoint: Path, tmp_path: Path, extra: str) -> None:
+    """A task without a few-shot split draws its examples from the items, but never the item; three seeds."""
+    write_shown_task(tmp_path, extra)
+    for seed in (1, 2, 3):
+        settings = Settings(
+            benchmarks=("shown",), math_benchmarks=(), include_path=tmp_path, quiet=True, backend="hf", seed=seed
+        )
+        _, samples = evaluate_with_samples(str(checkpoint), settings)
+        for sample in samples["shown"]:
+            prompt = sample["arguments"][0][0]
+            assert prompt.count(sample["doc"]["question"]) == 1
+            assert prompt.count("What is") == 3
+
+
+def test_too_few_other_items_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Four examples besides the item cannot come from four items."""
+    write_shown_task(tmp_path, "fewshot_config:\n  sampler: first_n\n")
+    settings = Settings(
+        benchmarks=("shown",), math_benchmarks=(), include_path=tmp_path, quiet=True, num_fewshot={"shown": 4}
+    )
+    with pytest.raises(UsageError, match="has only 3 examples besides the item itself"):
+        evaluate_with_samples(str(checkpoint), settings)
+
+
+def test_the_length_of_a_task_file_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    """max_new_tokens is a length like max_gen_toks, and only one of them reaches the model."""
+    write_shown_task(tmp_path)
+    settings = Settings(benchmarks=("shown",), math_benchmarks=(), include_path=tmp_path, quiet=True, backend="hf")
+    result, _ = evaluate_with_samples(str(checkpoint), settings)
+    generation = result.harness["configs"]["shown"]["generation_kwargs"]
+    assert generation == {"until": ["###"], "do_sample": False, "max_gen_toks": 7}
+
+
+AMBIGUOUS = "hello amigo"
+
+
+def test_the_seed_reaches_langdetect() -> None:
+    """A text whose language varies from draw to draw has one language for one seed, and the state is put back."""
+    import langdetect
+    from langdetect import DetectorFactory
+
+    def languages(seeds: list[int]) -> list[str]:
+        found = []
+        for seed in seeds:
+            with seeded(seed):
+                found.append(langdetect.detect(AMBIGUOUS))
+        return found
+
+    assert len(set(languages(list(range(12))))) > 1
+    assert languages([5] * 12) == languages([5]) * 12
+    assert DetectorFactory.seed is None
+
+
+def test_rescoring_gives_the_same_scores_each_time(checkpoint: Path, tmp_path: Path) -> None:
+    """IFEval's language instruction on ambiguous answers: ten gradings of a file, one score.
+
+    The prompts and answers hold U+0085, U+2028 and other characters that end a line for `str.splitlines`.
+    """
+    rows = [
+        {
+            "key": i,
+            "prompt": f"Answer in Italian, please. \u2028 {i}\u0085 \x1c",
+            "instruction_id_list": ["language:response_language"],
+            "kwargs": [{"language": "it"}],
+        }
+        for i in range(8)
+    ]
+    if not (DATA / "nltk_data").is_dir():
+        pytest.skip(f"no nltk_data in {DATA}; set AIM_DATA_DIR")
+    write_jsonl(tmp_path / "data/google/IFEval/train.jsonl", rows)
+    (tmp_path / "data/nltk_data").symlink_to(DATA / "nltk_data")
+    settings = Settings(
+        benchmarks=("ifeval",), math_benchmarks=(), data_dir=tmp_path / "data", offline=True, quiet=True, max_gen_toks=8
+    )
+    result, samples = evaluate_with_samples(str(checkpoint), settings)
+    for i, sample in enumerate(samples["ifeval"]):
+        sample["resps"] = [[AMBIGUOUS + " amigo" * (i % 3) + "\u2028\u0085\x1d\ud800"]]
+    file = save(result, samples, tmp_path / "results")
+    scores = [rescore(file, quiet=True)[0].scores["IFEval"] for _ in range(10)]
+    assert scores == scores[:1] * 10
 
 
 def write_tasks(folder: Path, weight_by_size: bool) -> None:

@@ -30,6 +30,7 @@ from eval.progress import Progress
 from eval.quiet import environment, muted
 from eval.results.result import EvalResult, Lineage
 from eval.results.store import check_save_path, model_folder, save
+from eval.seeding import seeded
 from eval.versions import versions
 
 Samples = dict[str, list[dict[str, Any]]]
@@ -106,7 +107,8 @@ def evaluate_share(
             say(remark, settings.quiet or not ranks.first)
         subject = with_weights(subject)
         who, scope = _identified(subject, settings, save_path)
-        asked = asking.build(loaded, settings, plan, scope, subject.template(settings.apply_chat_template))
+        with seeded(settings.seed):
+            asked = asking.build(loaded, settings, plan, scope, subject.template(settings.apply_chat_template))
         journal = stack.enter_context(
             Journal(model_folder(save_path, subject.label) if save_path else None, ranks.rank)
         )
