@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def seeded(seed: int) -> Iterator[None]:
             factory.seed = language_seed
 
 
-def _langdetect() -> type | None:
+def _langdetect() -> Any:
     """Return langdetect's factory of detectors; None where the library is not installed."""
     try:
         from langdetect import DetectorFactory
