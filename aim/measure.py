@@ -112,8 +112,9 @@ def measure(
 
     if not base.loads_from_folder:
         raise CalibrationError(
-            f"{base.name} is no folder of weights that can be run (it has an adapter, or is a .gguf file); "
-            "give --importance FILE, measured on the model saved as a folder."
+            f"{base.name} is no folder of weights that can be run (it is quantized, has an adapter, or is a .gguf "
+            "file); give --importance FILE, measured on the model saved as a folder (merge.py --method passthrough "
+            "saves it)."
         )
     check_length(base, settings.calibration.block_size)
     dtype = calibration_dtype(base, settings, device)

@@ -45,8 +45,11 @@ def write_card(
     licences: Licences,
     pipeline_tag: str | None,
     health: str | None = None,
+    reading: Sequence[str] = (),
 ) -> None:
-    """Write README.md. health: the figures as Markdown, where they were taken."""
+    """Write README.md. health: the figures as Markdown, where they were taken; reading: sentences on how the inputs'
+    weights were read.
+    """
     named = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
     parents = [part.repo for ref in named for part in (ref.alone, ref.adapter) if part and part.is_hub_id]
     parts = [
@@ -56,6 +59,7 @@ def write_card(
         f"Base model: {public_name(lineage['base_model']) if lineage['base_model'] else 'none'}",
         "Merged models:",
         "\n".join(f"- {public_name(model)}" for model in lineage["models"]),
+        *reading,
         *([licences.warning] if licences.warning else []),
         f"## Recipe\n\n```yaml\n{yaml.safe_dump(_without_places(recipe), sort_keys=False)}```",
         *([f"## Health\n\n{health}"] if health else []),

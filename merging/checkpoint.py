@@ -12,11 +12,12 @@ from console.errors import CheckpointError, HeadersUnknownError, UsageError
 from console.files import read_json
 from merging.adapter import adapt
 from merging.adapter_config import check_adapter
+from merging.checkpoints.quantized.weights import dequantized
 from merging.headers import read_headers
 from merging.hub import CheckpointRef, Part, locate
 from merging.model_config import stated_licences, text_config_of, ties_embeddings, with_changes
 from merging.scratch import overlay
-from merging.stored import CODES, FLOATS, StoredWeights, TensorInfo, Weights, check_plain, tensor_bytes
+from merging.stored import CODES, FLOATS, StoredWeights, TensorInfo, Weights, tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,8 @@ class Checkpoint:
     """A checkpoint: what its headers say, and tensors read on demand.
 
     folder: where its config, tokenizer and generation config are, which for a .gguf file or an adapter with a tokenizer
-    is a folder of this run; parts: the model, and the adapter if there is one; places: what the user named, for each.
+    is a folder of this run; parts: the model, and the adapter if there is one; places: what the user named, for each;
+    reading: sentences on weights that are dequantized.
     """
 
     ref: CheckpointRef
@@ -42,6 +44,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     parts: tuple[Part, ...]
     places: tuple[Path, ...]
+    reading: tuple[str, ...] = ()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -101,13 +104,16 @@ class Checkpoint:
         return isinstance(self.weights, StoredWeights)
 
     @property
-    def remark(self) -> str | None:
-        """What is to be said where an adapter names another base than the one it is given with (by the last part of
-        their names, since a base may have been moved, or come from elsewhere)."""
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on how the weights are read: dequantized, or an adapter on another base than it was trained on.
+
+        Bases are compared by the last part of their names, since a base may have been moved, or come from elsewhere.
+        """
         trained = getattr(self.weights, "trained_on", None)
         if not trained or Path(trained).name == Path(self.ref.alone.path).resolve().name:
-            return None
-        return f"{self.ref.adapter} says that it was trained on {trained}; here it is added to {self.ref.alone}."
+            return self.reading
+        other = f"{self.ref.adapter} says that it was trained on {trained}; here it is added to {self.ref.alone}."
+        return (*self.reading, other)
 
     def rows(self, name: str) -> Rows:
         """Return a tensor to be read in blocks of rows: a stored one memory-mapped, an adapted one computed in fp32.
@@ -167,7 +173,6 @@ def _find(ref: CheckpointRef) -> _Found:
             trained = read_json(beside, "").get("base_model_name_or_path")
             raise UsageError(f"{ref.alone} is an adapter; give it with its base ({trained}) as BASE+{ref.alone}.")
         config = read_json(place / "config.json", _no_config(base))
-        check_plain(str(ref.alone), config, {})
     if ref.adapter is None:
         return _Found(ref, (base,), (place,), gguf, config, {})
     home = locate(ref.adapter)
@@ -201,6 +206,7 @@ def _open(found: _Found, headers_only: bool, base_headers_only: bool) -> Checkpo
     base, label = found.parts[0], str(found.ref.alone)
     weights: Weights
     config, folder = found.config, base.folder
+    note: str | None = None
     if found.gguf is not None:
         if base_headers_only and not found.gguf.exists():
             raise HeadersUnknownError(f"{label}: what is in a .gguf file cannot be told without downloading it.")
@@ -208,15 +214,15 @@ def _open(found: _Found, headers_only: bool, base_headers_only: bool) -> Checkpo
 
         weights, config, folder = open_gguf(label, found.gguf)
     else:
-        weights = _stored(base, base_headers_only)
-        check_plain(label, config, weights.tensors)
+        weights, config, note = dequantized(label, config, _stored(base, base_headers_only))
     if len(found.parts) > 1:
         adapter = found.parts[1]
         names, ties = (label, str(adapter.ref)), ties_embeddings(config, weights.tensors)
         file = adapter.folder / "adapter_config.json"
         weights = adapt(names, weights, ties, _stored(adapter, headers_only), found.adapter_config, file)
         config, folder = with_changes(config, weights.config_changes), overlay(folder, adapter.folder)
-    return Checkpoint(found.ref, folder, weights, config, found.parts, found.places)
+    reading = () if note is None else (note,)
+    return Checkpoint(found.ref, folder, weights, config, found.parts, found.places, reading)
 
 
 def _stored(part: Part, headers_only: bool) -> StoredWeights:

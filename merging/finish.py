@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merging.card import Licences, pipeline_tag_of, write_card
+from merging.card import Licences, pipeline_tag_of, public_name, write_card
 from merging.health import as_markdown, by_layer
 from merging.lock import (
     FORMAT,
@@ -51,7 +51,9 @@ class Finisher:
         name = self.output.save_path.name
         title = name if variant.folder == "." else f"{name} {variant.folder}"
         tag = pipeline_tag_of(self.small.configs["config.json"])
-        write_card(stage.folder, title, lineage, recipe, work.paper, self.licences, tag, table)
+        names = {str(checkpoint.ref.alone): checkpoint.reading for checkpoint in work.inputs.all}
+        reading = [note.replace(name, public_name(name)) for name, notes in names.items() for note in notes]
+        write_card(stage.folder, title, lineage, recipe, work.paper, self.licences, tag, table, reading)
         write_lock(stage.folder, self._lock(recipe, stage, digests))
         details = {
             "recipe": recipe,

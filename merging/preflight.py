@@ -50,11 +50,12 @@ def plan(inputs: Inputs, sections: Sequence[Section], dtype: str | None, vocabul
         )
     if vocabulary.rowless:
         builder.notes.append(f"Tokenizer: {listed(vocabulary.rowless)} without a row left out of the result's.")
+    reading = [note for checkpoint in inputs.all for note in checkpoint.notes]
     return Plan(
         tensors=tuple(tensor for tensor in tensors if tensor is not None),
         vocabulary=vocabulary,
         tied=builder.heads.tied,
-        notes=tuple(dict.fromkeys((*builder.heads.notes, *builder.notes))),
+        notes=tuple(dict.fromkeys((*reading, *builder.heads.notes, *builder.notes))),
         left_out=builder.left_out,
         layer_origins=_layer_origins(slots),
     )

@@ -66,7 +66,6 @@ def plan_merge(
         return stream.with_survey(merge_plan, job)
 
     document, unsaid = as_mergekit(recipe)
-    said = [checkpoint.remark for checkpoint in inputs.all if checkpoint.remark]
     asked = recipe.as_yaml_dict()
     files = dict(relaxing.files) if relaxing else {}
     if foreign := foreign_tokenizer(folder, inputs):
@@ -91,7 +90,6 @@ def plan_merge(
         },
         notes=(
             *remarks(recipe),
-            *said,
             *merge_plan.notes,
             *copied(merge_plan),
             f"Chat template: {template.origin}.",

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 DTYPES = {
     "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
     "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
+    "BOOL": ("bool", 1), "U32": ("uint32", 4), "U16": ("uint16", 2), "U64": ("uint64", 8),
+    "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1), "F8_E8M0": ("float8_e8m0fnu", 1),
 }  # fmt: skip
 """safetensors' name of a dtype -> torch's name and bytes per element."""
 CODES = {name: code for code, (name, _) in DTYPES.items()}
@@ -168,21 +169,7 @@ def load_pickled(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def check_plain(label: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
-    """Refuse quantised weights by name: by the config, by what quantisers call their tensors, by dtype.
-
-    Raises CheckpointError.
-    """
-    advice = (
-        "merging needs the unquantised checkpoint, or a dequantised copy "
-        "(in transformers: from_pretrained, dequantize(), save_pretrained)"
-    )
-    for key in ("quantization_config", "compression_config"):
-        if stated := config.get(key):
-            method = stated.get("quant_method") if isinstance(stated, Mapping) else None
-            kind = f" of {method}" if method else ""
-            raise CheckpointError(f"{label} is quantised (config.json has a {key}{kind}): {advice}.")
-    for name, info in tensors.items():
-        whole_numbers = name.endswith("weight") and info.dtype in CODES and info.dtype not in FLOATS
-        if PACKED.search(name) or whole_numbers or info.dtype.startswith(PACKED_DTYPES):
-            raise CheckpointError(f"{label}: tensor {name} ({info.dtype}) belongs to quantised weights: {advice}.")
+def is_packed(name: str, dtype: str) -> bool:
+    """Return whether a tensor holds packed numbers or their scales, by its name and its torch dtype."""
+    whole_numbers = name.endswith("weight") and dtype in CODES and dtype not in FLOATS
+    return bool(PACKED.search(name)) or whole_numbers or dtype.startswith(PACKED_DTYPES)

@@ -1,0 +1,1 @@
+"""Reading of checkpoints: formats of weight files. No merging and no writing."""

@@ -1,0 +1,168 @@
+"""Weights of a quantized checkpoint as if they had been stored in fp32, dequantized block of rows by block of rows."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from console.errors import CheckpointError
+from merging.checkpoints.quantized.bitsandbytes import BitsAndBytes4, BitsAndBytes8
+from merging.checkpoints.quantized.converter import Converter, QuantizedTensor, StoredTensors
+from merging.checkpoints.quantized.fp4 import Fp4, Mxfp4Experts
+from merging.checkpoints.quantized.fp8 import Fp8
+from merging.checkpoints.quantized.grouped_int import Awq, CompressedInt, Gptq
+from merging.stored import StoredWeights, TensorInfo, is_packed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from merging.rows import Rows
+
+
+CONVERTERS: tuple[Converter, ...] = (
+    Mxfp4Experts(), BitsAndBytes4(), BitsAndBytes8(), Gptq(), Awq(), CompressedInt(), Fp4(), Fp8(),
+)  # fmt: skip
+RUNTIME = re.compile(
+    r"\.(input_scale|input_zero_point|input_global_scale|output_scale|activation_scale(_inv)?|act_scale|k_scale|v_scale"
+    r"|q_scale|weight_format|weight_shape|g_idx|perm|workspace|kv_scale|prob_scale)$"
+)
+"""Tensors that only a quantized forward pass uses: scales of activations and of the KV cache, layouts of kernels."""
+CONFIG_KEYS = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class DequantizedRows:
+    """One quantized weight, read as fp32."""
+
+    label: str
+    tensor: QuantizedTensor
+    converter: Converter
+    parts: Mapping[str, Tensor]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the dequantized weight."""
+        import torch
+
+        return torch.Size(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """fp32."""
+        import torch
+
+        return torch.float32
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Return rows start:stop in fp32. Raises CheckpointError where the stored numbers contradict each other."""
+        start, stop, _ = rows.indices(self.tensor.shape[0])
+        try:
+            return self.converter.process(self.tensor, self.parts, slice(start, max(start, stop)))
+        except (IndexError, RuntimeError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{self.label}: tensor {self.tensor.name} cannot be dequantized as {self.converter.label} ({first}); "
+                "download the checkpoint again."
+            ) from error
+
+
+class DequantizedWeights:
+    """Stored tensors, the quantized ones under their weight's name and shape, in fp32.
+
+    formats: {label of a format: number of weights}; left_out: stored tensors that only a quantized forward pass uses.
+    """
+
+    def __init__(
+        self, label: str, stored: StoredWeights, weights: Mapping[str, tuple[Converter, QuantizedTensor]]
+    ) -> None:
+        self._label, self._stored, self._weights = label, stored, weights
+        used = {part: name for name, (_, tensor) in weights.items() for part in tensor.parts.values()}
+        self.left_out = tuple(name for name in stored.tensors if name not in used and RUNTIME.search(name))
+        self.formats = Counter(converter.label for converter, _ in weights.values())
+        tensors: dict[str, TensorInfo] = {}
+        for name, info in stored.tensors.items():
+            if name in used:
+                weight = used[name]
+                tensors[weight] = TensorInfo(weights[weight][1].shape, "float32", info.file)
+            elif name not in self.left_out:
+                tensors[name] = info
+        self.tensors: Mapping[str, TensorInfo] = tensors
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files, sorted."""
+        return self._stored.files
+
+    def rows(self, name: str) -> Rows:
+        """Return a tensor as stored, or a quantized one in fp32. Raises CheckpointError where it cannot be read."""
+        if name not in self._weights:
+            return self._stored.rows(name)
+        converter, tensor = self._weights[name]
+        parts = {role: self._stored.rows(part) for role, part in tensor.parts.items()}
+        return DequantizedRows(self._label, tensor, converter, parts)
+
+    def close(self) -> None:
+        """Let go of the memory maps."""
+        self._stored.close()
+
+    def remark(self) -> str:
+        """Return the sentence that the screen, the run record and the model card have on these weights."""
+        counts = ", ".join(f"{label}: {count}" for label, count in sorted(self.formats.items()))
+        dropped = f"; {len(self.left_out)} tensors for quantized inference are left out" if self.left_out else ""
+        return (
+            f"{self._label} is quantized ({counts} weights); they are dequantized to fp32 while they are read{dropped}."
+        )
+
+
+def dequantized(
+    label: str, config: Mapping[str, Any], stored: StoredWeights
+) -> tuple[StoredWeights | DequantizedWeights, dict[str, Any], str | None]:
+    """Lay the converters over stored tensors where some are quantized.
+
+    Returns the weights, the config without its account of quantization, and a sentence for the user or None. The
+    tensors decide: a quantization_config over plain tensors is left out with a sentence. Raises CheckpointError for
+    formats that are not read here, naming tensor and format.
+    """
+    stated = next((config[key] for key in CONFIG_KEYS if config.get(key)), None)
+    settings = stated if isinstance(stated, Mapping) else {}
+    plain = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    view = StoredTensors(label, stored.tensors, settings, stored.rows)
+    weights: dict[str, tuple[Converter, QuantizedTensor]] = {}
+    for converter in CONVERTERS:
+        for tensor in converter.validate(view):
+            if tensor.name in weights:
+                first = weights[tensor.name][0].label
+                raise CheckpointError(
+                    f"{label}: weight {tensor.name} is stored twice, as {first} and as {converter.label}; give the "
+                    "unquantized checkpoint."
+                )
+            weights[tensor.name] = converter, tensor
+    if not weights:
+        _refuse_packed(label, settings, stored.tensors)
+        return stored, plain if stated else dict(config), _left_over(label, config) if stated else None
+    found = DequantizedWeights(label, stored, weights)
+    _refuse_packed(label, settings, {n: i for n, i in found.tensors.items() if n not in weights})
+    return found, plain, found.remark()
+
+
+def _left_over(label: str, config: Mapping[str, Any]) -> str:
+    keys = " and ".join(key for key in CONFIG_KEYS if config.get(key))
+    return f"{label}: config.json has a {keys}, and the stored tensors are not quantized; the result's has none."
+
+
+def _refuse_packed(label: str, settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise CheckpointError for the first tensor of a format that no converter reads."""
+    for name, info in tensors.items():
+        if is_packed(name, info.dtype):
+            method = settings.get("quant_method")
+            kind = f" by {method}" if isinstance(method, str) else ""
+            raise CheckpointError(
+                f"{label}: tensor {name} ({info.dtype}) is quantized{kind} in a format that is not read here (FP8, "
+                "MXFP4, NVFP4, bitsandbytes, GPTQ, AWQ and compressed-tensors are); give the unquantized checkpoint, "
+                "or a dequantized copy (in transformers: from_pretrained, dequantize(), save_pretrained)."
+            )
