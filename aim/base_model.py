@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aim.ahead import Ahead
 from aim.binding import Binding, bindings
 from aim.watch import output_head
+from common.terminal_text import foreign
 from console.errors import CalibrationError
 from merging.checkpoint import Checkpoint
 from merging.silence import quiet_transformers
@@ -26,9 +27,11 @@ def config_of(base: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base.folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CalibrationError(f"transformers cannot read the config of {base.name} ({error}).") from error
+        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises whatever a broken config makes it stumble over
+        raise CalibrationError(
+            f"transformers cannot read the config of {base.name} ({foreign(str(error), 200)})."
+        ) from error
     for part in (config, getattr(config, "text_config", None)):
         if part is not None:
             part._experts_implementation = EAGER
@@ -66,10 +69,13 @@ def load_whole(base: Checkpoint, dtype: str, device: torch.device, spread: bool 
     places: dict[str, Any] = {"device_map": "auto"} if spread else {}
     with quiet_transformers():
         try:
-            model = cls.from_pretrained(base.folder, config=config, dtype=getattr(torch, dtype), **places)
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            text = " ".join(str(error).split())
-            raise CalibrationError(f"{base.name} does not load in transformers ({text[:300]}).") from error
+            model = cls.from_pretrained(
+                base.folder, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, local_files_only=True,
+                **places,
+            )  # fmt: skip
+        except Exception as error:  # transformers raises whatever a broken checkpoint makes it stumble over
+            text = foreign(str(error), 300)
+            raise CalibrationError(f"{base.name} does not load in transformers ({text}).") from error
     outside = set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"}
     if spread and outside:
         raise CalibrationError(f"{base.name} does not fit on the GPUs; use --calibrate layerwise.")

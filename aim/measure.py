@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aim.calibration import Calibration, contradiction
+from common.terminal_text import foreign
 from console.cli import say
 from console.errors import CalibrationError, CheckpointError, UsageError, nearest
 from console.processor import product_dtype
@@ -122,9 +123,13 @@ def measure(
     texts = load_texts(settings.calibration)
     try:
         # longer texts are dropped here, so that the tokenizer need not warn of them
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, model_max_length=sys.maxsize)
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{base.name} has no tokenizer that loads; calibration needs one ({error}).") from error
+        tokenizer = AutoTokenizer.from_pretrained(
+            base.folder, model_max_length=sys.maxsize, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers raises whatever a broken file makes it stumble over
+        raise CalibrationError(
+            f"{base.name} has no tokenizer that loads; calibration needs one ({foreign(str(error), 200)})."
+        ) from error
     sample = cut(texts, tokenizer, settings.calibration)
     quiet = quiet or not processes.leads
     say(summary(sample.account), quiet)

@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from common.bounded_reading import UnreadableError
+from common.terminal_text import message_line, terminal_lines
 from console.errors import ProjectError, UsageError, nearest
 
 
@@ -83,9 +85,9 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def say(message: str, quiet: bool = False) -> None:
-    """Print a remark on stderr; stdout is for results."""
+    """Print a remark on stderr, without control characters; stdout is for results."""
     if not quiet:
-        print(message, file=sys.stderr, flush=True)
+        print(terminal_lines(message), file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
@@ -104,7 +106,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             traceback.print_exc()
         sentence, code = explain(error)
         if sentence:  # another process of the run has said it
-            print(f"error: {sentence}", file=sys.stderr)
+            print(f"error: {message_line(sentence)}", file=sys.stderr)
         return code
 
 
@@ -121,6 +123,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     """Return one sentence for an error, and its exit code."""
     if isinstance(error, ProjectError):
         return str(error), error.exit_code
+    if isinstance(error, UnreadableError):
+        return str(error), 1
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", 130
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from common import bounded_reading
+from common.bounded_reading import MAX_CONFIG, MAX_TOKENIZER, MAX_TOKENIZER_VALUES, MAX_VALUES, UnreadableError
 from console.errors import CheckpointError, FailureError
 
 
@@ -19,13 +20,20 @@ def user_path(text: str) -> Path:
 
 
 def read_json(file: Path, missing: str) -> dict[str, Any]:
-    """Read a JSON object. Raises CheckpointError with the sentence `missing`, or naming a broken file."""
+    """Read a JSON object from a foreign file, within the limits of `common.bounded_reading`.
+
+    Raises CheckpointError with the sentence `missing` where there is no such file, or naming one that is not read.
+    """
+    large = file.name.startswith("tokenizer") or file.name in ("vocab.json", "tekken.json")
+    limits = (MAX_TOKENIZER, MAX_TOKENIZER_VALUES) if large else (MAX_CONFIG, MAX_VALUES)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = bounded_reading.read_json(file, *limits)
     except FileNotFoundError:
-        raise CheckpointError(missing) from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}).") from error
+        raise CheckpointError(missing or f"{file} does not exist.") from None
+    except UnreadableError as error:
+        raise CheckpointError(str(error)) from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}).") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} should hold a JSON object.")
     return data

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.bounded_reading import UnreadableError, read_text
 from console.errors import CheckpointError, UsageError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
@@ -30,11 +31,16 @@ def template_of(folder: Path) -> str | None:
     """
     file = folder / FILE
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return read_text(file)
+        except (UnreadableError, OSError) as error:
+            raise CheckpointError(f"The chat template cannot be read: {error}") from error
     config = folder / "tokenizer_config.json"
     found = read_json(config, "").get("chat_template") if config.is_file() else None
     if isinstance(found, list):  # several by name
-        found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
+        if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in found):
+            raise CheckpointError(f"{config}: a list of chat templates should hold objects with name and template.")
+        found = {entry["name"]: entry.get("template") for entry in found}.get("default")
     if found is not None and not isinstance(found, str):
         raise CheckpointError(f"{config}: chat_template should be text.")
     return found

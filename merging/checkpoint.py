@@ -12,6 +12,7 @@ from console.errors import CheckpointError, HeadersUnknownError, UsageError
 from console.files import read_json
 from merging.adapter import adapt
 from merging.adapter_config import check_adapter
+from merging.checkpoints.model_folder import check_folder
 from merging.checkpoints.quantized.weights import dequantized
 from merging.headers import read_headers
 from merging.hub import CheckpointRef, Part, locate
@@ -167,6 +168,8 @@ def _find(ref: CheckpointRef) -> _Found:
     base = Part(ref.alone, place.parent if place.is_file() else place)
     gguf = _gguf_of(base, place)
     config: Mapping[str, Any] = {}
+    if not place.is_file():
+        check_folder(place)
     if gguf is None:
         beside = place / "adapter_config.json"
         if beside.is_file() and not (place / "config.json").is_file():
@@ -176,6 +179,7 @@ def _find(ref: CheckpointRef) -> _Found:
     if ref.adapter is None:
         return _Found(ref, (base,), (place,), gguf, config, {})
     home = locate(ref.adapter)
+    check_folder(home)
     missing = f"{ref.adapter} is no adapter (it has no adapter_config.json); list a model of its own after a comma."
     adapter_config = read_json(home / "adapter_config.json", missing)
     check_adapter(str(ref.adapter), adapter_config)

@@ -78,6 +78,7 @@ class GgufWeights:
                     dtype=torch.float32,
                     quantization_config=GgufConfig(dequantize=True),
                     output_loading_info=True,
+                    trust_remote_code=False,
                 )
         except Exception as error:
             raise CheckpointError(
@@ -105,7 +106,7 @@ def open_gguf(label: str, file: Path) -> tuple[GgufWeights, dict[str, Any], Path
     try:
         _check_whole(label, file)
         with _quiet():
-            config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+            config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
             folder = scratch_folder()
             _add_tokenizer(config, file, folder)
             weights = GgufWeights(label, file, config)
@@ -137,7 +138,7 @@ def _add_tokenizer(config: Any, file: Path, folder: Path) -> None:
 
     if "tokenizer.ggml.tokens" not in GGUFReader(file).fields:
         return
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
     tokenizer.save_pretrained(folder)
     for token in TOKEN_IDS:
         setattr(config, f"{token}_token_id", getattr(tokenizer, f"{token}_token_id"))

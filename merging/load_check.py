@@ -46,7 +46,9 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
             stream.write(header_bytes(plan.tensors))
             stream.truncate(stream.tell() + plan.bytes)
         try:
-            _, found = cls.from_pretrained(folder, device_map="meta", output_loading_info=True)
+            _, found = cls.from_pretrained(
+                folder, device_map="meta", output_loading_info=True, trust_remote_code=False, local_files_only=True
+            )
         except Exception as error:
             text = " ".join(str(error).split())
             raise CheckpointError(f"The result would not load in transformers as {names[0]}: {text[:300]}.") from error

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from common.bounded_reading import MAX_YAML, LimitError, parse_yaml, read_text
+from common.terminal_text import foreign
+from console.errors import CheckpointError
 from merging.names import role_of
 
 
@@ -43,14 +44,18 @@ def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def stated_licences(card: Path) -> tuple[str, ...]:
-    """Return the licences in a model card's front matter; none where there is no card or it cannot be read.
+    """Return the licenses in a model card's front matter; none where there is no card or it cannot be read.
 
-    A licence that the hub has no id for (`other`) is called by its name.
+    A license that the hub has no id for (`other`) is called by its name. Raises CheckpointError for front matter that
+    exceeds the limits of `common.bounded_reading`.
     """
     try:
-        lines = card.read_text(encoding="utf-8").splitlines()
-        front = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)])) if lines[0] == "---" else None
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        lines = read_text(card, MAX_YAML, cut=True).splitlines()
+        written = "\n".join(lines[1 : lines.index("---", 1)]) if lines[:1] == ["---"] else ""
+        front = next(iter(parse_yaml(written, f"The front matter of {card}")), None)
+    except LimitError as error:
+        raise CheckpointError(str(error)) from error
+    except (OSError, ValueError):
         return ()
     if not isinstance(front, Mapping):
         return ()
@@ -58,4 +63,4 @@ def stated_licences(card: Path) -> tuple[str, ...]:
     if found == "other":
         found = front.get("license_name", found)
     listed = found if isinstance(found, list) else [found]
-    return tuple(licence for licence in listed if isinstance(licence, str) and licence)
+    return tuple(foreign(licence) for licence in listed if isinstance(licence, str) and licence.strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import pickle
 import re
 import threading
 import warnings
@@ -13,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from common.bounded_reading import UnreadableError, check_regular
+from common.terminal_text import escape_controls, foreign, quoted
 from console.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ DTYPES = {
 }  # fmt: skip
 """safetensors' name of a dtype -> torch's name and bytes per element."""
 CODES = {name: code for code, (name, _) in DTYPES.items()}
+MAX_NAME = 300
+"""Characters of a tensor's name; the longest of known architectures have about 120."""
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 PACKED = re.compile(
     r"\.(qweight|qzeros|scales|weight_packed|weight_scale(_inv)?|weight_zero_point|SCB|absmax|quant_map|codebooks)$"
@@ -147,11 +152,10 @@ def load_pickled(file: Path) -> dict[str, Tensor]:
 
     Raises CheckpointError for such a file, for one that is broken, and for one that is no mapping of names to tensors.
     """
-    import pickle
-
     import torch
 
     try:
+        check_regular(file)
         try:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # written before torch 1.6: no memory map of that format
@@ -161,11 +165,16 @@ def load_pickled(file: Path) -> dict[str, Tensor]:
             f"{file} holds more than tensors and is not unpickled, because a pickle can run code; "
             "convert it to safetensors on a machine where you trust it."
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0]
+    except UnreadableError as error:
+        raise CheckpointError(str(error)) from error
+    except Exception as error:  # the unpickler raises whatever a broken file makes it stumble over
+        what = foreign((str(error).splitlines() or [""])[0] or type(error).__name__)
         raise CheckpointError(f"{file} is not a whole PyTorch file ({what}); download it again.") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CheckpointError(f"{file} should map names to tensors (a state dict), and does not.")
+    for name, tensor in state.items():
+        if problem := _odd_tensor(name, tensor):
+            raise CheckpointError(f"{file}: {problem}.")
     return state
 
 
@@ -173,3 +182,17 @@ def is_packed(name: str, dtype: str) -> bool:
     """Return whether a tensor holds packed numbers or their scales, by its name and its torch dtype."""
     whole_numbers = name.endswith("weight") and dtype in CODES and dtype not in FLOATS
     return bool(PACKED.search(name)) or whole_numbers or dtype.startswith(PACKED_DTYPES)
+
+
+def _odd_tensor(name: Any, tensor: Tensor) -> str | None:
+    """Describe what keeps an unpickled tensor from being read as plain numbers on the CPU; None for a plain one."""
+    import torch
+
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or escape_controls(name) != name:
+        return f"the tensor name {quoted(name)} is not a text of 1 to {MAX_NAME} characters without control characters"
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device.type}"
+        return f"tensor {name} is {kind}, and dense numbers were expected"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"tensor {name} of shape {quoted(list(tensor.shape))} is larger than the numbers stored for it"
+    return None

@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from common.bounded_reading import MAX_TOKENIZER, UnreadableError, parse_json, read_bytes
+from console.errors import CheckpointError
 from merging.tokenizer_files import vocabulary_files
 from merging.tokenizer_loading import Tokenizer, load_tokenizers
 
@@ -62,12 +64,17 @@ def _digest(seen: tuple[tuple[Path, int, int], ...]) -> str:
     """The digest of files with their sizes and times."""
     whole = hashlib.sha256()
     for file, _, _ in seen:
-        data = file.read_bytes()
-        with suppress(ValueError, AttributeError):  # what is no JSON object is taken as it is
+        try:
+            data = read_bytes(file, MAX_TOKENIZER)
+        except UnreadableError as error:
+            raise CheckpointError(str(error)) from error
+        with suppress(UnreadableError, AttributeError):  # what is no JSON object is taken as it is
             if file.name == "config.json":
-                data = _canonical({key: value for key, value in json.loads(data).items() if key in DECIDING})
+                settings = parse_json(data, str(file)).items()
+                data = _canonical({key: value for key, value in settings if key in DECIDING})
             elif file.name == "tokenizer_config.json":
-                data = _canonical({key: value for key, value in json.loads(data).items() if key not in IDLE})
+                settings = parse_json(data, str(file)).items()
+                data = _canonical({key: value for key, value in settings if key not in IDLE})
         whole.update(f"{file.name} {len(data)}\n".encode() + data)
     return whole.hexdigest()
 

@@ -15,14 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.bounded_reading import MAX_TOKENIZER_VALUES, parse_json
+from common.child_process import run_python
+from common.terminal_text import foreign
 from console.errors import CheckpointError
 from merging.silence import quiet_transformers
 from merging.tokenizer_files import vocabulary_files
 
 CUTTING = ("single_word", "lstrip", "rstrip", "normalized", "special")
 """What tokenizer files say of an added token besides its string."""
-APART = "import sys; sys.modules['torch'] = None; sys.path.insert(0, sys.argv[1]); \
-from merging.tokenizer_loading import main; main(sys.argv[2:])"
+APART = "sys.modules['torch'] = None; from merging.tokenizer_loading import main; main(sys.argv[1:])"
+SECONDS, MEMORY = 300.0, 4 << 30
+"""Limits of the process that loads tokenizers: the largest take seconds and less than 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
             return Tokenizer(None)
         if not whole:
             return None  # settings alone, of a tokenizer that needs more
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = foreign(str(error), 200) or type(error).__name__
         raise CheckpointError(f"The tokenizer in {folder} cannot be loaded by transformers ({text}).") from error
     if not whole and getattr(made, "vocab_files_names", None):
         return None  # a class that made up a vocabulary for want of its files
@@ -91,11 +95,23 @@ def load_tokenizers(folders: Sequence[Path], apart: bool = True) -> list[Tokeniz
 
 def load_apart(folders: Sequence[Path]) -> dict[Path, Tokenizer | None]:
     """Return the tokenizers that a process of its own, without torch, could load; what it stumbles over is left out."""
-    root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-c", APART, str(root), *(str(folder.absolute()) for folder in folders)]
     try:
-        answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
+        output = run_python(APART, [str(folder.absolute()) for folder in folders], SECONDS, MEMORY)
+        answer = parse_json(output, "The list of tokenizers", MAX_TOKENIZER_VALUES * len(folders))
+    except subprocess.TimeoutExpired as error:
+        names = ", ".join(map(str, folders))
+        raise CheckpointError(
+            f"The tokenizers of {names} were not loaded within {SECONDS:.0f} seconds by transformers."
+        ) from error
+    except subprocess.CalledProcessError as error:
+        if error.returncode < 0:  # out of memory in the tokenizers library, which ends the process
+            names = ", ".join(map(str, folders))
+            raise CheckpointError(
+                f"The tokenizers of {names} cannot be loaded by transformers: the process that loads them was ended by "
+                f"signal {-error.returncode} (its memory is limited to {MEMORY >> 30} GiB)."
+            ) from error
+        return {}
+    except (OSError, ValueError):
         return {}
     told = {folder: entry for folder, entry in zip(folders, answer, strict=True) if entry != "failed"}
     return {folder: None if entry is None else Tokenizer(**entry) for folder, entry in told.items()}

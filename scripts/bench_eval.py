@@ -112,8 +112,8 @@ def candidates(args: Any, requests: Sequence[Any]) -> list[tuple[str, Callable[[
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, trust_remote_code=False).to(args.device)
     length = min(4096, getattr(model.config, "max_position_embeddings", 4096))
     ways = []
     for rows in args.batch_sizes.split(","):
@@ -200,7 +200,8 @@ def startup(args: Any) -> str:
             args.dtype, "--device", args.device, "--max_gen_toks", "1", "--save_path", folder, "--quiet",
             "--regenerate",
         ]  # fmt: skip
-        tokenizer = f"{imports}, transformers; transformers.AutoTokenizer.from_pretrained({model!r})"
+        loading = f"transformers.AutoTokenizer.from_pretrained({model!r}, trust_remote_code=False)"
+        tokenizer = f"{imports}, transformers; {loading}"
         commands = {
             "lm-eval's imports alone": [sys.executable, "-c", imports],
             "lm-eval's imports, the tokenizer": [sys.executable, "-c", tokenizer],

@@ -42,8 +42,8 @@ def relax(base: Path, models: list[Path], out: Path) -> None:
     from aim.relax import relax_reference
 
     merged, importance = models
-    theta_0 = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16)
+    theta_0 = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, trust_remote_code=False)
     activations = Importance.load(importance).activations
     known = dict(theta_0.named_parameters())
     with torch.no_grad():

@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     from merging.checkpoint import open_checkpoint
 
     base, asked = open_checkpoint(args.base), calibration_of(vars(args))
-    sample = cut(load_texts(asked), AutoTokenizer.from_pretrained(base.folder), asked)
+    tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+    sample = cut(load_texts(asked), tokenizer, asked)
     say(summary(sample.account), args.quiet)
     settings = dict.fromkeys(setting for pair in PAIRS.values() for setting in pair)
     found = {setting: calibrated(base, sample.blocks, *setting) for setting in settings}

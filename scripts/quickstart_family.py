@@ -165,7 +165,7 @@ def _trained(name: str, staged: Path, recipe: FamilyRecipe, seed: int, quiet: bo
         model = make_model(recipe.shape, seed)
     else:
         plan, mixture, share = recipe.finetune[name], {name: 1.0}, ONLY_FULL
-        model = AutoModelForCausalLM.from_pretrained(staged / "base", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(staged / "base", dtype=torch.float32, trust_remote_code=False)
     with tqdm(total=plan.steps, desc=f"training {name}", unit="step", disable=True if quiet else None) as bar:
         train(model, lambda rng: draw_mixture(plan.batch, rng, mixture, share), plan, f"{seed} {name}", bar)
     return model.bfloat16().float()

@@ -82,12 +82,13 @@ def convert(source: str, target: Path, record: dict[str, Any]) -> dict[str, Any]
             from transformers import GgufConfig
 
             path = Path(source)
-            tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 path.parent,
                 gguf_file=path.name,
                 dtype=torch.bfloat16,
                 quantization_config=GgufConfig(gguf_file=path.name, dequantize=True),
+                trust_remote_code=False,
             )
             # Dense now; what is left of the quantisation would make save_pretrained refuse.
             model.hf_quantizer = None
@@ -97,8 +98,8 @@ def convert(source: str, target: Path, record: dict[str, Any]) -> dict[str, Any]
             if hasattr(model.config, "_model_name_or_path"):
                 del model.config._model_name_or_path
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FailureError(f"Cannot load the base {source!r}: {str(error).strip().splitlines()[0]}") from error
     record = record | {"n_parameters": model.num_parameters(), "dtype": "bfloat16", "torch": torch.__version__}

@@ -173,8 +173,8 @@ def fine_tune(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
     model.to(device)
     training, held = split_held_out(data.examples, settings.seed)
     encoded = [e for e in (encode(x, tokenizer) for x in training) if len(e.ids) <= settings.max_tokens]

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from common.bounded_reading import UnreadableError, read_yaml
 from console.errors import UsageError, nearest
 from merging.recipe.checks import check, check_values, remarks
 from merging.recipe.mergekit import writer
@@ -105,11 +104,11 @@ def _told(setting: Setting | tuple[Setting, ...]) -> Any:
 def read_config(file: Path) -> dict[str, Any]:
     """Read a recipe's YAML. Raises UsageError for a file that is missing, no mapping, or no YAML."""
     try:
-        documents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+        documents = read_yaml(file)
     except FileNotFoundError:
         raise UsageError(f"--config {file} does not exist.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {file} is not valid YAML ({' '.join(str(error).split())}).") from error
+    except UnreadableError as error:
+        raise UsageError(f"--config {error}") from error
     except OSError as error:
         raise UsageError(f"--config {file} cannot be read ({error.strerror}).") from error
     if len(documents) > 1:
