@@ -13,17 +13,23 @@ UNDERSTOOD = {
     "r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save", "init_lora_weights",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
     "ensure_weight_tying", "megatron_core", "qalora_group_size", "runtime_config", "loftq_config", "eva_config",
-    "corda_config", "lora_ga_config", "velora_config",
+    "corda_config", "lora_ga_config", "velora_config", "use_dora", "lora_bias", "target_parameters",
+    "trainable_token_indices",
 }  # fmt: skip
 """Keys of adapter_config.json that are used here, or that matter in training alone; others, if set, are refused."""
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base as it was; PiSSA, OLoRA and others train beside another base."""
-NAMES = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "lora_bias": "biases in B", "alora_invocation_tokens": "aLoRA"}
+NAMES = {"use_qalora": "QA-LoRA", "alora_invocation_tokens": "aLoRA", "layer_replication": "replicated layers"}
 
 
 def check_adapter(label: str, config: Mapping[str, Any]) -> None:
     """Refuse an adapter that is more than LoRA, by the name of what it is. Raises CheckpointError."""
     kind = config.get("peft_type")
+    if kind is None and ("lora_parameters" in config or "fine_tune_type" in config):
+        raise CheckpointError(
+            f"Adapter {label} is one of mlx-lm; fuse it with its base (`mlx_lm.fuse --model BASE --adapter-path "
+            f"{label}`) and merge the fused model, or save it by PEFT."
+        )
     if kind != "LORA":
         raise CheckpointError(f"Adapter {label} is of type {kind}; only LoRA can be added to a base's weights here.")
     for key, value in config.items():

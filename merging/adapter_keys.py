@@ -15,7 +15,12 @@ FACTOR = re.compile(
 )
 """`module.lora_A.weight`, `module.lora_A.default.weight` (with the adapter's name), `module.lora_embedding_A`."""
 WRAPPERS = re.compile(r"\.modules_to_save\.default\.|\.modules_to_save\.|\.base_layer\.")
-REFUSED = {"lora_magnitude_vector": "DoRA", "trainable_tokens": "single trained tokens", "lora_": "a variant of LoRA"}
+MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.(?!weight$)[^.]+)?(\.weight)?")
+LORA_BIAS = re.compile(r"(?P<module>.+)\.lora_B(\.(?!bias$)[^.]+)?\.bias")
+TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.[^.]+)?")
+FROZEN = ".original_module."
+"""PEFT's copy of a module of the base that modules_to_save replaces; it has no effect."""
+REFUSED = {"lora_": "a variant of LoRA"}
 
 
 @dataclass(frozen=True)
@@ -37,19 +42,32 @@ class AdapterKeys:
     """An adapter's tensors by what they do.
 
     pairs: by the name that the weight has in the model; whole: {name: key of the tensor that takes its place}
-    (modules_to_save, resized embeddings, biases).
+    (modules_to_save, resized embeddings, biases); magnitudes: {name of the weight: key} of DoRA; biases: {name of the
+    bias: key of what is added to it} (lora_bias); tokens: {name of the table: key of its trained rows}.
     """
 
     pairs: Mapping[str, Pair]
     whole: Mapping[str, str]
+    magnitudes: Mapping[str, str]
+    biases: Mapping[str, str]
+    tokens: Mapping[str, str]
 
     @classmethod
     def sort(cls, label: str, keys: Iterable[str]) -> AdapterKeys:
         """Tell what each key is. Raises CheckpointError for one that is not understood."""
         sides: dict[str, dict[str, str]] = {}
         whole: dict[str, str] = {}
+        others: dict[str, dict[str, str]] = {"magnitude": {}, "bias": {}, "tokens": {}}
         for key in keys:
             name = key.removeprefix(PREFIX)
+            if FROZEN in name:
+                continue
+            kinds = (("magnitude", MAGNITUDE, "weight"), ("bias", LORA_BIAS, "bias"), ("tokens", TOKENS, "weight"))
+            special = next(((k, m["module"], end) for k, p, end in kinds if (m := p.fullmatch(name))), None)
+            if special:
+                kind, module, end = special
+                others[kind][f"{WRAPPERS.sub('.', module + '.')}{end}"] = key
+                continue
             if factor := FACTOR.fullmatch(name):
                 side = sides.setdefault(factor["module"], {})
                 if factor["side"] in side:
@@ -59,20 +77,25 @@ class AdapterKeys:
                 side[factor["side"]] = key
                 continue
             variant = next((what for part, what in REFUSED.items() if part in name), None)
-            if variant or not name.endswith((".weight", ".bias")) or ".original_module." in name:
+            if variant or not name.endswith((".weight", ".bias")):
                 what = f" ({variant})" if variant else ""
                 raise CheckpointError(
                     f"Adapter {label} holds {key}{what}, which is not supported; merge it with PEFT first."
                 )
-            whole[WRAPPERS.sub(".", name)] = key
+            plain = WRAPPERS.sub(".", name)
+            if plain not in whole or plain == name:  # PEFT loads the plain name where it saved a module twice
+                whole[plain] = key
+        nested = {module for module in sides if ".base_layer" in module and module.replace(".base_layer", "") in sides}
         for side in sides.values():
             if len(side) < 2:
                 raise CheckpointError(f"Adapter {label} holds only {next(iter(side.values()))} of the pair A, B.")
         pairs = {
-            f"{WRAPPERS.sub('.', module + '.')}weight": Pair(side["A"], side["B"], module)
+            f"{WRAPPERS.sub('.', module + '.') if module not in nested else module + '.'}weight": Pair(
+                side["A"], side["B"], module
+            )
             for module, side in sides.items()
         }
-        return cls(pairs, whole)
+        return cls(pairs, whole, others["magnitude"], others["bias"], others["tokens"])
 
 
 def find_stored(name: str, stored: Iterable[str]) -> str | None:

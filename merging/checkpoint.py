@@ -223,7 +223,8 @@ def _open(found: _Found, headers_only: bool, base_headers_only: bool) -> Checkpo
         adapter = found.parts[1]
         names, ties = (label, str(adapter.ref)), ties_embeddings(config, weights.tensors)
         file = adapter.folder / "adapter_config.json"
-        weights = adapt(names, weights, ties, _stored(adapter, headers_only), found.adapter_config, file)
+        theirs = _stored(adapter, headers_only)
+        weights = adapt(names, weights, ties, theirs, found.adapter_config, file, config)
         config, folder = with_changes(config, weights.config_changes), overlay(folder, adapter.folder)
     reading = () if note is None else (note,)
     return Checkpoint(found.ref, folder, weights, config, found.parts, found.places, reading)

@@ -442,7 +442,7 @@ def test_what_is_no_adapter_is_refused(bases: Bases, three: list[Path], tmp_path
 
 
 def test_other_bases_and_whole_models_are_refused(bases: Bases, three: list[Path], tmp_path: Path) -> None:
-    """Adapters must lie over one base, which is the one that is named; a whole model is no adapter; DoRA is none."""
+    """Adapters must lie over one base, the one that is named; whole models and contradicting configs are refused."""
     base, other = bases["llama"], shutil.copytree(bases["llama"], tmp_path / "other")
     given = {"method": "task_arithmetic", "base_model": str(base)}
     out = Output(tmp_path / "out", quiet=True, save_as="adapter")
@@ -457,7 +457,7 @@ def test_other_bases_and_whole_models_are_refused(bases: Bases, three: list[Path
             perform(merged_model, str(base), asked(base), out, None)
     dora = shutil.copytree(three[0], tmp_path / "dora")
     (dora / "adapter_config.json").write_text(json.dumps(settings(dora) | {"use_dora": True}))
-    with pytest.raises(CheckpointError, match=r"uses DoRA \(use_dora\)"):
+    with pytest.raises(CheckpointError, match=r"states use_dora True and it has no magnitude vectors"):
         relaxed(base, dora, tmp_path / "out")
     with pytest.raises(UsageError, match="--health looks at whole tensors"):
         perform(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from console.errors import CheckpointError
+from console.errors import CheckpointError, UsageError
 from merging.adapter import Product
 from merging.adapter_keys import PREFIX
 from merging.checkpoint import Checkpoint
@@ -117,6 +117,13 @@ def lay_out(inputs: Inputs, of_model: Plan, method: str, dtype: str | None) -> A
     where it would hold no factors.
     """
     merged = [tensor for tensor in of_model.tensors if tensor.is_merged]
+    for model in inputs.models:
+        if changes := adapted(model).changes:
+            name, change = next(iter(changes.items()))
+            raise UsageError(
+                f"--save_as adapter: {model.name} has {change.kind} on {name}, which a merged LoRA adapter cannot "
+                "hold; leave --save_as adapter out to save the whole model."
+            )
     for tensor in merged:
         check_parameters(method, tensor.parameters)
     unchanged = _unchanged(inputs.models, merged, method)
