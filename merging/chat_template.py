@@ -14,6 +14,8 @@ from console.files import read_json
 from merging.checkpoint import Checkpoint
 
 FILE = "chat_template.jinja"
+BUILT_IN = Path(__file__).resolve().parent.parent / "configs" / "chat_templates"
+"""Templates by name: this project's Jinja for the conversations that mergekit 0.1.5's templates render."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def template_of(folder: Path) -> str | None:
 
 
 def choose_template(policy: str, tokenizer: Path, donor: Checkpoint, others: Sequence[Checkpoint]) -> ChatTemplate:
-    """Return the template by policy: "base", "auto" (the commonest, the earlier where equal), a model's name, or Jinja.
+    """Return the template by policy: "base", "auto" (the commonest, the earlier where equal), a name of a model or in
+    configs/chat_templates (alpaca, chatml, exaone, llama3, mistral), or Jinja.
 
     tokenizer: the folder that the tokenizer files come from; "base" keeps what it has. Raises UsageError for a model
     that is not among the inputs or has no template.
@@ -67,6 +70,9 @@ def choose_template(policy: str, tokenizer: Path, donor: Checkpoint, others: Seq
         first = next(model for model, text in templates if text == commonest)
         return ChatTemplate(commonest, f"that of {first.name} ({count} of {len(models)} models have it)")
     named = next((model for model in models if policy in (model.name, model.ref.path)), None)
+    built_in = BUILT_IN / f"{policy}.jinja"
+    if named is None and built_in.is_file():
+        return ChatTemplate(built_in.read_text(encoding="utf-8"), f"{policy}, as mergekit 0.1.5 renders it")
     if named is None:
         raise UsageError(
             f"--chat_template {policy!r} must be base, auto, one of the models ({', '.join(m.name for m in models)}) "

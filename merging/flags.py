@@ -81,8 +81,9 @@ def make_parser(method: MergeMethod | None) -> Parser:
     )
     parser.add_argument(
         "--chat_template",
-        metavar="base|auto|MODEL|JINJA",
-        help="the base's chat template, the commonest, a model's, or one written out (default: base)",
+        metavar="base|auto|NAME|MODEL|JINJA",
+        help="the base's chat template, the commonest, one of alpaca, chatml, exaone, llama3 and mistral, a model's, "
+        "or one written out (default: base)",
     )
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")

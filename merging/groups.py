@@ -50,13 +50,16 @@ def aligned_rows(source: Source, tensor: TensorPlan) -> Rows:
 
 
 def _fill(tensor: TensorPlan, asking: Source, wanted: Tensor) -> Tensor:
-    """Rows that a model lacks, fp32: the base's, else the donor's, else the mean of the models that have them.
+    """Return the rows that a model lacks, fp32: the base's, else the mean of the models that have them.
 
-    A model without a token then has no part in it. Rows that nobody has are the mean of its own.
+    A model without a token then has no part in it. A base that only gives tokenizer and config counts as well; where
+    no base is given, none of the models stands for one. Rows that nobody has are the mean of the model's own.
     """
     rows = torch.zeros(len(wanted), *tensor.shape[1:])
     lacking = torch.ones(len(wanted), dtype=torch.bool)
-    for source in (tensor.base or tensor.own, tensor.own):
+    is_model = any(source.checkpoint is tensor.own.checkpoint for source in tensor.models)
+    bases = [*([tensor.base] if tensor.base else []), *([] if is_model else [tensor.own])]
+    for source in bases:
         found = lacking & _has(source, wanted)
         rows[found] = _take(source, wanted[found])
         lacking &= ~found

@@ -89,8 +89,7 @@ def _sliced(names: Sequence[str], sections: Sequence[Section], inputs: Inputs) -
     at = 0
     for section in sections:
         yield from _layers(section, at, inputs)
-        assert section.layers is not None
-        at += section.layers[0][1] - section.layers[0][0]
+        at += section.depth
     yield from (whole(name, sections[-1]) for name in outside if role_of(name) != "input")
 
 
@@ -98,26 +97,26 @@ def _layers(section: Section, at: int, inputs: Inputs) -> Iterator[Slot]:
     """The tensors of one slice, its first layer being layer number `at` of the result."""
     assert section.layers is not None
     models = [inputs.models[i] for i in section.models]
-    stack = _stack(models[0], section.module)
+    stack = _stack((*models, inputs.donor)[0], section.module)
     for model, (_, stop) in zip(models, section.layers, strict=True):
         _check_range(model, stack, stop)
     if inputs.base is not None and section.base_layers is None:
         raise UsageError(f"A slice names no layers of the base {inputs.base.name}, which the method needs.")
     if inputs.base is not None and section.base_layers is not None:
         _check_range(inputs.base, stack, section.base_layers[1])
-    first, stop = section.layers[0]
+    first = (*section.layers, section.base_layers or (0, 0))[0][0]
     base_first = section.base_layers[0] if section.base_layers else first
     own, own_first = (inputs.base, base_first) if inputs.base is not None else (models[0], first)
     rests: dict[int, list[str]] = defaultdict(list)
     for name in own.tensors:
         if (found := layer_of(name)) and found[0] == stack:
             rests[found[1]].append(found[2])
-    for k in range(stop - first):
+    for k in range(section.depth):
         for rest in rests[own_first + k]:
             yield Slot(
                 name=f"{stack}{at + k}{rest}",
                 section=section,
-                depth=_depth(k, stop - first),
+                depth=_depth(k, section.depth),
                 own=(own, f"{stack}{own_first + k}{rest}"),
                 models=tuple(f"{stack}{start + k}{rest}" for start, _ in section.layers),
                 base=f"{stack}{base_first + k}{rest}",

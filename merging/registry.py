@@ -25,8 +25,18 @@ if TYPE_CHECKING:
 
 METHODS_FOLDER = Path(__file__).resolve().parent.parent / "configs" / "methods"
 TYPES = {"float": float, "int": int, "bool": bool, "str": str}
+TRUE = ("true", "t", "yes", "y", "on", "1", "1.0")
+FALSE = ("false", "f", "no", "n", "off", "0", "0.0")
 MERGEKIT_NAMES = {"weights": "weight", "scaling": "lambda"}
 """What mergekit calls a parameter otherwise: an entry of `weights` is a model's `weight`."""
+
+
+def as_bool(value: Any) -> bool | None:
+    """Return the truth value that a flag or YAML means, as mergekit (pydantic) reads it; None where it means none."""
+    if isinstance(value, int | float):  # bool is an int
+        return bool(value) if value in (0, 1) else None
+    word = str(value).strip().lower()
+    return True if word in TRUE else False if word in FALSE else None
 
 
 @dataclass(frozen=True)
@@ -50,13 +60,12 @@ class MethodInMergekit:
     """A method that mergekit 0.1.5 has too.
 
     base_counts: its base is one of the models. random: it draws from random numbers of its own. idle: parameters that
-    change nothing. only: parameters that we have in one value alone.
+    have no effect.
     """
 
     base_counts: bool = False
     random: bool = False
     idle: tuple[str, ...] = ()
-    only: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,12 +105,10 @@ class Parameter:
         return self.minimum <= value <= self.maximum and not (self.exclusive and value == self.minimum)
 
     def _parse_bool(self, value: Any) -> bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() in words:
-            return words[str(value).lower()]
-        raise UsageError(f"{self.name} must be true or false, found {value!r}.")
+        truth = as_bool(value)
+        if truth is None:
+            raise UsageError(f"{self.name} must be true or false, found {value!r}.")
+        return truth
 
     def for_models(self, value: Any, n_models: int) -> Any:
         """Parse a value that may be one per model; returns a list of n_models for a per-model parameter."""
@@ -250,5 +257,4 @@ def _method_in_mergekit(facts: Mapping[str, Any] | bool | None) -> MethodInMerge
         base_counts=told.get("base_counts", False),
         random=told.get("random", False),
         idle=tuple(told.get("idle", ())),
-        only=told.get("only", {}),
     )

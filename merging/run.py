@@ -20,7 +20,7 @@ from merging.preflight import plan
 from merging.prepared import prepared
 from merging.produce import check_asked, produce
 from merging.recipe import MergeRecipe, remarks
-from merging.recipe.checks import check_values
+from merging.recipe.checks import check_values, idle_filters
 from merging.recipe.mergekit.writer import as_mergekit
 from merging.registry import find_method
 from merging.token_ids import read_tokenizers
@@ -90,6 +90,7 @@ def plan_merge(
         },
         notes=(
             *remarks(recipe),
+            *idle_filters(recipe, names_in(merge_plan)),
             *merge_plan.notes,
             *copied(merge_plan),
             f"Chat template: {template.origin}.",
@@ -101,6 +102,13 @@ def plan_merge(
         preview=(lambda: relaxing.preview(donor, merge_plan)) if relaxing else tuple,
         mergekit=(document, [*unsaid, *(["AIM: the result was relaxed besides."] if relaxing else [])]),
     )
+
+
+def names_in(merge_plan: Plan) -> set[str]:
+    """Return the names of the result's tensors and of those that they are made of."""
+    return {
+        name for tensor in merge_plan.tensors for name in (tensor.name, *(source.name for source in tensor.sources))
+    }
 
 
 def foreign_tokenizer(folder: Path, inputs: Inputs) -> dict[str, Path]:
@@ -140,12 +148,13 @@ def _fitted(recipe: MergeRecipe, headers_only: bool, loads: bool) -> tuple[Input
 def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint], loads: bool) -> tuple[Inputs, Plan]:
     models, donor = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
     base = donor if recipe.uses_base else None
-    check_distinct(base, models)
+    sliced = all(section.layers is not None for section in recipe.sections)
+    check_distinct(None if sliced and recipe.base_model in recipe.models else base, models)
     inputs = Inputs(donor, tuple(models), base)
     others = [checkpoint for checkpoint in inputs.all if checkpoint is not donor]
     read_tokenizers([checkpoint.folder for checkpoint in inputs.all], apart=not loads)
     vocabulary = choose_vocabulary(recipe.tokenizer, donor, others, recipe.pad_to_multiple_of)
-    merge_plan = plan(inputs, recipe.sections, recipe.dtype, vocabulary)
+    merge_plan = plan(inputs, recipe.sections, recipe.stored_dtype, vocabulary)
     for tensor in merge_plan.tensors:
         if tensor.is_merged:
             check_values(find_method(recipe.method), tensor.parameters)

@@ -110,6 +110,12 @@ class Section:
     base_layers: tuple[int, int] | None = None
     module: str | None = None
 
+    @property
+    def depth(self) -> int:
+        """Number of layers of the result that it makes, where it names layers."""
+        first, stop = self.layers[0] if self.layers else self.base_layers or (0, 0)
+        return stop - first
+
     def at(self, name: str, depth: float, inputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Return every parameter's value for one tensor, a list for a per-model one.
 
@@ -117,6 +123,8 @@ class Section:
         as in mergekit, the filters of a model's parameters look there. Raises UsageError for a parameter without a
         value for this tensor.
         """
+        if not self.models:  # the base is copied
+            return {}
         names = inputs or [name] * len(self.models)
         alone = len(self.models) == 1 and self.base_layers is None  # then every parameter is that model's
         values: dict[str, Any] = {}

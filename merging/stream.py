@@ -105,8 +105,9 @@ def with_survey(plan: Plan, job: Job) -> Job:
     if survey is None:
         return job
     merged = [tensor for tensor in plan.tensors if tensor.is_merged]
-    parameters = merged[0].parameters if merged else {}
-    return replace(job, survey=survey(lambda: (group_of(tensor, job) for tensor in merged), parameters))
+    if not merged:
+        return job
+    return replace(job, survey=survey(lambda: (group_of(tensor, job) for tensor in merged), merged[0].parameters))
 
 
 def tensor_blocks(tensor: TensorPlan, job: Job, observers: Observers = ()) -> Iterator[Sequence[Tensor]]:

@@ -163,7 +163,7 @@ def test_facts_about_mergekit() -> None:
     for theirs in registered_methods():
         method = find_method(theirs.spec.name)
         ours = {p.mergekit.name: p for p in method.parameters.values() if p.mergekit.name}
-        listed = {*ours, *method.mergekit.idle, *method.mergekit.only}
+        listed = {*ours, *method.mergekit.idle}
         assert {p.name for p in theirs.spec.parameters} == listed, method.name
         assert method.mergekit.base_counts == (theirs.spec.contract.base == BasePolicy.IGNORED)
         for spec in theirs.spec.parameters:
@@ -246,7 +246,7 @@ def test_settings_of_ours_in_mergekit_s_form() -> None:
     """What only this project has (rescale: paper, trim_scope) is written and read in mergekit's form as well, and is
     said to be lost in the file for mergekit."""
     text = "merge_method: %s\nbase_model: base\nmodels: [{model: a}]\nparameters: {density: [0.2, 0.4]}\n"
-    dare = recipe_of(text % "dare_ties")
+    dare = recipe_of(text % "dare_ties", rescale="paper")
     assert dare.as_yaml_dict()["parameters"]["rescale"] == "paper"
     assert make_recipe({}, dare.as_yaml_dict()) == dare
     document, unsaid = as_mergekit(dare)
@@ -346,8 +346,8 @@ def test_flags_win() -> None:
 def test_another_method() -> None:
     """--method takes the place of merge_method where the file's parameters are its own; else they are named."""
     assert recipe_of(EXAMPLES["dare_ties"], method="dare_linear").method == "dare_linear"
-    with pytest.raises(UsageError, match=r"parameters\.epsilon: ties has no parameter 'epsilon'"):
-        recipe_of(EXAMPLES["ram"], method="ties")
+    said = remarks(recipe_of(EXAMPLES["ram"], method="ties"))
+    assert "parameters.epsilon has no effect: ties has no parameter 'epsilon'." in said
     aliased = EXAMPLES["sce"].replace("merge_method: sce", "merge_method: WIDEN").split("parameters")[0]
     assert recipe_of(aliased).method == "widen"
 
@@ -395,7 +395,7 @@ def test_a_folder_with_an_at_sign(models: list[str]) -> None:
         ("dtype: float16", "dtype", "float16"),
         ("dtype: torch.float32", "dtype", "float32"),
         ("dtype: float32\nout_dtype: bfloat16", "dtype", "bfloat16"),
-        ("", "dtype", "bfloat16"),
+        ("", "dtype", "auto"),
         ("tokenizer_source: union", "tokenizer", "union"),
         ("tokenizer_source: {model: {path: a, revision: r}}", "tokenizer", "a@r"),
         ("tokenizer: {source: base, tokens: null, pad_to_multiple_of: null}", "tokenizer", "base"),
@@ -405,6 +405,7 @@ def test_a_folder_with_an_at_sign(models: list[str]) -> None:
         ("", "tokenizer", "base"),
         ("chat_template: auto", "chat_template", "auto"),
         ("chat_template: a", "chat_template", "a"),
+        ("chat_template: chatml", "chat_template", "chatml"),
         ("chat_template: '{% for m in messages %}{{ m }}{% endfor %}'", "chat_template",
          "{% for m in messages %}{{ m }}{% endfor %}"),
         ("seed: 3", "seed", 3),
@@ -417,23 +418,102 @@ def test_general_settings(lines: str, setting: str, value: Any) -> None:
 
 
 def test_remarks() -> None:
-    """Once for each parameter left out whose default in mergekit is another; for what changes nothing; for dtype."""
+    """Once for each parameter left out whose default this project has otherwise; for what has no effect."""
     said = remarks(recipe_of(BASE.replace("}]", "}, {model: b}]") + "parameters: {int8_mask: true}"))
-    assert [s for s in said if s.startswith("density")] == [
-        "density is not given: 0.2 here (TIES, Yadav et al. 2023, section 4 (top 20 %)); mergekit would take 1.0: "
-        "write `density: 1.0` for that."
+    assert [s for s in said if s.startswith("density is")] == [
+        "density is not given: 1.0, as in mergekit; without a file the default is 0.2 (TIES, Yadav et al. 2023, "
+        "section 4 (top 20 %))."
     ]
-    assert "int8_mask changes nothing here." in said
-    assert any(s.startswith("dtype is not given: bfloat16") for s in said)
+    assert "parameters.int8_mask has no effect on ties." in said
+    assert "weight is not given: 1.0 here; mergekit 0.1.5 requires it." in said
     said = remarks(recipe_of(EXAMPLES["dare_ties"].replace(", rescale: true", "")))
-    assert len(said) == 2
-    assert any("write `rescale: true` for that" in s for s in said)
+    assert any(s.startswith("rescale is not given: true, as in mergekit; without a file") for s in said)
     assert remarks(recipe_of(EXAMPLES["nuslerp of task vectors"])) == []
     assert any(
         "b is the base" in s for s in remarks(recipe_of(EXAMPLES["ties"].replace("base_model: base", "base_model: b")))
     )
     flat = make_recipe({"method": "ties", "base_model": "base", "models_to_merge": "a,b"}, {})
     assert remarks(flat) == []
+
+
+# --------------------------------------------------------------------------------------------- what has no effect
+
+IDLE = {
+    "label": ("name: my-merge", "name has no effect: it is a label."),
+    "label of a model": ("models: [{model: a, name: x}]", "models[0].name has no effect: it is a label."),
+    "anchor": ("x-common: {density: 1}", "x-common has no effect: it is a label."),
+    "option": ("allow_crimes: true", "allow_crimes has no effect: it is an option of mergekit's command line, no key"),
+    "unknown": ("gpu_layers: 3", "gpu_layers has no effect: neither mergekit 0.1.5 nor this project knows the key."),
+    "of another method": ("parameters: {t: 0.5}", "parameters.t has no effect: ties has no parameter 't'."),
+    "of no method": ("parameters: {int_space: cs}", "parameters.int_space has no effect: ties has no parameter"),
+    "of early versions": ("parameters: {embed_slerp: true}", "parameters.embed_slerp has no effect: ties has no"),
+    "idle": ("parameters: {int8_mask: 1.0}", "parameters.int8_mask has no effect on ties."),
+    "shared, of a model": ("models: [{model: a, parameters: {normalize: 1.0, lambda: 0.9}}]",
+                           "models[0].parameters.lambda has no effect: lambda is one value for all models, read from"),
+    "seed": ("random_seed: 3", "random_seed has no effect: ties draws no random numbers."),
+    "layers": ("models: [{model: a, layer_range: [0, 4]}]", "models[0].layer_range has no effect under `models`"),
+    "revision of a folder": ("models: [{model: a, revision: v1}]",
+                             "models[0].revision has no effect: a is a local folder."),
+    "tokenizer": ("tokenizer: {source: base, preserve_embeddings: true}",
+                  "tokenizer.preserve_embeddings has no effect: neither mergekit 0.1.5 nor this project"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_what_has_no_effect_is_reported(name: str) -> None:
+    """Labels, options, leftovers of other methods and keys that nobody knows change nothing and are each named."""
+    lines, sentence = IDLE[name]
+    plain = yaml.safe_load(BASE + "parameters: {weight: 1, density: 0.5}")
+    extra = yaml.safe_load(lines)
+    merged = {**plain, **extra, "parameters": {**plain["parameters"], **(extra.get("parameters") or {})}}
+    recipe = make_recipe({}, merged)
+    assert (recipe.sections, recipe.models, recipe.seed) == (make_recipe({}, plain).sections, ("a",), 42)
+    assert any(said.startswith(sentence) for said in remarks(recipe)), remarks(recipe)
+
+
+def test_flags_of_any_spelling() -> None:
+    """1.0, 1 and yes are true where mergekit reads a flag, also where ours is a word; 2 is refused."""
+    for word in ("1.0", "1", "true", "'yes'", "'on'"):
+        recipe = recipe_of(EXAMPLES["dare_ties"].replace("rescale: true", f"rescale: {word}, normalize: {word}"))
+        assert (recipe.parameters["rescale"], recipe.parameters["normalize"]) == ("l1", True)
+    assert recipe_of(BASE + "parameters: {rescale: 1}").parameters["rescale"] == "l1"
+    with pytest.raises(UsageError, match=r"parameters\.normalize must be true or false, found 2"):
+        recipe_of(BASE + "parameters: {normalize: 2}")
+
+
+def test_seed_and_revision() -> None:
+    """random_seed seeds the masks of a method that draws them; a revision beside a hub id is that of the model."""
+    assert recipe_of(EXAMPLES["dare_ties"] + "random_seed: 7").seed == 7
+    assert recipe_of(EXAMPLES["dare_ties"] + "random_seed: 7", seed="5").seed == 5
+    recipe = recipe_of(BASE.replace("{model: a}", "{model: org/a+org/lora, revision: v1}"))
+    assert recipe.models == ("org/a@v1+org/lora",)
+    assert any("models[0].revision: org/a@v1 is merged; mergekit 0.1.5 ignores" in s for s in remarks(recipe))
+
+
+def test_repeated_models() -> None:
+    """A model that is listed twice counts twice, each entry with its own parameters; the recipe reads back as it is."""
+    text = BASE.replace("{model: a}", "{model: a, parameters: {weight: 0.5}}, {model: a, parameters: {weight: 0.2}}")
+    recipe = recipe_of(text)
+    assert (recipe.models, recipe.sections[0].models) == (("a",), (0, 0))
+    assert recipe.sections[0].at("x", 0.0)["weights"] == [0.5, 0.2]
+    assert make_recipe({}, recipe.as_yaml_dict()) == recipe
+    assert any(s.startswith("models[1]: a is listed again (also as models[0])") for s in remarks(recipe))
+    condensed = recipe_of(
+        S + "slices: [{sources: [{model: base, layer_range: [0, 1]}, {model: base, layer_range: [3, 4]}]}]"
+    )
+    (section,) = condensed.sections
+    assert (condensed.models, section.base_layers, section.layers) == (("base",), (0, 1), ((3, 4),))
+    assert make_recipe({}, condensed.as_yaml_dict()) == condensed
+
+
+def test_only_the_base() -> None:
+    """A list with the base alone is a copy of it, in a recipe, a slice or a module; the recipe reads back as it is."""
+    recipe = recipe_of(
+        BASE.replace("model: a", "model: base+lora").replace("base_model: base", "base_model: base+lora")
+    )
+    assert (recipe.models, recipe.base_model, recipe.sections[0].models) == ((), "base+lora", ())
+    assert "models lists only the base base+lora: its tensors are copied." in remarks(recipe)
+    assert make_recipe({}, recipe.as_yaml_dict()) == recipe
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -455,18 +535,27 @@ MISTAKES = {
     "pattern": (BASE + "parameters: {density: [{pattern: mlp, value: 1}]}", r"parameters\.density\[0\]\.pattern is no"),
     "filter of a number": (BASE + "parameters: {density: [{filter: 1, value: 1}]}", r"density\[0\]\.filter should be"),
     "whole numbers over layers": (EXAMPLES["karcher"].replace("1000", "[1, 10]"), "max_iter is a whole number"),
-    "shared in a model": (BASE.replace("{model: a}", "{model: a, parameters: {normalize: true}}"),
-                          r"models\[0\]\.parameters\.normalize: normalize is one value for all models"),
-    "rescale of ties": (BASE + "parameters: {rescale: true}", r"parameters\.rescale: ties has only rescale: false"),
     "top key": (BASE + "paramters: {}", r"paramters is no key of a recipe\. Did you mean 'parameters'\?"),
     "misspelt method": ("merge_metod: ties\nmodels: [{model: a}]", r"merge_metod is no key .* 'merge_method'\?"),
-    "method": (BASE + "method: ties", "method is no key of a recipe. Did you mean 'merge_method'"),
+    "method": (BASE + "method: ties", "mergekit does not read method there; write it as `merge_method`"),
+    "parameter beside a model": (BASE.replace("{model: a}", "{model: a, density: 0.5}"),
+                                 r"models\[0\]\.density: .* write it under `models\[0\]\.parameters`"),
+    "parameter at the top": (BASE + "weight: 0.5", r"weight: .* write it under `parameters`"),
+    "dtype in parameters": (BASE + "parameters: {dtype: bfloat16}", "write it at the top level of the recipe"),
+    "base of a model": (BASE.replace("{model: a}", "{model: a, base_model: b}"),
+                        r"models\[0\]\.base_model: .* at the top level"),
+    "adapter beside a model": (BASE.replace("{model: a}", "{model: a, lora: b}"),
+                               r"models\[0\]\.lora: .*BASE\+ADAPTER"),
+    "layers beside sources": (S + "slices: [{layer_range: [0, 2], sources: [{model: a, layer_range: [0, 2]}]}]",
+                              r"slices\[0\]\.layer_range: .* under `slices\[0\]\.sources`"),
+    "method of a slice": (S + "slices: [{merge_method: linear, sources: [{model: a, layer_range: [0, 2]}]}]",
+                          r"slices\[0\]\.merge_method is linear; a recipe has one method"),
+    "two revisions": (BASE.replace("{model: a}", "{model: o/a@v1, revision: v2}"), "has the revision v1; take one"),
+    "models of flags": (BASE + "models_to_merge: [a]", "models_to_merge: .* write it under `models`"),
     "key of a model": (BASE.replace("{model: a}", "{model: a, parameter: {}}"), r"models\[0\]\.parameter is no key"),
     "models and slices": (BASE + "slices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
                           "exactly one of models, slices, modules, found models and slices"),
     "no models": (S, "exactly one of models, slices, modules, found none"),
-    "only the base": (BASE.replace("model: a", "model: base"), "models lists only the base base"),
-    "twice": (BASE.replace("{model: a}", "{model: a}, {model: a}"), r"models\[1\]: a is listed twice \(also as models"),
     "names, not models": (BASE.replace("{model: a}", "a"), r"models\[0\] should hold keys and values, found 'a'"),
     "no name": (BASE.replace("{model: a}", "{parameters: {}}"), r"models\[0\]\.model should be the name of a model"),
     "architecture": (BASE.replace("{model: a}", "{model: {model: a, override_architecture: X}}"),
@@ -486,10 +575,6 @@ MISTAKES = {
                            r"slices\[0\] names no layers of the base base, which slerp needs"),
     "two bases": (S + "slices: [{base_model: b, sources: [{model: a, layer_range: [0, 2]}, "
                   "{model: base, layer_range: [0, 2]}]}]", r"slices\[0\]\.base_model is b; .* has one base .*, base"),
-    "residual weight": (S + "slices: [{residual_weight: 0.5, sources: [{model: a, layer_range: [0, 2]}]}]",
-                        r"slices\[0\]\.residual_weight is not supported"),
-    "module": (BASE.replace("models:", "modules: {text: {models:").replace("}]\n", "}]}}\n") +
-               "parameters: {gamma: 1}", r"parameters\.gamma: ties has no"),
     "module of nothing": ("merge_method: linear\nmodules: {text: {parameters: {}}}",
                           r"modules\.text should have either models or slices"),
     "too many models": (S + "models: [{model: a}, {model: b}]", "slerp takes 1 model besides the base, 2 given"),
@@ -498,7 +583,6 @@ MISTAKES = {
     "two tokenizers": (BASE + "tokenizer: {}\ntokenizer_source: base", "either tokenizer or tokenizer_source"),
     "dtype": (BASE + "dtype: bfloat61", r"dtype must be one of .* Did you mean 'bfloat16'"),
     "out_dtype": (BASE + "out_dtype: float64", "out_dtype must be one of"),
-    "built-in template": (BASE + "chat_template: chatml", "chatml is a template inside mergekit.* Jinja"),
     "unknown template": (BASE + "chat_template: bas", "chat_template must be base, auto.* Did you mean 'base'"),
     "base of linear": (EXAMPLES["linear"] + "base_model: base", "averages the base as well, and base has no weight"),
     "reference gradient": (BASE + "numerics: reference\nparameters: {density: 1, lambda: [1, 2]}",

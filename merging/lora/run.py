@@ -95,7 +95,7 @@ def _planned(recipe: MergeRecipe, opened: Sequence[Checkpoint], relaxing: Relaxi
     for tensor in of_model.tensors:
         if tensor.is_merged:
             check_values(method, tensor.parameters)
-    planned = lay_out(inputs, of_model, recipe.method, recipe.dtype if recipe.dtype_given else None)
+    planned = lay_out(inputs, of_model, recipe.method, recipe.stored_dtype if recipe.dtype_given else None)
     configs = adapter_configs(models)
     template = choose_template(recipe.chat_template, vocabulary.folder, base, models)
     files = {**(relaxing.files if relaxing else {}), **foreign_tokenizer(vocabulary.folder, inputs)}

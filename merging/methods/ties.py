@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from console.errors import UsageError
 from merging.combination import Combination
 from merging.consensus import disjoint_sum, majority_sign, trimmed
+from merging.dropping import l1_factor
+from merging.magnitudes import Magnitudes
 from merging.model_scope import survey, thresholds_in
 from merging.reference import task_arithmetic_reference
 from merging.registry import merge_method
-from merging.selection import Threshold
+from merging.selection import Threshold, select
 from merging.sparsify import trim_thresholds
 from merging.tensors import Block, PerBlock, TensorGroup
 
@@ -32,7 +35,18 @@ def thresholds_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock
         thresholds, zero_sign = trim_thresholds(group, parameters["density"]), 1
         if parameters["zero_sum"] == "majority":
             zero_sign = majority_sign([(group, thresholds)], parameters["weights"])
-    return lambda block: {"thresholds": thresholds, "block": block, "zero_sign": zero_sign}
+    factors = _factors(group, thresholds) if parameters["rescale"] == "l1" else ()
+    return lambda block: {"thresholds": thresholds, "block": block, "zero_sign": zero_sign, "factors": factors}
+
+
+def _factors(group: TensorGroup, thresholds: Sequence[Threshold | None]) -> tuple[float, ...]:
+    """Ratio of the l1 norms of each task vector before and after trimming (mergekit 0.1.5, `rescale: true`)."""
+
+    def mask(model: int, block: Block) -> Tensor:
+        values, threshold = Magnitudes(group, model)(block), thresholds[model]
+        return torch.ones_like(values, dtype=torch.bool) if threshold is None else select(values, threshold, block)
+
+    return tuple(l1_factor(group, model, mask) for model in range(len(thresholds)))
 
 
 def ties(
@@ -45,6 +59,7 @@ def ties(
     thresholds: Sequence[Threshold | None],
     block: Block,
     zero_sign: int,
+    factors: Sequence[float] = (),
 ) -> Tensor:
     """Trim, elect sign, disjoint mean.
 
@@ -52,9 +67,12 @@ def ties(
         gamma = sgn(sum_t w_t tau_t), zero_sign where the sum is zero        (elect sign)
         theta = theta_0 + lambda * sum_{agree} w_t tau_t / sum_{agree} w_t   (disjoint mean)
 
-    base (rows, ...), finetuned (n, rows, ...) -> (rows, ...); one threshold per model, from `thresholds_of`.
+    base (rows, ...), finetuned (n, rows, ...) -> (rows, ...); one threshold per model, from `thresholds_of`, and one
+    factor that its trimmed task vector is multiplied by, where there are any.
     """
     task_vectors = trimmed(finetuned - base, thresholds, block)
+    for task_vector, factor in zip(task_vectors, factors, strict=bool(factors)):
+        task_vector *= factor
     return base + disjoint_sum(task_vectors, weights, normalize, zero_sign) * scaling
 
 
@@ -68,6 +86,7 @@ def reference(
     normalize: bool,
     zero_sum: str,
     trim_scope: str,
+    rescale: str,
 ) -> Tensor:
     """The original's arithmetic on whole bf16 tensors, at density 1, where no scope matters.
 
@@ -80,9 +99,11 @@ def reference(
     )
 
 
-def fused(block: Block, arguments: Mapping[str, Any], per_block: PerBlock) -> Combination:
-    """Say `ties` to the kernel."""
+def fused(block: Block, arguments: Mapping[str, Any], per_block: PerBlock) -> Combination | None:
+    """Describe a TIES block to the compiled kernel; None where trimmed task vectors are rescaled."""
     found = per_block(block)
+    if found["factors"]:
+        return None
     return Combination(**arguments, elect=True, zero_sign=found["zero_sign"], thresholds=found["thresholds"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,11 @@ def check(recipe: MergeRecipe, method: MergeMethod) -> None:
             "trim_scope model ranks all tensors of a model together, and needs one density for each model; leave out "
             "filters and lists over the layers."
         )
+    if switches["zero_sum"] == "majority" and recipe.parameters.get("rescale") == "l1":
+        raise UsageError(f"{method.name}: zero_sum majority counts signs before rescaling; leave out rescale l1.")
     for section in recipe.sections:
+        if not section.models:  # the base is copied
+            continue
         settings = [setting for name in section.parameters for setting in section.settings(name)]
         if all(setting.is_complete for setting in settings):
             names = {"", *(part for s in settings for part, _ in s.rules if part)}
@@ -71,6 +75,29 @@ def remarks(recipe: MergeRecipe) -> list[str]:
     if len(recipe.models) == 1 and find_method(recipe.method).max_models > 1:
         said.append("One model: there is nothing to reconcile.")
     return said
+
+
+def idle_filters(recipe: MergeRecipe, names: Collection[str]) -> list[str]:
+    """Return a sentence for each filter of a parameter that is part of none of the tensors' names.
+
+    Args:
+        recipe: the recipe.
+        names: of the result's tensors, and of the models' where layers are taken from other places.
+    """
+    method = find_method(recipe.method)
+    filters = {
+        (method.parameters[name].mergekit.name or name, part): None
+        for section in recipe.sections
+        for name in section.parameters
+        for setting in section.settings(name)
+        for part, _ in setting.rules
+        if part is not None
+    }
+    return [
+        f"The filter {part!r} of {name} matches no tensor."
+        for name, part in filters
+        if not any(part in tensor for tensor in names)
+    ]
 
 
 def _densities(recipe: MergeRecipe) -> list[Setting]:

@@ -11,12 +11,13 @@ from common.bounded_reading import UnreadableError, read_yaml
 from console.errors import UsageError, nearest
 from merging.recipe.checks import check, check_values, remarks
 from merging.recipe.mergekit import writer
+from merging.recipe.mergekit.other_programs import refuse_other_programs, several_recipes
 from merging.recipe.mergekit.reader import Draft, is_mergekit, read_mergekit
 from merging.registry import MergeMethod, Parameter, find_method
 from merging.settings import DTYPES, SETTINGS, Section, Setting
 
 BUILT_IN_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
-"""mergekit 0.1.5's own chat templates."""
+"""Chat templates by name, as mergekit 0.1.5 has them: configs/chat_templates/NAME.jinja."""
 __all__ = [
     "DTYPES",
     "SETTINGS",
@@ -35,7 +36,8 @@ class MergeRecipe:
     """Everything a merge depends on besides the weights.
 
     sources: where each parameter's value comes from; notes: what is to be said of the file that it was read from;
-    dtype_given: whether somebody asked for that dtype.
+    dtype: of the result's floating-point tensors; "auto" keeps that of the template model. dtype_given: whether flags
+    or file name one.
     """
 
     method: str
@@ -57,7 +59,13 @@ class MergeRecipe:
         """Whether whole models are merged with the same parameters for every tensor: what the flags can say."""
         section = self.sections[0]
         whole = len(self.sections) == 1 and section.layers is None and section.module is None
+        whole = whole and bool(self.models) and section.models == tuple(range(len(self.models)))
         return whole and all(s.constant is not None for name in section.parameters for s in section.settings(name))
+
+    @property
+    def stored_dtype(self) -> str | None:
+        """dtype of the result's floating-point tensors; None keeps that of the template model."""
+        return None if self.dtype == "auto" else self.dtype
 
     @property
     def uses_base(self) -> bool:
@@ -112,7 +120,7 @@ def read_config(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--config {file} cannot be read ({error.strerror}).") from error
     if len(documents) > 1:
-        raise UsageError(f"--config {file} holds {len(documents)} recipes; give each a file of its own.")
+        raise UsageError(several_recipes(file, documents))
     data = documents[0] if documents else None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise UsageError(f"--config {file} should hold keys and values, such as `method: ties`.")
@@ -121,6 +129,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRecipe:
     """Combine what the flags and the YAML (ours or mergekit's) say; flags win. Raises UsageError that names the key."""
+    refuse_other_programs(config)
     draft = (
         read_mergekit(flags, config, _names(flags.get("models_to_merge")))
         if is_mergekit(config)
@@ -128,7 +137,8 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
     )
     method, given = draft.method, draft.given
     for section in draft.sections:
-        _check_count(method, len(section.models))
+        if section.models:  # none where the base alone is listed
+            _check_count(method, len(section.models))
     base = given.get("base_model")
     if base is None and method.base == "required":
         raise UsageError(f"{method.name} needs --base_model: it merges what each model changed of its base.")
@@ -138,14 +148,14 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
         base_model=str(base) if base is not None else None,
         sections=draft.sections,
         sources=draft.sources,
-        dtype=_one_of("dtype", given.get("dtype", "bfloat16"), DTYPES),
+        dtype=_one_of("dtype", given.get("dtype", "bfloat16"), (*DTYPES, "auto")),
         numerics=_one_of("numerics", given.get("numerics", "float32"), ("float32", "reference")),
         seed=_seed(given.get("seed", 42)),
         tokenizer=_tokenizer(given.get("tokenizer", "base")),
         pad_to_multiple_of=_multiple(given.get("pad_to_multiple_of")),
         chat_template=_template(given.get("chat_template", "base"), (*draft.models, *([str(base)] if base else []))),
         notes=draft.notes,
-        dtype_given="dtype" in given,
+        dtype_given=given.get("dtype", "auto") != "auto",
     )
     check(recipe, method)
     return recipe
@@ -232,15 +242,10 @@ def _multiple(value: Any) -> int | None:
 
 
 def _template(value: Any, models: tuple[str, ...]) -> str:
-    known = ("base", "auto", *models)
+    known = ("base", "auto", *BUILT_IN_TEMPLATES, *models)
     if isinstance(value, str) and (value in known or "{{" in value or "{%" in value):
         return value
-    if value in BUILT_IN_TEMPLATES:
-        raise UsageError(
-            f"chat_template {value} is a template inside mergekit, which is not part of this project; "
-            "write the Jinja template itself, or the name of a model that has it."
-        )
     raise UsageError(
-        f"chat_template must be base, auto, the name of one of the models or a Jinja template, found {value!r}."
-        f"{nearest(str(value), known)}"
+        f"chat_template must be base, auto, one of {', '.join(BUILT_IN_TEMPLATES)}, the name of one of the models or a "
+        f"Jinja template, found {value!r}.{nearest(str(value), known)}"
     )

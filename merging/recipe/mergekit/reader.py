@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from console.errors import UsageError, nearest
+from merging.recipe.mergekit.keys import check_keys, places_of_parameters
 from merging.recipe.mergekit.sources import LAYOUTS, Group, Source, read_groups
-from merging.recipe.mergekit.values import as_mapping, check_keys, model_name, plain, written_name
+from merging.recipe.mergekit.values import as_mapping, model_name, plain, with_revision, written_name
 from merging.registry import MergeMethod, Parameter, find_method
 from merging.settings import DTYPES, SETTINGS, Section, Setting
 
 KEYS = (
     "merge_method", "base_model", *LAYOUTS, "parameters", "dtype", "out_dtype", "tokenizer", "tokenizer_source",
-    "chat_template",
+    "chat_template", "random_seed", "revision",
 )  # fmt: skip
-OURS = ("numerics", "seed")
+OURS = ("numerics", "seed", "exclude", "exclude_from")
 """General settings of ours that may stand beside mergekit's keys."""
 
 
@@ -47,20 +48,28 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
 
     Raises UsageError naming the key that is not understood, and where it stands.
     """
-    check_keys(config, (*KEYS, *OURS), "")
+    notes: list[str] = []
+    elsewhere = {
+        **places_of_parameters(""),
+        **dict.fromkeys(("model", "models_to_merge"), "under `models`, as a list of `model: NAME`"),
+        **dict.fromkeys(("sources", "layer_range", "residual_weight"), "under `slices`"),
+        "method": "as `merge_method`",
+        "lora": "as part of a model: `model: BASE+ADAPTER`",
+    }
+    check_keys(config, (*KEYS, *OURS), "", notes, elsewhere)
     method = _method(flags, config)
-    groups = read_groups(method, config, named)
-    given = _general(flags, config, groups)
+    groups = read_groups(method, config, named, notes)
+    given = _general(method, flags, config, groups, notes)
     base = given.get("base_model")
     if method.base == "donor" and base is not None:
         groups = [_with_base(group, method, base) for group in groups]
-    contributors = [_contributors(group, method, base) for group in groups]
+    contributors = [_contributors(group, method, base, notes) for group in groups]
     models = tuple(dict.fromkeys(source.model for sources in contributors for source in sources))
     fixed = {name: p.for_models(flags[name], len(models)) for name, p in method.parameters.items() if name in flags}
     sections = [_section(g, s, base, method, models, fixed) for g, s in zip(groups, contributors, strict=True)]
     scopes = [scope for group in groups for scope in group.all_scopes]
     sources = {
-        name: "flag" if name in fixed else "config" if any(name in s for s in scopes) else f"default: {p.source}"
+        name: "flag" if name in fixed else "config" if any(name in s for s in scopes) else f"default: {_origin(p)}"
         for name, p in method.parameters.items()
     }
     lacking = [
@@ -77,7 +86,7 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
         sections=tuple(_completed(section, lacking) for section in sections),
         sources=sources,
         given=given,
-        notes=(*_idle(method, groups, base), *_defaults(lacking, given)),
+        notes=tuple(dict.fromkeys((*notes, *_idle(method, groups, base), *_defaults(method, lacking)))),
     )
 
 
@@ -93,22 +102,29 @@ def _method(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeMethod:
     return method
 
 
-def _general(flags: Mapping[str, Any], config: Mapping[str, Any], groups: Sequence[Group]) -> dict[str, Any]:
+def _general(
+    method: MergeMethod, flags: Mapping[str, Any], config: Mapping[str, Any], groups: Sequence[Group], notes: list[str]
+) -> dict[str, Any]:
     """The general settings that flags or file give, by our names."""
-    given = {key: config[key] for key in (*OURS, "chat_template") if config.get(key) is not None}
+    given = {"dtype": "auto"} if method.mergekit else {}
+    given |= {key: config[key] for key in (*OURS, "chat_template") if config.get(key) is not None}
     for key in ("dtype", "out_dtype"):
         if config.get(key) is not None:
             given["dtype"] = _dtype(config[key], key)
+    given |= _seed(method, flags, config, notes)
     if config.get("tokenizer") is not None and config.get("tokenizer_source") is not None:
         raise UsageError("A recipe has either tokenizer or tokenizer_source, found both.")
     if config.get("tokenizer_source") is not None:
-        given["tokenizer"] = model_name(config["tokenizer_source"], "tokenizer_source")
+        given["tokenizer"] = _tokenizer_name(config["tokenizer_source"], "tokenizer_source")
     elif config.get("tokenizer") is not None:
-        given |= _tokenizer(config["tokenizer"])
+        given |= _tokenizer(config["tokenizer"], notes)
     bases = [(f"{group.where}.base_model", group.base) for group in groups if group.base is not None]
     if config.get("base_model") is not None:
-        given["base_model"] = model_name(config["base_model"], "base_model")
-    elif bases:
+        name = model_name(config["base_model"], "base_model")
+        given["base_model"] = with_revision(name, config.get("revision"), "revision", notes)
+    elif config.get("revision") is not None:
+        notes.append("revision has no effect: it stands beside no model.")
+    if config.get("base_model") is None and bases:
         given["base_model"] = bases[0][1]
     given |= {key: value for key, value in flags.items() if key in SETTINGS}
     for where, base in bases:
@@ -117,22 +133,44 @@ def _general(flags: Mapping[str, Any], config: Mapping[str, Any], groups: Sequen
     return given
 
 
+def _seed(method: MergeMethod, flags: Mapping[str, Any], config: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """`random_seed` as our seed: mergekit reads it on its command line alone."""
+    if config.get("random_seed") is None:
+        return {}
+    if method.mergekit is None or not method.mergekit.random:
+        notes.append(f"random_seed has no effect: {method.name} draws no random numbers.")
+    elif "seed" in flags or config.get("seed") is not None:
+        notes.append("random_seed has no effect: seed is given too.")
+    else:
+        notes.append(
+            f"random_seed: {config['random_seed']} seeds the masks here; mergekit 0.1.5 reads a seed on its command "
+            "line alone, and draws other masks."
+        )
+        return {"seed": config["random_seed"]}
+    return {}
+
+
 def _dtype(value: Any, key: str) -> str:
     name = str(value).removeprefix("torch.")
-    if name not in DTYPES:
+    if name not in (*DTYPES, "auto"):
         raise UsageError(f"{key} must be one of {', '.join(DTYPES)}, found {value!r}.{nearest(name, DTYPES)}")
     return name
 
 
-def _tokenizer(value: Any) -> dict[str, Any]:
+def _tokenizer_name(value: Any, where: str) -> str:
+    """Whose tokenizer: base, union, or a model (`model:NAME` in mergekit's early versions)."""
+    return model_name(value, where).removeprefix("model:")
+
+
+def _tokenizer(value: Any, notes: list[str]) -> dict[str, Any]:
     """mergekit's `tokenizer`: whose vocabulary, which is the union of all where it does not say, and its padding."""
     if isinstance(value, str):
-        return {"tokenizer": value}
+        return {"tokenizer": _tokenizer_name(value, "tokenizer")}
     content = as_mapping(value, "tokenizer")
-    check_keys(content, ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
+    check_keys(content, ("source", "tokens", "pad_to_multiple_of"), "tokenizer", notes)
     if content.get("tokens"):
         raise UsageError("tokenizer.tokens is not supported; take it out (`source` is base, union or a model).")
-    source = model_name(content.get("source", "union"), "tokenizer.source")
+    source = _tokenizer_name(content.get("source", "union"), "tokenizer.source")
     return {"tokenizer": source, "pad_to_multiple_of": content.get("pad_to_multiple_of")}
 
 
@@ -149,20 +187,30 @@ def _with_base(group: Group, method: MergeMethod, base: str) -> Group:
     return replace(group, sources=(*group.sources, Source("base_model", base, None, {})))
 
 
-def _contributors(group: Group, method: MergeMethod, base: str | None) -> tuple[Source, ...]:
-    """The models that are merged: all, but for the base where the method starts from it (or averages it with 0)."""
+def _contributors(group: Group, method: MergeMethod, base: str | None, notes: list[str]) -> tuple[Source, ...]:
+    """The entries that are merged: all, but for the base where the method starts from it (or averages it with 0).
+
+    In a slice that lists the base several times, the first is the base and the others are merged into it. None where
+    the base alone is listed: its tensors are the result's.
+    """
     counts = method.mergekit is not None and method.mergekit.base_counts
     if counts and method.base == "donor":
         silent = [s for s in group.sources if s.model == base and _setting("weights", s, group).constant == 0]
         return tuple(source for source in group.sources if source not in silent or len(group.sources) == 1)
-    found = tuple(source for source in group.sources if counts or source.model != base)
-    if not found:
-        raise UsageError(f"{group.where} lists only the base {base}; add a model to merge into it.")
-    if group.is_slice and base is not None and not counts and len(found) == len(group.sources):
+    if counts:
+        return group.sources
+    listed = [source for source in group.sources if source.model == base]
+    merged = tuple(source for source in group.sources if source.model != base)
+    if len(listed) > 1 and group.is_slice:
+        merged = tuple(source for source in group.sources if source is not listed[0])
+    if not merged:
+        notes.append(f"{group.where} lists only the base {base}: its tensors are copied.")
+        return ()
+    if group.is_slice and base is not None and not listed:
         raise UsageError(
             f"{group.where} names no layers of the base {base}, which {method.name} needs; add it to its sources."
         )
-    return found
+    return merged
 
 
 def _section(
@@ -184,8 +232,8 @@ def _section(
         elif parameter.per_model:
             parameters[name] = tuple(_setting(name, source, group) for source in sources)
         else:  # a model's entry has it only where the method takes one model
-            parameters[name] = _setting(name, sources[0], group)
-    left = [source.layers for source in group.sources if source not in sources]
+            parameters[name] = _setting(name, sources[0] if sources else None, group)
+    left = [source.layers for source in group.sources if not any(source is merged for merged in sources)]
     return Section(
         models=tuple(positions),
         parameters=parameters,
@@ -195,41 +243,50 @@ def _section(
     )
 
 
-def _setting(name: str, source: Source, group: Group) -> Setting:
+def _setting(name: str, source: Source | None, group: Group) -> Setting:
     """What the file says of a parameter: the model's own rules, then those around it."""
-    return Setting.of(rule for scope in (source.scope, *group.scopes) for rule in scope.get(name, ()))
+    scopes = (*([source.scope] if source else []), *group.scopes)
+    return Setting.of(rule for scope in scopes for rule in scope.get(name, ()))
 
 
 def _completed(section: Section, lacking: Iterable[Parameter]) -> Section:
-    """The section with our default where the file says nothing."""
+    """The section with mergekit's default where the file says nothing, or ours where mergekit requires a value."""
     parameters = dict(section.parameters)
     for parameter in lacking:
         if parameter.default is not None:
-            last = (None, (parameter.parse(parameter.default),))
+            last = (None, (_default(parameter),))
             settings = tuple(Setting.of((*s.rules, last)) for s in section.settings(parameter.name))
             parameters[parameter.name] = settings if parameter.per_model else settings[0]
     return replace(section, parameters=parameters)
 
 
+def _default(parameter: Parameter) -> Any:
+    theirs = parameter.mergekit.default
+    if theirs is None:
+        return parameter.parse(parameter.default)
+    return parameter.parse(parameter.mergekit.values.get(plain(theirs), theirs))
+
+
+def _origin(parameter: Parameter) -> str:
+    return parameter.source if parameter.mergekit.default is None else "mergekit 0.1.5"
+
+
 def _idle(method: MergeMethod, groups: Sequence[Group], base: str | None) -> Iterator[str]:
-    """A sentence for each thing in the file that changes nothing."""
+    """A sentence for each entry of the base with parameters, which mean nothing there."""
     counts = method.mergekit is not None and method.mergekit.base_counts
     for source in (source for group in groups for source in group.sources):
         if source.model == base and source.scope and not counts:
-            yield f"{source.where}.parameters change nothing: {base} is the base, which the others are compared with."
-    for key in method.mergekit.idle if method.mergekit else ():
-        if any(key in scope for group in groups for scope in group.all_scopes):
-            yield f"{key} changes nothing here."
+            yield (f"{source.where}.parameters have no effect: {base} is the base, which the others are compared with.")
 
 
-def _defaults(lacking: Iterable[Parameter], given: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each default that is not mergekit's."""
+def _defaults(method: MergeMethod, lacking: Iterable[Parameter]) -> Iterator[str]:
+    """A sentence for each default that is not this project's own, and for a weight that mergekit requires."""
     for parameter in lacking:
         if parameter.mergekit.default is not None:
             name, theirs = written_name(parameter), plain(parameter.mergekit.default)
             yield (
-                f"{name} is not given: {plain(parameter.default)} here ({parameter.source}); "
-                f"mergekit would take {theirs}: write `{name}: {theirs}` for that."
+                f"{name} is not given: {theirs}, as in mergekit; without a file the default is "
+                f"{plain(parameter.default)} ({parameter.source})."
             )
-    if "dtype" not in given:
-        yield "dtype is not given: bfloat16 here; mergekit would keep the models' own."
+        elif parameter.name == "weights" and method.mergekit is not None:
+            yield f"weight is not given: {plain(parameter.default)} here; mergekit 0.1.5 requires it."

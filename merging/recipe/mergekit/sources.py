@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from console.errors import UsageError
+from merging.recipe.mergekit.keys import check_keys, inside, places_of_general, places_of_parameters
 from merging.recipe.mergekit.values import (
     Scope,
     as_list,
     as_mapping,
-    check_keys,
-    inside,
     layer_range,
     model_name,
     read_scope,
+    with_revision,
 )
 from merging.registry import MergeMethod
 
@@ -53,99 +53,145 @@ class Group:
         return (*self.scopes, *(source.scope for source in self.sources))
 
 
-def read_groups(method: MergeMethod, config: Mapping[str, Any], named: Sequence[str]) -> list[Group]:
-    """Read every group of the recipe; `named` models (of a flag) stand for those of the file. Raises UsageError."""
-    given = [key for key in LAYOUTS if config.get(key)]
-    if named and given in (["slices"], ["modules"]):
-        raise UsageError(
-            f"--models_to_merge cannot stand for the models of a file with {given[0]}, which names their layers; "
-            "change the file."
-        )
-    if len(given) != 1 and not (named and not given):
-        found = " and ".join(given) or "none"
-        raise UsageError(f"A recipe has exactly one of {', '.join(LAYOUTS)}, found {found}.")
-    outer = read_scope(method, config.get("parameters"), "parameters")
-    if given == ["modules"]:
-        return list(_modules(method, config["modules"], outer))
-    if given == ["slices"]:
-        return list(_slices(method, config["slices"], "slices", (outer,)))
-    group = _whole(method, config.get("models") or [], "models", (outer,), named)
-    return [group]
+def read_groups(method: MergeMethod, config: Mapping[str, Any], named: Sequence[str], notes: list[str]) -> list[Group]:
+    """Read every group of the recipe.
+
+    Args:
+        method: the recipe's method.
+        config: the recipe.
+        named: models of a flag, which stand for those of the file.
+        notes: receives a sentence for each thing without effect.
+
+    Raises:
+        UsageError: naming the key that cannot be, and where it stands.
+    """
+    return _Reader(method, str(config.get("merge_method", "")), notes).groups(config, named)
 
 
-def _modules(method: MergeMethod, value: Any, outer: Scope) -> Iterator[Group]:
-    for name, content in as_mapping(value, "modules").items():
-        where = f"modules.{name}"
-        module = as_mapping(content, where)
-        check_keys(module, ("models", "slices", "parameters"), where)
-        scopes = (read_scope(method, module.get("parameters"), inside(where, "parameters")), outer)
-        if bool(module.get("models")) == bool(module.get("slices")):
-            raise UsageError(f"{where} should have either models or slices.")
-        if module.get("slices"):
-            yield from _slices(method, module["slices"], inside(where, "slices"), scopes, str(name))
-        else:
-            yield _whole(method, module["models"], inside(where, "models"), scopes, (), str(name))
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the groups of one recipe; `notes` receives what has no effect."""
 
+    method: MergeMethod
+    written_method: str
+    notes: list[str]
 
-def _whole(
-    method: MergeMethod,
-    value: Any,
-    where: str,
-    scopes: tuple[Scope, ...],
-    named: Sequence[str],
-    module: str | None = None,
-) -> Group:
-    """The group of whole models; those that a flag names keep the parameters that the file has for them."""
-    entries = as_list(value, where) if value or not named else []
-    sources = [_source(method, entry, f"{where}[{i}]") for i, entry in enumerate(entries)]
-    if named:
-        known = {source.model: source for source in sources}
-        sources = [known.get(name, Source("--models_to_merge", name, None, {})) for name in named]
-    return Group(where, _distinct(sources), scopes, module)
-
-
-def _slices(
-    method: MergeMethod, value: Any, where: str, scopes: tuple[Scope, ...], module: str | None = None
-) -> Iterator[Group]:
-    for i, entry in enumerate(as_list(value, where)):
-        at = f"{where}[{i}]"
-        content = as_mapping(entry, at)
-        check_keys(content, ("sources", "parameters", "base_model", "residual_weight"), at)
-        if content.get("residual_weight") is not None:
+    def groups(self, config: Mapping[str, Any], named: Sequence[str]) -> list[Group]:
+        layouts = [key for key in LAYOUTS if config.get(key)]
+        if named and layouts in (["slices"], ["modules"]):
             raise UsageError(
-                f"{at}.residual_weight is not supported (mergekit 0.1.5 does nothing with it); take it out."
+                f"--models_to_merge cannot stand for the models of a file with {layouts[0]}, which names their layers; "
+                "change the file."
             )
-        listed = as_list(content.get("sources"), f"{at}.sources")
-        sources = [_source(method, s, f"{at}.sources[{k}]", sliced=True) for k, s in enumerate(listed)]
-        lengths = {source.where: source.layers[1] - source.layers[0] for source in sources if source.layers}
-        if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{length} in {w}" for w, length in lengths.items())
-            raise UsageError(f"{at}: every source of a slice should have the same number of layers, found {told}.")
-        base = content.get("base_model")
-        yield Group(
-            where=at,
-            sources=_distinct(sources),
-            scopes=(read_scope(method, content.get("parameters"), f"{at}.parameters"), *scopes),
-            module=module,
-            base=None if base is None else model_name(base, f"{at}.base_model"),
+        if len(layouts) != 1 and not (named and not layouts):
+            found = " and ".join(layouts) or "none"
+            raise UsageError(f"A recipe has exactly one of {', '.join(LAYOUTS)}, found {found}.")
+        outer = self._scope(config.get("parameters"), "parameters")
+        if layouts == ["modules"]:
+            return list(self._modules(config["modules"], outer))
+        if layouts == ["slices"]:
+            return list(self._slices(config["slices"], "slices", (outer,)))
+        return [self._whole(config.get("models") or [], "models", (outer,), named)]
+
+    def _scope(self, value: Any, where: str, of_model: bool = False) -> Scope:
+        return read_scope(self.method, value, where, self.notes, of_model)
+
+    def _modules(self, value: Any, outer: Scope) -> Iterator[Group]:
+        for name, content in as_mapping(value, "modules").items():
+            where = f"modules.{name}"
+            module = as_mapping(content, where)
+            known = ("models", "slices", "parameters")
+            places = places_of_parameters(where) | places_of_general(known)
+            check_keys(module, known, where, self.notes, places)
+            scopes = (self._scope(module.get("parameters"), inside(where, "parameters")), outer)
+            if bool(module.get("models")) == bool(module.get("slices")):
+                raise UsageError(f"{where} should have either models or slices.")
+            if module.get("slices"):
+                yield from self._slices(module["slices"], inside(where, "slices"), scopes, str(name))
+            else:
+                yield self._whole(module["models"], inside(where, "models"), scopes, (), str(name))
+
+    def _whole(
+        self,
+        value: Any,
+        where: str,
+        scopes: tuple[Scope, ...],
+        named: Sequence[str],
+        module: str | None = None,
+    ) -> Group:
+        """The group of whole models; those that a flag names keep the parameters that the file has for them."""
+        entries = as_list(value, where) if value or not named else []
+        sources = [self._source(entry, f"{where}[{i}]") for i, entry in enumerate(entries)]
+        if named:
+            known = {source.model: source for source in sources}
+            sources = [known.get(name, Source("--models_to_merge", name, None, {})) for name in named]
+        self._note_repeats(sources)
+        return Group(where, tuple(sources), scopes, module)
+
+    def _slices(self, value: Any, where: str, scopes: tuple[Scope, ...], module: str | None = None) -> Iterator[Group]:
+        for i, entry in enumerate(as_list(value, where)):
+            at = f"{where}[{i}]"
+            content = as_mapping(entry, at)
+            self._check_slice(content, at)
+            listed = as_list(content.get("sources"), f"{at}.sources")
+            sources = [self._source(s, f"{at}.sources[{k}]", sliced=True) for k, s in enumerate(listed)]
+            lengths = {source.where: source.layers[1] - source.layers[0] for source in sources if source.layers}
+            if len(set(lengths.values())) > 1:
+                told = ", ".join(f"{length} in {w}" for w, length in lengths.items())
+                raise UsageError(f"{at}: every source of a slice should have the same number of layers, found {told}.")
+            self._note_repeats(sources)
+            base = content.get("base_model")
+            yield Group(
+                where=at,
+                sources=tuple(sources),
+                scopes=(self._scope(content.get("parameters"), f"{at}.parameters"), *scopes),
+                module=module,
+                base=None if base is None else model_name(base, f"{at}.base_model"),
+            )
+
+    def _check_slice(self, content: Mapping[str, Any], at: str) -> None:
+        """Check the keys of a slice; a merge_method there is idle where it is the recipe's, else refused."""
+        known = ("sources", "parameters", "base_model", "residual_weight", "merge_method")
+        places = places_of_parameters(at) | places_of_general(known)
+        places |= dict.fromkeys(("model", "layer_range"), f"under `{at}.sources`")
+        check_keys(content, known, at, self.notes, places)
+        if content.get("residual_weight") is not None:
+            self.notes.append(f"{at}.residual_weight has no effect: mergekit 0.1.5 does nothing with it either.")
+        theirs = content.get("merge_method")
+        if theirs is not None and theirs != self.written_method:
+            raise UsageError(
+                f"{at}.merge_method is {theirs}; a recipe has one method for all its slices, "
+                f"{self.written_method or 'given at the top level'}: merge in several runs."
+            )
+        if theirs is not None:
+            self.notes.append(f"{at}.merge_method has no effect: it repeats the recipe's.")
+
+    def _source(self, entry: Any, where: str, sliced: bool = False) -> Source:
+        content = as_mapping(entry, where)
+        known = ("model", "parameters", "revision", *(["layer_range"] if sliced else []))
+        places = places_of_parameters(where) | places_of_general()
+        places["lora"] = "as part of the model: `model: BASE+ADAPTER`, or `model: {model: BASE, lora: ADAPTER}`"
+        del places["models"]
+        if not sliced and "layer_range" in content:
+            self.notes.append(
+                f"{where}.layer_range has no effect under `models`, where all layers are merged; `slices` takes some."
+            )
+            content = {key: value for key, value in content.items() if key != "layer_range"}
+        check_keys(content, known, where, self.notes, places)
+        name = model_name(content.get("model"), f"{where}.model")
+        return Source(
+            where=where,
+            model=with_revision(name, content.get("revision"), f"{where}.revision", self.notes),
+            layers=layer_range(content.get("layer_range"), f"{where}.layer_range") if sliced else None,
+            scope=self._scope(content.get("parameters"), f"{where}.parameters", of_model=True),
         )
 
-
-def _source(method: MergeMethod, entry: Any, where: str, sliced: bool = False) -> Source:
-    content = as_mapping(entry, where)
-    check_keys(content, ("model", "parameters", *(["layer_range"] if sliced else [])), where)
-    return Source(
-        where=where,
-        model=model_name(content.get("model"), f"{where}.model"),
-        layers=layer_range(content.get("layer_range"), f"{where}.layer_range") if sliced else None,
-        scope=read_scope(method, content.get("parameters"), f"{where}.parameters", of_model=True),
-    )
-
-
-def _distinct(sources: Sequence[Source]) -> tuple[Source, ...]:
-    seen: dict[str, Source] = {}
-    for source in sources:
-        if source.model in seen:
-            raise UsageError(f"{source.where}: {source.model} is listed twice (also as {seen[source.model].where}).")
-        seen[source.model] = source
-    return tuple(sources)
+    def _note_repeats(self, sources: Sequence[Source]) -> None:
+        seen: dict[str, Source] = {}
+        for source in sources:
+            if source.model in seen:
+                self.notes.append(
+                    f"{source.where}: {source.model} is listed again (also as {seen[source.model].where}), and each "
+                    "entry counts; mergekit 0.1.5 refuses that."
+                )
+            seen[source.model] = source

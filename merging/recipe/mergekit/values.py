@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from console.errors import UsageError, nearest
-from merging.registry import MergeMethod, Parameter
+from console.errors import UsageError
+from merging.recipe.mergekit.keys import (
+    inside,
+    is_label,
+    misspelt,
+    parameter_names,
+    places_of_general,
+)
+from merging.registry import MergeMethod, Parameter, as_bool
 from merging.settings import Rule
 
 Scope = Mapping[str, tuple[Rule, ...]]
-"""The parameters that are set in one place, by our names; one that changes nothing has no rules."""
-
-
-def check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Refuse a key that is not known, naming where it stands and the nearest known one. Raises UsageError."""
-    for key in given:
-        if key not in known:
-            raise UsageError(f"{inside(where, key)} is no key of a recipe.{nearest(str(key), known)}")
-
-
-def inside(where: str, key: object) -> str:
-    """Return how messages call a key: "models[1].parameters.density"."""
-    return f"{where}.{key}" if where else str(key)
+"""The parameters that are set in one place, by our names."""
 
 
 def as_mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -48,9 +44,11 @@ def model_name(value: Any, where: str) -> str:
         return value.strip()
     if not isinstance(value, Mapping):
         raise UsageError(f"{where} should be the name of a model, found {value!r}.")
-    check_keys(value, ("model", "lora", "override_architecture"), where)
     if value.get("override_architecture") is not None:
         raise UsageError(f"{where}.override_architecture is not supported: tensors are matched by their own names.")
+    if "path" in value and "model" not in value:
+        return _path(value, where)
+    _only(value, ("model", "lora", "override_architecture"), where)
     name = _path(value.get("model"), f"{where}.model")
     return name if value.get("lora") is None else f"{name}+{_path(value['lora'], f'{where}.lora')}"
 
@@ -60,8 +58,37 @@ def _path(value: Any, where: str) -> str:
         return value.strip()
     if not isinstance(value, Mapping) or not value.get("path"):
         raise UsageError(f"{where} should be a name, or a path and a revision, found {value!r}.")
-    check_keys(value, ("path", "revision"), where)
+    _only(value, ("path", "revision"), where)
     return str(value["path"]) + (f"@{value['revision']}" if value.get("revision") is not None else "")
+
+
+def _only(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuse any other key: in a model's name or a filter it would change what is meant."""
+    for key in content:
+        if key not in known:
+            hint = misspelt(str(key), known) or f" Keys there: {', '.join(known)}."
+            raise UsageError(f"{inside(where, key)} is no key of a recipe.{hint}")
+
+
+def with_revision(name: str, revision: Any, where: str, notes: list[str]) -> str:
+    """Return `name@revision` for a `revision` beside a model, which mergekit 0.1.5 does not read.
+
+    Raises UsageError where the name has another revision already.
+    """
+    if revision is None:
+        return name
+    model, plus, adapter = name.partition("+")
+    if Path(model).expanduser().is_dir():
+        notes.append(f"{where} has no effect: {model} is a local folder.")
+        return name
+    path, _, present = model.partition("@")
+    if present and present != str(revision):
+        raise UsageError(f"{where} is {revision}, and the model's name has the revision {present}; take one away.")
+    notes.append(
+        f"{where}: {path}@{revision} is merged; mergekit 0.1.5 ignores a revision beside the name and takes the "
+        "default branch."
+    )
+    return f"{path}@{revision}{plus}{adapter}"
 
 
 def layer_range(value: Any, where: str) -> tuple[int, int]:
@@ -78,30 +105,49 @@ def written_name(parameter: Parameter) -> str:
     return parameter.mergekit.name or parameter.name
 
 
-def read_scope(method: MergeMethod, value: Any, where: str, of_model: bool = False) -> Scope:
-    """Read a `parameters` key; of_model: it belongs to one model. Raises UsageError for what cannot be right there."""
+def read_scope(method: MergeMethod, value: Any, where: str, notes: list[str], of_model: bool = False) -> Scope:
+    """Read a `parameters` key.
+
+    Args:
+        method: the recipe's method.
+        value: the key's content.
+        where: where it stands.
+        notes: receives a sentence for each parameter without effect.
+        of_model: whether it belongs to one model.
+
+    Returns:
+        The method's parameters that have a value there, by this project's names.
+
+    Raises:
+        UsageError: for a value of the wrong kind, a misspelt parameter, or a key that belongs outside `parameters`.
+    """
     known = {written_name(parameter): parameter for parameter in method.parameters.values()}
     idle = method.mergekit.idle if method.mergekit else ()
-    only = method.mergekit.only if method.mergekit else {}
     scope: dict[str, tuple[Rule, ...]] = {}
     for key, setting in as_mapping(value, where).items():
         at = inside(where, key)
         if key in idle:
-            scope[key] = ()
-        elif key in only:
-            if plain(setting) != plain(only[key]):
-                raise UsageError(f"{at}: {method.name} has only {key}: {plain(only[key])}, found {plain(setting)}.")
-        elif key not in known:
-            ours = method.parameters.get(key)
-            hint = f" mergekit calls it {written_name(ours)!r}." if ours else nearest(str(key), [*known, *idle, *only])
-            raise UsageError(f"{at}: {method.name} has no parameter {key!r}.{hint}")
-        else:
+            notes.append(f"{at} has no effect on {method.name}.")
+        elif key in known:
             parameter = known[key]
             if of_model and not (parameter.per_model or parameter.mergekit.per_model):
-                raise UsageError(
-                    f"{at}: {key} is one value for all models; write it under the recipe's or a slice's `parameters`."
+                notes.append(
+                    f"{at} has no effect: {key} is one value for all models, read from the recipe's or a slice's "
+                    "`parameters`."
                 )
-            scope[parameter.name] = tuple(_rules(parameter, setting, at))
+            else:
+                scope[parameter.name] = tuple(_rules(parameter, setting, at))
+        elif key in method.parameters:
+            theirs = written_name(method.parameters[key])
+            raise UsageError(f"{at}: {method.name} has no parameter {key!r}; mergekit calls it {theirs!r}.")
+        elif key in places_of_general():
+            raise UsageError(f"{at}: mergekit does not read {key} there; write it {places_of_general()[key]}.")
+        elif key in parameter_names():
+            notes.append(f"{at} has no effect: {method.name} has no parameter {key!r}.")
+        elif not is_label(key) and (hint := misspelt(str(key), [*known, *idle])):
+            raise UsageError(f"{at}: {method.name} has no parameter {key!r}.{hint}")
+        else:
+            notes.append(f"{at} has no effect: {method.name} has no parameter {key!r}, nor has any other method.")
     return scope
 
 
@@ -119,7 +165,7 @@ def _rules(parameter: Parameter, value: Any, where: str) -> Iterable[Rule]:
 
 
 def _conditional(parameter: Parameter, entry: Mapping[str, Any], where: str) -> Rule:
-    check_keys(entry, ("filter", "value"), where)
+    _only(entry, ("filter", "value"), where)
     part = entry.get("filter")
     if part is not None and not isinstance(part, str):
         raise UsageError(f"{where}.filter should be a part of tensors' names, found {part!r}.")
@@ -131,7 +177,15 @@ def _values(parameter: Parameter, value: Any, where: str) -> tuple[Any, ...]:
     if parameter.type == "int" and len(values) > 1:
         raise UsageError(f"{where} is a whole number, which cannot change gradually over the layers; give one value.")
     named = replace(parameter, name=where)
-    return tuple(named.parse(parameter.mergekit.values.get(str(one).lower(), one)) for one in values)
+    return tuple(named.parse(_in_our_words(parameter, one)) for one in values)
+
+
+def _in_our_words(parameter: Parameter, value: Any) -> Any:
+    """A value of mergekit's as ours: where ours is a word, mergekit's is true or false, however it is written."""
+    if not parameter.mergekit.values or value in parameter.choices:
+        return value
+    truth = as_bool(value)
+    return parameter.mergekit.values.get(str(value).lower() if truth is None else plain(truth), value)
 
 
 def plain(value: Any) -> str:

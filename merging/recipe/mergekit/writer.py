@@ -30,7 +30,9 @@ def as_mergekit(recipe: MergeRecipe) -> tuple[dict[str, Any], list[str]]:
     base = recipe.base_model if _has_base(recipe, method) else None
     document = _document(recipe, method, _Words(method, strict=True), base)
     document["dtype"] = compute
-    if recipe.dtype != compute:
+    if recipe.dtype == "auto":
+        del document["dtype"]  # mergekit then keeps the models' own, and computes in it
+    elif recipe.dtype != compute:
         document["out_dtype"] = recipe.dtype
     if recipe.tokenizer != "base" or recipe.pad_to_multiple_of:
         document |= _tokenizer(recipe)
@@ -167,14 +169,14 @@ def _entries(
             }
         )
     listed = any(recipe.models[position] == base for position in section.models)
-    if base is not None and not listed and (section.base_layers or (method.base == "donor" and not section.layers)):
-        entries.append(
-            {
-                "model": _model(base),
-                **({"layer_range": list(section.base_layers)} if section.base_layers else {}),
-                **({"parameters": {"weight": 0.0}} if method.base == "donor" else {}),
-            }
-        )
+    silent = method.base == "donor" and not section.layers and not listed
+    if base is not None and (section.base_layers or silent or not section.models):
+        entry = {
+            "model": _model(base),
+            **({"layer_range": list(section.base_layers)} if section.base_layers else {}),
+            **({"parameters": {"weight": 0.0}} if method.base == "donor" else {}),
+        }
+        entries.insert(0 if listed else len(entries), entry)  # of several entries of the base the first is the base
     return entries
 
 
@@ -194,7 +196,8 @@ def _model(name: str) -> Any:
 def _template_of_mergekit(recipe: MergeRecipe) -> bool:
     """Whether mergekit understands the chat template: it knows none by the name of a model."""
     written_out = "{{" in recipe.chat_template or "{%" in recipe.chat_template
-    return recipe.chat_template == "auto" or (written_out and len(recipe.chat_template) >= SHORTEST_TEMPLATE)
+    by_name = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
+    return recipe.chat_template in by_name or (written_out and len(recipe.chat_template) >= SHORTEST_TEMPLATE)
 
 
 def _inexpressible(recipe: MergeRecipe, method: MergeMethod, base: str | None) -> Iterator[str]:
@@ -219,4 +222,4 @@ def _inexpressible(recipe: MergeRecipe, method: MergeMethod, base: str | None) -
     if method.mergekit is not None and method.mergekit.random:
         yield f"seed {recipe.seed}: mergekit draws its masks from other random numbers."
     if recipe.chat_template != "base" and not _template_of_mergekit(recipe):
-        yield f"chat_template {recipe.chat_template}: mergekit takes only auto and templates that are written out."
+        yield f"chat_template {recipe.chat_template}: mergekit takes only auto, its own templates by name, and Jinja."
