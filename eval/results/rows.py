@@ -8,12 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from console.errors import UsageError, nearest
-from eval.results.result import COLUMNS, EvalResult, Lineage
+from eval.results.result import COLUMNS, PUBLISHED, EvalResult, Lineage
 
 Remark = Callable[[str], None]
-
-PUBLISHED = "published"
-"""The metric of scores that were read off the paper's tables."""
 
 METHOD_NAMES = {
     "dare_linear": "DARE Task Arithmetic",
@@ -54,8 +51,8 @@ class Row:
 
     @property
     def published(self) -> bool:
-        """Whether its scores were read off the paper's tables, not measured."""
-        return any(score.metric == PUBLISHED for score in self.result.scores.values())
+        """True where its scores were read off the paper's tables, not measured."""
+        return self.result.published
 
     @property
     def key(self) -> str:
