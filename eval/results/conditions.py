@@ -7,18 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.benchmarks import LM_EVAL, MATHS, MMLU_PRO
+from eval.outcomes import Outcomes
 from eval.results.result import EvalResult
-from eval.settings import EVERY
 
+GENERATION = ("gen_kwargs", "max_gen_toks", "n_samples", "temperature", "think_end_token", "enable_thinking")
+"""Settings of a run that change generated answers."""
 SHARED = (
     *("preset", "backend", "dtype_used", "apply_chat_template", "chat_template_sha256", "system_instruction"),
-    *("gen_kwargs", "max_gen_toks", "n_samples", "temperature", "think_end_token", "enable_thinking"),
+    *GENERATION,
 )
-"""Settings of a run that change questions or answers of every benchmark; scores under other ones do not compare."""
+"""Settings of a run that change questions or answers; scores under other ones do not compare."""
+LIKELIHOOD_COLUMNS = frozenset(("MMLU",))
+"""Columns without generated answers."""
 MATHS_ONLY = ("math_prompt_type", "math_max_tokens")
 """Settings that change questions or answers of MATH and GSM8K alone."""
 BY_BENCHMARK = {"limits": "limit", "num_fewshot": "num_fewshot"}
 """Settings with a value for each benchmark -> the flag."""
+EVERY = ""
+"""The name in these of benchmarks without a value of their own."""
 OF_MODEL = ("max_length", "model_args", "seed")
 """Settings that may differ between models whose scores compare, not between two results of one row."""
 UNSCORED = (
@@ -61,7 +67,8 @@ def column_differences(a: EvalResult, b: EvalResult, column: str) -> Differences
     """
     if a.published or b.published:
         return {}
-    found = {name: (a.settings.get(name), b.settings.get(name)) for name in SHARED}
+    names = [name for name in SHARED if not (column in LIKELIHOOD_COLUMNS and name in GENERATION)]
+    found = {name: (a.settings.get(name), b.settings.get(name)) for name in names}
     if column in MATHS_COLUMNS:
         found |= {name: (a.settings.get(name), b.settings.get(name)) for name in MATHS_ONLY}
     found["lm_eval"] = (a.versions.get("lm_eval"), b.versions.get("lm_eval"))
@@ -73,13 +80,24 @@ def _of_column(a: EvalResult, b: EvalResult, column: str) -> Differences:
     found = {flag: tuple(_by_benchmark(r, setting, column) for r in (a, b)) for setting, flag in BY_BENCHMARK.items()}
     if column in a.scores and column in b.scores:
         found["metric"] = (a.scores[column].metric, b.scores[column].metric)
-    items = [r.outcomes[column].keys() if column in r.outcomes else None for r in (a, b)]
-    if None not in items:
-        found.pop("limit")
-        if set(items[0] or ()) != set(items[1] or ()):
-            counts = tuple(len(keys or ()) for keys in items)
-            found["items"] = counts if counts[0] != counts[1] else (f"{counts[0]} items", "others")
+    if column in a.outcomes and column in b.outcomes:
+        found["items"] = items = _items(a.outcomes[column], b.outcomes[column])
+        if items == (None, None):
+            found.pop("limit")
     return {name: (pair[0], pair[1]) for name, pair in found.items()}
+
+
+def _items(a: Outcomes, b: Outcomes) -> tuple[Any, Any]:
+    """The numbers of items, with a word where they are as many but others; None for the same items in any order."""
+    if [(t, o.items, o.docs) for t, o in a.tasks.items()] == [(t, o.items, o.docs) for t, o in b.tasks.items()]:
+        return None, None
+    first, second = a.keys(), b.keys()
+    if set(first) == set(second):
+        return None, None
+    if len(first) != len(second):
+        return len(first), len(second)
+    same = {key[:2] for key in first} == {key[:2] for key in second}
+    return len(first), f"{len(second)} with another question under a number" if same else f"{len(second)} others"
 
 
 def _by_benchmark(result: EvalResult, setting: str, column: str) -> Any:
@@ -91,11 +109,11 @@ def _by_benchmark(result: EvalResult, setting: str, column: str) -> Any:
 
 
 def _unequal(found: Mapping[str, tuple[Any, Any]]) -> Differences:
-    """Pairs whose values differ; a dtype that was not recorded (all answers from the journal) differs from none."""
+    """Pairs whose values differ. Where all answers came from the journal, dtype and backend may be unknown."""
     return {
         name: (a, b)
         for name, (a, b) in found.items()
-        if _key(a) != _key(b) and not (name == "dtype_used" and None in (a, b))
+        if _key(a) != _key(b) and not (name in ("dtype_used", "backend") and {a, b} & {None, "auto"})
     }
 
 
@@ -110,7 +128,7 @@ def listed(found: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "not set" if value in (None, "", {}) else str(value)
+    return "none" if value in (None, "", {}) else str(value)
 
 
 def column_conflicts(results: Iterable[EvalResult], column: str) -> Differences:

@@ -91,8 +91,8 @@ def _newest(sources: Sequence[Source], remark: Remark) -> EvalResult:
         reason = _unlike(source, newest)
         if reason:
             remark(
-                f"{newest.file} counts for {result.model} and lacks {', '.join(lacking)} of {source.file}, which is not "
-                f"joined with it: {reason}."
+                f"{newest.file} counts for {result.model} and lacks {', '.join(lacking)} of {source.file}, which is "
+                f"not joined with it: {reason}."
             )
             continue
         machines = [r.hardware.get("cpu") for r in (source.result, result)]
@@ -156,7 +156,8 @@ def _read(path: Path, argument: int) -> tuple[list[Source], Mapping[str, str]]:
         raise BadInputError(f"{path} is not JSON, perhaps cut short ({error}).") from error
     except OSError as error:
         raise BadInputError(f"{path} cannot be read ({error.strerror}).") from error
-    results, labels = [], {}
+    results: list[EvalResult]
+    labels: Mapping[str, str] = {}
     if isinstance(data, Mapping) and data.get("format") == "paper_results":
         results, labels = _paper(data, path)
     elif isinstance(data, Mapping) and data.get("format") == COLLECTION:
