@@ -51,7 +51,7 @@ def rescored(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
     from eval.results.store import save
 
     source = source_of(a.rescore, a.model, a.save_path)
-    found = rescore(source, a.data_dir, a.include_path, a.allow_code_execution, a.quiet, a.debug)
+    found = rescore(source, a.data_dir, a.include_path, a.allow_code_execution, a.sandbox, a.quiet, a.debug)
     return [(found[0], save(*found, a.save_path))]
 
 

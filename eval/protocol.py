@@ -12,9 +12,11 @@ from typing import Any
 from eval.benchmarks import Benchmark, refuse_code
 from eval.fewshot import keep_item_out
 from eval.harness.settings import EVERY, Settings
+from eval.sandbox.separation import obstacle
+from eval.sandbox.supervisor import SandboxSettings, containment
 from eval.scores import spread
 from eval.tasks import scoring
-from eval.tasks.code import CODE_EVAL, program_of
+from eval.tasks.code import CODE_EVAL, program_with
 from eval.tasks.prompts import STOPS, prompt, question_of
 
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -66,16 +68,16 @@ def sandboxed_code_eval(needed: bool) -> Iterator[None]:
     def load(path: str, *args: Any, **kwargs: Any) -> Any:
         return CODE_EVAL if path == "code_eval" else original(path, *args, **kwargs)
 
-    hf_evaluate.load = load
+    hf_evaluate.load, CODE_EVAL.is_loading = load, True
     try:
         yield
     finally:
-        hf_evaluate.load = original
+        hf_evaluate.load, CODE_EVAL.is_loading = original, False
 
 
 def configure(loaded: Mapping[Benchmark, Loaded], settings: Settings, max_length: int) -> list[str]:
     """Set prompts, stop strings, lengths, shots and samples of the tasks; return what should be said about it."""
-    remarks: list[str] = []
+    remarks = _set_up_sandbox(loaded, settings)
     for benchmark, part in loaded.items():
         for name, task in part.tasks.items():
             if getattr(task, "UNSAFE_CODE", False):
@@ -87,6 +89,29 @@ def configure(loaded: Mapping[Benchmark, Loaded], settings: Settings, max_length
                 remarks += [remark] if remark and remark not in remarks else []
     if settings.math_prompt_type == "wcot" and any(b.paper_prompt for b in loaded):
         remarks.append("wcot: code blocks in answers are not executed (the reference executed them).")
+    return remarks
+
+
+def _set_up_sandbox(loaded: Mapping[Benchmark, Loaded], settings: Settings) -> list[str]:
+    """Set the sandbox of the metric where a task runs code, and return remarks on layers and on tests.
+
+    Raises EvaluationError where the machine gives no sandbox.
+    """
+    tasks = {n: (b, t) for b, part in loaded.items() for n, t in part.tasks.items() if getattr(t, "UNSAFE_CODE", False)}
+    CODE_EVAL.sandbox = None
+    if not tasks or not settings.allow_code_execution:
+        return []
+    CODE_EVAL.sandbox = SandboxSettings(settings.sandbox == "weak", settings.seed)
+    remarks = [f"Model-written code is contained by: {containment(CODE_EVAL.sandbox.weak)}."]
+    for name, (benchmark, task) in tasks.items():
+        if benchmark.runs_code:
+            continue  # its tests are known to run apart from programs
+        obstacles = [reason for doc in task.eval_docs if (reason := obstacle(str(task.doc_to_target(doc))))]
+        if obstacles:
+            remarks.append(
+                f"{name}: the tests of {len(obstacles)} of {len(task.eval_docs)} items run in the program's process "
+                f"({obstacles[0]}); a program could claim to have passed them."
+            )
     return remarks
 
 
@@ -153,7 +178,7 @@ def _judge_at_once(task: Any, ours: bool) -> Any:
         scoring.prefetch(items)
         return outcome
     programs = [(p, doc) for doc, found in items for p in ([found] if isinstance(found, str) else found)]
-    CODE_EVAL.prefetch([program_of(program, task.doc_to_target(doc)) for program, doc in programs])
+    CODE_EVAL.prefetch([program_with(task.doc_to_target(doc), program) for program, doc in programs])
     return outcome
 
 

@@ -37,6 +37,7 @@ def rescore(
     data_dir: Path | None = None,
     include_path: Path | None = None,
     allow_code_execution: bool = False,
+    sandbox: str = "auto",
     quiet: bool = False,
     debug: bool = False,
 ) -> tuple[EvalResult, Samples]:
@@ -47,6 +48,7 @@ def rescore(
     started = time.time()
     old = EvalResult.load(source)
     changes: dict[str, Any] = {"allow_code_execution": allow_code_execution, "quiet": quiet, "debug": debug}
+    changes["sandbox"] = sandbox
     if data_dir is not None:
         changes |= {"data_dir": data_dir, "offline": True}
     if include_path is not None:

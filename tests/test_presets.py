@@ -15,6 +15,7 @@ from console.errors import UsageError
 from eval.benchmarks import UNFENCED, chosen
 from eval.catalogue import stock_folder
 from eval.harness.settings import Settings, parse_numbers
+from eval.sandbox.supervisor import SandboxSettings
 from eval.tasks import code, scoring
 from evaluate_model import main
 from tests.evaluation import PRO_SUBJECTS, QUESTIONS
@@ -122,8 +123,9 @@ def test_stock_humaneval_stops_and_lengths_are_kept(checkpoint: Path, settings: 
         assert generation == {"until": stops, "max_gen_toks": 4, "do_sample": False}
 
 
-def test_code_is_judged_strictly_and_without_its_fences() -> None:
+def test_code_is_judged_strictly_and_without_its_fences(monkeypatch: pytest.MonkeyPatch) -> None:
     """A right body passes both ways, a fenced one only without its fence, a wrong one never."""
+    monkeypatch.setattr(code.CODE_EVAL, "sandbox", SandboxSettings())
     prompt = 'def double(x):\n    """Twice x."""\n'
     item = {"prompt": prompt, "entry_point": "double", "test": "def check(f):\n    assert f(2) == 4\n"}
     for completion, strict, unfenced in (

@@ -30,6 +30,7 @@ from eval.progress import Progress
 from eval.quiet import environment, muted
 from eval.results.result import EvalResult, Lineage
 from eval.results.store import check_save_path, model_folder, save
+from eval.sandbox.supervisor import containment
 from eval.seeding import seeded
 from eval.versions import versions
 
@@ -153,6 +154,7 @@ def assembled(
     """Put lm-eval's dictionary, scores, outcomes and circumstances into one result; samples by benchmark."""
     from eval.protocol import prompt_hashes
     from eval.scores import scores_of
+    from eval.tasks.code import CODE_EVAL
     from eval.tasks.scoring import sizes_of
 
     by_task: Mapping[str, list[dict[str, Any]]] = raw.pop("samples")
@@ -163,6 +165,7 @@ def assembled(
     for b in benchmarks:
         found |= scores_of(b, loaded[b], raw, tagged, further if b.samples else ())
     data = {b.name: dict(loaded[b].data) for b in benchmarks if loaded[b].data}
+    settings = settings | {"containment": CODE_EVAL.record()}
     settings = settings | {"prompts_sha256": prompt_hashes(samples), "data": data}
     config = {"model": settings["backend"], "model_args": {"pretrained": label}, "random_seed": settings["seed"]}
     result = EvalResult(
@@ -186,6 +189,8 @@ def preflight(model: Any, settings: Settings, save_path: Path | None = None) -> 
     """Check everything that needs no heavy import; return the benchmarks. Raises UsageError or BadInputError."""
     settings.check()
     benchmarks = settings.chosen()
+    if any(b.runs_code for b in benchmarks):
+        containment(settings.sandbox == "weak")
     if settings.backend == "openai":
         Server(str(settings.base_url)).check(model)
     elif isinstance(model, str):

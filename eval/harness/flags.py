@@ -9,7 +9,7 @@ from console.cli import Parser, add_output_flags
 from console.errors import UsageError
 from console.files import user_path
 from eval.benchmarks import PRESETS
-from eval.harness.settings import BACKENDS, DTYPE_OF, DTYPES, PAPER_LENGTH, Settings, parse_numbers
+from eval.harness.settings import BACKENDS, DTYPE_OF, DTYPES, PAPER_LENGTH, SANDBOXES, Settings, parse_numbers
 from eval.tasks.prompts import TEMPLATES
 
 
@@ -69,6 +69,8 @@ def _how(p: Parser) -> None:
         action="store_true",
         help="let HumanEval and MBPP run what the model writes, contained",
     )
+    weak = "weak: run it with resource limits alone where the machine gives no sandbox (auto: refuse)"
+    g.add_argument("--sandbox", choices=SANDBOXES, default="auto", help=weak)
     g.add_argument("--seed", type=int, default=1234, help="of every random choice")
 
 
@@ -135,6 +137,7 @@ def settings_of(a: argparse.Namespace) -> Settings:
         temperature=a.temperature,
         limits=parse_numbers("limit", a.limit),
         allow_code_execution=a.allow_code_execution,
+        sandbox=a.sandbox,
         seed=a.seed,
         regenerate=a.regenerate,
         quiet=a.quiet,

@@ -14,6 +14,7 @@ from eval.tasks.prompts import TEMPLATES
 
 DTYPES = ("bfloat16", "float16", "float32", "auto")
 BACKENDS = ("auto", "hf", "vllm", "openai")
+SANDBOXES = ("auto", "weak")
 PAPER_LENGTH = 4096
 DTYPE_OF: Mapping[str, str | None] = {"paper": None, "lm-eval": "auto"}
 EVERY = ""
@@ -56,6 +57,7 @@ class Settings:
     temperature: float = 0.0
     limits: Mapping[str, int] = field(default_factory=dict)
     allow_code_execution: bool = False
+    sandbox: str = "auto"
     seed: int = 1234
     regenerate: bool = False
     quiet: bool = False
@@ -74,6 +76,7 @@ class Settings:
         if self.n_gpu is not None and self.n_gpu < 0:
             raise UsageError(f"--n_gpu must be 0 or more, not {self.n_gpu}.")
         known = {"dtype": DTYPES, "backend": BACKENDS, "math_prompt_type": tuple(TEMPLATES), "preset": PRESETS}
+        known["sandbox"] = SANDBOXES
         for name, values in known.items():
             value = getattr(self, name)
             if value is not None and value not in values:

@@ -1,4 +1,4 @@
-"""The stand-in for the hub's metric `code_eval`: pass@k with the project's sandbox, and code without its fences."""
+"""Replacement of the hub's metric `code_eval`: pass@k by the sandbox, and code without its fences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any
 
-from eval.sandbox import Verdict, run_programs
+from console.errors import EvaluationError
+from eval.sandbox.separation import defined_names, obstacle
+from eval.sandbox.supervisor import SandboxSettings, containment, run_programs
+from eval.sandbox.verdict import Program, Verdict
 
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)([^\n]*)(?:\n|\Z)", re.MULTILINE)
 _FUNCTION = re.compile(r"^(?:async[ \t]+)?def[ \t]+(\w+)", re.MULTILINE)
@@ -63,32 +66,78 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - comb(n - correct, k) / comb(n, k)
 
 
-def program_of(candidate: str, reference: str) -> str:
-    """The program whose success is the candidate's: its code, then the tests."""
-    return f"{candidate}\n{reference}"
+def program_of(doc: Mapping[str, Any], code: str) -> Program:
+    """Return a program for an item of HumanEval or MBPP with the item's tests, which run in another process.
+
+    HumanEval's prompt defines helpers that its tests use; MBPP's reference solution tells which names are under test.
+    """
+    if "entry_point" in doc:
+        return Program(code, tests_of(doc), _definitions(str(doc["prompt"])), (str(doc["entry_point"]),))
+    return Program(code, tests_of(doc), entry_points=defined_names(str(doc.get("code", ""))) or None)
+
+
+def program_with(reference: str, code: str) -> Program:
+    """Return a program with the tests of any other task: apart from it where they can be, else appended to it."""
+    return Program(code, reference) if obstacle(reference) is None else Program(f"{code}\n{reference}")
+
+
+def _definitions(prompt: str) -> str:
+    """Return HumanEval's prompt as complete code; "" where it is none."""
+    return next((text for text in (prompt, f"{prompt}\n    pass\n") if _is_python(text)), "")
 
 
 class SandboxedCodeEval:
-    """The part of the metric that lm-eval's tasks call, plus `prefetch`, which judges a benchmark at once."""
+    """Replacement of the hub's metric `code_eval`: pass@k by the sandbox, once `sandbox` is set.
 
-    def __init__(self) -> None:
-        self._verdicts: dict[str, Verdict] = {}
+    Attributes:
+        sandbox: settings of the sandbox; None refuses to run anything.
+        is_loading: task files are being imported, which call the metric on a sample of their own; nothing runs.
+    """
 
-    def prefetch(self, programs: Sequence[str]) -> None:
+    def __init__(self, sandbox: SandboxSettings | None = None) -> None:
+        self.sandbox = sandbox
+        self.is_loading = False
+        self._verdicts: dict[Program, Verdict] = {}
+
+    def record(self) -> dict[str, Any]:
+        """Return the mode and layers of containment for the results file; empty where no program may run."""
+        if self.sandbox is None:
+            return {}
+        chosen = containment(self.sandbox.weak)
+        return {"mode": chosen.mode, "layers": list(chosen.layers), "unavailable": dict(chosen.refused)}
+
+    def prefetch(self, programs: Sequence[Program]) -> None:
         """Run programs over all cores and remember their verdicts until the next call."""
-        unique = list(dict.fromkeys(programs))
-        self._verdicts = dict(zip(unique, run_programs(unique), strict=True))
+        self._verdicts = {}
+        self._run(programs)
+
+    def verdicts(self, programs: Sequence[Program]) -> list[Verdict]:
+        """Return the verdicts on programs; those that were judged before are not run again.
+
+        Raises EvaluationError where running programs is not allowed.
+        """
+        self._run(programs)
+        return [self._verdicts[program] for program in programs]
+
+    def _run(self, programs: Sequence[Program]) -> None:
+        fresh = list(dict.fromkeys(p for p in programs if p not in self._verdicts))
+        if not fresh:
+            return
+        if self.sandbox is None:
+            raise EvaluationError("Model-written code runs only with --allow_code_execution.")
+        found = run_programs(fresh, self.sandbox.limits, weak=self.sandbox.weak, seed=self.sandbox.seed)
+        self._verdicts |= dict(zip(fresh, found, strict=True))
 
     def compute(
         self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int] = (1, 10, 100), **_: Any
     ) -> tuple[dict[str, float], dict[int, list[Verdict]]]:
         """Return ({"pass@k": mean over problems}, verdicts by problem); a k above the number of samples is left out."""
-        verdicts: dict[int, list[Verdict]] = {}
-        for index, (reference, candidates) in enumerate(zip(references, predictions, strict=True)):
-            programs = [program_of(candidate, reference) for candidate in candidates]
-            fresh = list(dict.fromkeys(p for p in programs if p not in self._verdicts))
-            self._verdicts |= dict(zip(fresh, run_programs(fresh), strict=True))
-            verdicts[index] = [self._verdicts[p] for p in programs]
+        if self.is_loading:
+            return {f"pass@{size}": 0.0 for size in k}, {}
+        pairs = zip(references, predictions, strict=True)
+        programs = [[program_with(reference, code) for code in candidates] for reference, candidates in pairs]
+        self._run([program for group in programs for program in group])
+        verdicts = {index: self.verdicts(group) for index, group in enumerate(programs)}
         fewest = min((len(v) for v in verdicts.values()), default=0)
         counts = [(len(v), sum(one.passed for one in v)) for v in verdicts.values()]
         return {

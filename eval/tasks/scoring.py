@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eval.benchmarks import UNFENCED
-from eval.tasks.answers import gold_of
-from eval.tasks.code import CODE_EVAL, pass_at_k, program_of, tests_of, unfenced
+from eval.tasks.answers import extract, gold_of
+from eval.tasks.code import CODE_EVAL, pass_at_k, program_of, unfenced
 from eval.tasks.grader import GRADER
 
 SIZES = (10, 100)
@@ -39,7 +39,7 @@ def maths(doc: Mapping[str, str], results: Sequence[Any]) -> dict[str, float]:
     """The paper's grading of MATH and GSM8K; GSM8K's strict and flexible match as lm-eval defines them beside it."""
     answers = [results[0]] if isinstance(results[0], str) else list(results[0])
     gold = gold_of(doc)
-    found = pass_rates("acc", [GRADER.matches(answer, gold) for answer in answers])
+    found = pass_rates("acc", [GRADER.equal(extract(answer), gold) for answer in answers])
     if "question" in doc:
         number = _bare(gold)
         found["strict match"] = _share(answers, lambda text: _bare(_first(_STRICT, text)) == number)
@@ -94,16 +94,14 @@ def _programs(doc: Mapping[str, Any], found: Answer) -> tuple[list[str], list[st
 
 def code(doc: Mapping[str, Any], found: Answer) -> dict[str, float]:
     """pass@1, further pass@k where there are several answers, and pass@1 with code fences removed."""
-    strict, bare = (_passed(programs, tests_of(doc)) for programs in _programs(doc, found))
+    strict, bare = (_passed(doc, programs) for programs in _programs(doc, found))
     return pass_rates("pass@1", strict) | {UNFENCED: sum(bare) / len(bare)}
 
 
-def _passed(programs: Sequence[str], tests: str) -> list[bool]:
-    _, verdicts = CODE_EVAL.compute(references=[tests], predictions=[list(programs)], k=[1])
-    return [verdict.passed for verdict in verdicts[0]]
+def _passed(doc: Mapping[str, Any], programs: Sequence[str]) -> list[bool]:
+    return [verdict.passed for verdict in CODE_EVAL.verdicts([program_of(doc, code) for code in programs])]
 
 
 def prefetch(items: Sequence[tuple[Mapping[str, Any], Answer]]) -> None:
     """Run the programs of many (item, answers) at once, over all cores; `code` then finds their verdicts."""
-    pairs = [(program, tests_of(doc)) for doc, found in items for group in _programs(doc, found) for program in group]
-    CODE_EVAL.prefetch([program_of(program, tests) for program, tests in pairs])
+    CODE_EVAL.prefetch([program_of(d, code) for d, found in items for group in _programs(d, found) for code in group])

@@ -1,0 +1,1 @@
+"""Tests of the sandbox: what good programs do there, and hostile programs under every layer combination."""
