@@ -45,6 +45,8 @@ def _without_item(task: Any, sampler: Any, examples: Sequence[Any], item: Any, s
         return examples
     others = [doc for doc in sampler.fewshot_docs() if doc not in examples and not _same(task, doc, item)]
     if len(others) < len(places):
+        if not _from_evaluated_split(task):
+            return examples  # another split repeats the question, and has too few others
         raise UsageError(
             f"--num_fewshot {len(examples)}: {task.config.task} has only {len(examples) - len(places) + len(others)} "
             "examples besides the item itself; ask for fewer."
@@ -54,6 +56,16 @@ def _without_item(task: Any, sampler: Any, examples: Sequence[Any], item: Any, s
     for place, other in zip(places, chosen, strict=True):
         examples[place] = other
     return examples
+
+
+def _from_evaluated_split(task: Any) -> bool:
+    """Return whether a task's examples are drawn from the split that is evaluated."""
+    config = task.config
+    named = task.fewshot_cfg.split
+    if named is None and task.fewshot_cfg.samples is not None:
+        return False
+    split = named or config.training_split or config.validation_split or config.test_split
+    return bool(split == (config.test_split or config.validation_split))
 
 
 def _same(task: Any, example: Any, item: Any) -> bool:

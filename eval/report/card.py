@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import BadInputError, UsageError, nearest
+from console.escape import markdown_text
 from console.files import write_whole
 from eval.report.report import BEYOND, Line, Report
 from eval.report.tables import OVER, markdown_cell, over, pipes
@@ -50,7 +51,7 @@ def update_card(card: Path, model: str | None, report: Report, intervals: bool =
         raise UsageError(f"--update_card {card}: there is no folder {path.parent}.")
     line = _line(path, model, report)
     try:
-        before = path.read_bytes().decode("utf-8") if path.exists() else f"# {line.row.name}\n"
+        before = path.read_bytes().decode("utf-8") if path.exists() else f"# {markdown_text(line.row.name)}\n"
     except UnicodeDecodeError as error:
         raise BadInputError(f"{path} is not UTF-8 text ({error}).") from error
     write_whole(path, updated(before, line, report, intervals, str(path)).encode("utf-8"))
@@ -119,12 +120,14 @@ def _section(line: Line, report: Report, intervals: bool) -> str:
     family = family if line.method != "-" else []
     members = [other for other in report.lines if other.method == "-" and other.label in line.row.members]
     merged = line.method != "-"
-    columns = [*report.columns, *([HV, OVER] if merged else [])]
+    columns = [*map(markdown_text, report.columns), *([HV, OVER] if merged else [])]
     rows = []
     for other in [line, *(o for o in family if o is not line), *members]:
-        name = f"**{other.row.name}**" if other is line else f"{other.row.name} ({_kind(other)})"
+        name = markdown_text(other.row.name)
+        name = f"**{name}**" if other is line else f"{name} ({_kind(other)})"
         cells = [markdown_cell(cell, intervals, bold=False) for cell in other.cells]
-        rows.append([name, *(cells if merged else cells[:-1]), *([over(other)] if merged else [])])
+        population = "-" if over(other) == "-" else markdown_text(over(other))
+        rows.append([name, *(cells if merged else cells[:-1]), *([population] if merged else [])])
     parts = ["## Evaluation", pipes(["Model", *columns], rows), _how(line)]
     notes = [n for n in report.note.split("\n\n") if merged and (n.startswith(HV) or (n.startswith(BEYOND) and family))]
     return "\n\n".join([*parts, *notes])

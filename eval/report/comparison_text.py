@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
+from console.escape import markdown_text, plain
 from eval.report.tables import pipes
 from eval.stats.comparison import BOOTSTRAP, MCNEMAR, PERMUTATION, Comparison, Difference
 from eval.stats.gain_comparison import GainDifference
-from eval.stats.significance import LEVEL
+from eval.stats.gains import HV
+from eval.stats.power import POWER
+from eval.stats.significance import LEVEL, Interval
 
-HEADER = ("benchmark", "items", "A", "B", "B - A", "95 % interval", "only A", "only B", "p", "p corrected", "verdict")
-LEFT = {0, 5, 10}
+HEADER = (
+    *("benchmark", "items", "A", "B", "B - A", "95 % interval", "detectable", "only A", "only B", "p", "p corrected"),
+    "verdict",
+)
+LEFT = {0, 5, 11}
 WITHIN = "within noise"
 
 
@@ -19,11 +26,12 @@ def to_text(found: Comparison, gain: GainDifference | None, draws: int, seed: in
     """The comparison with its columns aligned."""
     rows = [list(HEADER), *_rows(found, gain)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    rows = [[plain(cell) for cell in row] for row in rows]
     lines = [
         "  ".join(c.ljust(w) if i in LEFT else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]
-    return "\n".join([f"A: {found.a}", f"B: {found.b}", "", *(line.rstrip() for line in lines)]) + _below(
+    return "\n".join([f"A: {plain(found.a)}", f"B: {plain(found.b)}", "", *(line.rstrip() for line in lines)]) + _below(
         found, gain, draws, seed
     )
 
@@ -31,7 +39,9 @@ def to_text(found: Comparison, gain: GainDifference | None, draws: int, seed: in
 def to_markdown(found: Comparison, gain: GainDifference | None, draws: int, seed: int) -> str:
     """The comparison as a Markdown table with what stands below it."""
     header = [name.replace("-", "−") if name == "B - A" else name for name in HEADER]
-    return f"A: {found.a}  \nB: {found.b}\n\n{pipes(header, _rows(found, gain))}" + _below(found, gain, draws, seed)
+    rows = [[markdown_text(cell) for cell in row] for row in _rows(found, gain)]
+    names = f"A: {markdown_text(found.a)}  \nB: {markdown_text(found.b)}"
+    return f"{names}\n\n{pipes(header, rows)}" + _below(found, gain, draws, seed)
 
 
 def to_json(found: Comparison, gain: GainDifference | None, draws: int, seed: int) -> str:
@@ -58,12 +68,12 @@ def _entry(d: Difference) -> dict[str, object]:
 def _rows(found: Comparison, gain: GainDifference | None) -> list[list[str]]:
     rows = [_row(d, verdict(d)) for d in found.differences]
     if found.mean:
-        rows.append([*_row(found.mean, "")[:9], "", ""])
+        rows.append([*_row(found.mean, "")[:10], "", ""])
     if gain:
         interval = f"[{gain.interval[0]:+.3f}, {gain.interval[1]:+.3f}]"
-        says = _direction(gain.b - gain.a) if gain.beyond_noise else WITHIN
+        says = _direction(gain.b - gain.a, True) if gain.beyond_noise else WITHIN
         numbers = [f"{gain.a:.3f}", f"{gain.b:.3f}", f"{gain.b - gain.a:+.3f}", interval]
-        rows.append(["HV Gain", "", *numbers, "", "", "", "", says])
+        rows.append(["HV Gain", "", *numbers, "", "", "", "", "", says])
     return rows
 
 
@@ -71,17 +81,32 @@ def _row(d: Difference, says: str) -> list[str]:
     counts = ["" if count is None else str(count) for count in (d.only_a, d.only_b)]
     interval = f"[{d.interval[0]:+.2f}, {d.interval[1]:+.2f}]"
     name = "mean" if d.test == BOOTSTRAP else d.column
-    shown = [name, str(d.n), f"{d.a:.2f}", f"{d.b:.2f}", f"{d.value:+.2f}", interval, *counts]
+    least = "" if d.test == BOOTSTRAP else "none" if d.detectable is None else f"{d.detectable:.2f}"
+    shown = [name, str(d.n), f"{d.a:.2f}", f"{d.b:.2f}", f"{d.value:+.2f}", interval, least, *counts]
     return [*shown, shown_p(d.p), shown_p(d.corrected), says]
 
 
 def verdict(d: Difference) -> str:
-    """What the corrected test says of a benchmark."""
-    return _direction(d.value) if d.beyond_noise else WITHIN
+    """Return the corrected test's verdict on a benchmark."""
+    return _direction(d.value, d.higher_is_better) if d.beyond_noise else WITHIN
 
 
-def _direction(value: float) -> str:
-    return "B better" if value > 0 else "B worse"
+def _direction(value: float, higher_is_better: bool | None) -> str:
+    if higher_is_better is None:
+        return "B higher" if value > 0 else "B lower"
+    return "B better" if (value > 0) == higher_is_better else "B worse"
+
+
+def summary(differences: Sequence[Difference], gain: tuple[float, Interval] | None) -> str:
+    """Return one sentence on what is beyond noise; `gain`: the difference of HV gains and its 95 % interval."""
+    parts = [f"{d.column} ({d.value:+.2f})" for d in differences if d.beyond_noise]
+    if gain is not None and (gain[1][0] > 0 or gain[1][1] < 0):
+        parts.append(f"{HV} ({gain[0]:+.3f})")
+    if parts:
+        rest = "" if gain is None or parts[-1].startswith(HV) else f"; {HV} is within noise ({gain[0]:+.3f})"
+        return f"Beyond noise: {', '.join(parts)}{rest}."
+    within = "" if gain is None else f", {HV} included"
+    return f"No difference between these two models is beyond noise{within}."
 
 
 def shown_p(p: float) -> str:
@@ -112,7 +137,10 @@ def _below(found: Comparison, gain: GainDifference | None, draws: int, seed: int
             f"HV Gain over {{{', '.join(gain.population)}}}: paired bootstrap over items of all models; beyond noise "
             "where its interval leaves 0 out."
         )
-    moved = [d for d in found.differences if d.beyond_noise]
-    changes = ", ".join(f"{d.column} ({d.value:+.2f})" for d in moved)
-    result = f"Beyond noise: {changes}." if moved else "No difference between these two models is beyond noise."
+    family_text = f", corrected for {family} benchmarks (Bonferroni)" if family > 1 else ""
+    said.append(
+        f"Detectable: the smallest difference in points that these items show with {100 * POWER:.0f} % power at the "
+        f"{100 * (1 - LEVEL):.0f} % level{family_text}; smaller true differences are mostly missed."
+    )
+    result = summary(found.differences, (gain.b - gain.a, gain.interval) if gain else None)
     return "\n\n" + "\n".join([result, *said, *found.remarks]) + "\n"

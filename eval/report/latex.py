@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 
+from console.escape import plain
 from eval.report.report import Cell, Line, Report, Table
 from eval.report.tables import OVER, as_printed, over, shown_label
 from eval.stats.gains import HV
 
+_GREEK = (
+    *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"),
+    *("nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"),
+)
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
+    "[": "{[}",  # after a line end or a rule it would begin an argument
+    "]": "{]}",
+    "*": "{*}",
+    "`": r"\textasciigrave{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
@@ -19,13 +28,14 @@ SPECIAL = {
     '"': r"\textquotedbl{}",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
-    "ω": r"$\omega$",
+    **{letter: rf"$\{name}$" for letter, name in zip("αβγδεζηθικλμνξπρστυφχψω", _GREEK, strict=True)},
     "–": "--",
     "—": "---",
     "−": "$-$",
     "∞": r"$\infty$",
 }
 HEAD = r"""% Compiles as it is; or \input it into a document that loads booktabs, graphicx and \usepackage[T1]{fontenc}.
+% Labels in other scripts than Latin and Greek need LuaLaTeX or XeLaTeX and a font that has them.
 \expandafter\ifx\csname @twoclasseserror\endcsname\documentclass
   \let\aimend\relax
 \else
@@ -42,8 +52,9 @@ TAIL = "\\aimend\n"
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX sets it, character by character."""
-    return "".join(SPECIAL.get(character, character) for character in text)
+    """Return text as LaTeX sets it, character by character; runs of hyphens and commas are no ligatures."""
+    line = "".join(SPECIAL.get(character, character) for character in plain(text))
+    return re.sub(r"-(?=-)|,(?=,)", r"\g<0>{}", line)
 
 
 def to_latex(report: Report, intervals: bool = False) -> str:
@@ -72,6 +83,9 @@ def _table(report: Report, table: Table, intervals: bool, sources: bool) -> str:
         above = label
     columns = "l" + ("" if sources else "l") + "r" * len(report.columns) + ("" if sources else "r" if own else "rl")
     name = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
+    same = [t for t in report.methods if re.sub(r"[^a-z0-9]+", "-", t.title.lower()).strip("-") == name]
+    if len(same) > 1 or not name:  # two labels of one name would be an error
+        name = f"{name}-{report.methods.index(table) + 1}" if table in report.methods else name
     lines = [
         r"\begin{table*}[htbp]",
         r"\centering\small\setlength{\tabcolsep}{3pt}",
@@ -100,5 +114,5 @@ def _cell(cell: Cell, intervals: bool) -> str:
     number = rf"\textbf{{{cell.number}}}" if cell.lead else escaped(cell.number)
     shown = f" [{as_printed(cell, 0)}, {as_printed(cell, 1)}]" if intervals and cell.interval else ""
     shown += f" ({cell.change})" if cell.change else ""
-    behind = escaped(shown.replace("-", "−").replace("inf", "∞"))
+    behind = "".join(SPECIAL.get(c, c) for c in shown.replace("-", "−").replace("inf", "∞"))
     return number + (rf"\,{{\tiny{behind}}}" if behind else "") + (escaped("†") if cell.beyond else "")

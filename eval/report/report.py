@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from console.errors import UsageError, nearest
+from eval.results.conditions import column_conflicts, column_differences, listed
+from eval.results.result import Score
 from eval.results.rows import Models, Remark, Row
-from eval.stats.gains import HV, Gains, Measure, all_gains
+from eval.stats.gains import HV, Gains, Measure, all_gains, not_counted
 from eval.stats.significance import Interval
 from eval.stats.uncertainty import Uncertainty, uncertainty
 
@@ -17,14 +19,23 @@ BEYOND, MEASURED = "†", "‡"
 
 @dataclass(frozen=True)
 class Cell:
-    """One number: as printed ("-" for none) and unrounded; its change to the merge without AIM, as printed; whether it
-    leads its column. `beyond`: whether the change is beyond noise, None where that is not known. 95 % intervals of the
-    number and of the change, where known.
+    """One number of a table.
+
+    Attributes:
+        number: The number as printed, "-" for none.
+        value: The number, not rounded.
+        change: Its relative change to the merge without AIM, as printed; None where nothing changed or compares.
+        better: True where that change is an improvement, False where it is a loss, None where that is not known.
+        lead: True for the best of its column, and for all that print alike.
+        beyond: True where the change is beyond noise, None where that is not known.
+        interval: 95 % interval of the number.
+        change_interval: 95 % interval of the difference to the merge without AIM.
     """
 
     number: str = "-"
     value: float | None = None
     change: str | None = None
+    better: bool | None = None
     lead: bool = False
     beyond: bool | None = None
     interval: Interval | None = None
@@ -83,7 +94,7 @@ def make_report(models: Models, measure: Measure, remark: Remark, seed: int = 0)
     gains = all_gains(models, measure, remark)
     noise = uncertainty(models, gains, measure, remark, seed)
     omegas = sorted({row.lineage.omega for f in models.families for row in f.relaxed if row.lineage.omega is not None})
-    fill = _Filler(models.columns, gains, noise, measure.root)
+    fill = _Filler(models, gains, noise, measure.root, remark)
     sources = [Line(row, "-", row.label, "-", None, fill.cells(row, None)) for row in models.sources]
     merged = []
     for family in models.families:
@@ -94,7 +105,7 @@ def make_report(models: Models, measure: Measure, remark: Remark, seed: int = 0)
             population = gains.populations.get(row.key)
             merged.append(Line(row, family.method, family.label, aim, population, fill.cells(row, twin)))
     as_published = measure.population == "paper" and all(row.published for row in models.rows)
-    sources, merged = _lead(sources, as_published), _lead(merged, as_published)
+    sources, merged = (_lead(lines, models, as_published) for lines in (sources, merged))
     titles = dict.fromkeys(line.method for line in merged)
     published = {row.published for row in models.rows}
     return Report(
@@ -110,67 +121,101 @@ def make_report(models: Models, measure: Measure, remark: Remark, seed: int = 0)
 
 @dataclass(frozen=True)
 class _Filler:
-    columns: Sequence[str]
+    models: Models
     gains: Gains
     noise: Uncertainty
     root: float | None
+    remark: Remark
 
     def cells(self, row: Row, twin: Row | None) -> tuple[Cell, ...]:
         cells = []
-        for column in self.columns:
-            value = row.scores.get(column)
-            before = twin.scores.get(column) if twin else None
-            # Percentages of benchmarks are those of the printed values, as in the paper; a reader can check them.
-            change = None if value is None or before is None else percentage(round(before, 2), round(value, 2))
-            cells.append(self._cell(row, column, None if value is None else f"{value:.2f}", value, change))
-        gain, before = self.gains.values.get(row.key), self.gains.values.get(twin.key) if twin else None
-        change = None if gain is None or before is None else percentage(before, gain)
+        for column in self.models.columns:
+            score = row.result.scores.get(column)
+            number = None if score is None else printed(score)
+            before = twin.result.scores.get(column) if twin else None
+            change, better = None, None
+            if score and number and twin and before and self._alike(row, twin, column):
+                # Percentages of benchmarks are those of the printed values, as in the paper; a reader can check them.
+                change = percentage(float(printed(before)), float(number))
+                rise = score.value > before.value
+                better = None if score.higher_is_better is None else rise == score.higher_is_better
+            cells.append(self._cell(row, column, number, score.value if score else None, change, better))
+        gain, was = self.gains.values.get(row.key), self.gains.values.get(twin.key) if twin else None
+        populations = [set(self.gains.populations.get(r.key, ())) for r in (row, twin) if r]
+        one = len(populations) == 2 and populations[0] == populations[1]
+        change = percentage(was, gain) if gain is not None and was is not None and one else None
         number = None if gain is None else f"{gain:.2f}" if self.root is None else f"{gain:.3g}"
-        cells.append(self._cell(row, HV, number, gain, change))
+        cells.append(self._cell(row, HV, number, gain, change, (gain or 0.0) > (was or 0.0)))
         return tuple(cells)
 
-    def _cell(self, row: Row, column: str, number: str | None, value: float | None, change: str | None) -> Cell:
+    def _alike(self, row: Row, twin: Row, column: str) -> bool:
+        """True where the two scores compare; otherwise the remark names what differs."""
+        unlike = column_differences(twin.result, row.result, column)
+        if unlike:
+            self.remark(f"{column} of {row.model} and of {twin.model} do not compare: {listed(unlike)}.")
+        return not unlike
+
+    def _cell(
+        self, row: Row, column: str, number: str | None, value: float | None, change: str | None, better: bool | None
+    ) -> Cell:
         if number is None:
             return Cell()
         place = row.key, column
         moved = self.noise.changes.get(place)
         beyond = None if moved is None else place in self.noise.beyond
-        return Cell(number, value, change, False, beyond, self.noise.intervals.get(place), moved)
+        interval = self.noise.intervals.get(place)
+        return Cell(number, value, change, better if change else None, False, beyond, interval, moved)
+
+
+def printed(score: Score) -> str:
+    """A score as tables print it: percent with 2 decimals, other numbers with 4 digits."""
+    return f"{score.value:.2f}" if score.is_fraction else f"{score.value:.4g}"
 
 
 def percentage(before: float, after: float) -> str | None:
     """Relative change as printed, `+4.65%` or `+inf%`; None where nothing changed, to 2 decimals of a percent."""
     if before == 0.0:
         return None if after == 0.0 else f"{math.copysign(math.inf, after):+}%"
-    shown = f"{100.0 * (after - before) / before:+.2f}%"
+    shown = f"{100.0 * (after - before) / abs(before):+.2f}%"
     return None if shown in ("+0.00%", "-0.00%") else shown
 
 
-def _lead(lines: Sequence[Line], as_published: bool) -> list[Line]:
-    """Mark the maximum of each column; of equal ones (as printed, HV gain unrounded) the last, as in the paper.
+def _lead(lines: Sequence[Line], models: Models, as_published: bool) -> list[Line]:
+    """Mark the best of each column, and all equal to it (scores as printed); the published tables mark the last.
 
-    Gains are ranked within a population, unless the published tables are printed as they are.
+    Columns of which more is not better, that are no fractions, or whose rows were evaluated under several conditions
+    have no best. Gains are ranked within a population, unless the published tables are printed as they are.
     """
     out = [list(line.cells) for line in lines]
     for at in range(len(lines[0].cells) if lines else 0):
         last = at == len(lines[0].cells) - 1
+        if not last:
+            column = models.columns[at]
+            results = [line.row.result for line in lines]
+            if column not in models.gain_columns or column_conflicts(results, column):
+                continue
         groups: dict[object, list[int]] = {}
         for i, line in enumerate(lines):
             if line.cells[at].value is not None:
                 own = last and not as_published
                 groups.setdefault(frozenset(line.population or ()) if own else None, []).append(i)
         for group in groups.values():
-            values = {i: v if last else round(v, 2) for i in group if (v := lines[i].cells[at].value) is not None}
-            if len(values) > 1:
-                best = max(values, key=lambda i: (values[i], i))
-                out[best][at] = replace(out[best][at], lead=True)
+            values = {i: v for i in group if (v := lines[i].cells[at].value) is not None}
+            if len(values) < 2:
+                continue
+            best = max(values, key=lambda i: (values[i] if last else round(values[i], 2), i))
+            for i in values:
+                alike = values[i] == values[best] if last else round(values[i], 2) == round(values[best], 2)
+                if i == best or (alike and not as_published):
+                    out[i][at] = replace(out[i][at], lead=True)
     return [replace(line, cells=tuple(cells)) for line, cells in zip(lines, out, strict=True)]
 
 
 def ranking(report: Report, column: str) -> list[Line]:
-    """The lines that have a number in a column, the largest first.
+    """The lines that have a number in a column, the best first.
 
-    Raises UsageError for an unknown column, and for HV gains over different populations: they do not compare.
+    Raises UsageError for an unknown column, for rows that were evaluated under several conditions, and for HV gains
+    over different populations: they do not compare.
     """
     names = [*report.columns, HV]
     if column not in names:
@@ -184,7 +229,18 @@ def ranking(report: Report, column: str) -> list[Line]:
             f"--rank {HV}: these gains are over different populations ({sets}) and do not compare; give one population "
             "for all rows with --population FILE, or take the rows of one set of models with --only."
         )
-    return sorted(lines, key=lambda line: -(line.cells[at].value or 0.0))
+    results = [line.row.result for line in lines]
+    unlike = column_conflicts(results, column)
+    if unlike:
+        raise UsageError(
+            f"--rank {column}: its rows were evaluated under several conditions ({listed(unlike)}) and do not compare; "
+            "give results of one kind."
+        )
+    directions = {r.scores[column].higher_is_better for r in results if column in r.scores} if column != HV else {True}
+    if directions - {True, False} or len(directions) > 1:
+        raise UsageError(f"--rank {column}: it is not known whether more of it is better.")
+    sign = 1 if directions == {False} else -1
+    return sorted(lines, key=lambda line: sign * (line.cells[at].value or 0.0))
 
 
 def _notes(
@@ -197,6 +253,7 @@ def _notes(
         yield f"Samples, not whole benchmarks{items}, by --limit. Scores of different items do not compare."
     if len({row.published for row in models.rows}) == 2:
         yield f"{MEASURED} measured here; rows without it are the paper's."
+    yield from _column_notes(models)
     if not models.families:
         return
     if noise.compared:
@@ -206,7 +263,10 @@ def _notes(
             "level, corrected by Holm for the benchmarks of a row; HV gain by a bootstrap over items, 95 % interval."
             + (f" {without} of {noise.pairs} AIM rows have no outcomes per item to tell." if without else "")
         )
-    d = len(models.columns)
+    d = len(models.gain_columns)
+    if not d:
+        return
+    corner = _corner(measure, models.gain_columns)
     k = float(d if measure.root is None else measure.root)
     root = {1.0: "", 2.0: "square root of the ", 3.0: "cube root of the "}.get(k, f"{k:g}th root of the ")
     over = {
@@ -215,11 +275,31 @@ def _notes(
     }.get(measure.population if isinstance(measure.population, str) else "", "from the file")
     yield (
         f"{HV}: {root}hypervolume that a model adds to its population ({d} scores as fractions, reference "
-        f"{_corner(measure, models.columns)}). Population {over}; it stands beside each gain. Gains over different "
+        f"{corner}). Population {over}; it stands beside each gain. Gains over different "
         "populations do not compare"
         + (", although the published tables print the largest of all in bold." if as_published else ".")
         + (f" AIM at omega {omegas[0]:g}." if len(omegas) == 1 else "")
     )
+
+
+def _column_notes(models: Models) -> Iterator[str]:
+    """Sentences on columns that have no best score: other directions and scales, rows under several conditions."""
+    others = [f"{c} ({not_counted(models, c)})" for c in models.columns if c not in models.gain_columns]
+    if others:
+        yield f"Scores are percentages of which more is better, except {'; '.join(others)}: no bold, no part in {HV}."
+    conditions: dict[str, list[str]] = {}
+    for column in models.columns:
+        for name, pair in column_conflicts([row.result for row in models.rows], column).items():
+            conditions.setdefault(listed({name: pair}), []).append(column)
+    if conditions:
+        found = "; ".join(
+            f"{text} ({'all' if len(columns) == len(models.columns) > 1 else ', '.join(columns)})"
+            for text, columns in conditions.items()
+        )
+        yield (
+            f"Evaluated under several conditions: {found}. Scores under different conditions do not compare: no bold "
+            "in a column of a table that holds both, no change between them."
+        )
 
 
 def _corner(measure: Measure, columns: Sequence[str]) -> str:

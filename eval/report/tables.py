@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from console.escape import csv_text, markdown_text
 from eval.report.report import BEYOND, MEASURED, Cell, Line, Report
 from eval.stats.gains import HV
 
@@ -14,20 +15,21 @@ OVER = "HV over"
 
 def to_markdown(report: Report, intervals: bool = False) -> str:
     """Return the tables as Markdown, ready for a README; with `intervals`, the 95 % interval behind each number."""
-    numbers = [*report.columns, HV]
+    numbers = [*map(markdown_text, report.columns), HV]
     parts = []
     if report.sources:
-        lines = [["-", shown_label(line, report), "-", *_cells(line, intervals)] for line in report.sources.lines]
+        lines = [["-", markdown_label(line, report), "-", *_cells(line, intervals)] for line in report.sources.lines]
         parts.append(f"## {report.sources.title}\n\n" + pipes(["Method", "Model(s)", "AIM", *numbers], lines))
     if report.methods:
         parts.append("## Merged Models")
     for table in report.methods:
         lines, above = [], None
         for line in table.lines:
-            label = shown_label(line, report)
-            lines.append(["" if label == above else label, line.aim, *_cells(line, intervals), over(line)])
+            label = markdown_label(line, report)
+            cells = [*_cells(line, intervals), markdown_text(over(line)) if over(line) != "-" else "-"]
+            lines.append(["" if label == above else label, line.aim, *cells])
             above = label
-        parts.append(f"### {table.title}\n\n" + pipes(["Model(s)", "AIM", *numbers, OVER], lines))
+        parts.append(f"### {markdown_text(table.title)}\n\n" + pipes(["Model(s)", "AIM", *numbers, OVER], lines))
     if report.note:
         parts.append(report.note)
     return "\n\n".join(parts) + "\n"
@@ -36,13 +38,14 @@ def to_markdown(report: Report, intervals: bool = False) -> str:
 def to_ranking(report: Report, lines: Sequence[Line], column: str, intervals: bool = False) -> str:
     """Return the lines of `eval.report.report.ranking` as a Markdown table."""
     at = [*report.columns, HV].index(column)
-    header = ["", "Method", "Model(s)", "AIM", column, *([OVER] if column == HV else [])]
-    rows = [
-        [str(i), line.method, shown_label(line, report), line.aim, markdown_cell(line.cells[at], intervals, bold=False)]
-        + ([over(line)] if column == HV else [])
-        for i, line in enumerate(lines, 1)
-    ]
-    return f"## Ranking by {column}\n\n{pipes(header, rows)}\n"
+    header = ["", "Method", "Model(s)", "AIM", markdown_text(column), *([OVER] if column == HV else [])]
+    rows = []
+    for i, line in enumerate(lines, 1):
+        method = "-" if line.method == "-" else markdown_text(line.method)
+        number = markdown_cell(line.cells[at], intervals, bold=False)
+        rows.append([str(i), method, markdown_label(line, report), line.aim, number])
+        rows[-1] += [markdown_text(over(line))] if column == HV else []
+    return f"## Ranking by {markdown_text(column)}\n\n{pipes(header, rows)}\n"
 
 
 def over(line: Line) -> str:
@@ -53,6 +56,11 @@ def over(line: Line) -> str:
 def shown_label(line: Line, report: Report) -> str:
     """The label, marked where the row was measured and others are published."""
     return f"{line.label} {MEASURED}" if report.mixed and not line.row.published else line.label
+
+
+def markdown_label(line: Line, report: Report) -> str:
+    """The label as literal Markdown, marked as `shown_label` does."""
+    return markdown_text(shown_label(line, report))
 
 
 def _cells(line: Line, intervals: bool) -> list[str]:
@@ -75,13 +83,13 @@ def _behind(cell: Cell, intervals: bool) -> str:
 def as_printed(cell: Cell, end: int) -> str:
     """An end of a cell's interval with as many decimals as the number has, at most two."""
     assert cell.interval is not None
-    return f"{cell.interval[end]:.2f}" if "e" not in cell.number else f"{cell.interval[end]:.3g}"
+    decimals = len(cell.number.partition(".")[2]) if "e" not in cell.number else None
+    return f"{cell.interval[end]:.3g}" if decimals is None else f"{cell.interval[end]:.{min(decimals, 2)}f}"
 
 
 def pipes(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    plain = [[cell.replace("|", "\\|") for cell in row] for row in (header, *lines)]
-    rows = [plain[0], ["-" * max(3, len(name)) for name in header], *plain[1:]]
+    """Return a Markdown table of cells that are Markdown themselves (see `markdown_text`)."""
+    rows = [header, ["-" * max(3, len(name)) for name in header], *lines]
     return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows)
 
 
@@ -95,13 +103,15 @@ def to_csv(report: Report) -> str:
     write = csv.writer(out, lineterminator="\n").writerow
     extra = ["Population", "Omega", "Checkpoint", "Published", *(f"{name} (unrounded)" for name in numbers)]
     noise = ("low", "high", "change low", "change high", "beyond noise")
-    write(["Method", "Model(s)", "AIM", *numbers, *extra, *(f"{name} ({what})" for name in numbers for what in noise)])
+    heads = ["Method", "Model(s)", "AIM", *numbers, *extra, *(f"{name} ({what})" for name in numbers for what in noise)]
+    write([csv_text(head) for head in heads])
     for line in report.lines:
         omega = "" if line.row.lineage.omega is None else f"{line.row.lineage.omega:g}"
         values = ["" if cell.value is None else repr(float(cell.value)) for cell in line.cells]
         published = "yes" if line.row.published else "no"
-        shown = [line.method, line.label, line.aim, *(cell.text for cell in line.cells)]
-        made = ["; ".join(line.population or ()), omega, line.row.model, published, *values]
+        shown = [csv_text(line.method), csv_text(line.label), line.aim, *(cell.text for cell in line.cells)]
+        population = csv_text("; ".join(line.population or ()))
+        made = [population, omega, csv_text(line.row.model), published, *values]
         write([*shown, *made, *(text for cell in line.cells for text in _noise(cell))])
     return out.getvalue()
 

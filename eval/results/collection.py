@@ -13,20 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import BadInputError
+from eval.results.conditions import RECORDED
 from eval.results.result import EvalResult, Lineage
 
 COLLECTION = "results_collection"
-KEPT = (
-    *("preset", "limit", "n_samples", "temperature", "max_gen_toks", "math_max_tokens", "math_prompt_type"),
-    *("apply_chat_template", "dtype_used", "device", "backend", "seed"),
-)
-"""The settings that scores depend on."""
 
 
 def packed(results: Sequence[EvalResult], names: Mapping[str, str]) -> str:
     """Return the text of a collection, a line per model, so that a change shows as one."""
     asked: list[dict[str, Any]] = []
-    entries = [json.dumps(_entry(slim(result), asked), separators=(",", ":")) for result in results]
+    short = shortest_names([result.model for result in results])
+    slims = [slim(result, short) for result in results]
+    entries = [json.dumps(_entry(result, asked), separators=(",", ":")) for result in slims]
     lines = ",\n".join(entries)
     items = json.dumps(asked, separators=(",", ":"))
     return f'{{"format":"{COLLECTION}","names":{json.dumps(dict(names))},"asked":{items},"results":[\n{lines}\n]}}\n'
@@ -48,18 +46,38 @@ def unpacked(data: Mapping[str, Any], source: str) -> tuple[list[EvalResult], di
     return [EvalResult.from_json({"aim": entry}, source) for entry in entries], names
 
 
-def slim(result: EvalResult) -> EvalResult:
-    """Keep scores, outcomes, lineage by the models' own names, versions, and the settings that scores depend on."""
+def shortest_names(models: Sequence[str]) -> dict[str, str]:
+    """Return the last part of each model's path, or as many parts as tell it from the others of that last part."""
+    parts = {model: Path(model).parts for model in models}
+    names = {}
+    for model, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        length = next((n for n in range(1, len(own) + 1) if all(o[-n:] != own[-n:] for o in others)), len(own))
+        names[model] = str(Path(*own[-length:])) if own else model
+    return names
+
+
+def slim(result: EvalResult, short: Mapping[str, str]) -> EvalResult:
+    """Keep scores, outcomes, lineage, versions, and the settings that scores depend on.
+
+    `short`: model -> name, for models that have results; others are called by the last part of their path.
+    """
+
+    def name(model: str) -> str:
+        known = {str(Path(path)): called for path, called in short.items()}
+        return known.get(str(Path(model)), Path(model).name)
+
     lineage = result.lineage
     names = Lineage(
         lineage.method,
-        Path(lineage.base_model).name if lineage.base_model else None,
-        tuple(Path(model).name for model in lineage.models),
+        name(lineage.base_model) if lineage.base_model else None,
+        tuple(map(name, lineage.models)),
         lineage.omega,
     )
-    settings = {key: result.settings[key] for key in KEPT if key in result.settings}
-    model = Path(result.model).name
-    return replace(result, model=model, lineage=names, settings=settings, harness={}, hardware={}, seconds={})
+    settings = {key: result.settings[key] for key in (*RECORDED, "device") if key in result.settings}
+    return replace(
+        result, model=name(result.model), lineage=names, settings=settings, harness={}, hardware={}, seconds={}
+    )
 
 
 def _entry(result: EvalResult, asked: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from console.errors import BadInputError, UsageError
 from eval.results.collection import COLLECTION, unpacked
-from eval.results.result import COLUMNS, EvalResult, Lineage, Score
-from eval.results.rows import PUBLISHED, Models, Remark, assemble, model_key
+from eval.results.conditions import BY_BENCHMARK, listed, run_differences
+from eval.results.result import COLUMNS, PUBLISHED, EvalResult, Lineage, Score
+from eval.results.rows import Models, Remark, assemble
 
 PAPER = Path(__file__).resolve().parent.parent.parent / "configs" / "paper_results.json"
 """The paper's tables: 4 source models, 40 merges."""
@@ -40,69 +44,141 @@ def _of_the_paper(result: EvalResult) -> EvalResult:
     return replace(result, scores=scores, outcomes={c: o for c, o in result.outcomes.items() if c in scores})
 
 
+@dataclass(frozen=True)
+class Source:
+    """One result, the file it was read from, when it was measured (seconds since 1970), and which argument it is of."""
+
+    result: EvalResult
+    file: Path
+    time: float | None
+    argument: int
+
+
 def read_all(paths: Sequence[Path], remark: Remark) -> tuple[list[EvalResult], dict[str, str]]:
     """Read results files and folders: one result a model, and the labels that the files bring.
 
-    Results of one model from several arguments are put together; the later argument wins where both have a benchmark.
+    Of one model the last argument's result counts, and within a folder the newest. Others add the benchmarks that it
+    lacks where weights and evaluation conditions are the same; `remark` hears of those that are left out.
     """
-    results: dict[str, EvalResult] = {}
+    groups: dict[str, list[Source]] = {}
     names: dict[str, str] = {}
-    for path in paths:
-        found, given = read_results(path, remark)
-        names |= given
-        for result in found:
-            key = model_key(result.model)
-            earlier = results.get(key)
-            if earlier is not None:
-                both = [name for name in result.scores if name in earlier.scores]
-                if both:
-                    remark(f"{result.model} has several results for {', '.join(both)}; those of {path} are used.")
-                result = together(earlier, result)
-            results[key] = result
-    return list(results.values()), names
+    for argument, path in enumerate(paths):
+        sources, labels = _read(path, argument)
+        names |= labels
+        if all(source.time is not None for source in sources):
+            sources = sorted(sources, key=lambda source: source.time or 0.0)
+        for source in sources:
+            groups.setdefault(source.result.key, []).append(source)
+    return [_newest(group, remark) for group in groups.values()], names
+
+
+def read_results(path: Path, remark: Remark) -> tuple[list[EvalResult], Mapping[str, str]]:
+    """Read one argument of `read_all`."""
+    return read_all([path], remark)
+
+
+def _newest(sources: Sequence[Source], remark: Remark) -> EvalResult:
+    """Return a model's newest result, with the benchmarks of older ones that belong to the same row."""
+    *older, newest = sources
+    result = newest.result
+    for source in reversed(older):
+        lacking = [name for name in source.result.scores if name not in result.scores]
+        both = [name for name in source.result.scores if name in result.scores]
+        if both and source.argument != newest.argument:
+            remark(f"{result.model} has several results for {', '.join(both)}; those of {newest.file} are used.")
+        if not lacking:
+            continue
+        reason = _unlike(source, newest)
+        if reason:
+            remark(
+                f"{newest.file} counts for {result.model} and lacks {', '.join(lacking)} of {source.file}, which is "
+                f"not joined with it: {reason}."
+            )
+            continue
+        machines = [r.hardware.get("cpu") for r in (source.result, result)]
+        if None not in machines and machines[0] != machines[1]:
+            remark(
+                f"{result.model}: {', '.join(lacking)} was measured on another machine ({machines[0]}) than the rest "
+                f"({machines[1]})."
+            )
+        result = together(source.result, result)
+    return result
+
+
+def _unlike(older: Source, newest: Source) -> str:
+    """Return why two results of a model are not of one row, or an empty text."""
+    digests = older.result.digest, newest.result.digest
+    if digests[0] != digests[1]:
+        return "the weights differ" if None not in digests else "one of them has no digest of its weights"
+    if digests[0] is None and older.argument == newest.argument:
+        return "neither has a digest of its weights"
+    return listed(run_differences(older.result, newest.result))
 
 
 def together(older: EvalResult, newer: EvalResult) -> EvalResult:
     """One model's two results as one; the newer wins where both have a benchmark."""
     outcomes = {c: o for c, o in older.outcomes.items() if c not in newer.scores}
-    return replace(newer, scores={**older.scores, **newer.scores}, outcomes={**outcomes, **newer.outcomes})
+    settings = dict(newer.settings)
+    for name in (*BY_BENCHMARK, "prompts_sha256", "data"):
+        values = [r.settings.get(name) for r in (older, newer)]
+        if any(isinstance(value, Mapping) for value in values):
+            settings[name] = {k: v for value in values if isinstance(value, Mapping) for k, v in value.items()}
+    limits = [r.settings["limit"] for r in (older, newer) if isinstance(r.settings.get("limit"), int)]
+    if limits:
+        settings["limit"] = max(limits)
+    return replace(
+        newer,
+        scores={**older.scores, **newer.scores},
+        outcomes={**outcomes, **newer.outcomes},
+        settings=settings,
+        harness={**older.harness, **newer.harness} | _joined_parts(older.harness, newer.harness),
+    )
 
 
-def read_results(path: Path, remark: Remark) -> tuple[list[EvalResult], Mapping[str, str]]:
-    """Read one argument: its results, and the labels it brings itself.
+def _joined_parts(older: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of lm-eval's dictionary that have an entry for each task, joined."""
+    names = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+    return {n: {**older.get(n, {}), **newer.get(n, {})} for n in names if n in older or n in newer}
 
-    A folder is searched for results_*.json. Of one model the newest counts (by file name, which holds the time), and
-    older ones of the same weights for the benchmarks that it lacks.
-    """
+
+def _read(path: Path, argument: int) -> tuple[list[Source], Mapping[str, str]]:
+    """Read one argument: its results, and the labels it brings itself. A folder is searched for results_*.json."""
     if path.is_dir():
         files = results_files(path)
         if not files:
             raise UsageError(f"{path} holds no results_*.json; evaluate_model.py writes them under its --save_path.")
-        newest: dict[str, EvalResult] = {}
-        for file in files:
-            result = _checked(EvalResult.load(file), file)
-            older = newest.get(model_key(result.model))
-            if older is not None:
-                lost = [name for name in older.scores if name not in result.scores]
-                same = older.digest is not None and older.digest == result.digest
-                if lost and same:
-                    result = together(older, result)
-                elif lost:
-                    remark(f"{file} is the newest of {result.model} and lacks {', '.join(lost)} of an older one.")
-            newest[model_key(result.model)] = result
-        return sorted(newest.values(), key=lambda r: model_key(r.model)), {}
+        return [_source(_checked(EvalResult.load(file), file), file, argument) for file in files], {}
     if not path.is_file():
         raise UsageError(f"{path} does not exist; give results files of evaluate_model.py or a folder of them.")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInputError(f"{path} is not JSON, perhaps cut short ({error}).") from error
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read ({error.strerror}).") from error
+    results: list[EvalResult]
+    labels: Mapping[str, str] = {}
     if isinstance(data, Mapping) and data.get("format") == "paper_results":
-        return _paper(data, path)
-    if isinstance(data, Mapping) and data.get("format") == COLLECTION:
-        found, names = unpacked(data, str(path))
-        return [_checked(result, path) for result in found], names
-    return [_checked(EvalResult.from_json(data, str(path)), path)], {}
+        results, labels = _paper(data, path)
+    elif isinstance(data, Mapping) and data.get("format") == COLLECTION:
+        results, labels = unpacked(data, str(path))
+    else:
+        results = [EvalResult.from_json(data, str(path))]
+    return [_source(_checked(result, path), path, argument) for result in results], labels
+
+
+def _source(result: EvalResult, file: Path, argument: int) -> Source:
+    """A result with its time: that of the run, else the one in the file's name."""
+    time = result.harness.get("date")
+    if not isinstance(time, int | float):
+        stamp = re.fullmatch(r"results_(\d{4}-\d\d-\d\d)T(\d\d)-(\d\d)-(\d\d(?:\.\d+)?)", file.stem)
+        time = None
+        if stamp:
+            day, hours, minutes, seconds = stamp.groups()
+            with suppress(ValueError):
+                start = datetime.strptime(f"{day} {hours}:{minutes}", "%Y-%m-%d %H:%M")
+                time = start.timestamp() + float(seconds)
+    return Source(result, file, time, argument)
 
 
 def results_files(folder: Path) -> list[Path]:
@@ -119,7 +195,7 @@ def _paper(data: Mapping[str, Any], path: Path) -> tuple[list[EvalResult], Mappi
                 row["method"], data["base_model"] if row["method"] else None, tuple(row["models"]), row["omega"]
             )
             scores = {name: Score(PUBLISHED, float(value)) for name, value in row["scores"].items()}
-            results.append(_checked(EvalResult(row["model"], scores, lineage), path))
+            results.append(EvalResult(row["model"], scores, lineage))
         return results, dict(data["names"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInputError(f"{path} lacks a part of the published results' format ({error!r}).") from error

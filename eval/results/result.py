@@ -19,6 +19,8 @@ scale of scores."""
 CIRCUMSTANCES = ("digest", "commit", "hardware", "seconds", "project_commit")
 COLUMNS = ("HumanEval", "MBPP", "MMLU", "MATH", "GSM8K", "IFEval")
 """The paper's six benchmarks, in its tables' order."""
+PUBLISHED = "published"
+"""The metric of scores that were read off the paper's tables."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,17 @@ class EvalResult:
     hardware: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     project_commit: str | None = None
+
+    @property
+    def published(self) -> bool:
+        """True where its scores were read off the paper's tables, not measured."""
+        return any(score.metric == PUBLISHED for score in self.scores.values())
+
+    @property
+    def key(self) -> str:
+        """One spelling of the model's path or hub id; a published result has another key than a measured one."""
+        spelled = str(Path(self.model))
+        return f"{spelled} ({PUBLISHED})" if self.published else spelled
 
     def to_json(self) -> dict[str, Any]:
         """Return lm-eval's dictionary with our part under "aim"."""

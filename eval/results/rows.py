@@ -8,12 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from console.errors import UsageError, nearest
-from eval.results.result import COLUMNS, EvalResult, Lineage
+from eval.results.result import COLUMNS, PUBLISHED, EvalResult, Lineage, Score
 
 Remark = Callable[[str], None]
-
-PUBLISHED = "published"
-"""The metric of scores that were read off the paper's tables."""
 
 METHOD_NAMES = {
     "dare_linear": "DARE Task Arithmetic",
@@ -54,8 +51,8 @@ class Row:
 
     @property
     def published(self) -> bool:
-        """Whether its scores were read off the paper's tables, not measured."""
-        return any(score.metric == PUBLISHED for score in self.result.scores.values())
+        """True where its scores were read off the paper's tables, not measured."""
+        return self.result.published
 
     @property
     def key(self) -> str:
@@ -96,6 +93,24 @@ class Models:
     samples: Mapping[str, str] | None = None
     """Where --limit was given for any of them: how many items each benchmark's scores are of, as far as they say."""
 
+    @cached_property
+    def gain_columns(self) -> tuple[str, ...]:
+        """The columns whose scores are all fractions of which more is better: those that have a best score and count
+        for HV gain."""
+        return tuple(column for column in self.columns if all(map(_counts, self.scores(column))))
+
+    def scores(self, column: str) -> list[Score]:
+        """The scores of one column."""
+        return [row.result.scores[column] for row in self.rows if column in row.result.scores]
+
+    def is_fraction(self, column: str) -> bool:
+        """True where all scores of a column are fractions, in percent."""
+        return all(score.is_fraction for score in self.scores(column))
+
+    def unit(self, column: str) -> str:
+        """The column's name with its unit, for an axis."""
+        return f"{column} (%)" if column in self.columns and self.is_fraction(column) else column
+
     @property
     def rows(self) -> tuple[Row, ...]:
         """All rows, source models first."""
@@ -110,6 +125,10 @@ class Models:
         named = [*((row.label, row) for row in self.sources), *reversed(merged)]
         found = [row for name, row in named if name == label and (row.published or not published)]
         return min(found, key=lambda row: row.published, default=None)
+
+
+def _counts(score: Score) -> bool:
+    return score.is_fraction and score.higher_is_better is True
 
 
 def assemble(results: Sequence[EvalResult], names: Mapping[str, str], remark: Remark) -> Models:

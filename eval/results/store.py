@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import UsageError
+from console.escape import markdown_text
 from console.files import write_whole
 from eval.results.result import COLUMNS, EvalResult, Score
 
@@ -83,8 +84,8 @@ def table(results: Sequence[EvalResult]) -> str:
     """The scores as a Markdown table, one row per model, with standard errors, the paper's columns first."""
     present = dict.fromkeys(name for result in results for name in result.scores)
     columns = [c for c in COLUMNS if c in present] + [c for c in present if c not in COLUMNS]
-    rows = [["Model", *columns]]
-    rows += [[Path(r.model).name, *(_cell(r.scores.get(c)) for c in columns)] for r in results]
+    rows = [["Model", *map(markdown_text, columns)]]
+    rows += [[markdown_text(Path(r.model).name), *(_cell(r.scores.get(c)) for c in columns)] for r in results]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns) + 1)]
 
     def line(row: Sequence[str]) -> str:
@@ -107,4 +108,5 @@ def details(result: EvalResult) -> list[str]:
 def _cell(score: Score | None) -> str:
     if score is None:
         return "-"
-    return f"{score.value:.2f}" + ("" if score.stderr is None else f" ± {score.stderr:.2f}")
+    form = ".2f" if score.is_fraction else ".4g"
+    return f"{score.value:{form}}" + ("" if score.stderr is None else f" ± {score.stderr:{form}}")

@@ -8,17 +8,21 @@ from typing import Any
 
 from console.errors import BadInputError, UsageError
 from eval.outcomes import Outcomes, TaskOutcomes
+from eval.results.conditions import (
+    BY_BENCHMARK,
+    OF_MODEL,
+    VERSIONS,
+    column_differences,
+    listed,
+    prompt_hash,
+)
 from eval.results.result import COLUMNS, EvalResult
-from eval.stats.resampling import Terms, bootstrap, percentiles, permutation, seed_of
+from eval.stats.power import detectable_difference, detectable_share
+from eval.stats.resampling import LEAST_ITEMS, Terms, bootstrap, percentiles, permutation, seed_of
 from eval.stats.significance import LEVEL, Interval, holm, mcnemar, paired_interval
 
 DRAWS = 10_000
 MCNEMAR, PERMUTATION, BOOTSTRAP = "McNemar, exact", "permutation", "paired bootstrap"
-ASKED = (
-    *("preset", "backend", "dtype_used", "apply_chat_template", "math_prompt_type", "math_max_tokens", "max_gen_toks"),
-    *("max_length", "n_samples", "temperature", "num_fewshot", "seed"),
-)
-"""Settings that change what is asked or answered; a comparison is of models only where they agree."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class Difference:
 
     `interval` is at 95 %; `simultaneous` widens it (Bonferroni) so that all benchmarks' hold at once. `only_a` and
     `only_b` count the items that one model alone has right, where answers are right or wrong. `p` is before,
-    `corrected` after Holm's correction for the number of benchmarks.
+    `corrected` after Holm's correction for the number of benchmarks. `detectable` is the smallest difference, in
+    points, that the corrected test finds with 80 % power; None where these items cannot show any. `higher_is_better`
+    is that of the metric.
     """
 
     column: str
@@ -42,6 +48,8 @@ class Difference:
     corrected: float
     only_a: int | None = None
     only_b: int | None = None
+    detectable: float | None = None
+    higher_is_better: bool | None = True
 
     @property
     def value(self) -> float:
@@ -74,12 +82,17 @@ def compare(a: EvalResult, b: EvalResult, draws: int = DRAWS, seed: int = 0) -> 
             f"{a.model} and {b.model} have no benchmark in common with outcomes per item; evaluate both with this "
             "version of evaluate_model.py (results of older versions and published tables have scores alone)."
         )
-    mean = _mean(a, b, found, draws, seed) if len(found) > 1 else None
+    averaged = [d for d in found if d.higher_is_better is True and d.n >= LEAST_ITEMS]
+    mean = _mean(a, b, averaged, draws, seed) if len(averaged) > 1 else None
     return Comparison(a.model, b.model, tuple(found), mean, tuple(_remarks(a, b, found)))
 
 
-def differences(a: EvalResult, b: EvalResult, draws: int = DRAWS, seed: int = 0) -> list[Difference]:
+def differences(
+    a: EvalResult, b: EvalResult, draws: int = DRAWS, seed: int = 0, columns: Sequence[str] | None = None
+) -> list[Difference]:
     """The differences by benchmark, corrected for their number; none where no benchmark has outcomes of both.
+
+    `columns` are those to compare (None: all).
 
     Right-or-wrong answers: McNemar's exact test, Tango's interval. Others (IFEval, several samples): the permutation
     test, the percentile interval of a paired bootstrap. Raises BadInputError where the two were asked different
@@ -87,14 +100,18 @@ def differences(a: EvalResult, b: EvalResult, draws: int = DRAWS, seed: int = 0)
     """
     terms: dict[str, tuple[Terms, Terms]] = {}
     for column in in_order(a.outcomes):
-        if column in b.outcomes and column in a.scores and column in b.scores:
+        asked = columns is None or column in columns
+        if asked and column in b.outcomes and column in a.scores and column in b.scores:
             pair = paired(a, b, column)
             if pair is not None:
                 metric = a.scores[column].metric
                 terms[column] = pair[0].terms(metric), pair[1].terms(metric)
     found = [_difference(c, a.scores[c].metric, x, y, len(terms), draws, seed) for c, (x, y) in terms.items()]
     corrected = holm([difference.p for difference in found])
-    return [replace(d, corrected=p) for d, p in zip(found, corrected, strict=True)]
+    return [
+        replace(d, corrected=p, higher_is_better=a.scores[d.column].higher_is_better)
+        for d, p in zip(found, corrected, strict=True)
+    ]
 
 
 def in_order(columns: Any) -> list[str]:
@@ -158,12 +175,16 @@ def _difference(column: str, metric: str, a: Terms, b: Terms, family: int, draws
         intervals = [paired_interval(only_a, only_b, n, level) for level in (LEVEL, wider)]
         first, second = ((100 * low, 100 * high) for low, high in intervals)
         p = mcnemar(only_a, only_b)
-        return Difference(column, metric, n, score(a), score(b), first, second, MCNEMAR, p, p, only_a, only_b)
+        least = detectable_share(only_a, only_b, n, (1 - LEVEL) / family)
+        least = None if least is None else 100 * least
+        return Difference(column, metric, n, score(a), score(b), first, second, MCNEMAR, p, p, only_a, only_b, least)
     scores = bootstrap([a, b], draws, seed_of(seed, column))
     changes = scores[:, 1] - scores[:, 0]
     p = permutation(a, b, draws, seed_of(seed, column))
     first, second = percentiles(changes), percentiles(changes, wider)
-    return Difference(column, metric, n, score(a), score(b), first, second, PERMUTATION, p, p)
+    least = detectable_difference(float(changes.std()), (1 - LEVEL) / family) if n > 1 else None
+    found = Difference(column, metric, n, score(a), score(b), first, second, PERMUTATION, p, p)
+    return replace(found, detectable=least)
 
 
 def _mean(a: EvalResult, b: EvalResult, found: Sequence[Difference], draws: int, seed: int) -> Difference:
@@ -184,15 +205,63 @@ def _mean(a: EvalResult, b: EvalResult, found: Sequence[Difference], draws: int,
 
 
 def _remarks(a: EvalResult, b: EvalResult, found: Sequence[Difference]) -> list[str]:
+    """Sentences on what A and B do not share: conditions, prompts, items, versions, machines, benchmarks."""
     remarks = []
-    for setting in ASKED:
-        values = a.settings.get(setting), b.settings.get(setting)
-        if values[0] != values[1]:
-            remarks.append(f"{setting} is {values[0]} for A and {values[1]} for B: part of a difference may be that.")
+    settings: dict[str, tuple[Any, Any]] = {}
+    for d in found:
+        unlike = column_differences(a, b, d.column)
+        unlike.pop("items", None)  # compared on shared items, and listed below
+        settings |= {f"{k} of {d.column}" if k in BY_BENCHMARK.values() else k: v for k, v in unlike.items()}
+    settings |= {n: (a.settings.get(n), b.settings.get(n)) for n in OF_MODEL if a.settings.get(n) != b.settings.get(n)}
+    settings.pop("lm_eval", None)
+    for name, (one, other) in settings.items():
+        remarks.append(f"{name} is {one} for A and {other} for B: part of a difference may be that.")
+    remarks += _prompt_remarks(a, b, found)
     for d in found:
         sizes = [len(r.outcomes[d.column].keys()) for r in (a, b)]
         if sizes != [d.n, d.n]:
             remarks.append(f"{d.column}: compared on the {d.n} items that both answered (A {sizes[0]}, B {sizes[1]}).")
+    packages = [n for n in VERSIONS if a.versions.get(n) != b.versions.get(n)]
+    if packages:
+        pairs = listed({n: (a.versions.get(n), b.versions.get(n)) for n in packages})
+        remarks.append(f"Versions differ (A and B): {pairs}; part of a difference may be that.")
+    tasks = [r.harness.get("versions") or {} for r in (a, b)]
+    unlike = {t: (tasks[0][t], tasks[1][t]) for t in tasks[0] if t in tasks[1] and tasks[0][t] != tasks[1][t]}
+    if unlike:
+        remarks.append(f"Versions of tasks differ (A and B): {listed(unlike)}; evaluate both with one version.")
+    machines = [(r.hardware.get("cpu"), tuple(r.hardware.get("gpus") or ())) for r in (a, b)]
+    if machines[0] != machines[1] and all(r.hardware for r in (a, b)):
+        names = [", ".join(map(str, gpus)) or str(cpu) for cpu, gpus in machines]
+        remarks.append(f"A was measured on {names[0]}, B on {names[1]}.")
+    return remarks + _benchmark_remarks(a, b, found)
+
+
+def _prompt_remarks(a: EvalResult, b: EvalResult, found: Sequence[Difference]) -> list[str]:
+    """Sentences on benchmarks whose prompts differ, by hash, or cannot be compared."""
+    differ, unknown = [], []
+    for d in found:
+        hashes = [prompt_hash(r, d.column) for r in (a, b)]
+        if None in hashes or any(len(r.outcomes[d.column].keys()) != d.n for r in (a, b)):
+            unknown.append(d.column)
+        elif hashes[0] != hashes[1]:
+            differ.append(d.column)
+    remarks = []
+    if differ:
+        remarks.append(
+            f"{', '.join(differ)}: the prompts of A and B differ (by hash), although the items are the same; part of a "
+            "difference may be that."
+        )
+    if unknown:
+        remarks.append(
+            f"{', '.join(unknown)}: the prompts of A and B could not be compared (no hash over the same items is "
+            "recorded)."
+        )
+    return remarks
+
+
+def _benchmark_remarks(a: EvalResult, b: EvalResult, found: Sequence[Difference]) -> list[str]:
+    """Sentences on benchmarks that only one result has, or that have no outcomes per item."""
+    remarks = []
     compared = {d.column for d in found}
     for name, one, other in (("A", a, b), ("B", b, a)):
         alone = [c for c in in_order(one.scores) if c in other.scores and c not in compared and c not in one.outcomes]

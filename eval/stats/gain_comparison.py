@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from eval.results.rows import Models, Remark
 from eval.stats.gains import Measure, all_gains, gain_draws
-from eval.stats.resampling import percentiles
+from eval.stats.resampling import LEAST_ITEMS, percentiles
 from eval.stats.significance import Interval
 from eval.stats.uncertainty import GAIN_DRAWS
 
@@ -49,7 +49,10 @@ def compare_gains(models: Models, a: str, b: str, measure: Measure, seed: int, r
         return None
     drawn = gain_draws(models, gains, measure, GAIN_DRAWS, seed)
     if a not in drawn or b not in drawn:
-        remark("HV gain: not every model of the population has outcomes on the same items, so it is not compared.")
+        remark(
+            f"HV gain: not every model of the population has outcomes on the same items, {LEAST_ITEMS} or more of each "
+            "benchmark, so it is not compared."
+        )
         return None
     interval = percentiles(drawn[b] - drawn[a])
     return GainDifference(populations[0], gains.values[a], gains.values[b], interval)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from console.errors import UsageError, nearest
+from eval.results.conditions import column_differences, listed
 from eval.results.rows import Models, Remark, Row
 from eval.stats.hypervolume import hv_gain, population_of
-from eval.stats.resampling import bootstrap, seed_of
+from eval.stats.resampling import LEAST_ITEMS, bootstrap, seed_of
 
 if TYPE_CHECKING:
     from eval.stats.resampling import Array
@@ -47,6 +48,8 @@ class Measure:
                     raise UsageError(
                         f"--reference {column}: no result has this benchmark.{nearest(column, models.columns)}"
                     )
+                if column not in models.gain_columns:
+                    raise UsageError(f"--reference {column}: it has no part in HV gain; {not_counted(models, column)}.")
         if isinstance(self.population, str):
             return
         known = {name for family in models.families for name in (family.label, *(row.name for row in family.rows))}
@@ -76,7 +79,10 @@ def all_gains(models: Models, measure: Measure, remark: Remark) -> Gains:
             said.add(sentence)
             remark(sentence)
 
-    for family in models.families:
+    columns = models.gain_columns
+    if models.families and not columns:
+        once("No HV gain: no benchmark's scores are fractions of which more is better.")
+    for family in models.families if columns else ():
         for row in family.rows:
             labels = population_of(measure.population, family.label, row.name, family.members)
             if labels is None:
@@ -87,8 +93,10 @@ def all_gains(models: Models, measure: Measure, remark: Remark) -> Gains:
             if reason:
                 once(reason)
                 continue
-            members = [[member.scores[c] for c in models.columns] for member in members_of(row, labels, models)]
-            values[row.key] = measure.gain([row.scores[c] for c in models.columns], members, models.columns)
+            for sentence in _other_items(row, labels, models):
+                once(sentence)
+            members = [[member.scores[c] for c in columns] for member in members_of(row, labels, models)]
+            values[row.key] = measure.gain([row.scores[c] for c in columns], members, columns)
     return Gains(values, populations)
 
 
@@ -104,23 +112,57 @@ def _unmeasured(row: Row, labels: Sequence[str], models: Models) -> str:
         member = models.find(label, row.published)
         if member is None:
             return f"{over}: no result of {label} was given, so the cell stays '-'."
-        missing = [c for c in models.columns if c not in member.scores]
+        missing = [c for c in models.gain_columns if c not in member.scores]
         if missing:
             return f"{over}: {label} has no score for {', '.join(missing)}; the cell stays '-'."
-    missing = [c for c in models.columns if c not in row.scores]
-    return f"HV gain of {row.model}: no score for {', '.join(missing)}, so the cell stays '-'." if missing else ""
+    missing = [c for c in models.gain_columns if c not in row.scores]
+    if missing:
+        return f"HV gain of {row.model}: no score for {', '.join(missing)}, so the cell stays '-'."
+    for member in members_of(row, labels, models):
+        for column in models.gain_columns:
+            unlike = column_differences(row.result, member.result, column)
+            if unlike.keys() - {"items"}:
+                return (
+                    f"HV gain of {row.model}: {column} of it and of {member.model} do not compare ({listed(unlike)}), "
+                    "so the cell stays '-'."
+                )
+    return ""
+
+
+def _other_items(row: Row, labels: Sequence[str], models: Models) -> Iterator[str]:
+    """Sentences on benchmarks of which a model and a member of its population answered other items."""
+    for member in members_of(row, labels, models):
+        for column in models.gain_columns:
+            items = column_differences(row.result, member.result, column).get("items")
+            if items:
+                yield (
+                    f"HV gain of {row.model}: its {column} and that of {member.model} are of other items "
+                    f"({items[0]} and {items[1]}), so the gain has no interval."
+                )
+
+
+def not_counted(models: Models, column: str) -> str:
+    """Return why a column has no best score and no part in HV gain."""
+    scores = models.scores(column)
+    metric = scores[0].metric
+    if any(score.higher_is_better is False for score in scores):
+        return f"less of {metric} is better"
+    if any(not score.is_fraction for score in scores):
+        return f"{metric} is no fraction"
+    return f"it is not known whether more of {metric} is better"
 
 
 def gain_draws(models: Models, gains: Gains, measure: Measure, draws: int, seed: int) -> dict[str, Array]:
     """Return (draws,) gains of each merged row on items drawn with replacement, the same items for its population.
 
-    Left out is a row for which it, or a member of its population, lacks outcomes per item in some column, or answered
-    other items than the rest.
+    Left out is a row for which it, or a member of its population, lacks outcomes per item in some column, has fewer
+    than `LEAST_ITEMS`, or answered other items than the rest.
     """
     import numpy as np
 
     rows = {row.key: row for row in models.rows}
-    drawn = [_column_draws(list(rows.values()), column, draws, seed) for column in models.columns]
+    columns = models.gain_columns
+    drawn = [_column_draws(list(rows.values()), column, draws, seed) for column in columns]
     found: dict[str, Array] = {}
     for key in gains.values:
         taking = [key, *(member.key for member in members_of(rows[key], gains.populations[key], models))]
@@ -129,7 +171,7 @@ def gain_draws(models: Models, gains: Gains, measure: Measure, draws: int, seed:
             continue
         scores = np.stack([[column[one][1] for column in drawn] for one in taking])  # (models, columns, draws)
         points = scores.transpose(2, 0, 1).tolist()
-        found[key] = np.array([measure.gain(point[0], point[1:], models.columns) for point in points])
+        found[key] = np.array([measure.gain(point[0], point[1:], columns) for point in points])
     return found
 
 
@@ -137,7 +179,8 @@ def _column_draws(rows: Sequence[Row], column: str, draws: int, seed: int) -> di
     """By row (its key): which group of models that answered the same items it belongs to, and (draws,) scores."""
     groups: dict[tuple[tuple[str, int, str], ...], list[Row]] = {}
     for row in rows:
-        if column in row.result.outcomes and column in row.result.scores:
+        outcomes = row.result.outcomes.get(column)
+        if outcomes is not None and column in row.result.scores and len(outcomes.keys()) >= LEAST_ITEMS:
             groups.setdefault(tuple(row.result.outcomes[column].keys()), []).append(row)
     found = {}
     for number, group in enumerate(groups.values()):

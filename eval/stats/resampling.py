@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[np.float64]]
 
 Terms = Sequence[tuple[Sequence[float], Sequence[float]]]
+LEAST_ITEMS = 10
+"""Fewer items give no bootstrap interval: draws of them are too much alike, those of one item all the same."""
 CELLS = 1 << 22
 """Draws are made in blocks of so many counts, 32 MiB."""
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from console.errors import ProjectError
+from eval.results.conditions import column_differences
 from eval.results.rows import Models, Remark
 from eval.stats.comparison import DRAWS, Difference, differences, right_or_wrong
 from eval.stats.gains import HV, Gains, Measure, gain_draws
-from eval.stats.resampling import Terms, bootstrap, percentiles, seed_of
+from eval.stats.resampling import LEAST_ITEMS, Terms, bootstrap, percentiles, seed_of
 from eval.stats.significance import Interval, proportion_interval
 
 GAIN_DRAWS = 2000
@@ -47,12 +48,15 @@ def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, 
         for column, outcomes in row.result.outcomes.items():
             if column in row.result.scores:
                 terms = outcomes.terms(row.result.scores[column].metric)
-                intervals[row.key, column] = score_interval(terms, column, seed)
+                interval = score_interval(terms, column, seed)
+                intervals |= {(row.key, column): interval} if interval else {}
     in_full: dict[str, Sequence[Difference]] = {}
     pairs = [(family.twin, row) for family in models.families if family.twin for row in family.relaxed]
     for twin, row in pairs:
         try:
-            found = differences(twin.result, row.result, DRAWS, seed)
+            unlike = {c: column_differences(twin.result, row.result, c).keys() for c in models.columns}
+            found = differences(twin.result, row.result, DRAWS, seed, [c for c in unlike if unlike[c] <= {"items"}])
+            found = [d for d in found if not unlike[d.column]]
         except ProjectError as error:  # other data, or another metric: the scores do not compare
             remark(str(error))
             found = []
@@ -66,8 +70,14 @@ def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, 
     return Uncertainty(intervals, changes, frozenset(beyond), in_full, len(in_full), len(pairs))
 
 
-def score_interval(terms: Terms, name: str, seed: int) -> Interval:
-    """The 95 % interval of a score, in percent: Wilson's for a share of items, else the bootstrap's."""
+def score_interval(terms: Terms, name: str, seed: int) -> Interval | None:
+    """The 95 % interval of a score, in percent: Wilson's for a share of items, else the bootstrap's.
+
+    None without items, and where a bootstrap has fewer than `LEAST_ITEMS`.
+    """
+    n = len(terms[0][0])
+    if n == 0 or (n < LEAST_ITEMS and not right_or_wrong(terms)):
+        return None
     if right_or_wrong(terms):
         low, high = proportion_interval(int(sum(terms[0][0])), len(terms[0][0]))
         return 100 * low, 100 * high

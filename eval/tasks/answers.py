@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from eval.tasks.notation import LONGEST, clean, split_unit
+from eval.tasks.strict import without_reasoning
+
 NUMBER = re.compile(r"-?\d*\.?\d+")
 _UNITS = (
     "degrees?|cm|mm|km|meters?|metres?|centimeters?|feet|foot|ft|inch|inches|miles?|yards?|units?|square|sq|cubic|"
     "seconds?|minutes?|hours?|days?|weeks?|months?|years?|dollars?|cents?|percent|mph|kph|grams?|kg|pounds?|ounces?|"
-    "liters?|gallons?|people|students?|points?|ways|times|pm|am|a\\.m\\.?|p\\.m\\.?"
+    "liters?|gallons?|people|students?|points?|ways|times"
 )
 _SHORT_UNITS = "m|s|g|h|l|L|ml|mL|min|sec|hr|hrs|rad|N|J|W|V|Hz"  # units only where the text is set upright
 _WRAPPED_UNIT = re.compile(
@@ -28,8 +31,9 @@ def extract(text: str) -> str:
     """Return the final answer of a generation or a gold solution, normalised; "" where it has none.
 
     First rule that applies: the "final answer is $...$. I hope" form, the last \\boxed, the text after the last
-    "he answer is", after the last "final answer is", the last number.
+    "he answer is", after the last "final answer is", the last number. Reasoning in <think> is no part of the answer.
     """
+    text = without_reasoning(text)
     if "final answer is $" in text and "$. I hope" in text:
         found = text.split("final answer is $", 1)[1].split("$. I hope", 1)[0].strip()
     elif "boxed" in text:
@@ -47,6 +51,7 @@ def extract(text: str) -> str:
 
 def _boxed(rest: str) -> str:
     """What follows "boxed": the balanced braces' content, or everything up to the next dollar sign."""
+    rest = rest.lstrip()
     if not rest.startswith("{"):
         return rest.split("$")[0].strip()
     depth = 0
@@ -59,7 +64,13 @@ def _boxed(rest: str) -> str:
 
 def normalise(answer: str) -> str:
     """Return the answer in normal form: one spelling for fractions, roots, spaces, degrees, percent and units."""
-    text = answer.strip().replace("\n", " ").rstrip(".").strip()
+    if len(answer) > LONGEST:
+        return answer.strip()
+    text = _without_last_text(_without_stop(answer.strip().replace("\n", " ")))
+    text, _ = split_unit(clean(text))
+    if not re.search(r"(?<![A-Za-z\\])(?!and\b|or\b)[A-Za-z]{2,}", text):
+        text = re.sub(r",?\s+(?:and|or)\s+", ",", text)
+    text = re.sub(r"(?<![\d.}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}", text)  # a mixed number
     text = re.sub(r"(?<!\\)\\[!,;:]|(?<!\\)\\[()]", "", text)  # spacing and inline-mathematics marks
     text = re.sub(r"(?<!\\)\\ ", " ", text)  # but not the row break of a matrix
     for old, new in (
@@ -86,7 +97,7 @@ def normalise(answer: str) -> str:
     text = text.replace("%", "")
     text = re.sub(r"(?<!\d)\.(?=\d)", "0.", text)
     text = re.sub(r"(\d+\.\d*?)0+(?!\d)", r"\1", text)
-    text = re.sub(r"(?<=\d)\.(?!\d)", "", text)
+    text = re.sub(r"(?<=\d)\.(?![\d.\\])", "", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text) if not re.search(r"[(\[{]", text) else text
     if text.count("=") == 1:
         text = _LEADING_VARIABLE.sub("", text)
@@ -94,14 +105,25 @@ def normalise(answer: str) -> str:
         text = re.sub(r"^\s*[A-Za-z]\s*\\in(?![a-z])\s*", "", text)
     text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\0", text).replace(" ", "").replace("\0", " ")
     text = text.replace("\u2212", "-").replace("\u03c0", "\\pi")
-    text = re.sub(r"\\sqrt(?=[^{\[])(\\[A-Za-z]+|.)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\sqrt(?=[^{\[(])(\\[A-Za-z]+|.)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\a-z])sqrt\(?(\d+)\)?", r"\\sqrt{\1}", text)
     text = re.sub(r"\\frac(\d)(\d)(?!\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac(\\[A-Za-z]+)\s?(\w|\\[A-Za-z]+)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac([^{\\])(\{[^{}]*\})", r"\\frac{\1}\2", text)
     text = re.sub(r"\\frac(\{[^{}]*\})([^{\\])", r"\\frac\1{\2}", text)
     text = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)
-    return text.rstrip(".")
+    return _without_stop(text)
+
+
+def _without_stop(text: str) -> str:
+    """Drop a full stop at the end; three dots stay."""
+    return text if text.endswith("..") else text.rstrip(".").strip()
+
+
+def _without_last_text(answer: str) -> str:
+    """Drop a \\text{...} at the end, as the reference does, where something is left in front of it."""
+    shorter = re.sub(r"\s*\\text\s*\{[^{}]*\}(\$?)$", r"\1", answer)
+    return shorter if shorter.strip(" $") else answer
 
 
 def gold_of(doc: Mapping[str, str]) -> str:

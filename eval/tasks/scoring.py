@@ -7,8 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eval.benchmarks import UNFENCED
+<<<<<<< ours
+from eval.tasks.answers import gold_of
+from eval.tasks.code import CODE_EVAL, pass_at_k, program_of, tests_of, unfenced
+=======
 from eval.tasks.answers import extract, gold_of
 from eval.tasks.code import CODE_EVAL, pass_at_k, program_of, unfenced
+>>>>>>> theirs
 from eval.tasks.grader import GRADER
 
 SIZES = (10, 100)
@@ -39,7 +44,7 @@ def maths(doc: Mapping[str, str], results: Sequence[Any]) -> dict[str, float]:
     """The paper's grading of MATH and GSM8K; GSM8K's strict and flexible match as lm-eval defines them beside it."""
     answers = [results[0]] if isinstance(results[0], str) else list(results[0])
     gold = gold_of(doc)
-    found = pass_rates("acc", [GRADER.equal(extract(answer), gold) for answer in answers])
+    found = pass_rates("acc", [GRADER.matches(answer, gold) for answer in answers])
     if "question" in doc:
         number = _bare(gold)
         found["strict match"] = _share(answers, lambda text: _bare(_first(_STRICT, text)) == number)

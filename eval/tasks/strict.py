@@ -1,161 +1,177 @@
-"""MATH as the `lm-eval` preset grades it: the exact string of the final answer first, then math-verify.
+"""MATH as the `lm-eval` preset grades it: the final answer of a generation, compared as a mathematician would.
 
-Nothing of the paper's leniency: no factor of 100, no units or variables dropped by us, no change of case. What needs
-math-verify takes arbitrarily long and runs in grader.py's worker.
+Nothing of the paper's leniency: no factor of 100, no digits of lists run together, no variables dropped. Formulas are
+read by math-verify's grammar; structure, units and degenerate cases, where math-verify errs, by values.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
 
-from eval.tasks.equality import based_equal, commands, has_words
+from eval.tasks.notation import LONGEST, bare, clean
+from eval.tasks.values import EXACT, same_answers, unspaced
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*")
-_HOPE = re.compile(r"final answer is:?\s*(.*?)\.?\s*I hope it is correct", re.IGNORECASE | re.DOTALL)
-_SAID = re.compile(r"answer(?:\s+is|:)\s*:?\s*([^\n]+)", re.IGNORECASE)
-_MATHS = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)", re.DOTALL)
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}")
+_HOPE = re.compile(r"I hope it is correct", re.IGNORECASE)
+_FINAL = re.compile(r"final answer is", re.IGNORECASE)
+_STATED = re.compile(r"answer(?:\*\*|__)?\s{0,8}(?:is\b|:|=)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _PLAIN = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
-_FENCES = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
+_REASON = re.compile(r",?\s(?:because|since|as|so|which|where|when|not|i\.e\.|hence|therefore|thus)\b")
+_CLOSERS = {"$$": "$$", "\\[": "\\]", "\\(": "\\)", "$": "$"}
+_OPENER = re.compile(r"\$\$|\\\[|\\\(|\$|\\.", re.DOTALL)
+
+
+def without_reasoning(text: str) -> str:
+    """Return a generation without its <think>...</think>; "" where the reasoning does not end."""
+    end = text.rfind("</think>")
+    return text[end + len("</think>") :] if end >= 0 else text.partition("<think>")[0]
 
 
 def final_answer(text: str) -> str:
     """Return the final answer that a generation or a gold solution states, as it is written; "" where there is none.
 
     The first of: the last "final answer is ... I hope it is correct"; the last \\boxed whose braces are balanced; what
-    follows the last "answer is"; the last formula; the last number.
+    follows the last "answer is" or "answer:"; the last formula; the last number. Takes time linear in the text.
     """
-    hoped = _HOPE.findall(text)
-    if hoped:
-        return _bare(hoped[-1])
-    boxed = list(_boxes(text))
-    if boxed:
-        return _bare(boxed[-1])
-    said = _SAID.findall(text)
-    if said:
-        formulas = list(_formulas(said[-1]))
-        return _bare(formulas[0] if formulas else re.split(r"\.(?:\s|$)", said[-1])[0])
-    formulas = list(_formulas(text))
-    numbers = _NUMBER.findall(text)
-    return _bare(formulas[-1] if formulas else numbers[-1] if numbers else "")
+    text = without_reasoning(text)
+    hope = _last(_HOPE, text)
+    final = _last(_FINAL, text[: hope.start()]) if hope else None
+    if hope and final:
+        return bare(text[final.end() : hope.start()].strip().removeprefix(":").strip().removesuffix("."))
+    box = _last_box(text)
+    if box is not None:
+        return bare(box)
+    stated = _last(_STATED, text)
+    if stated:
+        return bare(_statement(text[stated.end() :]))
+    formula = next(_formulas_backwards(text), None)
+    if formula is not None:
+        return bare(formula)
+    number = _last(_NUMBER, text)
+    return number[0] if number else ""
 
 
-def _boxes(text: str) -> Iterator[str]:
-    """The contents of every \\boxed whose braces are balanced (or that stands before one token), in order."""
-    for start in (match.end() for match in _BOX.finditer(text)):
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    found = None
+    for match in pattern.finditer(text):
+        found = match
+    return found
+
+
+def _last_box(text: str) -> str | None:
+    """Return the content of the last \\boxed or \\fbox whose braces are balanced, or that stands before one token."""
+    closing = _closing_braces(text)
+    for box in reversed(list(_BOX.finditer(text))):
+        start = box.end()
         if text[start : start + 1] != "{":
-            token = re.match(r"[^\s$\\{}]+", text[start:])
-            if token:
-                yield token[0].rstrip(".,;")
-            continue
-        end = _closing(text, start)
-        if end is not None:
-            yield text[start + 1 : end]
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Where the brace that opens at `start` closes; escaped braces do not count."""
-    depth, place = 0, start
-    while place < len(text):
-        if text[place] == "\\":
-            place += 2
-            continue
-        depth += (text[place] == "{") - (text[place] == "}")
-        if depth == 0:
-            return place
-        place += 1
+            token = re.compile(r"[^\s$\\{}]+").match(text, start)
+            if token and token[0].rstrip(".,;"):
+                return token[0].rstrip(".,;")
+        elif start in closing:
+            return text[start + 1 : closing[start]]
     return None
 
 
+def _closing_braces(text: str) -> dict[int, int]:
+    """Return where each brace that opens closes; braces with a backslash do not count."""
+    closing: dict[int, int] = {}
+    stack: list[int] = []
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        if match[0] == "{":
+            stack.append(match.start())
+        elif match[0] == "}" and stack:
+            closing[stack.pop()] = match.start()
+    return closing
+
+
+def _statement(rest: str) -> str:
+    """Return the answer from what follows "answer is": the first formula of its sentence, or the sentence."""
+    rest = rest.lstrip().removeprefix("**").lstrip(" :*_\n\t\r")
+    line = rest.partition("\n")[0]
+    if line.strip() in ("$$", "\\[", ""):
+        line = rest[: 2 * LONGEST].replace("\n", " ")
+    line = line[: 4 * LONGEST]
+    sentence = re.split(r"(?<=[^.])\.(?:\s|$)", line, maxsplit=1)[0]
+    formulas = list(_formulas(line))
+    if not formulas:
+        return _REASON.split(sentence, maxsplit=1)[0].strip().removesuffix("**").removesuffix(".")
+    listed = re.fullmatch(r"(?:\s*(?:and|or|,|;|\\?\x00)\s*)+", _masked(sentence))
+    return ", ".join(formulas) if listed and len(formulas) > 1 else formulas[0]
+
+
+def _masked(sentence: str) -> str:
+    """Return a sentence with each formula replaced by one mark."""
+    parts, at = [], 0
+    for start, end in _spans(sentence):
+        parts += [sentence[at:start], "\0"]
+        at = end
+    return "".join([*parts, sentence[at:]])
+
+
 def _formulas(text: str) -> Iterator[str]:
-    return (next(group for group in match.groups() if group is not None) for match in _MATHS.finditer(text))
+    """Yield what stands between the marks of inline and display mathematics, in order."""
+    for start, end in _spans(text):
+        mark = next(m for m in _CLOSERS if text.startswith(m, start))
+        yield text[start + len(mark) : end - len(_CLOSERS[mark])]
 
 
-def _bare(answer: str) -> str:
-    """The answer without the marks of inline or display mathematics around it, a box in it, and a full stop."""
-    text = answer.strip().removesuffix(".").strip()
-    for opening, closing in _FENCES:
-        if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
-            text = text[len(opening) : -len(closing)].strip().removesuffix(".").strip()
-            break
-    box = _BOX.match(text)
-    if box and text[box.end() : box.end() + 1] == "{" and _closing(text, box.end()) == len(text) - 1:
-        return _bare(text[box.end() + 1 : -1])
-    return text
+def _formulas_backwards(text: str) -> Iterator[str]:
+    return reversed(list(_formulas(text)))
 
 
-def spelled(answer: str) -> str:
-    """One spelling of what LaTeX sets alike: spaces, sizes of fractions and brackets, upright and bold text."""
-    text = re.sub(r"\\(?:text|textrm|textbf|textit|mbox|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", answer)
-    text = re.sub(r"\\(?:displaystyle|left|right)(?![A-Za-z])", "", text)
-    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
-    text = re.sub(r"\\frac\s*(\\[A-Za-z]+|\d)\s*(\\[A-Za-z]+|\d)(?![A-Za-z{])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\(leq|geq|neq)(?![A-Za-z])", lambda m: "\\" + m[1][:-1], text)
-    text = re.sub(r"(?<!\\)\\[!,;: ]|~", "", text)
-    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
-    text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\0", text)
-    return re.sub(r"\s+", "", text).replace("\0", " ").replace("\\$", "").replace("$", "")
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of each formula with its marks; `$...$` stands on one line. Linear: a closing mark that is
+    missing once is not looked for again."""
+    place = 0
+    missing: set[str] = set()
+    while True:
+        opener = _OPENER.search(text, place)
+        if opener is None:
+            return
+        mark = opener[0]
+        place = opener.end()
+        if mark not in _CLOSERS or mark in missing:
+            continue
+        end = _closer(text, place, mark)
+        if end is None:
+            if mark != "$":
+                missing.add(mark)
+            continue
+        if text[place:end].strip():
+            yield opener.start(), end + len(_CLOSERS[mark])
+        place = end + len(_CLOSERS[mark])
+
+
+def _closer(text: str, start: int, mark: str) -> int | None:
+    """Return where a formula's closing mark stands; None where it is missing, for `$` on its line."""
+    if mark != "$":
+        end = text.find(_CLOSERS[mark], start)
+        return end if end >= 0 else None
+    for match in re.compile(r"\\.|[$\n]", re.DOTALL).finditer(text, start):
+        if match[0] == "$":
+            return match.start()
+        if match[0] in ("\n", "\\\n"):
+            return None
+    return None
 
 
 def quickly_verified(answer: str, gold: str) -> bool | None:
-    """Decide by the string, as plain numbers, or as words; None where only math-verify can tell.
-
-    Words are decided here because the grammar reads them as products of letters, in which "listen" is "silent".
-    """
-    a, g = spelled(answer), spelled(gold)
+    """Decide by the string or as plain numbers; None where only mathematics can tell."""
+    if max(len(answer), len(gold)) > LONGEST:
+        return answer == gold
+    a, g = clean(answer), clean(gold)
     if not a or not g:
         return False
-    if a == g:
+    if unspaced(a) == unspaced(g):
         return True
-    as_numbers = _number_equal(a, g)
-    if as_numbers is not None:
-        return as_numbers
-    if any(has_words(text) and not re.search(r"\d", text) for text in (a, g)):
-        return False
-    return based_equal(a, g)
-
-
-def _number_equal(a: str, g: str) -> bool | None:
-    """Compare plain numbers exactly; 25% is 25 and 0.25, as in math-verify. None where one is no plain number."""
-    plain = [re.sub(r"\\?%$", "", text) for text in (a, g)]
-    if not all(_PLAIN.fullmatch(text) for text in plain):
+    if not (_PLAIN.fullmatch(a) and _PLAIN.fullmatch(g)):
         return None
-    values = [Decimal(text.replace(",", "")) for text in plain]
-    if values[0] == values[1]:
-        return True
-    percent = plain[0] != a, plain[1] != g
-    return percent[0] != percent[1] and values[percent[0]] == values[percent[1]] / 100
+    return Decimal(a.replace(",", "")) == Decimal(g.replace(",", ""))
 
 
 def verified(answer: str, gold: str) -> bool:
-    """Whether math-verify calls two final answers equal; may take arbitrarily long, so that callers run it in a worker.
-
-    Only the whole answer counts, never a number found inside one that the grammar cannot read. Time limits of
-    math-verify's own are off: they need signals, and the worker's parent keeps the time.
-    """
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    whole = {"extraction_config": [LatexExtractionConfig()], "extraction_mode": "first_match"}
-    parsed = [
-        parse(_formula(text), **whole, fallback_mode="no_fallback", parsing_timeout=None) for text in (gold, answer)
-    ]
-    return bool(verify(parsed[0], parsed[1], timeout_seconds=None)) and _near(*parsed)
-
-
-def _near(gold: Sequence[Any], answer: Sequence[Any]) -> bool:
-    """Whether two plain numbers agree to 1e-5 of the gold: math-verify compares 6 decimals, all 0 for tiny numbers."""
-    from sympy import Expr, UnevaluatedExpr
-
-    g, a = gold[0], answer[0]
-    if not all(isinstance(x, Expr) and x.is_number and not x.has(UnevaluatedExpr) for x in (g, a)):
-        return True
-    return bool(abs((a - g).evalf()) <= 1e-5 * abs(g.evalf()))
-
-
-def _formula(answer: str) -> str:
-    """The answer as a formula, its percent sign behind it, where math-verify looks for one."""
-    plain = re.sub(r"\\?%$", "", answer.strip())
-    return f"${commands(plain)}$" + ("%" if plain != answer.strip() else "")
+    """Return whether two final answers are equal; may take arbitrarily long, so that callers run it in a worker."""
+    return same_answers(answer, gold, EXACT)
