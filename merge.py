@@ -35,7 +35,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     parser.add_argument(
         "--omega", metavar="X or X,Y,Z", help="relax the merge by AIM in the same pass; several make a folder each"
     )
-    add_aim_flags(parser, SEED)
+    add_aim_flags(parser, SEED, prefix="relax_")
     flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
     quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")
     flags.pop("debug")

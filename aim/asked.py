@@ -22,6 +22,8 @@ CALIBRATION = {"source": "calibration", "split": "calibration_split", "weights":
 """Fields of a Calibration that are not called as their keys are."""
 SETTINGS = {"importance_file": "importance", "way": "calibrate"}
 """The same of Settings."""
+RULE = {"include": "relax_include", "exclude": "relax_exclude"}
+"""The same of Rule: beside a merge, --exclude says what is not merged."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Aim:
         for given, plain, names, left_out in (
             (settings.calibration.lasting(), Calibration(), CALIBRATION, ()),
             (settings, Settings(Calibration()), SETTINGS, ("calibration", "importance_file", "reference", "resume")),
-            (self.rule, Rule(), {}, ()),
+            (self.rule, Rule(), RULE, ()),
         ):
             for entry in fields(given):  # type: ignore[arg-type]
                 value = getattr(given, entry.name)
@@ -66,10 +68,10 @@ class Aim:
         return found
 
 
-def add_aim_flags(parser: argparse.ArgumentParser, seed: str) -> None:
+def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") -> None:
     """Add the flags about importance and what is relaxed; None (or False) where they are not given.
 
-    seed: what the flag of the calibration's shuffling is called.
+    seed: what the flag of the calibration's shuffling is called; prefix: of --include and --exclude.
     """
     rule = Rule()
     group = parser.add_argument_group("AIM")
@@ -79,8 +81,8 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str) -> None:
         metavar="FILE",
         help="reuse this importance file of the base, or compute it and save it there",
     )
-    group.add_argument("--include", metavar="REGEX", help="relax only tensors whose name matches")
-    group.add_argument("--exclude", metavar="REGEX", help="leave tensors whose name matches as merged")
+    group.add_argument(f"--{prefix}include", metavar="REGEX", help="relax only tensors whose name matches")
+    group.add_argument(f"--{prefix}exclude", metavar="REGEX", help="leave tensors whose name matches as merged")
     group.add_argument("--freeze", metavar="REGEX", help="keep the base's own tensors where the name matches")
     group.add_argument(
         "--relax_tied",
@@ -116,9 +118,9 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str) -> None:
 
 
 KEYS = (
-    "omega", "importance", "include", "exclude", "freeze", "relax_tied", "min_tokens", "calibrate", "hidden_states",
-    "batch_size", "calibration_dtype", "calibration", "calibration_weights", "calibration_split", "text_field",
-    "n_samples", "block_size", SEED,
+    "omega", "importance", "relax_include", "relax_exclude", "freeze", "relax_tied", "min_tokens", "calibrate",
+    "hidden_states", "batch_size", "calibration_dtype", "calibration", "calibration_weights", "calibration_split",
+    "text_field", "n_samples", "block_size", SEED,
 )  # fmt: skip
 """Keys that flags, a YAML and a lock may give."""
 
@@ -152,10 +154,11 @@ def settings_of(given: Mapping[str, Any], *, reference: bool, resume: bool, seed
 
 def rule_of(given: Mapping[str, Any], reference: bool) -> Rule:
     """Return what is to be relaxed, by the same keys. Raises UsageError as `aim_of` does."""
-    rule = Rule(**{key: given[key] for key in Rule.__dataclass_fields__ if given.get(key) is not None})
+    named = {field: RULE[field] if given.get(RULE.get(field, "")) is not None else field for field in vars(Rule())}
+    rule = Rule(**{field: given[key] for field, key in named.items() if given.get(key) is not None})
     if reference:
         rule = Rule(**{**vars(rule), "relax_tied": True})
-    rule.check()
+    rule.check(named)
     return rule
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +40,17 @@ class Rule:
     relax_tied: bool = False
     min_tokens: int = MIN_TOKENS
 
-    def check(self) -> None:
-        """Raise UsageError for an expression that is none, or a count below 1."""
-        for flag in ("include", "exclude", "freeze"):
+    def check(self, flags: Mapping[str, str] | None = None) -> None:
+        """Raise UsageError for an expression that is none, or a count below 1.
+
+        flags: {field: its flag} where that has another name.
+        """
+        for name in ("include", "exclude", "freeze"):
+            value, flag = getattr(self, name), (flags or {}).get(name, name)
             try:
-                re.compile(getattr(self, flag) or "")
+                re.compile(value or "")
             except re.error as error:
-                raise UsageError(f"--{flag} {getattr(self, flag)!r} is not a regular expression ({error}).") from None
+                raise UsageError(f"--{flag} {value!r} is not a regular expression ({error}).") from None
         if self.min_tokens < 1:
             raise UsageError(f"--min_tokens must be at least 1, found {self.min_tokens}.")
 

@@ -52,6 +52,7 @@ def work_of(
         base_model=base_model or asked.base_model,
         tokenizer=moved.get(asked.tokenizer, asked.tokenizer),
         chat_template=moved.get(asked.chat_template, asked.chat_template),
+        exclude_from=moved.get(asked.exclude_from, asked.exclude_from),
     )
     reference = asked.numerics == "reference"
     relaxing = relaxing_of(asked, aim_of(given, reference=reference), output) if given else None

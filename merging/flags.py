@@ -85,6 +85,14 @@ def make_parser(method: MergeMethod | None) -> Parser:
         help="the base's chat template, the commonest, one of alpaca, chatml, exaone, llama3 and mistral, a model's, "
         "or one written out (default: base)",
     )
+    parser.add_argument(
+        "--exclude",
+        metavar="REGEX",
+        help="tensors whose name matches are not merged but taken from --exclude_from (classifier heads and the like)",
+    )
+    parser.add_argument(
+        "--exclude_from", metavar="base|MODEL", help="whose the excluded tensors are (default: base, else the first)"
+    )
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
     add_run_flags(parser)

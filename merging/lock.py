@@ -88,6 +88,7 @@ def pinned(recipe: MergeRecipe, lock: Mapping[str, Any]) -> MergeRecipe:
         base_model=None if recipe.base_model is None else exact.get(recipe.base_model, recipe.base_model),
         tokenizer=whose(recipe.tokenizer),
         chat_template=whose(recipe.chat_template),
+        exclude_from=whose(recipe.exclude_from),
     )
 
 

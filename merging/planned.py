@@ -80,7 +80,8 @@ class Plan:
     """Every output tensor, in the donor's order, and what is to be said of the inputs.
 
     tied: whether the result's output head is its input embedding; layer_origins: for each stack that is made of slices,
-    the layer of the first source that each of its layers comes from.
+    the layer of the first source that each of its layers comes from; head_of: the model whose config says what the
+    output head is, where it is excluded from the merge and not the donor's.
     """
 
     tensors: tuple[TensorPlan, ...]
@@ -89,6 +90,7 @@ class Plan:
     notes: tuple[str, ...]
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     layer_origins: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    head_of: Checkpoint | None = None
 
     @property
     def bytes(self) -> int:

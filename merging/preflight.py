@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.checks import check_config
+from merging.exclusion import Exclusion
 from merging.layout import Inputs, Slot, slots_of
 from merging.names import is_computed, layer_of, role_of, stacks_of
 from merging.orientation import transposed_names
@@ -19,19 +20,29 @@ from merging.token_ids import read_tokenizer
 from merging.vocabulary import Alignment, Vocabulary, alignment_of, describe, is_vocabulary_tensor, listed
 
 
-def plan(inputs: Inputs, sections: Sequence[Section], dtype: str | None, vocabulary: Vocabulary) -> Plan:
+def plan(
+    inputs: Inputs,
+    sections: Sequence[Section],
+    dtype: str | None,
+    vocabulary: Vocabulary,
+    exclusion: Exclusion | None = None,
+) -> Plan:
     """Lay every tensor of the result beside its sources in the models and the base.
 
-    dtype: of the output's floating-point tensors; None keeps the donor's. Raises UsageError for sections that cannot
-    be, CheckpointError naming the first three differences where shapes or names do not fit.
+    dtype: of the output's floating-point tensors; None keeps the donor's. exclusion: what is copied instead of merged.
+    Raises UsageError for sections that cannot be, CheckpointError naming the first three differences where shapes or
+    names do not fit.
     """
     for checkpoint in inputs.all:
         check_config(checkpoint)
-    builder = _Builder(inputs, dtype, vocabulary, heads_of(inputs))
+    builder = _Builder(inputs, dtype, vocabulary, heads_of(inputs), exclusion)
     slots = slots_of(inputs, sections, builder.heads.names(inputs.donor))
     sliced = any(section.layers is not None for section in sections)
     if not sliced:
         builder.compare_depths()
+    if exclusion is not None:
+        slots = exclusion.apply(slots, inputs, builder.heads)
+        builder.notes += exclusion.notes(slots, inputs)
     tensors = [builder.tensor(slot) for slot in slots]
     builder.leftovers(sliced)
     builder.refuse()
@@ -58,6 +69,7 @@ def plan(inputs: Inputs, sections: Sequence[Section], dtype: str | None, vocabul
         notes=tuple(dict.fromkeys((*reading, *builder.heads.notes, *builder.notes))),
         left_out=builder.left_out,
         layer_origins=_layer_origins(slots),
+        head_of=exclusion.owner if exclusion and exclusion.changes_head(slots, inputs.donor) else None,
     )
 
 
@@ -73,8 +85,16 @@ def _layer_origins(slots: Sequence[Slot]) -> dict[str, tuple[int, ...]]:
 class _Builder:
     """Collects what does not fit, so that the first differences are named together."""
 
-    def __init__(self, inputs: Inputs, dtype: str | None, vocabulary: Vocabulary, heads: Heads) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        dtype: str | None,
+        vocabulary: Vocabulary,
+        heads: Heads,
+        exclusion: Exclusion | None = None,
+    ) -> None:
         self.inputs, self.dtype, self.vocabulary, self.heads = inputs, dtype, vocabulary, heads
+        self.exclusion = exclusion
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.left_out: dict[str, tuple[str, ...]] = {}
@@ -217,6 +237,7 @@ class _Builder:
                 name
                 for name in checkpoint.tensors
                 if name not in self._used[id(checkpoint)] and name not in expected
+                and not (self.exclusion and self.exclusion.matches(name))
                 and not (sliced and layer_of(name) is not None)
             ]  # fmt: skip
             for name in extra:

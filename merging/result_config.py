@@ -12,6 +12,7 @@ from console.errors import CheckpointError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
 from merging.config_ids import Numbering, renumber
+from merging.exclusion import HEAD_KEYS
 from merging.layer_config import take_layers
 from merging.layout import Inputs
 from merging.names import role_of, stacks_of
@@ -39,6 +40,9 @@ def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]],
     """
     donor = inputs.donor
     config, generation = deepcopy(dict(donor.config)), deepcopy(_generation_config(donor))
+    if plan.head_of is not None:
+        config = {key: value for key, value in config.items() if key not in HEAD_KEYS}
+        config |= {key: value for key, value in plan.head_of.config.items() if key in HEAD_KEYS}
     dtypes = {tensor.dtype for tensor in plan.tensors if tensor.is_float}
     if len(dtypes) == 1:
         config.pop("torch_dtype", None)

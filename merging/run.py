@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from merging.chat_template import ChatTemplate, choose_template
 from merging.checkpoint import Checkpoint, open_all
 from merging.checks import check_distinct
 from merging.device import resolve_device
+from merging.exclusion import Exclusion
 from merging.hub import CheckpointRef
 from merging.layout import Inputs
 from merging.load_check import check_loads
@@ -92,7 +94,7 @@ def plan_merge(
             *remarks(recipe),
             *idle_filters(recipe, names_in(merge_plan)),
             *merge_plan.notes,
-            *copied(merge_plan),
+            *copied(merge_plan, recipe.exclude),
             f"Chat template: {template.origin}.",
         ),
         make_job=make_job,
@@ -154,22 +156,27 @@ def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint], loads: bool) -> 
     others = [checkpoint for checkpoint in inputs.all if checkpoint is not donor]
     read_tokenizers([checkpoint.folder for checkpoint in inputs.all], apart=not loads)
     vocabulary = choose_vocabulary(recipe.tokenizer, donor, others, recipe.pad_to_multiple_of)
-    merge_plan = plan(inputs, recipe.sections, recipe.stored_dtype, vocabulary)
+    exclusion = Exclusion.of(recipe.exclude, recipe.exclude_from, inputs)
+    merge_plan = plan(inputs, recipe.sections, recipe.stored_dtype, vocabulary, exclusion)
     for tensor in merge_plan.tensors:
         if tensor.is_merged:
             check_values(find_method(recipe.method), tensor.parameters)
     return inputs, merge_plan
 
 
-def copied(merge_plan: Plan) -> list[str]:
-    """Return the sentences on tensors that are copied: no floating-point numbers, or in no part that is merged."""
+def copied(merge_plan: Plan, excluded: str | None = None) -> list[str]:
+    """Return the sentences on tensors that are copied: no floating-point numbers, or in no part that is merged.
+
+    excluded: a regular expression of those that the plan itself names.
+    """
     whole = [tensor.name for tensor in merge_plan.tensors if not tensor.is_float]
     apart = [tensor.name for tensor in merge_plan.tensors if tensor.is_float and not tensor.is_merged]
+    apart = [name for name in apart if excluded is None or not re.search(excluded, name)]
     said = []
     if whole:
         said.append(f"Copied, not merged: {', '.join(whole[:3])} ({len(whole)} tensors of whole numbers).")
     if apart:
         said.append(
-            f"Copied, not merged: {', '.join(apart[:3])} ({len(apart)} tensors of parts that modules leave out)."
+            f"Copied, not merged: {', '.join(apart[:3])} ({len(apart)} tensors, into which no model is merged)."
         )
     return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,8 @@ class MergeRecipe:
     tokenizer: str = "base"
     pad_to_multiple_of: int | None = None
     chat_template: str = "base"
+    exclude: str | None = None
+    exclude_from: str = "base"
     notes: tuple[str, ...] = field(default=(), compare=False)
     dtype_given: bool = field(default=True, compare=False)
 
@@ -61,6 +64,11 @@ class MergeRecipe:
         whole = len(self.sections) == 1 and section.layers is None and section.module is None
         whole = whole and bool(self.models) and section.models == tuple(range(len(self.models)))
         return whole and all(s.constant is not None for name in section.parameters for s in section.settings(name))
+
+    @property
+    def exclusion(self) -> dict[str, str]:
+        """The keys of a file that say what is not merged."""
+        return {"exclude": self.exclude, "exclude_from": self.exclude_from} if self.exclude else {}
 
     @property
     def stored_dtype(self) -> str | None:
@@ -100,6 +108,7 @@ class MergeRecipe:
             "tokenizer": self.tokenizer,
             **({"pad_to_multiple_of": self.pad_to_multiple_of} if self.pad_to_multiple_of else {}),
             "chat_template": self.chat_template,
+            **self.exclusion,
         }
 
 
@@ -154,6 +163,8 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
         tokenizer=_tokenizer(given.get("tokenizer", "base")),
         pad_to_multiple_of=_multiple(given.get("pad_to_multiple_of")),
         chat_template=_template(given.get("chat_template", "base"), (*draft.models, *([str(base)] if base else []))),
+        exclude=_pattern(given.get("exclude")),
+        exclude_from=_owner(given),
         notes=draft.notes,
         dtype_given=given.get("dtype", "auto") != "auto",
     )
@@ -239,6 +250,28 @@ def _multiple(value: Any) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     raise UsageError(f"pad_to_multiple_of must be a whole number from 1, found {value!r}.")
+
+
+def _pattern(value: Any) -> str | None:
+    """The regular expression of `exclude`; a list of them matches what any of them matches."""
+    if value is None:
+        return None
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(isinstance(part, str) and part for part in parts):
+        raise UsageError(f"exclude must be a regular expression or a list of them, found {value!r}.")
+    for part in parts:
+        try:
+            re.compile(part)
+        except re.error as error:
+            raise UsageError(f"exclude {part!r} is no regular expression ({error}).") from None
+    return "|".join(parts)
+
+
+def _owner(given: Mapping[str, Any]) -> str:
+    owner = given.get("exclude_from")
+    if owner is not None and given.get("exclude") is None:
+        raise UsageError("exclude_from says whose the excluded tensors are: give exclude too.")
+    return "base" if owner is None else str(owner)
 
 
 def _template(value: Any, models: tuple[str, ...]) -> str:

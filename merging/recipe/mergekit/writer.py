@@ -49,6 +49,7 @@ def lossless(recipe: MergeRecipe) -> dict[str, Any]:
         "dtype": recipe.dtype,
         **_tokenizer(recipe),
         "chat_template": recipe.chat_template,
+        **recipe.exclusion,
         "numerics": recipe.numerics,
         "seed": recipe.seed,
     }
@@ -221,5 +222,7 @@ def _inexpressible(recipe: MergeRecipe, method: MergeMethod, base: str | None) -
                 )
     if method.mergekit is not None and method.mergekit.random:
         yield f"seed {recipe.seed}: mergekit draws its masks from other random numbers."
+    if recipe.exclude is not None:
+        yield f"exclude {recipe.exclude}: mergekit merges every tensor; here those are {recipe.exclude_from}'s."
     if recipe.chat_template != "base" and not _template_of_mergekit(recipe):
         yield f"chat_template {recipe.chat_template}: mergekit takes only auto, its own templates by name, and Jinja."
