@@ -7,13 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eval.benchmarks import UNFENCED
-<<<<<<< ours
 from eval.tasks.answers import gold_of
-from eval.tasks.code import CODE_EVAL, pass_at_k, program_of, tests_of, unfenced
-=======
-from eval.tasks.answers import extract, gold_of
 from eval.tasks.code import CODE_EVAL, pass_at_k, program_of, unfenced
->>>>>>> theirs
 from eval.tasks.grader import GRADER
 
 SIZES = (10, 100)
