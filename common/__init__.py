@@ -1,4 +1,2 @@
-"""What merging and evaluation both need and that knows no models: bounded reading of foreign files, text for terminals.
-
-Nothing here imports another package of this project.
-"""
+"""What merging and evaluation both need and that knows no models: files that appear whole, locks, signals, streams,
+bounded reading of foreign files, text for terminals."""

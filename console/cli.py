@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import errno
 import gc
+import os
 import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from common.bounded_reading import UnreadableError
+from common.interrupts import Terminated, handle_stop_signals
+from common.streams import protect_standard_streams
 from common.terminal_text import message_line, terminal_lines
-from console.errors import ProjectError, UsageError, nearest
+from console.errors import DISK_FULL, ProjectError, UsageError, nearest
 
 
 class Formatter(argparse.HelpFormatter):
@@ -93,20 +96,25 @@ def say(message: str, quiet: bool = False) -> None:
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)`; turn errors into one sentence on stderr and an exit code (2 usage, 1 failure)."""
     if argv is None:
+        protect_standard_streams()
+        handle_stop_signals()
         spare_the_collector()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
         return main(arguments) or 0
     except BrokenPipeError:
-        sys.stderr.close()
+        with suppress(OSError, ValueError):  # what is left in the buffer is not reported once more at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
         sentence, code = explain(error)
-        if sentence:  # another process of the run has said it
-            print(f"error: {message_line(sentence)}", file=sys.stderr)
+        notes = getattr(error, "__notes__", [])
+        if sentence or notes:  # else another process of the run has said it
+            parts = [f"error: {message_line(sentence)}" if sentence else "error:", *map(message_line, notes)]
+            print(" ".join(parts), file=sys.stderr)
         return code
 
 
@@ -125,12 +133,14 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, UnreadableError):
         return str(error), 1
+    if isinstance(error, Terminated):
+        return f"Stopped by {error.name}.", 128 + error.number
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", 130
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = error.filename or "the output"
-        return f"No space left on the device while writing {where}; nothing was left half-written.", 1
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"No space left on the device{where}.", 1
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename or 'no file named'}.", 1
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 1
     text = " ".join(str(error).split())
     return f"Unexpected {type(error).__name__}: {text}. Run again with --debug for the traceback.", 1

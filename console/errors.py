@@ -25,6 +25,10 @@ class FailureError(ProjectError):
     """What was asked for is right but could not be done: a broken file, no space. Exit code 1."""
 
 
+class InterruptedWorkError(FailureError):
+    """A failure after which finished work stays for --resume, though the command was right."""
+
+
 class StoppedError(FailureError):
     """Another process of this run has ended, and this one with it. Without a message where enough was said.
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from common import bounded_reading
+from common.atomic import write_file as write_whole
 from common.bounded_reading import MAX_CONFIG, MAX_TOKENIZER, MAX_TOKENIZER_VALUES, MAX_VALUES, UnreadableError
-from console.errors import CheckpointError, FailureError
+from console.errors import CheckpointError
+
+__all__ = ["file_digest", "known_digest", "read_json", "user_path", "write_whole"]
 
 
 def user_path(text: str) -> Path:
@@ -37,22 +38,6 @@ def read_json(file: Path, missing: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} should hold a JSON object.")
     return data
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a derived file in one step: at any moment `path` holds the old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise FailureError(f"{path} is a folder; a file name was expected.")
-    handle, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(staged, 0o644)
-        os.replace(staged, path)
-    except BaseException:
-        Path(staged).unlink(missing_ok=True)
-        raise
 
 
 def known_digest(file: Path) -> str | None:

@@ -58,12 +58,23 @@ def check_config(checkpoint: Checkpoint) -> None:
         )
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse before the first byte where the disk cannot hold the output. Raises FailureError."""
-    free = free_space(folder)
+def check_space(folder: Path, size: int, written: int = 0) -> None:
+    """Refuse before the first byte where the disk cannot hold the output.
+
+    Args:
+        folder: Where the output will be.
+        size: Bytes of the output.
+        written: Bytes that an interrupted run has written of it, which are taken up or given back.
+
+    Raises:
+        FailureError: With what is needed and what is free.
+    """
+    free, needed = free_space(folder), max(0, size - written)
     if free < needed:
+        more = " more" if written else ""
         raise FailureError(
-            f"No space for the output at {folder}: it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free."
+            f"No space for the output at {folder}: it needs {needed / 1e9:.2f} GB{more} and {free / 1e9:.2f} GB are "
+            "free."
         )
 
 

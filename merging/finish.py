@@ -18,10 +18,10 @@ from merging.lock import (
     tensors_of,
     write_lock,
 )
+from merging.output.stage import Stage
 from merging.prepared import Prepared
 from merging.recipe.mergekit.writer import write_mergekit
 from merging.sidefiles import versions, write_record
-from merging.stage import Stage
 from merging.work import Output, Variant, Work
 
 if TYPE_CHECKING:

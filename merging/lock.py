@@ -17,15 +17,13 @@ from merging.checkpoint import Checkpoint
 from merging.digests import digest_of
 from merging.planned import Listing
 from merging.recipe import MergeRecipe
-from merging.stage import JOURNALS, LOCK
 from merging.target import RECORD
 from merging.tokenizer_files import tokenizer_files
 
 LOCK_FILE = "merge.lock.json"
 FORMAT = "merge-lock-2"
-VARYING_FILES = (RECORD, "README.md", LOCK, LOCK_FILE)
-"""Files of an output that are not under its lock (nor are journals): they differ from run to run, are edited, or are
-the lock."""
+VARYING_FILES = (RECORD, "README.md", LOCK_FILE)
+"""Files of an output that are not under its lock: they differ from run to run, are edited, or are the lock."""
 CONFIG_FILES = ("config.json", "generation_config.json")
 """Files of an input besides its weights and its tokenizer that the result depends on."""
 
@@ -136,8 +134,5 @@ def small_files(folder: Path) -> dict[str, str | None]:
     return {
         file.name: digest_of(file)
         for file in sorted(folder.iterdir())
-        if file.is_file()
-        and file.suffix != ".safetensors"
-        and file.name not in VARYING_FILES
-        and not file.match(JOURNALS)
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in VARYING_FILES
     }

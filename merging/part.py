@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from console.errors import CheckpointError
 from merging.digests import InputDigests, digest_of
+from merging.lock import read_lock
+from merging.output.check import check_files, check_small_files, check_tensors
+from merging.output.stage import Stage, result_folders, staged, stages_for
 from merging.processes import Processes
 from merging.shards import Shards, lay_out
 from merging.sidefiles import versions
-from merging.stage import Journal, Stage, journal_name, stage_of, staged
 from merging.stored import tensor_bytes
+from merging.target import RECORD
 from merging.work import Output, Work
 from merging.writer import ShardedWriter, parse_size
 
@@ -89,14 +92,13 @@ def agreed(work: Work, output: Output, job: Job, lanes: Iterable[Sequence[Path]]
 
 @contextmanager
 def stages_of(work: Work, output: Output, key: str) -> Iterator[list[Stage]]:
-    """Yield the stages that `merging.stage.staged` makes: the first process keeps them, all write in them."""
+    """Yield the stages that `merging.output.stage.staged` makes: the first process keeps them, all write in them."""
     processes, parts = output.processes, [variant.folder for variant in work.variants]
     if not processes.leads:
         processes.wait()
-        folders = [stage_of(output.save_path) / part for part in parts]
-        for folder in folders:
+        for folder in result_folders(output.save_path, parts):
             _await(folder, output)
-        yield [Stage(f, Journal(f / journal_name(processes.rank), key, processes.count)) for f in folders]
+        yield stages_for(output.save_path, parts, key, processes.rank, processes.count)
         return
     with staged(output.save_path, output.overwrite, key, output.resume, output.quiet, parts, processes.count) as stages:
         if processes.count > 1:
@@ -129,6 +131,10 @@ def hand_in(
     if processes.count == 1:
         return found
     files = _files(lanes)
+    processes.wait()
+    for stage in stages:
+        own = own_tensors(work, processes)
+        check_tensors(stage.folder, _shards(work, output), stage.journal.entries, own)
     everybody = processes.everybody(
         {"entries": [stage.journal.entries for stage in stages], "digests": [found.get(file) for file in files]}
     )
@@ -143,6 +149,19 @@ def hand_in(
         shards.write_index(stage.folder)
     every = [next((d for d in given if d), None) for given in zip(*(e["digests"] for e in everybody), strict=True)]
     return {file: digest for file, digest in zip(files, every, strict=True) if digest}
+
+
+def check_result(work: Work, output: Output, stage: Stage) -> None:
+    """Check a finished result on the disk before it is published.
+
+    Of several ranks each has checked its own tensors already. Raises DamagedError.
+    """
+    shards = _shards(work, output)
+    check_files(stage.folder, shards)
+    if output.processes.count == 1:
+        check_tensors(stage.folder, shards, stage.journal.entries)
+    lock = read_lock(stage.folder)
+    check_small_files(stage.folder, lock["files"], (RECORD, "README.md"))
 
 
 def _check_borders(stage: Stage, shards: Shards, counts: Sequence[int]) -> None:

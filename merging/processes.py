@@ -93,7 +93,7 @@ def together() -> Iterator[Processes]:
     from merging.meeting import meet
 
     company = meet(rank, count, local)
-    signal.signal(signal.SIGTERM, company.terminated)
+    before = signal.signal(signal.SIGTERM, company.terminated)
     processes = Processes(rank, count, local, company)
     try:
         with _without_output(silent=rank > 0):
@@ -105,7 +105,7 @@ def together() -> Iterator[Processes]:
                 processes.wait()
                 raise
         processes.wait()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)
     except SystemExit:
         raise
     except BaseException as error:
@@ -115,7 +115,10 @@ def together() -> Iterator[Processes]:
         ending = company.fail(explain(error)[1], keeps=not isinstance(error, ProjectError))
         if ending.rank == rank:
             raise
-        raise company.stopped() from None
+        stopped = company.stopped()
+        for note in getattr(error, "__notes__", ()):
+            stopped.add_note(note)
+        raise stopped from None
     finally:
         company.close()
 

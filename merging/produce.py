@@ -21,11 +21,11 @@ from merging.digests import InputDigests, digest_of
 from merging.finish import Finisher
 from merging.load_check import check_loads
 from merging.lock import files_of
-from merging.part import agreed, hand_in, own_files, own_tensors, stages_of, writers_of
+from merging.output.stage import Stage, recover, written_bytes
+from merging.part import agreed, check_result, hand_in, own_files, own_tensors, stages_of, writers_of
 from merging.prepared import Prepared, prepared
 from merging.scratch import is_scratch
 from merging.sidefiles import versions, write_record
-from merging.stage import Stage
 from merging.target import check_target
 from merging.work import Output, Work
 from merging.writer import ShardedWriter, parse_size
@@ -43,6 +43,7 @@ def produce(work: Work, output: Output) -> Path:
     if not output.processes.leads:
         with _weights(work, output, lambda: None):
             return output.save_path
+    recover(output.save_path, output.quiet)
     check_output(work, output)
     with prepared(work.inputs, work.plan, work.template) as small:
         return _make(work, output, small)
@@ -68,6 +69,8 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
         if len(stages) > 1:
             parts = [variant.folder for variant in work.variants]
             write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
+        for stage in stages:
+            check_result(work, output, stage)
     for sentence in dict.fromkeys(finisher.said):
         say(sentence, quiet)
     for table in finisher.tables:
@@ -92,7 +95,12 @@ def _weights(
         key = _key(work, files, output, job) if output.processes.leads else ""  # it alone saved an importance file
         with stages_of(work, output, agreed(work, output, job, lanes, key)) as stages:
             writers += writers_of(work, output, stages)
-            _stream(work, output, writers, job)
+            try:
+                _stream(work, output, writers, job)
+            except BaseException:
+                for writer in writers:
+                    writer.abandon()
+                raise
             found = hand_in(work, output, stages, lanes, digests)
             yield job, stages, found | {file: digest_of(file) for file in work.files.values()}
 
@@ -102,6 +110,8 @@ def check_asked(output: Output, kept: Iterable[Path]) -> None:
 
     Raises UsageError.
     """
+    if output.processes.leads:
+        recover(output.save_path, output.quiet)
     check_target(output.save_path, output.overwrite, kept, output.resume)
     parse_size(output.max_shard_size)
     check_device_here(output.device, output.processes)
@@ -112,7 +122,7 @@ def check_output(work: Work, output: Output) -> None:
     parse_size(output.max_shard_size)
     taken = [*(place for checkpoint in work.inputs.all for place in checkpoint.places), *work.files.values()]
     check_target(output.save_path, output.overwrite, taken, output.resume)
-    check_space(output.save_path, work.bytes)
+    check_space(output.save_path, work.bytes, written_bytes(output.save_path))
 
 
 def _with_output(job: Job, output: Output) -> Job:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.atomic import naming, write_file
 from merging.planned import Named
 from merging.stored import CODES, tensor_bytes
 
@@ -33,7 +34,11 @@ class Shards:
             return
         weight_map = {t.name: name for name, shard in zip(self.names, self.tensors, strict=True) for t in shard}
         index = {"metadata": {"total_size": sum(place.size for place in self.places)}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_file(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+
+    def size(self, shard: int) -> int:
+        """Return the bytes of a file, its header among them."""
+        return len(self.header(shard)) + sum(place.size for place in self.places if place.shard == shard)
 
     def allocate(self, folder: Path) -> None:
         """Make every file in its size, for several processes to write into; what is there already stays.
@@ -41,20 +46,29 @@ class Shards:
         Their first bytes are zero: what is not whole is no safetensors file.
         """
         for shard, name in enumerate(self.names):
-            size = len(self.header(shard)) + sum(place.size for place in self.places if place.shard == shard)
-            handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o666)
-            try:
-                os.pwrite(handle, bytes(8), 0)
-                os.truncate(handle, size)
-            finally:
-                os.close(handle)
+            size = self.size(shard)
+            with naming(folder / name):
+                handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+                try:
+                    os.pwrite(handle, bytes(8), 0)
+                    os.truncate(handle, size)
+                finally:
+                    os.close(handle)
 
     def seal(self, folder: Path) -> None:
         """Write the header of every file whose tensors are all there."""
-        for shard, name in enumerate(self.names):
-            handle = os.open(folder / name, os.O_WRONLY)
+        for shard in range(len(self.names)):
+            self.complete(folder, shard)
+
+    def complete(self, folder: Path, shard: int) -> None:
+        """Write the header of a file whose tensors are all there, and cut what is behind them."""
+        file = folder / self.names[shard]
+        with naming(file):
+            handle = os.open(file, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0))
             try:
                 os.pwrite(handle, self.header(shard), 0)
+                os.ftruncate(handle, self.size(shard))
+                os.fsync(handle)
             finally:
                 os.close(handle)
 

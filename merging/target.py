@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from console.errors import UsageError
@@ -43,6 +43,8 @@ def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = (), 
             f"--save_path {save_path} holds something that is no checkpoint written here (it has no {RECORD}); "
             "--overwrite does not replace it: give another folder."
         )
+    if not os.access(target, os.W_OK | os.X_OK):
+        raise UsageError(f"--save_path {save_path} cannot be replaced: it is write-protected; give another folder.")
 
 
 def _check_parent(save_path: Path, target: Path) -> None:
@@ -53,8 +55,12 @@ def _check_parent(save_path: Path, target: Path) -> None:
     there = next(folder for folder in target.parents if folder.exists())
     if not there.is_dir():
         raise UsageError(f"--save_path {save_path}: {there} is a file, so that no folder can be made in it.")
+    probe = there / f".{target.name}.probe"  # by this name a later run removes what a killed one left
     try:
-        os.rmdir(tempfile.mkdtemp(dir=there, prefix=".probe-"))
+        with suppress(FileExistsError):
+            probe.mkdir()
+        with suppress(FileNotFoundError):
+            probe.rmdir()
     except OSError as error:
         raise UsageError(
             f"--save_path {save_path}: no folder can be made in {there} ({error.strerror}); give another place."

@@ -6,17 +6,19 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from common.atomic import naming
 from console.errors import CheckpointError, UsageError
 from merging.digests import Digest, block_bytes, digest_of
+from merging.output.journal import Journal
 from merging.planned import Named
 from merging.shards import Place, lay_out
-from merging.stage import Journal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +32,10 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 def _beside(what: str) -> ThreadPoolExecutor:
     """A thread for what goes on beside the writing: "hash" of the block in hand, "flush" of what came before."""
     return ThreadPoolExecutor(1, thread_name_prefix=what)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_beside.cache_clear)  # a forked process has none of the threads
 
 
 def parse_size(text: str) -> int:
@@ -60,6 +66,7 @@ class ShardedWriter:
         self._places = self.shards.places if own is None else self.shards.places[own.start : own.stop]
         self._ends = list(accumulate((place.size for place in self._places), initial=0))
         self._stream: BinaryIO | None = None
+        self._file = folder
         self._shard = -1
         self._current: BinaryIO
         self._digest, self._written = Digest(), 0
@@ -98,7 +105,8 @@ class ShardedWriter:
             raise CheckpointError(f"Tensor {place.name} {dtype} {list(block.shape)} came where {place} was planned.")
         data = block_bytes(block)
         hashed = _beside("hash").submit(self._digest.update, data)
-        self._current.write(data)
+        with naming(self._file):
+            self._current.write(data)
         hashed.result()
         self._written += data.nbytes
         self._unsent += data.nbytes
@@ -113,7 +121,8 @@ class ShardedWriter:
         place = self._places[self._next]
         if self._written != place.size:
             raise CheckpointError(f"Tensor {place.name} of {self._written} bytes came where {place} was planned.")
-        self._current.flush()
+        with naming(self._file):
+            self._current.flush()
         self._next, self._written = self._next + 1, 0
         self.journal.add({"name": place.name, "digest": self._digest.text(), **remark})
 
@@ -126,15 +135,27 @@ class ShardedWriter:
             raise CheckpointError(f"Tensor {self._places[self._next].name} was planned and never written.")
         self._let_go()
         self._sending.result()
+        self.journal.close()
         if not self._shared:
             self.shards.write_index(self.folder)
+
+    def abandon(self) -> None:
+        """Close the files of a run that failed; errors of that are not reported beside the run's own."""
+        with suppress(OSError):
+            self._sending.result()
+        if self._stream is not None:
+            with suppress(OSError):
+                self._stream.close()
+            self._stream = None
+        self.journal.close()
 
     def _send(self, stream: BinaryIO) -> None:
         """Let what a file has go to the disk, whether it is closed meanwhile or not. Raises OSError where that failed
         the last time."""
         self._sending.result()
-        stream.flush()
-        self._unsent, self._sending = 0, _beside("flush").submit(_sync, os.dup(stream.fileno()))
+        with naming(self._file):
+            stream.flush()
+            self._unsent, self._sending = 0, _beside("flush").submit(_sync, os.dup(stream.fileno()), self._file)
 
     def _verified(self) -> int:
         """Count the tensors that an interrupted run finished; what its journal has after them is dropped."""
@@ -147,25 +168,34 @@ class ShardedWriter:
                 break
             done += 1
         self.journal.keep(done)
+        self._repair(done)
         return done
+
+    def _repair(self, done: int) -> None:
+        """Give the files that are complete their header and size, which no digest covers."""
+        if self._shared:  # all files get them at the end
+            return
+        following = {place.shard for place in self._places[done:]}
+        for shard in {place.shard for place in self._places[:done]} - following:
+            self.shards.complete(self.folder, shard)
 
     def _at(self, place: Place) -> BinaryIO:
         """The stream of the place's shard, at the place."""
         if self._stream is None or self._shard != place.shard:
             self._let_go()
-            file = self.folder / self.shards.names[place.shard]
-            self._stream = _shared(file) if self._shared else self._opened(file, place)
-            self._shard = place.shard
-            self._stream.seek(place.offset)
+            self._file = self.folder / self.shards.names[place.shard]
+            with naming(self._file):
+                self._stream = _shared(self._file) if self._shared else self._opened(self._file, place)
+                self._shard = place.shard
+                self._stream.seek(place.offset)
         return self._stream
 
     def _opened(self, file: Path, place: Place) -> BinaryIO:
         """The file as far as it was written, for what comes from the place on."""
         header = self.shards.header(place.shard)
-        first = place.offset == len(header)
-        stream = file.open("wb" if first else "r+b")
-        if first:
-            stream.write(header)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        stream = os.fdopen(handle, "r+b")
+        stream.write(header)
         stream.truncate(place.offset)
         return stream
 
@@ -179,10 +209,11 @@ class ShardedWriter:
             self._stream = None
 
 
-def _sync(handle: int) -> None:
+def _sync(handle: int, file: Path) -> None:
     """Send a file to the disk and close it."""
     try:
-        os.fsync(handle)
+        with naming(file):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

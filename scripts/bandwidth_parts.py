@@ -23,10 +23,10 @@ import torch
 from merging.digests import InputDigests
 from merging.groups import group_of
 from merging.job import Job
+from merging.output.journal import Journal
 from merging.recipe import make_recipe
 from merging.registry import find_method
 from merging.run import plan_merge
-from merging.stage import Journal
 from merging.stored import map_file
 from merging.stream import run, tensor_blocks
 from merging.tensors import BLOCK_ELEMENTS

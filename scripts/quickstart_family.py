@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
-from merging.stage import replacing
+from merging.output.stage import replacing
 from scripts.quickstart_skills import SKILLS, SPLITS, Item, draw_distinct, draw_mixture, write_items
 from scripts.quickstart_training import Schedule, Shape, accuracy, make_model, make_tokenizer, train
 

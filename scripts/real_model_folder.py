@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import UsageError
-from merging.stage import replacing
+from merging.output.stage import replacing
 
 RECORD = "training.json"
 

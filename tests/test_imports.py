@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
-    "common": set(),
+    "common": {"console"},  # one room under two names, until console/ is moved into common/
     "console": {"common"},
     "merging": {"common", "console"},
     "aim": {"common", "console", "merging"},

@@ -194,7 +194,7 @@ def test_one_is_killed(long, tmp_path: Path, count: int, rank: int) -> None:
     number goes on, keeps what was done, and ends with the bytes of one process."""
     command = [*recipe(long, *CUT), "--save_path", tmp_path / "out"]
     stage = tmp_path / ".out.partial"
-    journals = [stage / ("journal.jsonl" if r == 0 else f"journal-{r}.jsonl") for r in range(count)]
+    journals = [stage / f"journal-0-{r}.jsonl" for r in range(count)]
     launch = Launch(tmp_path / "log", count, "merge", *command)
     launch.until(lambda: all(j.exists() and j.read_bytes().count(b"\n") > 2 for j in journals))
     os.kill(launch.processes[rank].pid or 0, signal.SIGKILL)
@@ -213,7 +213,7 @@ def test_one_is_killed(long, tmp_path: Path, count: int, rank: int) -> None:
     again = together(tmp_path / "again", count, "merge", *command, "--resume", "--debug")
     assert [end.code for end in again] == [0] * count, again
     done = sum(max(0, data.count(b"\n") - 1) for data in before.values())
-    assert f"Going on with the interrupted run: {done} tensors are done." in again[0].err
+    assert f"Resuming the interrupted run: {done} tensors are done." in again[0].err
     assert files(tmp_path / "out") == files(long["one"])
     assert not any(path.name.startswith(".out") for path in tmp_path.iterdir())
 
@@ -243,7 +243,7 @@ def test_one_is_killed_while_it_calibrates(family, tmp_path: Path) -> None:
 def test_the_run_is_terminated(long, tmp_path: Path) -> None:
     """SIGTERM for all of them, as a scheduler sends it: said once, exit code 130, and what is done stays."""
     launch = Launch(tmp_path / "log", 2, "merge", *recipe(long, *CUT), "--save_path", tmp_path / "out")
-    journals = [tmp_path / ".out.partial" / name for name in ("journal.jsonl", "journal-1.jsonl")]
+    journals = [tmp_path / ".out.partial" / name for name in ("journal-0-0.jsonl", "journal-0-1.jsonl")]
     launch.until(lambda: all(j.exists() and j.read_bytes().count(b"\n") > 2 for j in journals))
     for process in launch.processes:
         process.terminate()

@@ -18,15 +18,27 @@ from console.errors import CheckpointError, UsageError
 from merging.card import Licences, licences_of, pipeline_tag_of, write_adapter_card
 from merging.checks import check_space
 from merging.digests import digest_of
-from merging.lock import FORMAT, check_inputs, check_others, check_tensors, small_files, tensors_of, write_lock
+from merging.lock import (
+    FORMAT,
+    check_inputs,
+    check_others,
+    check_tensors,
+    read_lock,
+    small_files,
+    tensors_of,
+    write_lock,
+)
 from merging.lora.check import check_adapter_loads
 from merging.lora.work import AdapterWork, described_base, described_inputs
+from merging.output.check import check_files, check_small_files
+from merging.output.check import check_tensors as check_written_tensors
+from merging.output.stage import Stage, recover, staged, written_bytes
 from merging.prepared import prepared
 from merging.result_config import make_configs
 from merging.scratch import is_scratch
+from merging.shards import lay_out
 from merging.sidefiles import versions, write_record
-from merging.stage import Stage, staged
-from merging.target import check_target
+from merging.target import RECORD, check_target
 from merging.tokenizer_files import tokenizer_files
 from merging.work import Output, Variant
 from merging.writer import ShardedWriter, parse_size
@@ -44,6 +56,7 @@ def produce_adapter(work: AdapterWork, output: Output) -> Path:
         if work.relaxing:
             work.make()
         return output.save_path
+    recover(output.save_path, output.quiet)
     check_adapter_output(work, output)
     with prepared_tokenizer(work) as tokenizer:
         return _make(work, output, tokenizer)
@@ -84,6 +97,8 @@ def _make(work: AdapterWork, output: Output, tokenizer: Sequence[Path]) -> Path:
             _finish(work, output, variant, stage, inputs, licences, pipeline_tag_of(config), tokenizer, seconds)
         if len(stages) > 1:
             write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
+        for stage in stages:
+            check_result(work, stage)
     return output.save_path
 
 
@@ -95,7 +110,7 @@ def check_adapter_output(work: AdapterWork, output: Output) -> None:
     places = [place for checkpoint in work.inputs.all for place in checkpoint.places]
     kept = [*work.files.values(), *(work.relaxing.kept if work.relaxing else ())]
     check_target(output.save_path, output.overwrite, [*places, *kept], output.resume)
-    check_space(output.save_path, work.bytes)
+    check_space(output.save_path, work.bytes, written_bytes(output.save_path))
 
 
 def _key(work: AdapterWork) -> str:
@@ -117,9 +132,22 @@ def _write_tensors(work: AdapterWork, output: Output, stages: Sequence[Stage], m
     for writer in writers:
         writer.rewind(done)
     job = replace(maker.job, allow_nonfinite=output.allow_nonfinite)
-    stream.run(work.plan, job, writers, output.quiet, work.label, make=lambda entry, *_: maker.blocks(entry))
-    for writer in writers:
-        writer.close()
+    try:
+        stream.run(work.plan, job, writers, output.quiet, work.label, make=lambda entry, *_: maker.blocks(entry))
+        for writer in writers:
+            writer.close()
+    except BaseException:
+        for writer in writers:
+            writer.abandon()
+        raise
+
+
+def check_result(work: AdapterWork, stage: Stage) -> None:
+    """Check a finished adapter on the disk before it is published. Raises DamagedError."""
+    shards = lay_out(work.plan.tensors, math.inf, STEM)
+    check_files(stage.folder, shards)
+    check_written_tensors(stage.folder, shards, stage.journal.entries)
+    check_small_files(stage.folder, read_lock(stage.folder)["files"], (RECORD, "README.md"))
 
 
 def _inputs(work: AdapterWork, expected: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""SIGTERM and SIGHUP end a run as Ctrl-C does: what is finished is kept, and temporary files are removed."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+
+_deferred: list[int] | None = None
+"""Signals that came in a part that must not be interrupted; None outside of one."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was told to stop by a signal other than Ctrl-C's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    @property
+    def name(self) -> str:
+        """The signal's name."""
+        return signal.Signals(self.number).name
+
+
+def handle_stop_signals() -> None:
+    """Raise KeyboardInterrupt in the main thread at SIGINT, SIGTERM and SIGHUP; what is ignored (nohup) stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in STOPPING:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    if _deferred is not None:
+        _deferred.append(number)
+        return
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleaning short
+    raise Terminated(number)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let a stop signal wait for the end of a short part, as of a rename and what belongs to it."""
+    global _deferred
+    if _deferred is not None:
+        yield
+        return
+    _deferred = []
+    try:
+        yield
+    finally:
+        waiting, _deferred = _deferred, None
+    if waiting:
+        _stop(waiting[0], None)
