@@ -16,7 +16,7 @@ import pytest
 from eval.sandbox.supervisor import run_programs
 from eval.tasks.answers import extract, gold_of, normalise
 from eval.tasks.code import tests_of as checks_of
-from eval.tasks.code import unfenced
+from eval.tasks.fences import unfenced
 from eval.tasks.grader import Grader
 from eval.tasks.strict import final_answer, quickly_verified
 from tests import thread_pairs
@@ -378,6 +378,7 @@ def test_fences_are_removed() -> None:
         ("def f(x):\n", "```python\ndef g(): pass", "def f(x):\ndef g(): pass"),
         ("", "def f(): pass\r\n```", "def f(): pass\r\n"),
         ("", "Sure:\n~~~py\ndef f(): pass\n~~~", "def f(): pass\n"),
+        ("", "Sure\n```\ndef f(): pass\n```", "def f(): pass\n"),
         ("def f(x):\n", "```", "def f(x):\n"),
         ("def f(x):\n", "", "def f(x):\n"),
         ("", 's = """\n  `` `\n"""', 's = """\n  `` `\n"""'),
@@ -386,6 +387,78 @@ def test_fences_are_removed() -> None:
 def test_unfenced(prompt: str, completion: str, program: str) -> None:
     """The first block is the code; a bare fence behind code closes it; a repeated function replaces the prompt's."""
     assert unfenced(prompt, completion) == program
+
+
+PROMPT = 'from typing import List\n\ndef add(a, b):\n    """Add.\n\n    >>> add(1, 2)\n    3\n    """\n'
+DOCSTRING = 'def add(a, b):\n    """Add.\n\n    ```\n    add(1, 2)\n    ```\n    """\n    return a + b\n'
+FLAT = 'def add(a, b):\n    """Add.\n\n```\nadd(1, 2)\n```\n    """\n    return a + b\n'
+PLAIN = "def add(a, b):\n    return a + b\n"
+ANSWERS = {
+    "fences in a docstring, not fenced": DOCSTRING,
+    "fences in a docstring": f"```python\n{DOCSTRING}```",
+    "fences in a docstring at the margin": f"```python\n{FLAT}```\n\nIt adds.\n",
+    "fences in a docstring, closed only": f"{DOCSTRING}```\n\nThat is it.\n```python\nassert False\n```",
+    "a bash block first": f"Install it:\n```bash\npip install numpy\n```\nThen:\n```python\n{PLAIN}```\n",
+    "a console block first": f"$ run\n```console\n$ python x.py\n```\n```py\n{PLAIN}```\n",
+    "a JSON block first": f'```json\n{{"a": 1}}\n```\n```python\n{PLAIN}```\n',
+    "a block in a list": "1. Write it:\n\n   ```python\n   def add(a, b):\n       return a + b\n   ```\n\n2. Done.",
+    "a block behind a bullet": "- ```python\n  def add(a, b):\n      return a + b\n  ```\n",
+    "a deeper list": "- a\n  - b\n    ```python\n    def add(a, b):\n        return a + b\n    ```",
+    "usage first": f"You call it so:\n```python\nadd(1, 2)\n```\nThe code:\n```python\n{PLAIN}```\n",
+    "usage behind": f"```python\n{PLAIN}```\nYou call it so:\n```python\nassert add(1, 1) == 3\n```\n",
+    "a helper in its own block": "```python\ndef plus(a, b):\n    return a + b\n```\nand\n"
+    "```python\ndef add(a, b):\n    return plus(a, b)\n```",
+    "tildes": f"Here:\n~~~python\n{PLAIN}~~~\nBye.",
+    "tildes around backticks": f"~~~~python\n{DOCSTRING}~~~~",
+    "four backticks": f"````python\n{DOCSTRING}````",
+    "a fence that is not closed": f"Here it is:\n```python\n{PLAIN}",
+    "capital language": f"```Python\n{PLAIN}```",
+    "language with attributes": f'```python title="add.py"\n{PLAIN}```',
+    "attributes in braces": f"```{{.python}}\n{PLAIN}```",
+    "reasoning": f"<think>Perhaps\n```python\ndef add(a, b): return a - b\n```\n</think>\n```python\n{PLAIN}```",
+    "reasoning, then no fence": f"<think>a - b? no</think>\n{PLAIN}",
+    "reasoning opened by the template": f"def add(a, b): return a - b ... no.\n</think>\n\n```python\n{PLAIN}```",
+    "a console session first": f"```pycon\n>>> add(1, 2)\n3\n```\n```python\n{PLAIN}```",
+    "an unlabelled session first": f"```\n>>> add(1, 2)\n3\n```\n```\n{PLAIN}```",
+    "a console session is the code": "```\n>>> def add(a, b):\n...     return a + b\n>>> add(1, 2)\n3\n```",
+    "windows line ends": f"Sure.\r\n```python\r\n{PLAIN}```\r\n".replace("\n", "\r\n").replace("\r\r", "\r"),
+    "marks of reasoning in the code": 'def add(a, b):\n    mark = "</think>"\n    return a + b\n',
+}
+BODIES = {
+    "the body": "    return a + b\n",
+    "the body in a block": "```python\n    return a + b\n```",
+    "the body at the margin": "```python\nreturn a + b\n```",
+    "the body, closed": "    return a + b\n```\nThat is all.",
+    "prose of one word": "Sure\n```\n    return a + b\n```",
+}
+
+
+def test_the_block_that_is_meant_is_found() -> None:
+    """Each way to wrap a program, alone and after a prompt, gives one that adds."""
+    programs = {f"{name}, alone": unfenced("", text, ["add"]) for name, text in ANSWERS.items()}
+    programs |= {f"{name}, after a prompt": unfenced(PROMPT, text, ["add"]) for name, text in ANSWERS.items()}
+    programs |= {name: unfenced(PROMPT, text, ["add"]) for name, text in BODIES.items()}
+    wrong = []
+    for name, program in programs.items():
+        scope: dict[str, Any] = {}
+        try:
+            exec(compile(program, name, "exec", dont_inherit=True), scope)
+            wrong += [] if scope["add"](1, 2) == 3 else [name]
+        except Exception as error:
+            wrong.append(f"{name}: {error!r}\n{program}")
+    assert wrong == []
+
+
+def test_reasoning_is_no_part_of_a_program() -> None:
+    """Both columns of HumanEval and MBPP take what follows </think>; reasoning that does not end leaves nothing."""
+    from eval.tasks.scoring import _programs
+
+    human = {"prompt": PROMPT, "entry_point": "add", "test": "", "task_id": "x"}
+    strict_programs, bare = _programs(human, f"{PROMPT}<think>hm</think>    return a + b\n")
+    assert strict_programs == bare == [f"{PROMPT}    return a + b\n"]
+    basic = {"code": PLAIN, "test_list": []}
+    assert _programs(basic, [f"<think>hm</think>{PLAIN}"]) == ([PLAIN], [PLAIN])
+    assert _programs(basic, [f"<think>{PLAIN}"]) == ([""], [""])
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any
@@ -12,9 +10,6 @@ from console.errors import EvaluationError
 from eval.sandbox.separation import defined_names, obstacle
 from eval.sandbox.supervisor import SandboxSettings, containment, run_programs
 from eval.sandbox.verdict import Program, Verdict
-
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~)([^\n]*)(?:\n|\Z)", re.MULTILINE)
-_FUNCTION = re.compile(r"^(?:async[ \t]+)?def[ \t]+(\w+)", re.MULTILINE)
 
 
 def tests_of(doc: Mapping[str, Any]) -> str:
@@ -25,40 +20,6 @@ def tests_of(doc: Mapping[str, Any]) -> str:
     if "entry_point" in doc:
         return f"{doc['test']}\ncheck({doc['entry_point']})"
     return "\n".join(part for part in (doc.get("test_setup_code", ""), *doc["test_list"]) if part)
-
-
-def unfenced(prompt: str, completion: str) -> str:
-    """Return the program that a completion means when code fences stand in it; without tests.
-
-    The code is the first fenced block, to the completion's end where it is not closed. A first fence without a
-    language, behind text that continues `prompt` as Python, closes: then the text before it is the code. The code
-    follows `prompt`; where it defines the prompt's last function itself, only what stands before that function in the
-    prompt (imports, helpers) is kept. With an empty prompt (MBPP) the code is the program.
-    """
-    code = _code(prompt, completion)
-    functions = list(_FUNCTION.finditer(prompt))
-    if functions and any(match[1] == functions[-1][1] for match in _FUNCTION.finditer(code)):
-        return f"{prompt[: functions[-1].start()]}\n{code}"
-    return prompt + code
-
-
-def _code(prompt: str, completion: str) -> str:
-    first = _FENCE.search(completion)
-    if first is None:
-        return completion
-    before = completion[: first.start()]
-    if not first[1].strip() and before.strip() and _is_python(prompt + before):
-        return before
-    closing = _FENCE.search(completion, first.end())
-    return completion[first.end() : closing.start()] if closing else completion[first.end() :]
-
-
-def _is_python(text: str) -> bool:
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

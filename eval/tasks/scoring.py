@@ -8,7 +8,8 @@ from typing import Any
 
 from eval.benchmarks import UNFENCED
 from eval.tasks.answers import gold_of
-from eval.tasks.code import CODE_EVAL, pass_at_k, program_of, unfenced
+from eval.tasks.code import CODE_EVAL, pass_at_k, program_of
+from eval.tasks.fences import answer_code, defined, unfenced
 from eval.tasks.grader import GRADER
 
 SIZES = (10, 100)
@@ -85,11 +86,13 @@ Answer = str | Sequence[str]
 def _programs(doc: Mapping[str, Any], found: Answer) -> tuple[list[str], list[str]]:
     """The programs, without tests, that answers stand for: as they are, and with code fences removed.
 
-    HumanEval's completions go on from the item's prompt, MBPP's stand alone.
+    HumanEval's completions go on from the item's prompt, MBPP's stand alone. Reasoning in <think> is no part of either.
     """
-    strict = [found] if isinstance(found, str) else list(found)
+    programs = [found] if isinstance(found, str) else list(found)
     prompt = str(doc["prompt"]) if "entry_point" in doc else ""
-    return strict, [unfenced(prompt, program.removeprefix(prompt)) for program in strict]
+    names = [str(doc["entry_point"])] if prompt else defined(str(doc.get("code", "")))
+    answers = [program.removeprefix(prompt) for program in programs]
+    return [prompt + answer_code(prompt, a) for a in answers], [unfenced(prompt, a, names) for a in answers]
 
 
 def code(doc: Mapping[str, Any], found: Answer) -> dict[str, float]:

@@ -25,9 +25,11 @@ _OPENER = re.compile(r"\$\$|\\\[|\\\(|\$|\\.", re.DOTALL)
 
 
 def without_reasoning(text: str) -> str:
-    """Return a generation without its <think>...</think>; "" where the reasoning does not end."""
+    """Return a generation without its <think>...</think>; "" where the reasoning that it begins with does not end."""
     end = text.rfind("</think>")
-    return text[end + len("</think>") :] if end >= 0 else text.partition("<think>")[0]
+    if end >= 0:
+        return text[end + len("</think>") :]
+    return "" if text.lstrip().startswith("<think>") else text
 
 
 def final_answer(text: str) -> str:
