@@ -1,4 +1,4 @@
-"""Replacement of the hub's metric `code_eval`: pass@k by the sandbox, and code without its fences."""
+"""Replacement of the hub's metric `code_eval`: pass@k by the sandbox."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from console.errors import EvaluationError
 from eval.sandbox.separation import defined_names, obstacle
 from eval.sandbox.supervisor import SandboxSettings, containment, run_programs
 from eval.sandbox.verdict import Program, Verdict
+from eval.tasks.fences import is_python
 
 
 def tests_of(doc: Mapping[str, Any]) -> str:
@@ -44,7 +45,7 @@ def program_with(reference: str, code: str) -> Program:
 
 def _definitions(prompt: str) -> str:
     """Return HumanEval's prompt as complete code; "" where it is none."""
-    return next((text for text in (prompt, f"{prompt}\n    pass\n") if _is_python(text)), "")
+    return next((text for text in (prompt, f"{prompt}\n    pass\n") if is_python(text)), "")
 
 
 class SandboxedCodeEval:
