@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aim.asked import KEYS as AIM_KEYS
 from aim.asked import SEED, Aim, add_aim_flags, aim_of
 from aim.omegas import parse_omegas
-from console.cli import Parser, run, say
+from console.cli import Parser, run, say, value_flags
 from console.errors import UsageError
 from merging.bandwidths import Bandwidths, bandwidths_at
 from merging.flags import OUTPUT_KEYS, make_parser, take
 from merging.processes import Processes, together
 from merging.recipe import make_recipe, read_config
+from merging.recipe.mergekit.command_line import translate
 from merging.registry import find_method
 
 
@@ -36,6 +38,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
         "--omega", metavar="X or X,Y,Z", help="relax the merge by AIM in the same pass; several make a folder each"
     )
     add_aim_flags(parser, SEED, prefix="relax_")
+    argv, answers = translate(argv, value_flags(parser))
     flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
     quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")
     flags.pop("debug")
@@ -49,6 +52,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
     aim = aim_asked({key: flags.pop(key, config.pop(key, None)) for key in AIM_KEYS}, bool(asked["resume"]))
     recipe = make_recipe(flags, config)
+    recipe = replace(recipe, notes=(*answers, *recipe.notes))
     if asked["save_path"] is None and not dry_run:
         parser.error("--save_path is missing: the folder for the merged checkpoint")
     from merging.lora.either import merge, planned, shown

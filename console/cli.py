@@ -60,6 +60,11 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
+def value_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the long flags of a parser that take a value."""
+    return {flag for action in parser._actions if action.nargs != 0 for flag in action.option_strings}
+
+
 def underscored(argument: str) -> str:
     """Spell a long flag with underscores, as the original scripts do: `--save-path=x` -> `--save_path=x`."""
     if not argument.startswith("--"):

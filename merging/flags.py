@@ -52,7 +52,8 @@ def make_parser(method: MergeMethod | None) -> Parser:
     """Return the parser with the flags of one method (or of every method, where none is chosen yet)."""
     parser = Parser(
         prog="merge.py",
-        usage="merge.py --method METHOD --base_model BASE --models_to_merge A,B,C --save_path OUT [flags]",
+        usage="merge.py --method METHOD --base_model BASE --models_to_merge A,B,C --save_path OUT [flags]\n"
+        "       merge.py RECIPE.yml OUT [flags, mergekit's too]",
         description=f"{method.title}: {method.summary} ({method.paper})." if method else ABOUT,
         epilog=EXAMPLE,
     )

@@ -160,9 +160,9 @@ def test_flags_yaml_and_lock_say_the_same(family, tmp_path: Path) -> None:
     """What is asked of AIM survives the way through a recipe: every key that is not at its default, and no other."""
     given = {
         "omega": "0.1,0.3", "importance": str(tmp_path / "imp"), "relax_include": "layers", "relax_exclude": "mlp",
-        "freeze": "x", "relax_tied": True, "min_tokens": 5, "calibrate": "whole", "hidden_states": "disk", "batch_size": "7",
-        "calibration_dtype": "float32", "calibration": str(family["text"]), "n_samples": 9, "block_size": 33,
-        "text_field": "body", "calibration_seed": 3,
+        "freeze": "x", "relax_tied": True, "min_tokens": 5, "calibrate": "whole", "hidden_states": "disk",
+        "batch_size": "7", "calibration_dtype": "float32", "calibration": str(family["text"]), "n_samples": 9,
+        "block_size": 33, "text_field": "body", "calibration_seed": 3,
     }  # fmt: skip
     asked = aim_of(given)
     recipe = asked.as_recipe()
