@@ -73,7 +73,9 @@ class AdaptedWeights:
         stored = dict(base.tensors) | {head: base.tensors[embedding] for head, embedding in heads.items()}
         stored |= {name: adapter.tensors[key] for name, key in whole.items()}
         computed = {*products, *self.changes}
-        stored |= {name: TensorInfo(stored[name].shape, "float32", stored[name].file) for name in computed}
+        stored |= {
+            name: TensorInfo(stored[name].shape, "float32", stored[name].file, is_calculated=True) for name in computed
+        }
         self.tensors: Mapping[str, TensorInfo] = stored
 
     @property

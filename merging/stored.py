@@ -47,13 +47,15 @@ PACKED_DTYPES = ("F8", "F6", "F4", "U32", "float8", "float4", "uint32")
 class TensorInfo:
     """What a header says of a tensor; dtype is torch's name ("bfloat16").
 
-    offset: where its bytes begin in a safetensors file that is here; None elsewhere.
+    offset: where its bytes begin in a safetensors file that is here; None elsewhere. is_calculated: the tensor is
+    dequantized, or an adapter is added to it while it is read, so that dtype is not one that a file stores.
     """
 
     shape: tuple[int, ...]
     dtype: str
     file: Path
     offset: int | None = None
+    is_calculated: bool = False
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:

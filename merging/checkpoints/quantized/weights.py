@@ -88,7 +88,7 @@ class DequantizedWeights:
         for name, info in stored.tensors.items():
             if name in used:
                 weight = used[name]
-                tensors[weight] = TensorInfo(weights[weight][1].shape, "float32", info.file)
+                tensors[weight] = TensorInfo(weights[weight][1].shape, "float32", info.file, is_calculated=True)
             elif name not in self.left_out:
                 tensors[name] = info
         self.tensors: Mapping[str, TensorInfo] = tensors
