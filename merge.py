@@ -13,7 +13,7 @@ from aim.asked import SEED, Aim, add_aim_flags, aim_of
 from aim.omegas import parse_omegas
 from console.cli import Parser, run, say, value_flags
 from console.errors import UsageError
-from merging.bandwidths import Bandwidths, bandwidths_at
+from merging.bandwidths import bandwidths_at
 from merging.flags import OUTPUT_KEYS, make_parser, take
 from merging.processes import Processes, together
 from merging.recipe import make_recipe, read_config
@@ -47,7 +47,9 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
         parser.error(f"--{'json' if as_json else 'bandwidths'} goes with --dry_run")
     machine = bandwidths_at(flags.pop("bandwidths")) if "bandwidths" in flags else None
     if "from_lock" in flags:
-        return from_lock(flags, quiet, dry_run, as_json, processes, machine)
+        from aim.repeat import repeat
+
+        return repeat(flags, quiet, dry_run, as_json, processes, machine)
     config = read_config(flags.pop("config")) if "config" in flags else {}
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
     aim = aim_asked({key: flags.pop(key, config.pop(key, None)) for key in AIM_KEYS}, bool(asked["resume"]))
@@ -85,35 +87,6 @@ def aim_asked(given: dict[str, Any], resume: bool) -> Aim | None:
     if given["importance"] is None and given["calibration"] is None:
         raise UsageError("--omega needs the base's importance: --importance FILE, or --calibration and its text.")
     return aim_of(given, resume=resume)
-
-
-def from_lock(
-    flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool, processes: Processes, machine: Bandwidths | None
-) -> int:
-    """Repeat what a lock tells of. Raises UsageError for flags that would change it."""
-    from aim.repeat import work_of
-    from merging.lock import read_lock
-    from merging.lora.either import make, shown
-    from merging.work import Output
-
-    lock = read_lock(flags.pop("from_lock"))
-    where = {key: flags.pop(key) for key in OUTPUT_KEYS if key in flags and key != "save_as"}
-    models, base = flags.pop("models_to_merge", ""), flags.pop("base_model", None)
-    if flags:
-        raise UsageError(f"--from_lock repeats a recipe as it is; take --{next(iter(flags))} away.")
-    if "save_path" not in where and not dry_run:
-        raise UsageError("--save_path is missing: the folder for the repeated checkpoint.")
-    given = {"save_path": Path(), "max_shard_size": lock["max_shard_size"], "device": lock["device"], **where}
-    load_check = {"load_check": False} if dry_run else {}
-    output = Output(**given | load_check, quiet=quiet, expected=lock, processes=processes)
-    with processes.first_ahead():
-        work = work_of(lock, output, models.split(",") if models else (), base)
-    if dry_run:
-        print(shown(work, output, as_json, machine))
-        return 0
-    folder = make(work, output)
-    say(f"{folder} repeats the lock: every tensor has its digest.", quiet)
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,62 +4,100 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from aim.asked import add_aim_flags, aim_of
-from console.cli import Parser, add_output_flags, run, say
+from console.cli import Parser, add_output_flags, config_values, run, say
+from console.errors import UsageError
 from console.files import user_path
-from merging.flags import OUTPUT_KEYS, add_run_flags
+from merging.flags import OUTPUT_KEYS, add_look_flags, add_run_flags, take
 from merging.processes import Processes, together
-from merging.recipe import DTYPES
+from merging.recipe import DTYPES, read_config
 from merging.work import Output
+
+DEFAULTS = {"omega": "0.4", "numerics": "float32", "device": "auto", "max_shard_size": "5GB"}
+NOT_IN_FILES = ("config", "from_lock", "dry_run", "json", "quiet", "debug", "help")
 
 
 def make_parser() -> Parser:
     """Return the parser; the first four flags are the original's."""
     parser = Parser(prog="performAIM.py", description=__doc__)
-    parser.add_argument("--merged_model", required=True, help="the merged checkpoint: a folder or hub id")
-    parser.add_argument("--pretrained_model_name", required=True, help="its base: a folder or hub id")
+    parser.add_argument("--merged_model", help="the merged checkpoint: a folder or hub id")
+    parser.add_argument("--pretrained_model_name", help="its base: a folder or hub id")
     parser.add_argument(
         "--omega",
-        default="0.4",
         metavar="X or X,Y,Z",
-        help="relaxation floor: 1 leaves the merge, 0 is strongest; several make a folder each, from one read",
+        help="relaxation floor: 1 leaves the merge, 0 is strongest; several make a folder each, from one read "
+        "(default: 0.4)",
     )
-    parser.add_argument("--save_path", required=True, type=user_path, help="folder for the relaxed checkpoint")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--save_path", type=user_path, help="folder for the relaxed checkpoint")
+    parser.add_argument("--config", type=user_path, metavar="FILE", help="YAML with the flags as keys; flags win")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the output (default: the merged model's or adapter's)")
     parser.add_argument(
         "--numerics",
         choices=("float32", "reference"),
-        default="float32",
-        help="reference: the original's bf16 arithmetic, batch 1, tied embeddings relaxed",
+        help="reference: the original's bf16 arithmetic, batch 1, tied embeddings relaxed (default: float32)",
     )
-    parser.add_argument("--max_shard_size", default="5GB", help="of one weights file")
+    parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
     add_aim_flags(parser, seed="seed")
     add_run_flags(parser)
+    add_look_flags(parser, "repeat the relaxation of a merge.lock.json to the same bytes")
     add_output_flags(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, relax, say where; with the other processes of the run where a launcher started several."""
+    """Parse, relax (or only plan), report where; with the other processes of a launcher's run."""
     with together() as processes:
         return relax(argv, processes)
 
 
 def relax(argv: Sequence[str], processes: Processes) -> int:
     """Do this process's part of it."""
-    args = make_parser().parse_args(argv)
-    aim = aim_of(vars(args), reference=args.numerics == "reference", resume=bool(args.resume), seed="seed")
-    given = {key: getattr(args, key) for key in OUTPUT_KEYS if getattr(args, key) is not None}
-    quiet = args.quiet or not processes.leads
-    from aim.run import perform
+    parser = make_parser()
+    flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
+    quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")
+    flags.pop("debug")
+    quiet |= not processes.leads
+    if as_json and not dry_run:
+        parser.error("--json goes with --dry_run")
+    if "from_lock" in flags:
+        return repeat_lock(flags, quiet, dry_run, as_json, processes)
+    config = config_values(parser, read_config(flags.pop("config")), NOT_IN_FILES) if "config" in flags else {}
+    asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
+    given: dict[str, Any] = {**DEFAULTS, **config, **flags}
+    missing = [key for key in ("merged_model", "pretrained_model_name") if given.get(key) is None]
+    if missing or (asked["save_path"] is None and not dry_run):
+        parser.error(f"--{(missing or ['save_path'])[0]} is missing")
+    aim = aim_of(given, reference=given["numerics"] == "reference", resume=bool(asked["resume"]), seed="seed")
+    from aim.run import perform, planned_relaxation
 
-    output = Output(**given, quiet=quiet, processes=processes)
-    folder = perform(args.merged_model, args.pretrained_model_name, aim, output, args.dtype)
+    defaults = {key: DEFAULTS[key] for key in ("device", "max_shard_size")}
+    wanted = {**defaults, **{key: value for key, value in asked.items() if value is not None}}
+    output = Output(**{"save_path": Path(), **wanted}, quiet=quiet, processes=processes)
+    models = str(given["merged_model"]), str(given["pretrained_model_name"])
+    if dry_run:
+        from merging.lora.either import shown
+
+        print(shown(planned_relaxation(*models, aim, output, given.get("dtype"), headers_only=True), output, as_json))
+        return 0
+    folder = perform(*models, aim, output, given.get("dtype"))
     omegas = ", ".join(f"{omega:g}" for omega in aim.omegas)
-    say(f"Relaxed {args.merged_model} with omega {omegas} into {folder}.", quiet)
+    say(f"Relaxed {models[0]} with omega {omegas} into {folder}.", quiet)
     return 0
+
+
+def repeat_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool, processes: Processes) -> int:
+    """Repeat the relaxation of a lock; --merged_model and --pretrained_model_name say where its inputs lie now."""
+    from aim.repeat import repeat
+
+    if "config" in flags:
+        raise UsageError("--from_lock repeats a relaxation as it is; take --config away.")
+    names = {"merged_model": "models_to_merge", "pretrained_model_name": "base_model"}
+    flags = {names.get(key, key): value for key, value in flags.items()}
+    return repeat(flags, quiet, dry_run, as_json, processes, program="performAIM.py")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from aim.adapters import plan_adapter_relaxation
 from aim.asked import KEYS as AIM_KEYS
 from aim.asked import aim_of
 from aim.run import plan_relaxation, relaxing_by, relaxing_of
+from console.cli import say
 from console.errors import UsageError
-from merging.lock import pinned
-from merging.lora.either import Either, planned
+from merging.bandwidths import Bandwidths
+from merging.flags import OUTPUT_KEYS
+from merging.lock import pinned, read_lock
+from merging.lora.either import Either, make, planned, shown
+from merging.processes import Processes
 from merging.recipe import make_recipe
 from merging.work import Output
 
@@ -57,3 +62,47 @@ def work_of(
     reference = asked.numerics == "reference"
     relaxing = relaxing_of(asked, aim_of(given, reference=reference), output) if given else None
     return planned(asked, output, relaxing)
+
+
+def repeat(
+    flags: dict[str, Any],
+    quiet: bool,
+    dry_run: bool,
+    as_json: bool,
+    processes: Processes,
+    machine: Bandwidths | None = None,
+    program: str | None = None,
+) -> int:
+    """Repeat the run of a lock, or print its plan, and return the exit code.
+
+    Args:
+        flags: from_lock, flags of the output, and base_model and models_to_merge where the inputs lie elsewhere now.
+        quiet: whether remarks are left out.
+        dry_run: whether the plan alone is printed, as JSON if `as_json`.
+        processes: this process's place among those of the run.
+        machine: one for which the time is estimated.
+        program: the script whose locks alone are repeated; None for any.
+
+    Raises:
+        UsageError: for flags that would change the result, a missing --save_path, or another script's lock.
+    """
+    lock = read_lock(flags.pop("from_lock"))
+    if program is not None and lock["program"] != program:
+        raise UsageError(f"The lock is of {lock['program']}; repeat it by `python merge.py --from_lock`.")
+    where = {key: flags.pop(key) for key in OUTPUT_KEYS if key in flags and key != "save_as"}
+    models, base = flags.pop("models_to_merge", ""), flags.pop("base_model", None)
+    if flags:
+        raise UsageError(f"--from_lock repeats a recipe as it is; take --{next(iter(flags))} away.")
+    if "save_path" not in where and not dry_run:
+        raise UsageError("--save_path is missing: the folder for the repeated checkpoint.")
+    given = {"save_path": Path(), "max_shard_size": lock["max_shard_size"], "device": lock["device"], **where}
+    load_check = {"load_check": False} if dry_run else {}
+    output = Output(**given | load_check, quiet=quiet, expected=lock, processes=processes)
+    with processes.first_ahead():
+        work = work_of(lock, output, models.split(",") if models else (), base)
+    if dry_run:
+        print(shown(work, output, as_json, machine))
+        return 0
+    folder = make(work, output)
+    say(f"{folder} repeats the lock: every tensor has its digest.", quiet)
+    return 0

@@ -119,16 +119,22 @@ def perform(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: s
     """
     aim.check()
     check_asked(output, aim.kept)
-    relaxation = _Relaxation(aim, output)
-    work: Either
     with output.processes.first_ahead():
-        if output.save_as == "adapter":
-            from aim.adapters import plan_adapter_relaxation
-
-            work = plan_adapter_relaxation(merged_name, base_name, aim, dtype, relaxation.relaxing())
-        else:
-            work = plan_relaxation(merged_name, base_name, aim, output, dtype, relaxation)
+        work = planned_relaxation(merged_name, base_name, aim, output, dtype)
     return make(work, output)
+
+
+def planned_relaxation(
+    merged_name: str, base_name: str, aim: Aim, output: Output, dtype: str | None, headers_only: bool = False
+) -> Either:
+    """Decide everything about a relaxation of a model or an adapter; headers_only: for a look at the plan alone."""
+    aim.check()
+    relaxation = _Relaxation(aim, output)
+    if output.save_as == "adapter":
+        from aim.adapters import plan_adapter_relaxation
+
+        return plan_adapter_relaxation(merged_name, base_name, aim, dtype, relaxation.relaxing())
+    return plan_relaxation(merged_name, base_name, aim, output, dtype, relaxation, headers_only)
 
 
 def plan_relaxation(
@@ -138,13 +144,17 @@ def plan_relaxation(
     output: Output,
     dtype: str | None,
     relaxation: _Relaxation | None = None,
+    headers_only: bool = False,
 ) -> Work:
-    """Open the two checkpoints and decide everything about the relaxation; the importance is read or measured later."""
+    """Open the two checkpoints and decide everything about the relaxation; the importance is read or measured later.
+
+    headers_only: download no weights, and compare none; such a work can be described and not produced.
+    """
     aim.check()
-    merged, base = open_all([merged_name, base_name])
+    merged, base = open_all([merged_name, base_name], headers_only=headers_only)
     if merged.exact_name == base.exact_name:
         raise UsageError(f"--merged_model and --pretrained_model_name are both {merged.name}: nothing to relax.")
-    if _same_weights(merged, base):
+    if not headers_only and _same_weights(merged, base):
         raise UsageError(
             f"--merged_model {merged.name} and --pretrained_model_name {base.name} hold the same weights: nothing to "
             "relax."

@@ -10,9 +10,9 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common.bounded_reading import UnreadableError
 from common.interrupts import Terminated, handle_stop_signals
@@ -63,6 +63,38 @@ class Parser(argparse.ArgumentParser):
 def value_flags(parser: argparse.ArgumentParser) -> set[str]:
     """Return the long flags of a parser that take a value."""
     return {flag for action in parser._actions if action.nargs != 0 for flag in action.option_strings}
+
+
+def config_values(
+    parser: argparse.ArgumentParser, config: Mapping[str, Any], left_out: Collection[str]
+) -> dict[str, Any]:
+    """Return a YAML's keys as the values of a parser's flags of the same names.
+
+    Args:
+        parser: its flags, without their dashes, are the keys.
+        config: the YAML's content.
+        left_out: flags that a file cannot give.
+
+    Raises:
+        UsageError: for a key that is no flag, or a value of another type than its flag takes.
+    """
+    flags = {action.dest: action for action in parser._actions if action.dest not in left_out}
+    for key, value in config.items():
+        if key not in flags:
+            raise UsageError(f"--config: {key!r} is no flag of {parser.prog}.{nearest(key, flags)}")
+        action = flags[key]
+        expected = None
+        if action.nargs == 0:
+            expected = None if isinstance(value, bool) else "true or false"
+        elif action.type is int:
+            expected = None if type(value) is int else "a whole number"
+        elif action.choices is not None:
+            expected = None if value in action.choices else f"one of {', '.join(map(str, action.choices))}"
+        elif isinstance(value, Mapping):
+            expected = "a value, not keys and values"
+        if expected and value is not None:
+            raise UsageError(f"--config: {key} must be {expected}, found {value!r}.")
+    return {key: value for key, value in config.items() if value is not None}
 
 
 def underscored(argument: str) -> str:

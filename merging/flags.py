@@ -48,6 +48,15 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_look_flags(parser: argparse.ArgumentParser, repeats: str) -> None:
+    """Add --dry_run, --json and --from_lock. repeats: what the help says of the last."""
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the plan, from headers and configs alone, and stop"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry_run: the plan as JSON")
+    parser.add_argument("--from_lock", type=user_path, metavar="FILE", help=repeats)
+
+
 def make_parser(method: MergeMethod | None) -> Parser:
     """Return the parser with the flags of one method (or of every method, where none is chosen yet)."""
     parser = Parser(
@@ -98,17 +107,11 @@ def make_parser(method: MergeMethod | None) -> Parser:
     parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
     add_run_flags(parser)
     parser.add_argument(
-        "--dry_run", action="store_true", help="print the plan, from headers and configs alone, and stop"
-    )
-    parser.add_argument("--json", action="store_true", help="with --dry_run: the plan as JSON")
-    parser.add_argument(
         "--bandwidths",
         metavar="FILE[:MACHINE]",
         help="with --dry_run: what the merge would take on a machine of a file such as configs/bandwidths.json",
     )
-    parser.add_argument(
-        "--from_lock", type=user_path, metavar="FILE", help="repeat the merge of a merge.lock.json to the same bytes"
-    )
+    add_look_flags(parser, "repeat the merge of a merge.lock.json to the same bytes")
     add_output_flags(parser)
     if method is None:
         parser.add_argument_group("methods", "\n".join(f"{m.name:18}{m.summary}" for m in all_methods().values()))
