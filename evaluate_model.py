@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
             raise
         return error.exit_code  # the first process of the launch says it
     if results:
-        show(results, a.quiet)
+        show(results, a.quiet, a.answers)
     return 0
 
 
@@ -55,11 +55,14 @@ def rescored(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
     return [(found[0], save(*found, a.save_path))]
 
 
-def show(results: Sequence[tuple[EvalResult, Path]], quiet: bool) -> None:
-    """Print the table and what belongs beside its numbers; on stderr where the files are."""
+def show(results: Sequence[tuple[EvalResult, Path]], quiet: bool, answers: bool = False) -> None:
+    """Print the table, on request that of the answers, and what explains the numbers; on stderr where the files are."""
+    from eval.results.answer_facts import answers_table
     from eval.results.store import details, table
 
     print(table([result for result, _ in results]))
+    if answers:
+        print("\n" + answers_table([result for result, _ in results]) + "\n")
     for result, written in results:
         name = "" if len(results) == 1 else f"{Path(result.model).name}, "
         print(*(f"{name}{sentence}" for sentence in details(result)), sep="\n")

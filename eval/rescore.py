@@ -14,6 +14,7 @@ from console.errors import BadInputError, UsageError
 from eval.harness.evaluation import Identity, Samples, assembled
 from eval.harness.settings import Settings
 from eval.quiet import environment, muted
+from eval.results.answer_facts import FACTS
 from eval.results.result import EvalResult
 from eval.results.store import model_folder, samples_file
 
@@ -76,12 +77,21 @@ def rescore(
             for name, task in loaded[b].tasks.items():
                 plan[name] = _restore(task, name, [s for s in lines[b.task] if s["task"] == name], source)
         raw = grade(loaded, plan, settings)
+        _keep_facts(raw["samples"], [line for group in lines.values() for line in group])
     say(f"{source}: {sum(map(len, plan.values()))} items graded again.", quiet)
     recorded = {**old.settings, **settings.recorded(), "rescored_from": source.name}
     who = Identity(old.digest or "unknown", old.commit, tuple(old.hardware.get("gpus", ())))
     seconds = {**old.seconds, "grading": round(time.time() - started, 1)}
     result, samples = assembled(old.model, benchmarks, loaded, raw, recorded, who, seconds, started)
     return result, samples
+
+
+def _keep_facts(samples: Mapping[str, list[dict[str, Any]]], lines: list[Mapping[str, Any]]) -> None:
+    """Copy what is known of the answers besides their texts from the old samples to the new ones."""
+    known = {(line["task"], line["doc_id"]): {n: line[n] for n in FACTS if n in line} for line in lines}
+    for task, items in samples.items():
+        for item in items:
+            item.update(known.get((task, item["doc_id"]), {}))
 
 
 def _samples(file: Path) -> list[dict[str, Any]]:

@@ -47,6 +47,8 @@ def scores_of(
         return {leaf: _scored(loaded, raw, leaf, key, "", samples, [leaf]) for leaf, key in parts.items() if key}
     label = benchmark.metric if key == benchmark.key else ""
     beside = dict(benchmark.beside) | {name: f"{name},{key.partition(',')[2]}" for name in further}
+    if further:  # several answers to an item: the share of them that is right is avg@n
+        beside = {f"avg@{max(int(name.partition('@')[2]) for name in further)}": key} | beside
     return {benchmark.column: _scored(loaded, raw, benchmark.task, key, label, samples, leaves, beside)}
 
 

@@ -21,12 +21,14 @@ from eval.report.latex import to_latex
 from eval.report.report import ranking
 from eval.report.table_flags import add_report_flags, report_of
 from eval.report.tables import to_csv, to_markdown, to_ranking
+from eval.results.answer_facts import answers_table
 
 
 def parser() -> Parser:
     p = Parser(prog="scripts/make_tables.py", description=(__doc__ or "").splitlines()[0])
     add_report_flags(p)
     p.add_argument("--intervals", action="store_true", help="print the 95 %% interval of each number")
+    p.add_argument("--answers", action="store_true", help="also print length, cut and empty answers by benchmark")
     p.add_argument("--rank", metavar="COLUMN", help='also print a ranking by a benchmark or by "HV Gain"')
     p.add_argument("--csv", type=Path, default=Path("results/tables.csv"), metavar="FILE", help="also write this CSV")
     p.add_argument("--latex", type=Path, metavar="FILE", help="also write LaTeX: compiles as it is, or by \\input")
@@ -44,13 +46,16 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     remark = partial(say, quiet=args.quiet)
-    _, report = report_of(args, remark)
+    models, report = report_of(args, remark)
     ranked = ranking(report, args.rank) if args.rank else []
     card = update_card(args.update_card, args.card_model, report, args.intervals) if args.update_card else None
     write_whole(args.csv, to_csv(report).encode("utf-8"))
     if args.latex:
         write_whole(args.latex, to_latex(report, args.intervals).encode("utf-8"))
     print(to_markdown(report, args.intervals), end="", flush=True)
+    if args.answers:
+        measured = [row.result for row in models.rows if not row.published]
+        print(f"\n## Answers\n\n{answers_table(measured)}", flush=True)
     if args.rank:
         print("\n" + to_ranking(report, ranked, args.rank, args.intervals), end="", flush=True)
     remark(f"The same rows are in {args.csv}{f' and {args.latex}' if args.latex else ''}.")

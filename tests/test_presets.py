@@ -153,7 +153,9 @@ def test_several_answers_give_pass_at_k(checkpoint: Path, settings: Settings, tm
     )  # fmt: skip
     result, samples = evaluated(checkpoint, asked)
     for column, task in (("HumanEval", "humaneval"), ("GSM8K", "gsm8k_paper")):
-        assert {"pass@10", "pass@12"} <= set(result.scores[column].beside)
+        score = result.scores[column]
+        assert {"avg@12", "pass@10", "pass@12"} <= set(score.beside)
+        assert score.beside["avg@12"].value == pytest.approx(score.value)
         (drawn,) = samples[task][0]["resps"]
         assert len(drawn) == 12
         assert len(set(drawn)) > 6

@@ -14,6 +14,7 @@ from eval.harness.settings import Settings
 from eval.metrics import direction_of, is_fraction
 from eval.outcomes import Outcomes, TaskOutcomes
 from eval.rescore import rescore
+from eval.results.answer_facts import answer_facts, answers_table
 from eval.results.result import EvalResult, Score
 from eval.results.store import save
 from eval.seeding import seeded
@@ -71,6 +72,44 @@ def test_the_length_of_a_task_file_is_kept(checkpoint: Path, tmp_path: Path) -> 
     result, _ = evaluate_with_samples(str(checkpoint), settings)
     generation = result.harness["configs"]["shown"]["generation_kwargs"]
     assert generation == {"until": ["###"], "do_sample": False, "max_gen_toks": 7}
+
+
+def test_figures_of_answers() -> None:
+    """By hand: four answers to two items, one of them empty behind its reasoning, two cut; filters count once."""
+    samples = [
+        {"task": "t", "doc_id": 0, "filter": f, "resps": [["abcd", "<think>so</think> "]], "tokens": [[3, 9]],
+         "finish": [["stop", "length"]]}
+        for f in ("strict", "flexible")
+    ]  # fmt: skip
+    samples += [
+        {"task": "t", "doc_id": 1, "resps": [["ab", "<think>"]], "tokens": [[2, 2]], "finish": [["stop", "length"]]}
+    ]
+    characters = (4 + len("<think>so</think> ") + 2 + len("<think>")) / 4
+    expected = {"n": 4, "characters": characters, "empty": 50.0, "tokens": 4.0, "cut": 50.0}
+    assert answer_facts(samples) == expected
+    unknown = [{**sample, "tokens": [[None, None]], "finish": [[None, None]]} for sample in samples]
+    assert answer_facts(unknown) == {k: v for k, v in expected.items() if k not in ("tokens", "cut")}
+    assert answer_facts([{"task": "t", "doc_id": 0, "resps": [[[-1.0, True]], [[-2.0, False]]]}]) == {}
+    result = EvalResult("out/m", {"GSM8K": Score("acc", 1.0)}, answers={"GSM8K": expected})
+    table = answers_table([result, EvalResult("out/old", {"GSM8K": Score("acc", 1.0)})])
+    assert "| Model | GSM8K tokens | GSM8K cut (%) | GSM8K empty (%) |" in table
+    assert "| m | 4.0 | 50.0 | 50.0 |" in table
+    assert "| old | - | - | - |" in table
+
+
+def test_figures_of_answers_survive_rescoring(checkpoint: Path, tmp_path: Path) -> None:
+    """What a backend tells of its answers is in the result, in the file, and in the result graded again."""
+    write_shown_task(tmp_path)
+    settings = Settings(benchmarks=("shown",), math_benchmarks=(), include_path=tmp_path, quiet=True, backend="hf")
+    result, samples = evaluate_with_samples(str(checkpoint), settings)
+    assert result.answers["shown"]["n"] == 4
+    for sample in samples["shown"]:
+        sample |= {"tokens": [[7]], "finish": [["length"]]}
+    again, lines = rescore(save(result, samples, tmp_path / "results"), quiet=True)
+    assert again.answers["shown"]["tokens"] == 7
+    assert again.answers["shown"]["cut"] == 100
+    assert all(line["tokens"] == [[7]] for line in lines["shown"])
+    assert EvalResult.from_json(json.loads(json.dumps(again.to_json()))).answers == again.answers
 
 
 AMBIGUOUS = "hello amigo"

@@ -28,6 +28,7 @@ from eval.harness.settings import Settings
 from eval.mirror import check_data
 from eval.progress import Progress
 from eval.quiet import environment, muted
+from eval.results.answer_facts import answer_facts
 from eval.results.result import EvalResult, Lineage
 from eval.results.store import check_save_path, model_folder, save
 from eval.sandbox.supervisor import containment
@@ -164,6 +165,7 @@ def assembled(
     found: dict[str, Any] = {}
     for b in benchmarks:
         found |= scores_of(b, loaded[b], raw, tagged, further if b.samples else ())
+    answers = {b.column: facts for b in benchmarks if (facts := answer_facts(samples[b.task]))}
     data = {b.name: dict(loaded[b].data) for b in benchmarks if loaded[b].data}
     settings = settings | {"containment": CODE_EVAL.record()}
     settings = settings | {"prompts_sha256": prompt_hashes(samples), "data": data}
@@ -176,6 +178,7 @@ def assembled(
         versions=versions(),
         harness={**raw, "config": {**config, **settings}, "date": started},
         outcomes={column: outcomes for column, (_, outcomes) in found.items() if outcomes is not None},
+        answers=answers,
         digest=who.digest,
         commit=who.commit,
         hardware=identity.hardware(who.gpus),

@@ -71,6 +71,7 @@ def _how(p: Parser) -> None:
     )
     weak = "weak: run it with resource limits alone where the machine gives no sandbox (auto: refuse)"
     g.add_argument("--sandbox", choices=SANDBOXES, default="auto", help=weak)
+    g.add_argument("--answers", action="store_true", help="also print length, cut and empty answers by benchmark")
     g.add_argument("--seed", type=int, default=1234, help="of every random choice")
 
 

@@ -16,7 +16,7 @@ SCHEMA = 3
 READ = (1, 2, 3)
 """Schemas that are read. 1 had no outcomes, digests, hardware and times, which are then empty; 2 had no direction and
 scale of scores."""
-CIRCUMSTANCES = ("digest", "commit", "hardware", "seconds", "project_commit")
+CIRCUMSTANCES = ("answers", "digest", "commit", "hardware", "seconds", "project_commit")
 COLUMNS = ("HumanEval", "MBPP", "MMLU", "MATH", "GSM8K", "IFEval")
 """The paper's six benchmarks, in its tables' order."""
 PUBLISHED = "published"
@@ -92,6 +92,8 @@ class EvalResult:
     """lm-eval's own result dictionary without samples: results, configs, versions, n-shot, ..."""
     outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
     """Column -> items and verdicts; a column whose metric is not one number per item is absent."""
+    answers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Column -> figures of its generated answers (`answer_facts`); a column without generation is absent."""
     digest: str | None = None
     commit: str | None = None
     hardware: Mapping[str, Any] = field(default_factory=dict)
@@ -119,6 +121,7 @@ class EvalResult:
             "lineage": asdict(self.lineage),
             "scores": {name: asdict(score) for name, score in self.scores.items()},
             "outcomes": {name: found.to_json() for name, found in self.outcomes.items()},
+            "answers": {name: dict(facts) for name, facts in self.answers.items()},
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "hardware": dict(self.hardware),

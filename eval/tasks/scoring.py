@@ -23,7 +23,12 @@ def every_answer(responses: Sequence[Sequence[str]], docs: Any) -> list[list[str
 
 
 def pass_rates(name: str, verdicts: Sequence[bool]) -> dict[str, float]:
-    """The share of right answers under `name`, and for several answers pass@k for k = 10, 100 and their number."""
+    """Return the share of right answers under `name`, and for several answers pass@k.
+
+    Args:
+        name: The metric's name.
+        verdicts: Whether each of the n answers to one item is right; pass@k is given for k = 10, 100 and n.
+    """
     n, correct = len(verdicts), sum(verdicts)
     rates = {name: correct / n}
     for k in sorted({*(k for k in SIZES if k < n), n} - {1}):
@@ -32,7 +37,7 @@ def pass_rates(name: str, verdicts: Sequence[bool]) -> dict[str, float]:
 
 
 def sizes_of(samples: int) -> list[str]:
-    """The names of the pass@k that `samples` answers give besides the first."""
+    """Return the names of the metrics that `samples` answers to an item give besides the first."""
     return [name for name in pass_rates("", [False] * samples) if name]
 
 
