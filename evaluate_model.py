@@ -47,10 +47,11 @@ def evaluated(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
 
 def rescored(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
     """Grade the answers of an earlier result again."""
+    from eval.harness.references import label_of
     from eval.rescore import rescore, source_of
     from eval.results.store import save
 
-    source = source_of(a.rescore, a.model, a.save_path)
+    source = source_of(a.rescore, label_of(a.model) if a.model else None, a.save_path)
     found = rescore(source, a.data_dir, a.include_path, a.allow_code_execution, a.sandbox, a.quiet, a.debug)
     return [(found[0], save(*found, a.save_path))]
 

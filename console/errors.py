@@ -73,6 +73,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {original[match[0]]!r}?" if match else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no details'}"
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and what it was raised from, down to the first one."""
     while error is not None:

@@ -106,7 +106,7 @@ def build(args: Any) -> list[Any]:
 
 
 def candidates(args: Any, requests: Sequence[Any]) -> list[tuple[str, Callable[[], dict[str, Any]], Timed]]:
-    """lm-eval at each batch size, and ours with and without sharing prompts' beginnings."""
+    """lm-eval and ours at each batch size, and ours by itself."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -118,20 +118,23 @@ def candidates(args: Any, requests: Sequence[Any]) -> list[tuple[str, Callable[[
     ways = []
     for rows in args.batch_sizes.split(","):
         ways.append((f"lm-eval, batch {rows}", _lm_eval(model, tokenizer, int(rows), length, requests)))
-    from eval.engine.hf import HFEngine
-
-    for name, sharing in (("ours, batch auto", True), ("ours, beginnings not shared", False)):
-        engine = HFEngine(model, tokenizer, length, None, sharing)
-        ways.append((name, _ours(engine, requests)))
+        ways.append((f"ours, batch {rows}", _ours(model, tokenizer, int(rows), length, requests)))
+    ways.append(("ours, batch auto", _ours(model, tokenizer, None, length, requests)))
     torch.manual_seed(0)
     return [(name, answer, Timed(name, [], [], {})) for name, answer in ways]
 
 
-def _ours(engine: Any, requests: Sequence[Any]) -> Callable[[], dict[str, Any]]:
+def _ours(model: Any, tokenizer: Any, rows: int | None, length: int, requests: Sequence[Any]) -> Callable[[], Any]:
+    from eval.harness.backends.answering import LMBackend
+    from eval.harness.backends.hf import HFModel
+
+    lm = HFModel(model, rows=rows, tokenizer=tokenizer, max_length=length, softmax_dtype="float32", batch_size="auto")
+    backend = LMBackend(lm, lm.used)
+
     def answer() -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        engine.answer(requests, lambda r, a: found.update({r.key: a}))
-        return found
+        answers: dict[str, Any] = {}
+        backend.answer(requests, lambda r, a, _: answers.update({r.key: a}))
+        return answers
 
     return answer
 

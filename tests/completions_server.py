@@ -23,7 +23,7 @@ class Served:
     """The running server: its address and model, every request body so far, and how it is to misbehave.
 
     failures: statuses that the next requests get; most_stops: more stop strings are refused; log_likelihoods: whether
-    it gives them; key: the key it wants; template: how it renders chats.
+    it gives them; key: the key it wants; card: further entries of its model's card; template: how it renders chats.
     """
 
     name: str
@@ -35,12 +35,19 @@ class Served:
     most_stops: int | None = None
     log_likelihoods: bool = True
     key: str | None = None
+    card: dict[str, Any] = field(default_factory=dict)
     template: str = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def generated(self, prompt: str, body: dict[str, Any]) -> str:
+    def ids(self, prompt: str | list[int] | list[list[int]]) -> list[int]:
+        """Token ids of a prompt, which comes as text, as ids, or as a batch of one."""
+        if isinstance(prompt, str):
+            return list(self.tokenizer.encode(prompt))
+        return [int(i) for one in prompt for i in (one if isinstance(one, list) else [one])]
+
+    def generated(self, prompt: Any, body: dict[str, Any]) -> str:
         """The greedy continuation of a prompt, not cut at stop strings that came within its last token."""
-        ids = torch.tensor([self.tokenizer.encode(prompt)])
+        ids = torch.tensor([self.ids(prompt)])
         options: dict[str, Any] = {"max_new_tokens": body["max_tokens"], "do_sample": body.get("temperature", 0) > 0}
         if body.get("stop"):
             options |= {"stop_strings": body["stop"], "tokenizer": self.tokenizer}
@@ -50,9 +57,9 @@ class Served:
         out = self.model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=1, **options)
         return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
-    def echoed(self, prompt: str) -> dict[str, Any]:
+    def echoed(self, prompt: Any) -> dict[str, Any]:
         """Log-likelihoods of a prompt's tokens, with one generated token after them, as completions give them."""
-        ids = self.tokenizer.encode(prompt)
+        ids = self.ids(prompt)
         steps = torch.log_softmax(self.model(torch.tensor([ids])).logits[0].float(), dim=-1)
         ids = [*ids, int(steps[-1].argmax())]
         own = [None, *(float(steps[i, t]) for i, t in enumerate(ids[1:]))]
@@ -71,7 +78,7 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             if self._refused():
                 return
-            listed = [{"id": served.name, "object": "model", "max_model_len": 512}]
+            listed = [{"id": served.name, "object": "model", "max_model_len": 512, **served.card}]
             self._send(200, {"object": "list", "data": listed})
 
         def do_POST(self) -> None:
@@ -90,13 +97,15 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
                 prompt = served.tokenizer.apply_chat_template(
                     body["messages"], chat_template=served.template, tokenize=False, add_generation_prompt=True
                 )
-                return {"choices": [{"message": {"role": "assistant", "content": served.generated(prompt, body)}}]}
+                message = {"role": "assistant", "content": served.generated(prompt, body)}
+                return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
             prompt = body["prompt"]
             if not body.get("echo"):
-                return {"choices": [{"text": served.generated(prompt, body), "logprobs": None}]}
+                choice = {"index": 0, "text": served.generated(prompt, body), "finish_reason": "length"}
+                return {"choices": [choice], "usage": {"completion_tokens": body["max_tokens"]}}
             found = served.echoed(prompt) if served.log_likelihoods else None
-            usage = {"prompt_tokens": len(served.tokenizer.encode(prompt))}
-            return {"choices": [{"text": prompt, "logprobs": found}], "usage": usage}
+            usage = {"prompt_tokens": len(served.ids(prompt))}
+            return {"choices": [{"index": 0, "text": "", "logprobs": found}], "usage": usage}
 
         def _refused(self) -> bool:
             if served.key is not None and self.headers.get("Authorization") != f"Bearer {served.key}":

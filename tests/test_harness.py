@@ -16,7 +16,7 @@ from console.cli import run
 from console.errors import EvaluationError, UsageError
 from eval.benchmarks import chosen
 from eval.catalogue import stock_folder
-from eval.engine.memory import cache_bytes_per_token, rows_that_fit
+from eval.harness.backends.batches import batch_sizes, cache_bytes_per_token, generation_rows, scoring_rows
 from eval.harness.settings import Settings
 from eval.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes
 from eval.results.result import EvalResult, Score
@@ -59,7 +59,7 @@ def test_all_kinds_of_benchmarks_run_and_are_saved(
     assert all(0 <= score.value <= 100 for score in result.scores.values())
     assert result.scores["MMLU"].value == pytest.approx(100 * result.harness["results"]["mmlu"]["acc,none"])
     assert result.scores["MMLU"].stderr is not None
-    assert result.settings["batch_size_used"]["generate"] == 64
+    assert result.settings["batch_size_used"] == {"score": 57, "generate": 7}
     for column, outcomes in result.outcomes.items():
         assert outcomes.score(result.scores[column].metric) == pytest.approx(result.scores[column].value)
         assert len(set(outcomes.keys())) == result.scores[column].n
@@ -339,5 +339,15 @@ def test_rows_fit_their_memory() -> None:
     small["num_key_value_heads"] = 3
     large = {"vocab_size": 256000, "hidden_size": 8192, "num_attention_heads": 64, "num_hidden_layers": 80}
     assert cache_bytes_per_token(small, 2) == 2 * 2 * 30 * 3 * 64
-    assert [rows_that_fit(c, 2, 2048, 2 << 30, "cpu") for c in (tiny, small, large)] == [64, 32, 1]
-    assert [rows_that_fit(c, 2, 2048, 64 << 30, "cuda") for c in (tiny, small, large)] == [256, 256, 8]
+    assert [generation_rows(c, 2, 2048, 2 << 30, "cpu") for c in (tiny, small, large)] == [64, 32, 1]
+    assert [generation_rows(c, 2, 2048, 64 << 30, "cuda") for c in (tiny, small, large)] == [256, 256, 8]
+    assert [scoring_rows(c, 300, 2 << 30, "cpu") for c in (tiny, small, large)] == [64, 8, 2]
+
+
+def test_batches_are_cut_by_rows_and_length() -> None:
+    """The size of each row's batch, by hand: a limit that grows as rows get shorter, and equal lengths only."""
+    lengths = [9, 9, 8, 5, 5, 5, 2]
+    assert batch_sizes(lengths, lambda n: 2, False) == [2, 2, 2, 2, 2, 2, 1]
+    assert batch_sizes(lengths, lambda n: 20 // n, False) == [2, 2, 2, 2, 3, 3, 3]
+    assert batch_sizes(lengths, lambda n: 2, True) == [2, 2, 1, 2, 2, 1, 1]
+    assert batch_sizes(lengths, lambda n: 0, False) == [1] * 7

@@ -101,6 +101,7 @@ def test_what_is_known_is_not_asked_again(
     """A second run loads no model and scores the same; another batch size changes nothing, other lengths ask again,
     --regenerate asks for all, and changed weights are another model."""
     from eval.harness import evaluation as harness
+    from eval.harness import models
 
     model = tmp_path / "model"
     shutil.copytree(checkpoint, model)
@@ -114,7 +115,7 @@ def test_what_is_known_is_not_asked_again(
     total = first.settings["answers"]["new"]
     assert first.settings["answers"]["from the journal"] == 0
     with monkeypatch.context() as without:
-        without.setattr(harness, "make_engine", lambda *_: pytest.fail("a model was loaded"))
+        without.setattr(models, "make_backend", lambda *_: pytest.fail("a model was loaded"))
         again = harness.evaluate(str(model), settings, save_path=out)
         assert answers(replace(settings, batch_size="2")) == {"from the journal": total, "new": 0}
     assert (again.scores, again.outcomes) == (first.scores, first.outcomes)

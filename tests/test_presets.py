@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from math import comb
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,6 +14,7 @@ from console.cli import run
 from console.errors import UsageError
 from eval.benchmarks import UNFENCED, chosen
 from eval.catalogue import stock_folder
+from eval.harness.request_types import Facts
 from eval.harness.settings import Settings, parse_numbers
 from eval.sandbox.supervisor import SandboxSettings
 from eval.tasks import code, scoring
@@ -63,16 +64,18 @@ def test_verdicts_of_maths_by_both_presets(
     said = {"gsm8k": "So 3-1 = 2.\n#### 2", "math": r"I get $\boxed{2}$."}
 
     class Says:
+        remarks: ClassVar[list[str]] = []
+
         def answer(self, requests: Any, answered: Any) -> None:
             for r in requests:
-                answered(r, said["gsm8k" if "gsm8k" in r.task else "math"])
+                answered(r, said["gsm8k" if "gsm8k" in r.task else "math"], Facts())
 
         def used(self) -> dict[str, Any]:
             return {}
 
-    from eval.harness import evaluation as harness
+    from eval.harness import models
 
-    monkeypatch.setattr(harness, "make_engine", lambda *_: Says())
+    monkeypatch.setattr(models, "make_backend", lambda *_: Says())
     asked = replace(settings, math_benchmarks=("gsm8k", "math"))
     result, _ = evaluated(checkpoint, asked)
     assert (result.scores["GSM8K"].value, result.scores["GSM8K"].beside["flexible match"].value) == (50.0, 50.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +27,16 @@ def served(checkpoint: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
-def settings(data_dir: Path, served: Served) -> Settings:
+def settings(data_dir: Path, served: Served, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A subject of MMLU and GSM8K, asked of the server."""
+    from lm_eval.models import api_models
+    from tenacity import wait_none
+
+    monkeypatch.setattr(api_models, "wait_exponential", lambda **_: wait_none())
     served.requests.clear()
     return Settings(
         benchmarks=("mmlu_anatomy",), math_benchmarks=("gsm8k",), data_dir=data_dir, offline=True, dtype="float32",
-        math_max_tokens=8, quiet=True, backend="openai", base_url=served.url,
+        math_max_tokens=8, quiet=True, backend="openai", base_url=served.url, model_args={"tokenizer": str(checkpoint)},
     )  # fmt: skip
 
 
@@ -42,7 +47,7 @@ def test_a_server_answers_as_the_model_here(
     from eval.harness.evaluation import evaluate
 
     remote = evaluate("tiny-llama", settings, save_path=tmp_path)
-    local = evaluate(str(checkpoint), replace(settings, backend="hf", base_url=None), save_path=tmp_path)
+    local = evaluate(str(checkpoint), replace(settings, backend="hf", base_url=None, model_args={}), save_path=tmp_path)
     assert remote.scores == local.scores
     for column, outcomes in local.outcomes.items():
         assert isinstance(outcomes, Outcomes)
@@ -66,18 +71,48 @@ def _answers(folder: Path) -> dict[tuple[str, int, int], object]:
     return {(e["task"], e["item"], e["n"]): e["answer"] for e in lines if "key" in e}
 
 
-def test_continuations_are_found_in_any_servers_spelling() -> None:
-    """A leading blank as part of a token, as a sign, dropped, or as a token of its own; text that is not there."""
-    from eval.engine.remote import _spelling
+def test_another_model_behind_the_same_name_is_asked_again(
+    served: Served, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of a served model are not used for another `root` or `created`; a server that gives the time of the
+    question as `created` is one model."""
+    from eval.harness.evaluation import evaluate
 
-    assert _spelling(["<s>", "Answer", ":", " A"], " A") == 1
-    assert _spelling(["<s>", "Answer", ":", "\u2581A"], " A") == 1
-    assert _spelling(["<s>", "Answer", ":", "A"], " A") == 1
-    assert _spelling(["Answer", ":", " ", "A"], " A") == 2
-    assert _spelling(["Answer", ":", "\n", "A"], "A") == 1
-    assert _spelling(["is", " ", " two", " wo", "rds"], " two words") == 3
-    assert _spelling(["Answer", ":", " B"], " A") is None
-    assert _spelling([" A"], " A") is None
+    one = replace(settings, benchmarks=(), limits={"": 1})
+
+    def new(**card: object) -> int:
+        monkeypatch.setattr(served, "card", card)
+        return int(evaluate("tiny-llama", one, save_path=tmp_path).settings["answers"]["new"])
+
+    assert [new(created=1), new(created=1), new(created=2), new(created=2, root="/models/b")] == [1, 0, 1, 1]
+    assert [new(created=time.time()), new(created=time.time() + 1)] == [1, 0]
+
+
+def test_samples_are_drawn_by_seeds_of_their_own(served: Served, settings: Settings) -> None:
+    """Three draws of each question are sent with three seeds, the same in a second run, and with nothing else that
+    changes the distribution."""
+    from eval.harness.evaluation import evaluate_with_samples
+
+    drawn = replace(settings, benchmarks=(), n_samples=3, temperature=1.0, limits={"": 2})
+    _, samples = evaluate_with_samples("tiny-llama", drawn)
+    seeds = [body["seed"] for body in served.requests]
+    assert len(set(seeds)) == 6
+    assert not {"top_k", "top_p", "repetition_penalty"} & set(served.requests[0])
+    assert all(len(set(s["resps"][0])) == 3 for s in samples["gsm8k_paper"])
+    assert all(s["tokens"] == [[8, 8, 8]] for s in samples["gsm8k_paper"])
+    served.requests.clear()
+    _, again = evaluate_with_samples("tiny-llama", drawn)
+    assert [s["resps"] for s in again["gsm8k_paper"]] == [s["resps"] for s in samples["gsm8k_paper"]]
+
+
+def test_log_likelihoods_need_the_tokenizer(served: Served, settings: Settings) -> None:
+    """Without it, multiple choice is refused in a sentence that says what to give; generations run."""
+    from eval.harness.evaluation import evaluate
+
+    bare = replace(settings, model_args={})
+    with pytest.raises(EvaluationError, match="--model_args tokenizer=FOLDER"):
+        evaluate("tiny-llama", bare)
+    assert evaluate("tiny-llama", replace(bare, benchmarks=())).scores["GSM8K"].n == 4
 
 
 def test_chats_are_sent_as_messages(served: Served, settings: Settings) -> None:
@@ -92,19 +127,15 @@ def test_chats_are_sent_as_messages(served: Served, settings: Settings) -> None:
     assert "How many are left?" in body["messages"][0]["content"]
     prompt = f"user: {body['messages'][0]['content']}\nassistant:"
     assert samples["gsm8k_paper"][0]["resps"] == [[served.generated(prompt, {"max_tokens": 8})]]
-    with pytest.raises(EvaluationError, match="servers do not give of chats"):
+    with pytest.raises(EvaluationError, match="Servers do not give log-likelihoods of chats"):
         evaluate_with_samples("tiny-llama", replace(chat, benchmarks=("mmlu_anatomy",)))
 
 
-def test_a_server_that_fails_now_and_then_is_asked_again(
-    served: Served, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_server_that_fails_now_and_then_is_asked_again(served: Served, settings: Settings, tmp_path: Path) -> None:
     """Failures of the moment (429, 503) are repeated; lasting ones end the run, keeping what was answered, and the
     next run goes on from there."""
-    from eval.harness import server
     from eval.harness.evaluation import evaluate
 
-    monkeypatch.setattr(server, "PAUSES", (0.0,) * 3)
     expected = evaluate("tiny-llama", settings).scores
     served.failures[:] = [503, 429, 500]
     assert evaluate("tiny-llama", settings).scores == expected

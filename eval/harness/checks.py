@@ -9,6 +9,7 @@ from typing import Any
 
 from console.errors import UsageError
 from eval.harness.identity import WEIGHTS
+from eval.harness.references import ADAPTER_CONFIG, ModelReference
 from eval.harness.settings import PAPER_LENGTH
 
 HUB_ID = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?(?:@[\w./-]+)?")
@@ -20,6 +21,10 @@ LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 
 def check_model(model: str, apply_chat_template: bool, max_model_len: int | None) -> None:
     """Raise UsageError, one sentence, for a model that cannot be evaluated; a hub id is checked when it is read."""
+    reference = ModelReference.parse(model)
+    if reference.adapter is not None:
+        _check_adapter(reference.adapter)
+        model = reference.base
     folder = Path(model)
     if not folder.is_dir():
         if folder.exists():
@@ -27,6 +32,9 @@ def check_model(model: str, apply_chat_template: bool, max_model_len: int | None
         if model.startswith((".", "/", "~")) or not HUB_ID.fullmatch(model):
             raise UsageError(f"--model {model} does not exist, and is no hub id (organisation/name) either.")
         return
+    if not (folder / "config.json").is_file() and (folder / ADAPTER_CONFIG).is_file():
+        base = _json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
+        raise UsageError(f"--model {model} is an adapter; give it with its base as {base}+{model}.")
     if not (folder / "config.json").is_file():
         raise UsageError(f"--model {model} has no config.json; give the folder of one checkpoint.")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -39,6 +47,14 @@ def check_model(model: str, apply_chat_template: bool, max_model_len: int | None
     if apply_chat_template and not _has_template(folder):
         raise UsageError(f"--model {model} has no chat template; leave out --apply_chat_template.")
     check_length(own_length(_json(folder / "config.json")), max_model_len, model)
+
+
+def _check_adapter(name: str) -> None:
+    if Path(name).is_dir():
+        if not (Path(name) / ADAPTER_CONFIG).is_file():
+            raise UsageError(f"{name} is not an adapter: it has no {ADAPTER_CONFIG}.")
+    elif name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
+        raise UsageError(f"The adapter {name} does not exist, and is no hub id (organization/name) either.")
 
 
 def check_length(own: int | None, asked: int | None, model: str) -> None:

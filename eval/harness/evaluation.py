@@ -8,21 +8,23 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from console.cli import say
-from console.errors import EvaluationError
+from console.errors import EvaluationError, UsageError
 from eval.benchmarks import Benchmark
-from eval.harness import identity
+from eval.harness import identity, models
 from eval.harness.checks import check_model
 from eval.harness.journal import Journal
-from eval.harness.models import Subject, identify, make_engine, place, scope_of, subject_of, with_weights
+from eval.harness.model_args import SAMPLING
+from eval.harness.models import EvaluatedModel
 from eval.harness.ranks import Ranks
-from eval.harness.request_types import Engine
+from eval.harness.references import label_of
+from eval.harness.request_types import Backend
 from eval.harness.server import Server
 from eval.harness.settings import Settings
 from eval.mirror import check_data
@@ -95,8 +97,8 @@ def evaluate_share(
     with ExitStack() as stack:
         stack.enter_context(environment(settings, local=not isinstance(model, str) or Path(model).is_dir()))
         stack.enter_context(muted(settings))
-        settings = place(settings, model, ranks)
-        subject = subject_of(model, settings, tokenizer, name)
+        settings = models.resolve_device(settings, model, ranks)
+        subject = models.describe(model, settings, tokenizer, name)
         from eval import grading
         from eval.harness import requests as asking
         from eval.loading import load
@@ -105,12 +107,22 @@ def evaluate_share(
         loaded = load(tuple(benchmarks), settings)
         remarks = configure(loaded, settings, subject.length)
         plan = plan_items(loaded, settings, remarks)
+        remarks += _setting_remarks(settings)
+
+        def report(remark: str) -> None:
+            if remark not in remarks:
+                remarks.append(remark)
+                say(remark, settings.quiet or not ranks.first)
+
         for remark in remarks:
             say(remark, settings.quiet or not ranks.first)
-        subject = with_weights(subject)
+        subject = models.with_weights(subject, settings)
         who, scope = _identified(subject, settings, save_path)
         with seeded(settings.seed):
-            asked = asking.build(loaded, settings, plan, scope, subject.template(settings.apply_chat_template))
+            template = subject.template(settings.apply_chat_template, report)
+            rule = models.special_tokens_of(subject, settings)
+            asked = asking.build(loaded, settings, plan, scope, template, rule)
+        _check_thinking(asked, settings)
         journal = stack.enter_context(
             Journal(model_folder(save_path, subject.label) if save_path else None, ranks.rank)
         )
@@ -119,7 +131,7 @@ def evaluate_share(
         ranks.wait()  # before anybody adds to the journal: the shares follow from what it lacks
         known = _known(asked, journal)
         prepared = round(time.time() - started, 1)  # imports, tokenizer, tasks, prompts: what comes before the weights
-        source = _Lazy(subject, settings, who, journal, remarks, ranks)
+        source = _Lazy(subject, settings, who, journal, report)
 
         def show(column: str, total: int, done: int, ahead: float) -> Progress:
             return Progress(column, total, done, not settings.quiet and ranks.first, ahead, screen)
@@ -127,7 +139,7 @@ def evaluate_share(
         with muted(settings, progress=True):
             seconds = asking.answer_all(asked, journal, source, ranks, show)
         used = source.used()
-        source.engine = None
+        source.backend = None
         gc.collect()  # the next model of the same process finds the memory free
         ranks.wait()
         if not ranks.first:
@@ -135,10 +147,14 @@ def evaluate_share(
         if ranks.count > 1:
             journal.reread()
         asking.assign(asked, journal)
+        truncated = asking.truncated_prompts(asked, journal)
+        for benchmark, count in truncated.items():
+            report(f"{benchmark}: the prompts of {count} items lost their beginning to fit {subject.length} tokens.")
         raw = grading.grade(loaded, plan, settings)
+        _add_facts(raw["samples"], asking.facts_of(asked, journal))
     seconds = {"total": round(time.time() - started, 1), "prepare": prepared, "load": source.seconds} | seconds
     settings_used = settings.recorded() | used | {"max_length": subject.length, "processes": ranks.count}
-    settings_used |= {"remarks": remarks, "answers": known}
+    settings_used |= {"remarks": remarks, "answers": known, "prompts_truncated": truncated}
     return assembled(subject.label, benchmarks, loaded, raw, settings_used, who, seconds, started)
 
 
@@ -198,7 +214,7 @@ def preflight(model: Any, settings: Settings, save_path: Path | None = None) -> 
         Server(str(settings.base_url)).check(model)
     elif isinstance(model, str):
         check_model(model, settings.apply_chat_template, settings.max_model_len)
-        Lineage.of_checkpoint(model)  # a broken run record is said now, not after hours of scoring
+        Lineage.of_checkpoint(label_of(model))  # a broken run record is said now, not after hours of scoring
     if save_path is not None:
         check_save_path(save_path)
     if settings.offline:
@@ -206,12 +222,12 @@ def preflight(model: Any, settings: Settings, save_path: Path | None = None) -> 
     return benchmarks
 
 
-def _identified(subject: Subject, settings: Settings, save_path: Path | None) -> tuple[Identity, str]:
+def _identified(subject: EvaluatedModel, settings: Settings, save_path: Path | None) -> tuple[Identity, str]:
     """The model's identity, and the scope of its answers; a loaded model is only digested for a journal."""
     if not isinstance(subject.model, str) and save_path is None:
         return Identity("not taken", None), "in memory"
-    found, commit = identify(subject, settings)
-    return Identity(found, commit, _gpus(settings)), scope_of(found, settings, subject)
+    found, commit = models.identify(subject, settings)
+    return Identity(found, commit, _gpus(settings)), models.scope_of(found, settings, subject)
 
 
 def _gpus(settings: Settings) -> tuple[str, ...]:
@@ -230,25 +246,62 @@ def _known(asked: Mapping[Benchmark, Any], journal: Journal) -> dict[str, int]:
     return {"from the journal": known, "new": len(keys) - known}
 
 
+def _setting_remarks(settings: Settings) -> list[str]:
+    """Return the backend that runs, and settings without an effect."""
+    package = {"hf": "transformers", "vllm": "vllm", "openai": "lm-eval"}[settings.backend]
+    where = str(settings.base_url) if settings.backend == "openai" else f"{settings.device}, {settings.dtype}"
+    remarks = [
+        f"Backend: lm-eval's {settings.backend} ({package} {versions().get(package.replace('-', '_'), '')}) on {where}."
+    ]
+    temperature = settings.gen_kwargs.get("temperature") or settings.temperature or settings.gen_kwargs.get("do_sample")
+    idle = [name for name in SAMPLING if name in settings.gen_kwargs]
+    if idle and not temperature:
+        remarks.append(
+            f"--gen_kwargs {', '.join(idle)} without a temperature above 0: greedy answers do not depend on it."
+        )
+    if settings.batch_size.startswith("auto:") and not settings.device.startswith("cuda"):
+        remarks.append(f"--batch_size {settings.batch_size} is auto without a GPU: memory is estimated for each batch.")
+    return remarks
+
+
+def _check_thinking(asked: Mapping[Benchmark, Any], settings: Settings) -> None:
+    """Raise UsageError where a reasoning model is to score choices, which it does without its reasoning."""
+    if not settings.model_args.get("enable_thinking"):
+        return
+    names = [b.name for b, pairs in asked.items() if any(r.kind != "generate" for _, rs in pairs for r in rs)]
+    if names:
+        raise UsageError(f"--model_args enable_thinking=true: {', '.join(names)} scores choices without generating.")
+
+
+def _add_facts(samples: Mapping[str, list[dict[str, Any]]], facts: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    """Add number of tokens, finish reason and truncation of each answer to the samples."""
+    for task, items in samples.items():
+        for item in items:
+            item.update(facts.get((task, item["doc_id"]), {}))
+
+
 class _Lazy:
-    """The engine, made when it is first needed."""
+    """The backend, made when it is first needed."""
 
     def __init__(
-        self, subject: Subject, settings: Settings, who: Identity, journal: Journal, remarks: list[str], ranks: Ranks
-    ) -> None:
+        self, subject: EvaluatedModel, settings: Settings, who: Identity, journal: Journal,
+        report: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self.subject, self.settings, self.who, self.journal = subject, settings, who, journal
-        self.remarks, self.ranks = remarks, ranks
-        self.engine: Engine | None = None
+        self.report = report
+        self.backend: Backend | None = None
         self.seconds = 0.0
 
-    def __call__(self) -> Engine:
-        if self.engine is None:
+    def __call__(self) -> Backend:
+        if self.backend is None:
             started = time.monotonic()
-            self.engine = make_engine(self.subject, self.settings)
+            self.backend = models.make_backend(self.subject, self.settings)
             self.seconds = round(time.monotonic() - started, 1)
+            for remark in self.backend.remarks:
+                self.report(remark)
             run = {"model": self.subject.label, "digest": self.who.digest, "settings": self.settings.recorded()}
             self.journal.begin(run | {"versions": versions(), "time": time.strftime("%Y-%m-%d %H:%M:%S")})
-        return self.engine
+        return self.backend
 
     def used(self) -> dict[str, Any]:
-        return dict(self.engine.used()) if self.engine is not None else {}
+        return dict(self.backend.used()) if self.backend is not None else {}

@@ -9,6 +9,7 @@ from console.cli import Parser, add_output_flags
 from console.errors import UsageError
 from console.files import user_path
 from eval.benchmarks import PRESETS
+from eval.harness.model_args import parse
 from eval.harness.settings import BACKENDS, DTYPE_OF, DTYPES, PAPER_LENGTH, SANDBOXES, Settings, parse_numbers
 from eval.tasks.prompts import TEMPLATES
 
@@ -64,6 +65,8 @@ def _how(p: Parser) -> None:
     g.add_argument("--max_gen_toks", type=int, help="fewer new tokens per answer of lm-eval's generation tasks")
     g.add_argument("--n_samples", type=int, default=1, help="answers per item, for pass@k; needs --temperature")
     g.add_argument("--temperature", type=float, default=0.0, help="of drawn answers; 0 is greedy")
+    g.add_argument("--gen_kwargs", help="generation settings of every task: top_p=0.9,repetition_penalty=1.1,...")
+    g.add_argument("--system_instruction", help="system message, or text before each prompt without a chat template")
     g.add_argument(
         "--allow_code_execution",
         action="store_true",
@@ -78,7 +81,10 @@ def _how(p: Parser) -> None:
 def _where(p: Parser) -> None:
     g = p.add_argument_group("where it runs and where results go")
     g.add_argument(
-        "--backend", choices=BACKENDS, default="auto", help="auto is vllm where installed with a GPU, else hf"
+        "--backend", choices=BACKENDS, default="auto", help="lm-eval's model: hf (auto too), vllm, or a server"
+    )
+    g.add_argument(
+        "--model_args", help="arguments of lm-eval's model: trust_remote_code=true,attn_implementation=eager,..."
     )
     g.add_argument("--base_url", help="of an OpenAI-compatible server, for --backend openai: http://localhost:8000/v1")
     g.add_argument("--n_gpu", type=int, help="GPUs to use; 0 for the CPU (default: all visible)")
@@ -88,7 +94,9 @@ def _where(p: Parser) -> None:
     g.add_argument("--dtype", choices=DTYPES, help=dtype)
     length = f"tokens of prompt and answer (default: the model's own, at most {PAPER_LENGTH})"
     g.add_argument("--max_model_len", type=int, help=length)
-    g.add_argument("--batch_size", default="auto", help="rows per batch, or requests at a time; auto: as many as fit")
+    g.add_argument(
+        "--batch_size", default="auto", help="rows per batch, or requests at a time; auto or auto:N: as many as fit"
+    )
     g.add_argument(
         "--save_path", type=user_path, default=Path("results"), help="folder that results and answers are added to"
     )
@@ -121,6 +129,9 @@ def settings_of(a: argparse.Namespace) -> Settings:
         num_fewshot=parse_numbers("num_fewshot", a.num_fewshot),
         backend=a.backend,
         base_url=a.base_url,
+        model_args=parse("model_args", a.model_args),
+        gen_kwargs=parse("gen_kwargs", a.gen_kwargs),
+        system_instruction=a.system_instruction,
         device=a.device,
         n_gpu=a.n_gpu,
         data_parallel=a.data_parallel,

@@ -20,7 +20,7 @@ from console.processor import usable_cores
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 BESIDE = (
     "*config.json", "*.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*",
-    "merges.txt", "*.model", "chat_template*", "*.tiktoken", "tekken.json",
+    "merges.txt", "*.model", "chat_template*", "*.tiktoken", "tekken.json", "*.py",
 )  # fmt: skip
 """What decides a model's answers, besides its weights; records, cards and logs do not."""
 
@@ -34,7 +34,17 @@ def model_digest(folder: Path) -> str:
     weights = next((found for pattern in WEIGHTS if (found := [n for n in names if fnmatch(n, pattern)])), None)
     if not weights:
         raise BadInputError(f"{folder} holds no weights (model.safetensors, or shards with an index).")
-    chosen = sorted({*weights, *(n for n in names if any(fnmatch(n, p) for p in BESIDE))})
+    return _files_digest(folder, {*weights, *(n for n in names if any(fnmatch(n, p) for p in BESIDE))})
+
+
+def adapter_digest(folder: Path) -> str:
+    """Return "sha256:..." over the configuration and weights of an adapter."""
+    names = {f.name for f in folder.iterdir() if f.is_file() and fnmatch(f.name, "adapter_*")}
+    return _files_digest(folder, names)
+
+
+def _files_digest(folder: Path, names: set[str]) -> str:
+    chosen = sorted(names)
     with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
         digests = list(pool.map(lambda file: known_digest(file) or file_digest(file), map(folder.joinpath, chosen)))
     return "sha256:" + _over(zip(chosen, digests, strict=True))

@@ -1,22 +1,25 @@
-"""The journal of a model's answers: one JSON line each, appended when it is known, found again by its key.
+"""Journal of a model's answers: one JSON line each, appended when its batch ends, found again by its key.
 
-A run that stops loses at most what was being computed; the line it was cut in is skipped when read. Several processes
-of one run write a file each.
+A run that stops loses at most the batch that was being computed; a line cut short is skipped when read. Several
+processes of one run write a file each; of several answers to one request the newest counts.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from console.errors import BadInputError
-from eval.harness.request_types import Answer, Request
+from eval.harness.request_types import Answer, Facts, Request
 
 NAME = "generations"
+FACTS = tuple(f.name for f in fields(Facts))
 
 
 class Journal:
@@ -27,14 +30,16 @@ class Journal:
         self._path = folder / (f"{NAME}.jsonl" if not rank else f"{NAME}-{rank}.jsonl") if folder else None
         self._file: int | None = None
         self.answers: dict[str, Answer] = {}
+        self.facts: dict[str, Facts] = {}
+        self._times: dict[str, float] = {}
         self.spent: dict[str, float] = {}
         """Seconds that earlier runs spent on each benchmark, as far as they came."""
         self.reread()
 
     def reread(self) -> None:
-        """Read what is on disk, by whichever process it was written."""
+        """Read the journals of all processes from the disk."""
         for path in sorted(self._folder.glob(f"{NAME}*.jsonl")) if self._folder and self._folder.is_dir() else ():
-            spent = _read(path, self.answers)
+            spent = self._read(path)
             for benchmark, seconds in spent.items():  # processes work side by side
                 self.spent[benchmark] = max(seconds, self.spent.get(benchmark, 0.0))
 
@@ -42,12 +47,16 @@ class Journal:
         """Note which run the following lines are of: model, settings, versions."""
         self._append({"run": dict(run)})
 
-    def add(self, request: Request, answer: Answer, benchmark: str = "", seconds: float = 0.0) -> None:
+    def add(
+        self, request: Request, answer: Answer, benchmark: str = "", seconds: float = 0.0, facts: Facts | None = None
+    ) -> None:
         """Keep one answer, known `seconds` after this run began with `benchmark`.
 
         It is handed to the system when this returns; only a power cut can lose it.
         """
-        self.answers[request.key] = answer
+        now = time.time()
+        self.answers[request.key], self.facts[request.key] = answer, facts or Facts()
+        self._times[request.key] = now
         self._append(
             {
                 "key": request.key,
@@ -56,14 +65,43 @@ class Journal:
                 "n": request.number,
                 "of": benchmark,
                 "s": round(seconds, 1),
+                "time": round(now, 3),
                 "answer": answer,
+                **(facts or Facts()).to_json(),
             }
         )
 
     def forget(self) -> None:
-        """Take no answer from earlier runs; their lines stay, and later ones of the same key count."""
+        """Take no answer from earlier runs; their lines stay, and newer ones of the same key count."""
         self.answers.clear()
+        self.facts.clear()
         self.spent.clear()
+
+    def _read(self, path: Path) -> dict[str, float]:
+        """Take a file's answers where they are newer; return the seconds of each benchmark, summed over its runs."""
+        total: dict[str, float] = {}
+        run: dict[str, float] = {}
+        with path.open("rb") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line.decode("utf-8", "surrogatepass"))
+                    if "run" in entry:
+                        total, run = _sum(total, run), {}
+                        continue
+                    self._take(entry)
+                    run[entry["of"]] = max(entry["s"], run.get(entry["of"], 0.0))
+                except (ValueError, KeyError, TypeError, IndexError) as error:
+                    if line.endswith(b"\n") and line.lstrip()[:1] not in (b"{", b""):
+                        raise BadInputError(f"{path} is not a journal of answers: {line[:60]!r} ({error}).") from error
+        return _sum(total, run)
+
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        key, answer, written = entry["key"], entry["answer"], float(entry.get("time", 0.0))
+        if written < self._times.get(key, 0.0):
+            return
+        self.answers[key] = (float(answer[0]), bool(answer[1])) if isinstance(answer, list) else answer
+        self.facts[key] = Facts(**{name: entry.get(name) for name in FACTS})
+        self._times[key] = written
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self._path is None:
@@ -95,26 +133,6 @@ def _open(path: Path) -> int:
 def _write_all(file: int, data: bytes) -> None:
     while data:
         data = data[os.write(file, data) :]
-
-
-def _read(path: Path, answers: dict[str, Answer]) -> dict[str, float]:
-    """Add a file's answers to `answers`; return the seconds spent on each benchmark, summed over its runs."""
-    total: dict[str, float] = {}
-    run: dict[str, float] = {}
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                entry = json.loads(line.decode("utf-8", "surrogatepass"))
-                if "run" in entry:
-                    total, run = _sum(total, run), {}
-                    continue
-                answer = entry["answer"]
-                answers[entry["key"]] = (float(answer[0]), bool(answer[1])) if isinstance(answer, list) else answer
-                run[entry["of"]] = max(entry["s"], run.get(entry["of"], 0.0))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                if line.endswith(b"\n") and line.lstrip()[:1] not in (b"{", b""):
-                    raise BadInputError(f"{path} is not a journal of answers: {line[:60]!r} ({error}).") from error
-    return _sum(total, run)
 
 
 def _sum(total: Mapping[str, float], run: Mapping[str, float]) -> dict[str, float]:

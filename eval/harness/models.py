@@ -1,33 +1,45 @@
-"""The model behind an evaluation: where it runs, its configuration, tokenizer and identity. Imports no lm-eval."""
+"""The model of an evaluation: its device, configuration, tokenizer, identity, and lm-eval's model of it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from console.errors import BadInputError, EvaluationError, UsageError
+from console.errors import BadInputError, EvaluationError, ProjectError, UsageError, first_line
 from console.processor import product_dtype
-from eval.engine.remote import AT_ONCE, RemoteEngine, messages_as_json
-from eval.harness import identity
+from eval.benchmarks import Benchmark
+from eval.harness import identity, references
 from eval.harness.checks import check_length, own_length, usable_length
+from eval.harness.corrections import VERSION
+from eval.harness.corrections.chat_template import render
+from eval.harness.corrections.encoding import adds_special_tokens
+from eval.harness.model_args import answer_changing
 from eval.harness.ranks import Ranks
-from eval.harness.request_types import Engine, digest
+from eval.harness.request_types import Backend, digest
 from eval.harness.server import Server
 from eval.harness.settings import Settings
 
-HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py")
-HUB_WEIGHTS = ("*.safetensors",)
+PACKAGES = {
+    "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes", "autogptq": "auto_gptq", "gptqmodel": "gptqmodel",
+}  # fmt: skip
+"""Arguments of --model_args that need a package."""
+API_PACKAGES = ("aiohttp", "requests", "tenacity")
+HANDLED = ("tokenizer", "revision", "add_bos_token", "enable_thinking", "chat_template_args", "trust_remote_code",
+           "think_end_token")  # fmt: skip
+"""Arguments of --model_args that are used before lm-eval's model is made."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The model to be evaluated: as asked for, what it is called, and what prompts and lengths depend on.
+class EvaluatedModel:
+    """A model before its weights are loaded: what prompts and lengths depend on.
 
-    `model` is a folder, a hub id, or a loaded transformers model; `folder` where its files are, once that is known.
+    `model` is a model reference, a server's name, or a loaded transformers model; `folder` and `adapter` are where its
+    files are.
     """
 
     model: Any
@@ -36,54 +48,92 @@ class Subject:
     config: Mapping[str, Any]
     length: int
     folder: Path | None = None
+    adapter: Path | None = None
+    template_args: Mapping[str, Any] = field(default_factory=dict)
 
-    def template(self, apply: bool) -> Callable[..., str] | None:
-        """How chats become prompts; None where prompts are plain text. A server renders them itself."""
+    def template(self, apply: bool, report: Callable[[str], None] = lambda _: None) -> Callable[..., str] | None:
+        """Return what renders a chat as a prompt; None for plain prompts. A server renders chats itself."""
         if not apply:
             return None
-        return self._rendered if self.tokenizer is not None else messages_as_json
+        if self.tokenizer is None:
+            from eval.harness.backends.openai import messages_as_json
 
-    def _rendered(self, chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        import jinja2
+            return messages_as_json
 
-        options = {
-            "tokenize": False,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": not add_generation_prompt,
-        }
-        try:
-            return str(self.tokenizer.apply_chat_template(chat, **options))
-        except jinja2.exceptions.TemplateError:  # templates that refuse a system message
-            return str(self.tokenizer.apply_chat_template([m for m in chat if m["role"] != "system"], **options))
+        def rendered(chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            return render(self.tokenizer, chat, add_generation_prompt, self.template_args, report)
+
+        return rendered
 
 
-def subject_of(model: Any, settings: Settings, tokenizer: Any = None, name: str | None = None) -> Subject:
-    """Read configuration and tokenizer; check template and length. No weights. Raises UsageError, BadInputError."""
+def describe(model: Any, settings: Settings, tokenizer: Any = None, name: str | None = None) -> EvaluatedModel:
+    """Read configuration and tokenizer; check template, length, reasoning token and adapter. Loads no weights.
+
+    Raises:
+        UsageError, BadInputError: The model cannot be evaluated with these settings.
+    """
     if settings.backend == "openai":
-        said = Server(str(settings.base_url)).check(model)
-        own = said.get("max_model_len")
+        card = Server(str(settings.base_url)).check(model)
+        own = card.get("max_model_len")
         check_length(own, settings.max_model_len, model)
-        return Subject(model, name or model, None, {}, usable_length(own, settings.max_model_len, settings.preset))
-    label = name or (model if isinstance(model, str) else getattr(model, "name_or_path", "") or type(model).__name__)
-    folder = small_files(model) if isinstance(model, str) else None
-    if folder is not None:
-        tokenizer = load_tokenizer(folder, label)
+        return EvaluatedModel(
+            model, name or model, None, {}, usable_length(own, settings.max_model_len, settings.preset)
+        )
+    arguments = settings.model_args
+    folder = adapter = None
+    if isinstance(model, str):
+        reference = references.ModelReference.parse(model)
+        label = name or reference.label
+        folder = references.small_files(reference.base, arguments.get("revision"))
+        adapter = references.adapter_folder(reference.adapter) if reference.adapter else None
+        tokenizer = load_tokenizer(folder, label, settings)
     elif tokenizer is None:
         raise UsageError("A loaded model needs its tokenizer: evaluate(model, settings, tokenizer=...).")
+    else:
+        label = name or getattr(model, "name_or_path", "") or type(model).__name__
     if settings.apply_chat_template and not getattr(tokenizer, "chat_template", None):
         raise UsageError(f"The tokenizer of {label} has no chat template; leave out --apply_chat_template.")
-    config = (load_config(folder, label) if folder is not None else model.config).to_dict()
+    _check_think_token(arguments.get("think_end_token"), tokenizer, label)
+    loaded_config = load_config(folder, label, settings) if folder is not None else model.config
+    config = loaded_config.to_dict()
     own = own_length(config)
     check_length(own, settings.max_model_len, label)
-    return Subject(model, label, tokenizer, config, usable_length(own, settings.max_model_len, settings.preset), folder)
+    if adapter is not None:
+        from eval.harness.backends.adapter import check_adapter
+
+        check_adapter(loaded_config, adapter, label)
+    template_args = dict(arguments.get("chat_template_args") or {})
+    if arguments.get("enable_thinking") is not None:
+        template_args["enable_thinking"] = arguments["enable_thinking"]
+    length = usable_length(own, settings.max_model_len, settings.preset)
+    return EvaluatedModel(model, label, tokenizer, config, length, folder, adapter, template_args)
 
 
-def place(settings: Settings, model: Any, ranks: Ranks) -> Settings:
-    """Return the settings with backend, device, GPUs and dtype decided. Raises UsageError for a GPU not there."""
+def _check_think_token(token: Any, tokenizer: Any, label: str) -> None:
+    """Raise UsageError for a reasoning token that the vocabulary lacks."""
+    if token is None:
+        return
+    is_id = isinstance(token, int) or str(token).isdigit()
+    if (int(token) >= len(tokenizer)) if is_id else (token not in tokenizer.get_vocab()):
+        raise UsageError(f"--model_args think_end_token={token} is not in the vocabulary of {label}.")
+
+
+def resolve_device(settings: Settings, model: Any, ranks: Ranks) -> Settings:
+    """Return the settings with backend, device, GPUs and dtype decided.
+
+    Raises:
+        UsageError: A device or package is missing, or flags contradict each other.
+    """
     if settings.backend == "openai":
         if not isinstance(model, str) or ranks.count > 1:
             raise UsageError("--backend openai asks a server for a model by its name, from one process.")
+        _check_packages(API_PACKAGES, "--backend openai")
         return replace(settings, device="server", n_gpu=0, dtype=settings.dtype or "auto")
+    for argument, package in PACKAGES.items():
+        if settings.model_args.get(argument):
+            _check_packages((package,), f"--model_args {argument}")
+    if isinstance(model, str) and references.ModelReference.parse(model).adapter:
+        _check_packages(("peft",), f"--model {model}")
     import torch
 
     if not isinstance(model, str):
@@ -97,14 +147,15 @@ def place(settings: Settings, model: Any, ranks: Ranks) -> Settings:
         raise UsageError(f"--n_gpu {settings.n_gpu} is more than the {visible} GPUs visible here.")
     if kind == "cuda" and (not visible or int(index or 0) >= visible):
         raise UsageError(f"--device {settings.device} is not here: {visible} GPUs are visible.")
-    gpu = kind != "cpu" and visible > 0 and settings.n_gpu != 0
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps is not here: torch finds no Metal device.")
+    gpu = kind not in ("cpu", "mps") and visible > 0 and settings.n_gpu != 0
     if kind == "cuda" and not gpu:
         raise UsageError(f"--device {settings.device} and --n_gpu 0 contradict each other.")
     several = ranks.count > 1
-    settings = replace(settings, dtype=settings.dtype or product_dtype("cuda" if gpu else "cpu"))
-    backend = settings.backend
-    if backend == "auto":
-        backend = "vllm" if gpu and find_spec("vllm") and not index and not several else "hf"
+    used = "cuda" if gpu else "mps" if kind == "mps" else "cpu"
+    settings = replace(settings, dtype=settings.dtype or product_dtype(used))
+    backend = "hf" if settings.backend == "auto" else settings.backend
     if backend == "vllm" and (not gpu or not find_spec("vllm")):
         raise UsageError(
             "--backend vllm needs a GPU and the package vllm (`pip install vllm`); --backend hf needs neither."
@@ -124,96 +175,179 @@ def place(settings: Settings, model: Any, ranks: Ranks) -> Settings:
             f"--data_parallel {settings.data_parallel} shares out vllm's GPUs ({count} used); for --backend hf start "
             "the script with `accelerate launch`."
         )
-    device = (settings.device if index else "cuda") if gpu else "cpu"
+    device = settings.device if index else used
     return replace(settings, backend=backend, device=device, n_gpu=count)
 
 
-def small_files(model: str) -> Path:
-    """The folder with a model's configuration and tokenizer; fetched from the hub or found in its cache by an id."""
-    return Path(model) if Path(model).is_dir() else _snapshot(model, HUB_FILES)
+def _check_packages(packages: tuple[str, ...], flag: str) -> None:
+    missing = [p for p in packages if not find_spec(p)]
+    if missing:
+        raise UsageError(f"{flag} needs the package {missing[0]}, which is not installed (`pip install {missing[0]}`).")
 
 
-def with_weights(subject: Subject) -> Subject:
-    """The subject with its weights on disk, for models of the hub."""
-    if subject.folder is None or Path(subject.model).is_dir():
+def with_weights(subject: EvaluatedModel, settings: Settings) -> EvaluatedModel:
+    """Return the model with its weights on disk, for models of the hub."""
+    if subject.folder is None:
         return subject
-    return replace(subject, folder=_snapshot(subject.model, (*HUB_FILES, *HUB_WEIGHTS)))
+    base = references.ModelReference.parse(subject.model).base
+    return replace(subject, folder=references.with_weights(base, settings.model_args.get("revision")))
 
 
-def _snapshot(model: str, patterns: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    name, revision = split(model)
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub's client has a dozen exceptions, and its transport its own
-        raise BadInputError(
-            f"--model {model} is neither a folder here nor to be had from the hub or its cache: {first_line(error)}"
-        ) from error
-
-
-def load_tokenizer(folder: Path, label: str) -> Any:
-    """Load a folder's tokenizer. Raises BadInputError where there is none to load."""
+def load_tokenizer(folder: Path, label: str, settings: Settings) -> Any:
+    """Load a folder's tokenizer, or that of --model_args. Raises BadInputError where there is none to load."""
     from transformers import AutoTokenizer
 
+    arguments = settings.model_args
+    options: dict[str, Any] = {"trust_remote_code": settings.trusts_remote_code}
+    if arguments.get("use_fast_tokenizer") is not None:
+        options["use_fast"] = arguments["use_fast_tokenizer"]
+    if arguments.get("add_bos_token") is not None:
+        options["add_bos_token"] = arguments["add_bos_token"]
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(arguments.get("tokenizer") or folder, **options)
     except Exception as error:  # OSError, ValueError, or whatever a broken file raises in the Rust reader
-        raise BadInputError(f"The tokenizer of {label} could not be loaded: {first_line(error)}") from error
+        raise _not_loaded("tokenizer", label, error) from error
 
 
-def load_config(folder: Path, label: str) -> Any:
+def load_config(folder: Path, label: str, settings: Settings) -> Any:
     """Load a folder's configuration. Raises BadInputError where there is none to load."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trusts_remote_code)
     except Exception as error:  # as above
-        raise BadInputError(f"The configuration of {label} could not be loaded: {first_line(error)}") from error
+        raise _not_loaded("configuration", label, error) from error
 
 
-def identify(subject: Subject, settings: Settings) -> tuple[str, str | None]:
-    """The digest of the model, and its commit where the hub knows it. A server's model goes by name and address."""
+def _not_loaded(part: str, label: str, error: Exception) -> BadInputError:
+    if "trust_remote_code" in str(error):
+        return BadInputError(
+            f"The {part} of {label} needs code of its own; read it, and allow it with --model_args "
+            "trust_remote_code=true."
+        )
+    return BadInputError(f"The {part} of {label} could not be loaded: {first_line(error)}")
+
+
+def identify(subject: EvaluatedModel, settings: Settings) -> tuple[str, str | None]:
+    """Return the digest of the model, and its commit where the hub knows it.
+
+    A server's model goes by name, address and what the server tells of it.
+    """
     if isinstance(subject.model, str) and subject.folder is None:
-        return f"server:{subject.model}@{settings.base_url}", None
+        return Server(str(settings.base_url)).identity(subject.model), None
     if subject.folder is None:
         return identity.loaded_digest(subject.model), None
-    return identity.model_digest(subject.folder), identity.hub_commit(subject.folder)
+    own = identity.model_digest(subject.folder)
+    if subject.adapter is not None:
+        own = f"sha256:{digest(own, identity.adapter_digest(subject.adapter))}"
+    return own, identity.hub_commit(subject.folder)
 
 
-def scope_of(model_digest: str, settings: Settings, subject: Subject) -> str:
-    """What a journal's answers hold for: model, backend, dtype and length."""
-    return digest(model_digest, settings.backend, settings.dtype, subject.length)
+def scope_of(model_digest: str, settings: Settings, subject: EvaluatedModel) -> str:
+    """Return the digest of what a journal's answers hold for besides prompt and generation settings.
+
+    It covers the model, backend, dtype, length, lm-eval's version, that of the corrections, arguments of the model,
+    system instruction and chat template.
+    """
+    template = getattr(subject.tokenizer, "chat_template", None) if settings.apply_chat_template else None
+    return digest(
+        model_digest, settings.backend, settings.dtype, subject.length, version("lm-eval"), VERSION,
+        answer_changing(settings.model_args), settings.system_instruction, settings.apply_chat_template, str(template),
+    )  # fmt: skip
 
 
-def make_engine(subject: Subject, settings: Settings) -> Engine:
-    """Load the model for the backend. Raises EvaluationError where it cannot be loaded."""
-    batch = None if settings.batch_size == "auto" else int(settings.batch_size)
-    if settings.backend == "openai":
-        at_once = batch or AT_ONCE
-        return RemoteEngine(Server(str(settings.base_url)), subject.model, at_once, settings.apply_chat_template)
+def special_tokens_of(subject: EvaluatedModel, settings: Settings) -> Callable[[Benchmark], bool | None]:
+    """Return a function of a benchmark: whether prompts get a begin token; None leaves that to the tokenizer."""
+    forced = settings.model_args.get("add_bos_token")
+    if forced is not None:
+        return lambda _: bool(forced)
+    if subject.config.get("is_encoder_decoder"):
+        return lambda _: None
+    model_type = str(subject.config.get("model_type", ""))
+    return lambda benchmark: adds_special_tokens(settings.preset, benchmark.paper_prompt, model_type)
+
+
+def make_backend(subject: EvaluatedModel, settings: Settings) -> Backend:
+    """Load lm-eval's model for the backend.
+
+    Raises:
+        EvaluationError: It cannot be loaded, or its weights are not complete.
+    """
+    make = {"openai": _openai, "vllm": _vllm, "hf": _hf}[settings.backend]
     try:
-        if settings.backend == "vllm" or subject.config.get("is_encoder_decoder"):
-            from eval.engine.adapter import adapted
-
-            return adapted(subject, settings)
-        from eval.engine.hf import HFEngine
-
-        model = subject.model if subject.folder is None else _load(subject.folder, settings)
-        return HFEngine(model, subject.tokenizer, subject.length, batch)
+        return make(subject, settings)
+    except ProjectError:
+        raise
     except Exception as error:  # loading runs third-party code for every architecture
         raise EvaluationError(f"The model {subject.label} could not be loaded: {first_line(error)}") from error
 
 
-def _load(folder: Path, settings: Settings) -> Any:
-    """transformers on the CPU, on one GPU, or with its layers over several."""
-    from transformers import AutoModelForCausalLM
+def _passed_on(settings: Settings) -> dict[str, Any]:
+    return {k: v for k, v in settings.model_args.items() if k not in HANDLED}
 
-    options: dict[str, Any] = {}
-    if settings.device.startswith("cuda"):
+
+def _openai(subject: EvaluatedModel, settings: Settings) -> Backend:
+    from eval.harness.backends.openai import make
+
+    return make(subject.model, subject.length, settings)
+
+
+def _vllm(subject: EvaluatedModel, settings: Settings) -> Backend:
+    """vLLM on the GPUs that --n_gpu gives: --data_parallel copies, each tensor-parallel over its share."""
+    from eval.harness.backends.answering import LMBackend
+    from eval.harness.backends.vllm import VLLMModel
+
+    show_only(settings)
+    lm = VLLMModel(
+        rows=settings.rows,
+        pretrained=str(subject.folder),
+        tokenizer=settings.model_args.get("tokenizer"),
+        dtype=settings.dtype,
+        tensor_parallel_size=(settings.n_gpu or 1) // settings.data_parallel,
+        data_parallel_size=settings.data_parallel,
+        max_model_len=subject.length,
+        seed=settings.seed,
+        lora_local_path=str(subject.adapter) if subject.adapter else None,
+        trust_remote_code=settings.trusts_remote_code,
+        think_end_token=settings.model_args.get("think_end_token"),
+        **_passed_on(settings),
+    )
+    used = {"dtype_used": str(settings.dtype), "batch_size_used": {"requests at a time": lm.batch_size}}
+    return LMBackend(lm, lambda: used)
+
+
+def _hf(subject: EvaluatedModel, settings: Settings) -> Backend:
+    """transformers on the CPU, on one GPU, on Metal, or with its layers over several GPUs."""
+    from eval.harness.backends.answering import LMBackend
+    from eval.harness.backends.hf import HFModel
+
+    arguments: dict[str, Any] = {
+        "tokenizer": subject.tokenizer, "max_length": subject.length, "softmax_dtype": "float32",
+        "think_end_token": settings.model_args.get("think_end_token"), **_passed_on(settings),
+    }  # fmt: skip
+    if subject.folder is None:
+        pretrained = subject.model
+    else:
         show_only(settings)
-        options["device_map"] = "auto" if (settings.n_gpu or 0) > 1 else settings.device
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=settings.dtype, **options)
+        pretrained = str(subject.folder)
+        arguments |= {
+            "device": settings.device,
+            "dtype": settings.dtype,
+            "trust_remote_code": settings.trusts_remote_code,
+        }
+        if settings.device == "cuda" and (settings.n_gpu or 0) > 1:
+            arguments["parallelize"] = True
+    is_auto = settings.rows is None and settings.device.startswith("cuda")
+    lm = HFModel(
+        pretrained,
+        rows=settings.rows,
+        uses_detection=is_auto,
+        adapter=str(subject.adapter) if subject.adapter else None,
+        label=subject.label,
+        batch_size=settings.batch_size if is_auto else "auto",
+        **arguments,
+    )
+    return LMBackend(lm, lm.used, lm.remarks)
 
 
 def show_only(settings: Settings) -> None:
@@ -223,17 +357,3 @@ def show_only(settings: Settings) -> None:
     if settings.n_gpu and settings.n_gpu < torch.cuda.device_count() and settings.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[: settings.n_gpu])
-
-
-def split(model: str) -> tuple[str, str]:
-    """Split `organisation/name@revision`; a folder has no revision."""
-    if Path(model).is_dir():
-        return model, "main"
-    name, _, revision = model.partition("@")
-    return name, revision or "main"
-
-
-def first_line(error: Exception) -> str:
-    """The error's kind and the first line of its message."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no details'}"

@@ -1,17 +1,35 @@
-"""What a model is asked, and what it answers: the words between tasks, journal and engines. No third-party import."""
+"""Requests to a model and their answers: the types between tasks, journal and backends. No third-party import."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 Answer = str | tuple[float, bool] | float
 """A generation; a continuation's log-likelihood and whether greedy decoding would give it; a text's log-likelihood."""
 
-Answered = Callable[["Request", Answer], None]
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an answer besides itself; None where the model does not tell.
+
+    `tokens` is the number of generated tokens, `finish` is "stop" (end token or stop string) or "length" (the limit),
+    and `prompt_truncated` is True where the prompt lost its beginning to fit the model.
+    """
+
+    tokens: int | None = None
+    finish: str | None = None
+    prompt_truncated: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is known."""
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+
+Answered = Callable[["Request", Answer, Facts], None]
 
 
 @dataclass(frozen=True)
@@ -22,6 +40,7 @@ class Request:
     "rolling" (the log-likelihood of `context` itself). `number` is the choice or the sample of the item. A generation
     ends at one of `until`, after `max_tokens`, or with the model's end token; `temperature` 0 is greedy, else `seed`
     fixes the draws of this one request. `options` are further generation settings by transformers' names.
+    `special_tokens` says whether the tokenizer adds its begin token: None leaves that to the tokenizer.
     """
 
     key: str
@@ -36,6 +55,7 @@ class Request:
     temperature: float = 0.0
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens: bool | None = None
 
     @property
     def work(self) -> int:
@@ -44,14 +64,16 @@ class Request:
         return 1 if self.kind == "generate" else len(self.context) + len(self.continuation)
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     """A model that answers requests, in whatever order suits it."""
 
+    remarks: list[str]
+
     def answer(self, requests: Sequence[Request], answered: Answered) -> None:
-        """Answer every request, calling `answered` for each as soon as its answer is known."""
+        """Answer every request, calling `answered` for each when its batch has ended."""
 
     def used(self) -> Mapping[str, Any]:
-        """What the results file records of this engine: dtype, batch sizes, ..."""
+        """Return what the results file records of this model: dtype, batch sizes, ..."""
 
 
 def digest(*parts: Any) -> str:

@@ -1,17 +1,18 @@
-"""Tasks to requests, and requests to answers in the journal: what is known is not asked again."""
+"""Requests of lm-eval's tasks, and their answers through the journal: what is known is not asked again."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from console.errors import EvaluationError, ProjectError
 from eval.benchmarks import Benchmark
-from eval.harness.journal import Journal
+from eval.harness.journal import FACTS, Journal
 from eval.harness.ranks import Ranks
-from eval.harness.request_types import Answer, Engine, Request, digest, key_of
+from eval.harness.request_types import Answer, Backend, Facts, Request, digest, key_of
 from eval.harness.settings import Settings
 from eval.progress import Progress
 from eval.protocol import Loaded
@@ -31,11 +32,21 @@ def build(
     plan: Mapping[str, Sequence[int]] | None,
     scope: str,
     template: Template | None,
+    special_tokens: Callable[[Benchmark], bool | None] = lambda _: None,
 ) -> dict[Benchmark, list[tuple[Any, list[Request]]]]:
     """Let lm-eval build its prompts; return each of its instances with the requests it stands for.
 
-    `scope` names the model and how it is run, `template` renders a chat. Raises EvaluationError where a task's own
-    prompt code fails.
+    Args:
+        loaded: The tasks of each benchmark.
+        settings: `gen_kwargs` and `system_instruction` apply to every task.
+        plan: Items of each task; None for all.
+        scope: Digest of the model and how it is run.
+        template: Renders a chat; None for plain prompts.
+        special_tokens: Returns for a benchmark whether its prompts get the tokenizer's begin token; None leaves that
+            to the tokenizer.
+
+    Raises:
+        EvaluationError: A task's own prompt code fails.
     """
     asked: dict[Benchmark, list[tuple[Any, list[Request]]]] = {}
     for benchmark, part in loaded.items():
@@ -43,8 +54,12 @@ def build(
         for name, task in part.tasks.items():
             with _one_bar():
                 _build_task(benchmark, task, settings, plan.get(name) if plan else None, template)
+            rule = special_tokens(benchmark)
             for instance in task.instances:
-                asked[benchmark].append((instance, requests_of(instance, name, task.VERSION, settings.seed, scope)))
+                if instance.request_type == "generate_until" and settings.gen_kwargs:
+                    instance.arguments = (instance.args[0], {**instance.args[1], **settings.gen_kwargs})
+                requests = requests_of(instance, name, task.VERSION, settings.seed, digest(scope, rule), rule)
+                asked[benchmark].append((instance, requests))
     return asked
 
 
@@ -55,6 +70,7 @@ def _build_task(
         type(task).build_all_requests(
             task,
             samples=list(chosen) if chosen is not None else None,
+            system_instruction=settings.system_instruction,
             apply_chat_template=template is not None,
             fewshot_as_multiturn=True,
             chat_template=template,
@@ -70,8 +86,10 @@ def _build_task(
         ) from error
 
 
-def requests_of(instance: Any, task: str, version: Any, seed: int, scope: str) -> list[Request]:
-    """The requests of one of lm-eval's instances: one, or as many as samples are drawn."""
+def requests_of(
+    instance: Any, task: str, version: Any, seed: int, scope: str, special_tokens: bool | None = None
+) -> list[Request]:
+    """Return the requests of one of lm-eval's instances: one, or as many as samples are drawn."""
     kind = KINDS[instance.request_type]
     arguments = instance.args
     doc = digest(instance.doc)
@@ -79,21 +97,23 @@ def requests_of(instance: Any, task: str, version: Any, seed: int, scope: str) -
     if kind != "generate":
         key = key_of(scope, task, version, doc, kind, texts, None)
         continuation = texts[1] if len(texts) > 1 else ""
-        return [Request(key, task, instance.doc_id, instance.idx, kind, texts[0], continuation)]
+        one = Request(key, task, instance.doc_id, instance.idx, kind, texts[0], continuation)
+        return [replace(one, special_tokens=special_tokens)]
     settings = normal_settings(arguments[1])
     temperature = settings.pop("temperature")
-    found = []
+    requests = []
     for number in range(instance.repeats or 1):
         draw = {"temperature": temperature, "sample": number, "seed": seed} if temperature else {}
         key = key_of(scope, task, version, doc, kind, texts, settings | draw)
         options = {k: v for k, v in settings.items() if k not in ("until", "max_tokens")}
-        found.append(
+        requests.append(
             Request(
                 key, task, instance.doc_id, number, kind, texts[0], until=tuple(settings["until"]),
                 max_tokens=settings["max_tokens"], temperature=temperature, seed=seed, options=options,
+                special_tokens=special_tokens,
             )
         )  # fmt: skip
-    return found
+    return requests
 
 
 def normal_settings(generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,13 +138,13 @@ def normal_settings(generation: Mapping[str, Any]) -> dict[str, Any]:
 def answer_all(
     asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]],
     journal: Journal,
-    engine: Callable[[], Engine],
+    backend: Callable[[], Backend],
     ranks: Ranks,
     show: Callable[[str, int, int, float], Progress],
 ) -> dict[str, float]:
     """Ask for what the journal lacks, benchmark by benchmark; return the seconds each took, earlier runs included.
 
-    `engine` is called when something is first to be asked, so that nothing is loaded where all is known. Each process
+    `backend` is called when something is first to be asked, so that nothing is loaded where all is known. Each process
     answers its share.
     """
     seconds = {b.column: journal.spent[b.column] for b in asked if b.column in journal.spent}
@@ -134,7 +154,7 @@ def answer_all(
         mine = ranks.share(sorted(open_, key=lambda r: (-len(r.context), r.key)))
         if not open_:
             continue
-        model = engine()
+        model = backend()
         started = time.monotonic()
         total, known = (len(mine), 0) if ranks.count > 1 else (len(unique), len(unique) - len(open_))
         progress = show(benchmark.column, total, known, sum(request.work for request in mine))
@@ -142,11 +162,12 @@ def answer_all(
         def answered(
             request: Request,
             answer: Answer,
+            facts: Facts,
             benchmark: Benchmark = benchmark,
             progress: Progress = progress,
             started: float = started,
         ) -> None:
-            journal.add(request, answer, benchmark.column, time.monotonic() - started)
+            journal.add(request, answer, benchmark.column, time.monotonic() - started, facts)
             progress.one(request.work)
 
         try:
@@ -166,6 +187,41 @@ def assign(asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], j
             raise EvaluationError(f"{lacking} answers of {benchmark.name} are missing from the journal.")
         for instance, requests in pairs:
             instance.resps = [journal.answers[r.key] for r in requests]
+
+
+def facts_of(
+    asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal
+) -> dict[tuple[str, int], dict[str, list[list[Any]]]]:
+    """Return what is known of each item's answers, by task and item number.
+
+    Each of `tokens`, `finish` and `prompt_truncated` is a list like the sample's `resps`: one list for each request,
+    one entry for each answer, None where the model does not tell.
+    """
+    facts: dict[tuple[str, int], dict[str, list[list[Any]]]] = {}
+    for pairs in asked.values():
+        for _, requests in pairs:
+            item = facts.setdefault((requests[0].task, requests[0].item), {name: [] for name in FACTS})
+            known = [journal.facts.get(r.key, Facts()) for r in requests]
+            for name in FACTS:
+                item[name].append([getattr(f, name) for f in known])
+    return facts
+
+
+def truncated_prompts(
+    asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal
+) -> dict[str, int]:
+    """Return how many items of each benchmark had a truncated prompt; benchmarks without any are left out."""
+    counts: dict[str, int] = {}
+    for benchmark, pairs in asked.items():
+        items = {
+            (r.task, r.item)
+            for _, requests in pairs
+            for r in requests
+            if (f := journal.facts.get(r.key)) and f.prompt_truncated
+        }
+        if items:
+            counts[benchmark.name] = len(items)
+    return counts
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol: its models, and requests with patience. Standard library only."""
+"""Models that a server with OpenAI's protocol lists. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from urllib.request import urlopen
 from console.errors import BadInputError, EvaluationError, nearest
 
 KEY = "OPENAI_API_KEY"
-SECONDS = 600.0
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before a request is repeated that failed by the network, by 429 (too many) or 5xx (the server's trouble)."""
+CLOCK = 60.0
+"""Seconds between two clocks: a model `created` so near to now was not created, but asked about, now."""
 
 
 class RefusedError(EvaluationError):
@@ -64,23 +63,15 @@ class Server:
             )
         return models.get(model, {})
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The answer to one request. Raises RefusedError, or EvaluationError where it fails again and again."""
-        for pause in (*PAUSES, None):
-            try:
-                return self._once(path, body, SECONDS)
-            except RefusedError as error:
-                if error.status != 429 and error.status < 500:
-                    raise
-                problem: Exception = error
-            except (OSError, HTTPException, ValueError) as error:
-                problem = error
-            if pause is not None:
-                time.sleep(pause)
-        raise EvaluationError(
-            f"The server at {self.base_url} stopped answering ({reason(problem)}); what it answered is kept: run again "
-            "to go on."
-        ) from problem
+    def identity(self, model: str) -> str:
+        """Return what tells a served model from another behind the same name and address: its root, and when it was
+        created, unless the server gives the time of the question."""
+        card = (self.models() or {}).get(model, {})
+        created = card.get("created")
+        is_now = isinstance(created, int | float) and abs(time.time() - created) < CLOCK
+        parts = [f"{name}={value}" for name, value in (("root", card.get("root")), ("created", created))
+                 if value is not None and not (name == "created" and is_now)]  # fmt: skip
+        return " ".join([f"server:{model}@{self.base_url}", *parts])
 
     def _once(self, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
         url = f"{self.base_url.rstrip('/')}/{path}"

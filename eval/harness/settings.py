@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from console.errors import UsageError, nearest
 from eval.benchmarks import PRESETS, Benchmark, chosen, refuse_code
+from eval.harness import model_args
 from eval.tasks.prompts import TEMPLATES
 
 DTYPES = ("bfloat16", "float16", "float32", "auto")
@@ -30,7 +31,9 @@ class Settings:
     visible. `data_dir` is a folder laid out like the hub; with `offline` nothing outside it is asked for data.
     `limits` maps benchmarks to numbers of items, spread over their subjects, and `num_fewshot` to numbers of examples;
     the name "" means the others. `max_gen_toks` shortens lm-eval's generation tasks. `n_samples` over 1 draws that many
-    answers at `temperature`. `regenerate` asks the model again for what the journal holds.
+    answers at `temperature`. `regenerate` asks the model again for what the journal holds. `model_args` goes to
+    lm-eval's model, `gen_kwargs` changes the generation settings of every task, and `system_instruction` stands before
+    each prompt.
     """
 
     preset: str = "paper"
@@ -40,6 +43,9 @@ class Settings:
     num_fewshot: Mapping[str, int] = field(default_factory=dict)
     backend: str = "auto"
     base_url: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    system_instruction: str | None = None
     device: str = "auto"
     n_gpu: int | None = None
     data_parallel: int = 1
@@ -81,11 +87,14 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value not in values:
                 raise UsageError(f"--{name} is one of {', '.join(values)}, not {value!r}.{nearest(value, values)}")
-        if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
-            raise UsageError(f"--batch_size is auto or a number of at least 1, not {self.batch_size!r}.")
+        size = self.batch_size.removeprefix("auto:")
+        if self.batch_size != "auto" and not (size.isdecimal() and int(size) > 0):
+            raise UsageError(f"--batch_size is auto, auto:N or a number of at least 1, not {self.batch_size!r}.")
         kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
-            raise UsageError(f"--device is auto, cpu, cuda or cuda:N, not {self.device!r}.")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdecimal())):
+            raise UsageError(f"--device is auto, cpu, cuda, cuda:N or mps, not {self.device!r}.")
+        model_args.check_model_args(self.model_args, "hf" if self.backend == "auto" else self.backend)
+        model_args.check_gen_kwargs(self.gen_kwargs)
         for name in ("data_dir", "include_path"):
             folder = getattr(self, name)
             if folder is not None and not folder.is_dir():
@@ -133,6 +142,16 @@ class Settings:
             raise UsageError(
                 f"--num_fewshot {paper[0]}: the paper's prompt has no examples; --preset lm-eval has a task with them."
             )
+
+    @property
+    def trusts_remote_code(self) -> bool:
+        """True where --model_args allows a model's own code to run."""
+        return self.model_args.get("trust_remote_code") is True
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of a batch; None for auto."""
+        return int(self.batch_size) if self.batch_size.isdecimal() else None
 
     def limit(self, benchmark: Benchmark) -> int | None:
         """How many items of a benchmark are taken; None for all."""

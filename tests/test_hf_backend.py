@@ -1,4 +1,4 @@
-"""eval/engine: answers equal lm-eval's own, whatever the batch; memory that fails; stop strings; draws."""
+"""The hf backend: answers equal those of lm-eval's hf model, whatever the batch; memory that does not suffice."""
 
 from __future__ import annotations
 
@@ -14,11 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from eval.engine import kv_cache
-from eval.engine.hf import HFEngine
-from eval.engine.prefixes import shared, worth_it
-from eval.engine.stops import Stops
-from eval.engine.tokens import Tokens, windows
 from eval.harness.request_types import Request
 from tests.evaluation import ROOT
 
@@ -67,9 +62,18 @@ def loaded(checkpoint: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32"), AutoTokenizer.from_pretrained(checkpoint)
 
 
-def answers(loaded: tuple[Any, Any], requests: Sequence[Request], rows: int | None, **options: Any) -> dict[str, Any]:
+def backend(loaded: tuple[Any, Any], rows: int | None) -> Any:
+    """The hf backend of a loaded model."""
+    from eval.harness.backends.answering import LMBackend
+    from eval.harness.backends.hf import HFModel
+
+    lm = HFModel(loaded[0], tokenizer=loaded[1], rows=rows, max_length=256, softmax_dtype="float32", batch_size="auto")
+    return LMBackend(lm, lm.used)
+
+
+def answers(loaded: tuple[Any, Any], requests: Sequence[Request], rows: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    HFEngine(*loaded, 256, rows, **options).answer(requests, lambda r, a: found.update({r.key: a}))
+    backend(loaded, rows).answer(requests, lambda r, a, _: found.update({r.key: a}))
     return found
 
 
@@ -113,39 +117,17 @@ def test_answers_are_lm_evals_whatever_the_batch(loaded: tuple[Any, Any]) -> Non
         assert_same(theirs, answers(loaded, requests, rows))
 
 
-def test_a_shared_beginning_changes_nothing(loaded: tuple[Any, Any]) -> None:
-    """With a long common beginning computed once, all answers are those without sharing."""
-    common = sentence(1000, 60) + "\n"
-    requests = [*generations(common), *scores(common)]
-    tokens = Tokens(loaded[1])
-    prompts = [tokens.encode(r.context) for r in requests if r.kind == "generate"]
-    assert worth_it(shared(prompts), [len(p) for p in prompts])
-    assert_same(answers(loaded, requests, 3, sharing=False), answers(loaded, requests, 3))
-
-
-def test_shared_beginnings_are_found_by_hand() -> None:
-    """The common beginning of lists, and when it is too short, or too rarely used, to pay."""
-    assert shared([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
-    assert shared([[1], [2]]) == 0
-    assert worth_it(100, [150, 150, 150])
-    assert not worth_it(100, [150, 150])
-    assert not worth_it(20, [25] * 100)
-    assert not worth_it(64, [2000] * 100)
-
-
 def test_texts_are_scored_in_windows_as_lm_eval_does(loaded: tuple[Any, Any]) -> None:
-    """The log-likelihood of whole texts, shorter and longer than the model's length, is lm-eval's."""
+    """Log-likelihoods of whole texts, shorter and longer than the model's length, are lm-eval's."""
     texts = [Request(f"r{n}", "t", n, 0, "rolling", sentence(n, n)) for n in (1, 5, 900)]
     theirs = lm_evals(loaded, texts)
     ours = answers(loaded, texts, None)
     assert ours == pytest.approx(theirs, abs=2e-2)
-    assert windows([1, 2, 3, 4, 5], 0, 2) == [([0], [1, 2]), ([2], [3, 4]), ([3, 4], [5])]
 
 
 @pytest.mark.parametrize("kind", ["mistral", "mamba", "gpt2"])
 def test_other_kinds_of_models(loaded: tuple[Any, Any], kind: str) -> None:
-    """Sliding windows and recurrent states are decoded by transformers' own generate, learnt positions by ours: the
-    same texts in any batch, and lm-eval's."""
+    """Sliding windows, recurrent states and learned positions: the same texts in any batch, and lm-eval's."""
     from transformers import (
         GPT2Config,
         GPT2LMHeadModel,
@@ -165,68 +147,16 @@ def test_other_kinds_of_models(loaded: tuple[Any, Any], kind: str) -> None:
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=words, n_positions=256, n_embd=16, n_layer=2, n_head=2)),
     }[kind]()
     model = (made.eval(), loaded[1])
-    assert kv_cache.supports(made) is (kind == "gpt2")
     requests = [*generations()[:8], *scores()[:8]] if kind != "mamba" else scores()[:8]
     theirs = lm_evals(model, requests)
     for rows in (1, 4):
         assert_same(theirs, answers(model, requests, rows))
 
 
-def test_draws_belong_to_the_request_not_to_the_batch(loaded: tuple[Any, Any]) -> None:
-    """Drawn answers are the same in any batch, differ between samples and seeds, and with top_k 1 are greedy."""
-    base = [replace(r, until=(), max_tokens=12) for r in generations()[:4]]
-    drawn = [replace(r, key=f"{r.key}:{n}", number=n, temperature=1.0, seed=7) for r in base for n in range(3)]
-    one = answers(loaded, drawn, 1)
-    assert_same(one, answers(loaded, drawn, None))
-    assert len(set(one.values())) == len(drawn)
-    other = answers(loaded, [replace(r, seed=8) for r in drawn], None)
-    assert all(other[key] != text for key, text in one.items())
-    certain = answers(loaded, [replace(r, options={"top_k": 1}) for r in drawn], None)
-    greedy = answers(loaded, base, None)
-    assert all(certain[f"{r.key}:{n}"] == greedy[r.key] for r in base for n in range(3))
-
-
-def test_draws_follow_the_probabilities() -> None:
-    """1000 draws of three, by temperature, top_p and top_k, come within 4 standard errors of their probabilities."""
-    import random
-    from types import SimpleNamespace
-
-    from eval.engine.sampling import next_ids
-
-    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    squared = torch.tensor([0.25, 0.09, 0.04]) / 0.38
-    for temperature, options, expected in (
-        (1.0, {}, [0.5, 0.3, 0.2]),
-        (0.5, {}, squared.tolist()),
-        (1.0, {"top_p": 0.7}, [0.625, 0.375, 0.0]),
-        (1.0, {"top_k": 2}, [0.625, 0.375, 0.0]),
-    ):
-        request = SimpleNamespace(temperature=temperature, options=options)
-        one = SimpleNamespace(request=request, draws=random.Random(3))
-        drawn = [next_ids(logits, [one])[0] for _ in range(1000)]
-        for i, p in enumerate(expected):
-            assert abs(drawn.count(i) / 1000 - p) <= 4 * (p * (1 - p) / 1000) ** 0.5
-
-
-def test_stops_end_a_text_where_they_begin(loaded: tuple[Any, Any]) -> None:
-    """A text ends before its first stop string, at the end token, and at a special token that is a stop string."""
-    tokens = Tokens(loaded[1])
-    ids = tokens.encode("one two three")
-    assert Stops(tokens, ("thr", "two")).text(ids) == "one "
-    reached = [Stops(tokens, ("two",)).reached(ids[:n]) for n in range(1, len(ids) + 1)]
-    assert reached.index(True) + 1 == len(tokens.encode("one two"))
-    assert not Stops(tokens, ("four",)).reached(ids)
-    assert Stops(tokens, ()).text([*ids, 1, *ids]) == "one two three"
-    assert Stops(tokens, ()).reached([*ids, 1])
-    assert Stops(tokens, ("<s>",)).reached([*ids, 0])
-    assert not Stops(tokens, ()).reached([*ids, 0])
-    assert Stops(tokens, ("<s>",)).text([*ids, 0, *ids]) == "one two three"
-
-
 CROWDED = """
 import json, sys
 sys.path.insert(0, {root!r})
-from tests.test_engine import crowded
+from tests.test_hf_backend import crowded
 print(json.dumps(crowded({folder!r})))
 """
 
@@ -243,14 +173,14 @@ def crowded(folder: str) -> dict[str, Any]:
     requests += [
         replace(r, key=f"{r.key}/{n}", context=r.context + f" {n}") for n in range(4) for r in scores()[::4][:8]
     ]
-    outcome = {}
+    outcome: dict[str, Any] = {}
     for name, megabytes in (("free", None), ("tight", 40)):
-        engine, found = HFEngine(*loaded, 256, 64), {}
+        engine, found = backend(loaded, 64), {}
         if megabytes is not None:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
             resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20),) * 2)
-        engine.answer(requests, lambda r, a, found=found: found.update({r.key: a}))
-        outcome[name] = {"answers": found, "used": engine.used()["batch_size_used"]}
+        engine.answer(requests, lambda r, a, _, found=found: found.update({r.key: a}))
+        outcome[name] = {"answers": found, "limit": engine.lm._row_limit}
     return outcome
 
 
@@ -275,8 +205,8 @@ def test_memory_that_does_not_suffice_makes_batches_smaller(checkpoint: Path, tm
     assert done.returncode == 0, done.stderr[-2000:]
     outcome = json.loads(done.stdout.splitlines()[-1])
     free, tight = outcome["free"], outcome["tight"]
-    assert tight["used"]["generate"] < free["used"]["generate"] == 64
-    assert tight["used"]["tokens of a scoring pass"] < free["used"]["tokens of a scoring pass"]
+    assert free["limit"] is None
+    assert tight["limit"] < 64
     assert tight["answers"].keys() == free["answers"].keys()
     for key, answer in free["answers"].items():
         other = tight["answers"][key]

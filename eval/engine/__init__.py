@@ -1,1 +1,0 @@
-"""Models that answer requests: transformers in this process, vLLM, a server. No tasks, no scores."""

@@ -1,0 +1,1 @@
+"""lm-eval's models behind an evaluation's requests: transformers in this process, vLLM, a server."""

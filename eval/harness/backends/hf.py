@@ -1,0 +1,317 @@
+"""lm-eval's `hf` model with the corrections of `eval/harness/corrections`."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from console.errors import EvaluationError
+from console.memory import ran_out
+from eval.harness.backends import batches
+from eval.harness.backends.answering import arguments_of, not_enough_memory
+from eval.harness.corrections import VERSION, batch_invariance, generation_config
+from eval.harness.corrections.decoding import ContextDecoder
+from eval.harness.corrections.encoding import CorrectedEncoding
+from eval.harness.corrections.logits import FiniteLogits, check_logits
+from eval.harness.corrections.sampling import settings_without_seed, take_sampling
+from eval.harness.corrections.stop_strings import StopCriteria, cut, end_ids
+from eval.harness.corrections.weights import check_loading_info
+from eval.harness.request_types import Facts, Request
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass
+class _Generation:
+    """One generation request: its place, arguments and prompt ids."""
+
+    place: int
+    context: str
+    settings: Mapping[str, Any]
+    prompt: list[int]
+
+
+class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
+    """transformers in this process.
+
+    `rows` is the number of rows of a batch, or None for an estimate by memory; `uses_detection` leaves that to
+    lm-eval's own `auto`. Each launched process has a model of its own: the evaluation shares out the requests.
+    """
+
+    def __init__(
+        self, pretrained: Any, *, rows: int | None = None, uses_detection: bool = False, adapter: str | None = None,
+        label: str = "the model", **arguments: Any,
+    ) -> None:  # fmt: skip
+        self._adapter, self._label = adapter, label
+        self.remarks: list[str] = []
+        with _single_process():
+            super().__init__(pretrained, **arguments)
+        self._rows, self._uses_detection = rows, uses_detection
+        self._row_limit: int | None = None
+        self._last_batch = (0, 0)
+        self._most_rows: dict[str, int] = {}
+        self._sizes: tuple[Any, list[int]] = (None, [])
+        self._generated: dict[tuple[str, Any], Facts] = {}
+        self._truncated: set[tuple[str, str]] = set()
+        self._kind = self.device.type if self.device.type in batches.MOST_ROWS else "cpu"
+        self._settings = self.config.to_dict()
+        self._decoder = ContextDecoder(self.tokenizer)
+        if isinstance(self.think_end_token, str):
+            self.think_end_token = self.tokenizer.convert_tokens_to_ids(self.think_end_token)
+        config = getattr(self.model, "generation_config", None)
+        self._ends = config
+        self.left_out = generation_config.left_out(config)
+        self.remarks += [s for s in [generation_config.sentence(self.left_out)] if s]
+        self.invariance = batch_invariance.Invariance()
+        if self.backend == "causal":
+            size = min(len(self.tokenizer), batches.vocabulary(self._settings) or len(self.tokenizer))
+            pad = self.tokenizer.pad_token_id
+            self.invariance = batch_invariance.probe(self.model, size, pad, self.max_length)
+            self.remarks += self.invariance.sentences()
+
+    # Loading
+
+    def _create_model(self, pretrained: str, peft: str | None = None, **arguments: Any) -> None:
+        """Load the weights as lm-eval does; refuse those that are not complete, then add the adapter."""
+        quantized = _quantization(arguments)
+        if quantized is not None:
+            arguments["quantization_config"] = quantized
+        super()._create_model(pretrained, output_loading_info=True, **arguments)
+        self._model, info = self._model
+        self.remarks += check_loading_info(info, self._label)
+        if self._adapter is not None:
+            from peft import PeftModel
+
+            self._model = PeftModel.from_pretrained(self._model, self._adapter)
+
+    # Batches
+
+    @property
+    def batch_size(self) -> Any:
+        """ "auto", so that lm-eval asks `_batch_scheduler` for the size of each batch."""
+        return "auto"
+
+    def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:
+        """Return the size of the scoring batch that the request at `pos` belongs to."""
+        requests = n_reordered_requests
+        if self._uses_detection and self._row_limit is None and self.invariance.scoring.any_batch:
+            self.batch_schedule = min(self.batch_schedule, len(requests))
+            return int(super()._batch_scheduler(pos, requests))
+        if self._sizes[0] is not requests:
+            lengths = [len(self._input(r[1], r[2])) for r in requests]
+            equal = not self.invariance.scoring.any_batch
+            self._sizes = requests, batches.batch_sizes(lengths, self._scoring_rows, equal)
+        return self._sizes[1][pos]
+
+    def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
+        """Return the rows of a scoring batch; without requests, of windows of the full length."""
+        if self._uses_detection and requests is not None:
+            return int(super()._detect_batch_size(requests, pos))
+        if not self.invariance.scoring.any_batch:
+            return 1
+        return self._scoring_rows(self.max_length)
+
+    def _input(self, context: list[int], continuation: list[int]) -> list[int]:
+        return (context + continuation)[-(self.max_length + 1) :][:-1]
+
+    def _scoring_rows(self, length: int) -> int:
+        available = batches.available_bytes(self.device)
+        if self.invariance.scoring.one_row:
+            return 1
+        rows = self._rows or batches.scoring_rows(self._settings, length, available, self._kind)
+        return min(rows, self._row_limit or rows)
+
+    def _generation_rows(self, length: int) -> int:
+        if self.invariance.generation.one_row:
+            return 1
+        element = self.model.dtype.itemsize
+        available = batches.available_bytes(self.device)
+        rows = self._rows or batches.generation_rows(self._settings, element, length, available, self._kind)
+        return min(rows, self._row_limit or rows)
+
+    def adapt(self, error: Exception) -> bool:
+        """Halve the rows of a batch after an out-of-memory error.
+
+        Raises:
+            EvaluationError: The batch had a single row.
+        """
+        if not ran_out(error):
+            return False
+        rows, tokens = self._last_batch
+        if rows <= 1:
+            raise not_enough_memory(tokens, self.device) from error
+        self._row_limit = max(1, rows // 2)
+        self._sizes = (None, [])
+        return True
+
+    def _note_batch(self, kind: str, rows: int, tokens: int) -> None:
+        self._last_batch = (rows, tokens)
+        self._most_rows[kind] = max(rows, self._most_rows.get(kind, 0))
+
+    def release(self) -> None:
+        """Give memory that nothing refers to any more back to the device."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def used(self) -> dict[str, Any]:
+        """Return what the results file records: dtype, rows of the largest batches, and what the corrections found."""
+        return {
+            "dtype_used": str(self.model.dtype).removeprefix("torch."),
+            "batch_size_used": dict(self._most_rows),
+            "generation_config_left_out": {k: str(v) for k, v in self.left_out.items()},
+            "batch_invariance": asdict(self.invariance),
+            "corrections": VERSION,
+        }
+
+    # Answers
+
+    def arguments(self, request: Request) -> tuple[Any, ...]:
+        """Return lm-eval's arguments of a request."""
+        return arguments_of(request)
+
+    def group_of(self, request: Request) -> int:
+        """All requests of a kind may be asked together."""
+        return 0
+
+    def facts(self, method: str, arguments: Sequence[Any]) -> Facts:
+        """Return what is known of an answer besides its text or number."""
+        if method == "generate_until":
+            return self._generated.pop((arguments[0], repr(arguments[1])), Facts())
+        return Facts(prompt_truncated=tuple(arguments) in self._truncated)
+
+    def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
+        """Return the logits of a batch. Raises EvaluationError where they are not finite."""
+        self._note_batch("score", inps.shape[0], inps.shape[1])
+        logits = super()._model_call(inps, attn_mask, labels)
+        check_logits(logits, self.model.dtype)
+        return logits
+
+    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
+        for key, context, continuation in requests:
+            if key is not None and self.backend == "causal" and len(context) + len(continuation) > self.max_length + 1:
+                self._truncated.add(tuple(key))
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """Generate as lm-eval does, longest prompts first, requests of equal settings together."""
+        groups: dict[str, list[_Generation]] = {}
+        for place, (context, settings) in enumerate(r.args for r in requests):
+            one = _Generation(place, context, settings, self.tok_encode(context) or [self.prefix_token_id])
+            groups.setdefault(repr(sorted(settings_without_seed(settings).items())), []).append(one)
+        texts: list[str] = [""] * len(requests)
+        for group in groups.values():
+            for batch in self._generation_batches(group):
+                for one, (text, facts) in zip(batch, self._generate(batch), strict=True):
+                    texts[one.place] = text
+                    self._generated[one.context, repr(one.settings)] = facts
+                    self.cache_hook.add_partial("generate_until", (one.context, one.settings), text)
+        return texts
+
+    def _generation_batches(self, group: list[_Generation]) -> Iterator[list[_Generation]]:
+        most = normalize_gen_kwargs(dict(group[0].settings), self.max_gen_toks)["max_gen_toks"]
+        group.sort(key=lambda one: (-len(one.prompt), one.context, one.settings.get("seed") or 0))
+        lengths = [len(one.prompt) for one in group]
+        equal = not self.invariance.generation.any_batch
+        sizes = batches.batch_sizes(lengths, lambda length: self._generation_rows(length + most), equal)
+        start = 0
+        while start < len(group):
+            yield group[start : start + sizes[start]]
+            start += sizes[start]
+
+    def _generate(self, batch: Sequence[_Generation]) -> list[tuple[str, Facts]]:
+        """Generate one batch; return each text with its facts."""
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(batch[0].settings), self.max_gen_toks))
+        until = handle_stop_sequences(list(settings.pop("until")), eos=self.tokenizer.eos_token)
+        most, beams = settings.pop("max_gen_toks"), int(settings.get("num_beams") or 1)
+        settings.pop("seed", None)
+        room = self.max_length - (most if self.backend == "causal" else 0)
+        if room < 1:
+            raise EvaluationError(f"{most} new tokens leave no room for a prompt in {self.max_length}; ask for fewer.")
+        prompts = [one.prompt[-room:] for one in batch]
+        width = max(map(len, prompts))
+        self._note_batch("generate", len(batch), width + most)
+        ids = torch.full((len(batch), width), self.tokenizer.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        start = width if self.backend == "causal" else 1
+        ends = end_ids(self.tokenizer, self._ends, until)
+        stops = StopCriteria(self._decoder, start, len(batch), until, ends, self.think_end_token)
+        processors = LogitsProcessorList([FiniteLogits(self.model.dtype)])
+        processors += take_sampling(settings, [int(one.settings.get("seed") or 0) for one in batch])
+        with (
+            torch.inference_mode(),
+            generation_config.neutral_config(self.model),
+            torch.autocast(
+                self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
+            ),
+        ):
+            out = self.model.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                max_new_tokens=most,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=sorted(ends) or None,
+                stopping_criteria=StoppingCriteriaList([stops] if beams == 1 else []),
+                logits_processor=processors,
+                **settings,
+            )
+        rows = out[:, start:].tolist()
+        found = []
+        for row, (one, prompt) in enumerate(zip(batch, prompts, strict=True)):
+            new = rows[row][: stops.lengths[row]] if beams == 1 else rows[row]
+            text, count, is_stopped = self._text(prompt, new, until, ends)
+            finish = "stop" if is_stopped else "length"
+            found.append((text, Facts(count, finish, len(one.prompt) > room)))
+        return found
+
+    def _text(
+        self, prompt: list[int], new: list[int], until: Sequence[str], ends: frozenset[int]
+    ) -> tuple[str, int, bool]:
+        """Return the answer's text, its number of generated tokens, and whether it ended before the limit."""
+        end = next((at for at, i in enumerate(new) if i in ends), None)
+        count = len(new) if end is None else end + 1
+        kept = new[:end]
+        context = prompt if self.backend == "causal" else []
+        if self.think_end_token is not None and self.think_end_token in kept:
+            after = len(kept) - kept[::-1].index(self.think_end_token)
+            context, kept = kept[:after], kept[after:]
+            text = self._decoder.decode(context, kept).lstrip()
+        else:
+            text = self._decoder.decode(context, kept)
+        shortened = cut(text, until)
+        return shortened, count, end is not None or shortened != text
+
+
+@contextmanager
+def _single_process() -> Iterator[None]:
+    """Hide a launcher's variables while lm-eval sets up its model, which would wait for the other processes."""
+    hidden = {name: os.environ.pop(name) for name in LAUNCHER if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _quantization(arguments: dict[str, Any]) -> Any:
+    """Take load_in_4bit and its like out of the arguments; return them as transformers' configuration, or None."""
+    names = [n for n in arguments if n.startswith(("load_in_", "bnb_", "llm_int8_"))]
+    options = {n: arguments.pop(n) for n in names}
+    if not any(options.get(n) for n in ("load_in_4bit", "load_in_8bit")):
+        return None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(**options)

@@ -1,0 +1,301 @@
+"""lm-eval's `local-completions` and `local-chat-completions` with the corrections that they need.
+
+A server needs no tokenizer for generations; log-likelihoods need it, to know where a choice begins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.models.api_models import JsonChatStr
+from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+
+from console.errors import EvaluationError, first_line
+from eval.harness.backends.answering import LMBackend, arguments_of
+from eval.harness.corrections.encoding import CorrectedEncoding
+from eval.harness.corrections.sampling import settings_without_seed
+from eval.harness.corrections.stop_strings import cut
+from eval.harness.request_types import Facts, Request
+from eval.harness.server import Server
+from eval.harness.settings import Settings
+
+AT_ONCE = 8
+RETRIES = 6
+FEW_STOPS = 4
+"""OpenAI's own servers take no more stop strings; the text is cut at the others here."""
+
+
+class _Served:
+    """What both kinds of a served model share."""
+
+    base_url: str
+    max_length: int
+    tokenized_requests: bool
+    _fewer_stops = False
+    _last = Facts()
+    _number = 0
+
+    def arguments(self, request: Request) -> tuple[Any, ...]:
+        """Return lm-eval's arguments of a request; equal prompts of one group share settings, and so one batch."""
+        self._number = request.number
+        context, *rest = arguments_of(request)
+        if request.kind != "generate":
+            return context, *rest
+        self._seeds[context] = rest[0].get("seed")
+        return self._prompt(context), settings_without_seed(rest[0])
+
+    def group_of(self, request: Request) -> int:
+        """Samples of one prompt differ in their seed only: each is asked in a group of its own."""
+        return request.number if request.kind == "generate" and request.temperature else 0
+
+    def _prompt(self, context: str) -> Any:
+        return context
+
+    @property
+    def _seeds(self) -> dict[str, Any]:
+        return self.__dict__.setdefault("_seed_of", {})
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+    def adapt(self, error: Exception) -> bool:
+        """Send fewer stop strings to a server that refused a request with more.
+
+        Raises:
+            EvaluationError: The server failed again and again.
+        """
+        if getattr(error, "status", None) == 400 and not self._fewer_stops:
+            self._fewer_stops = True
+            return True
+        if isinstance(error, EvaluationError):
+            return False
+        status = getattr(error, "status", None)
+        if status in (400, 401, 403, 404, 422):
+            raise EvaluationError(f"{self.base_url} refused a request: {first_line(error)}") from error
+        raise EvaluationError(
+            f"The server at {self.base_url} stopped answering ({first_line(error)}); its answers are kept: run again "
+            "to continue."
+        ) from error
+
+    def _payload(self, payload: dict[str, Any], prompt: str) -> dict[str, Any]:
+        """Return a payload with the stop strings and the seed that this prompt gets."""
+        stops = [s for s in payload.get("stop") or () if s]
+        payload["stop"] = stops[:FEW_STOPS] if self._fewer_stops else stops
+        if not payload["stop"]:
+            del payload["stop"]
+        if self._seeds.get(prompt) is not None:
+            payload["seed"] = self._seeds[prompt]
+        return payload
+
+    def _note(self, outputs: Any) -> None:
+        """Keep the facts of an answer until lm-eval hands it to the cache hook."""
+        one = outputs[0] if isinstance(outputs, list) else outputs
+        choice, usage = one["choices"][0], one.get("usage") or {}
+        reason = choice.get("finish_reason")
+        self._last = Facts(usage.get("completion_tokens"), reason if reason in ("stop", "length") else None)
+
+
+class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type: ignore[misc]
+    """Prompts as text, or as token ids where the tokenizer is known."""
+
+    backend = "causal"
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._lengths: dict[str, int] = {}
+        self._truncated: set[tuple[str, str]] = set()
+        self._is_probed = False
+
+    def tok_encode(self, string: Any, add_special_tokens: Any = None, **kwargs: Any) -> Any:
+        """Encode by the rule of the request; lm-eval's own takes no rule as none.
+
+        A tokenizer's begin token is added unless the text brings it.
+        """
+        if self.tokenizer is None:
+            return [string] if isinstance(string, str) else list(string)
+        if not isinstance(string, str):
+            ids = [self.tok_encode(text, add_special_tokens) for text in string]
+            self._lengths |= {text: len(one) for text, one in zip(string, ids, strict=True)}
+            return ids
+        rule = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        begin = getattr(self.tokenizer, "bos_token", None)
+        if begin and string.startswith(begin):
+            rule = False
+        plain = list(self.tokenizer.encode(string, add_special_tokens=False))
+        if rule is False:
+            return plain
+        return self._without_appended(string, list(self.tokenizer.encode(string)))
+
+    def _without_appended(self, text: str, ids: list[int]) -> list[int]:
+        if self._appended is None:
+            from eval.harness.corrections.encoding import appended_ids
+
+            self._appended = appended_ids(self.tokenizer)
+        return super()._without_appended(text, ids) if self._appended else ids
+
+    def _create_payload(self, messages: Any, generate: bool = False, gen_kwargs: Any = None, **kwargs: Any) -> Any:
+        payload = super()._create_payload(messages, generate=generate, gen_kwargs=gen_kwargs, **kwargs)
+        if not generate:
+            return payload
+        prompt = messages[0] if isinstance(messages, list) else messages
+        text = prompt if isinstance(prompt, str) else self._texts.get(tuple(prompt), "")
+        return self._payload(payload, text)
+
+    @property
+    def _texts(self) -> dict[tuple[int, ...], str]:
+        return self.__dict__.setdefault("_text_of", {})
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """Generate as lm-eval does, and cut texts at stop strings that the server left."""
+        if self.tokenized_requests:
+            most = max(r.args[1]["max_gen_toks"] for r in requests)
+            for r in requests:
+                ids = self.tok_encode(r.args[0])
+                self._texts[tuple(ids[-(self.max_length - most) :])] = r.args[0]
+        texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        return [cut(text, r.args[1]["until"]) for text, r in zip(texts, requests, strict=True)]
+
+    def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]
+        """Return the texts of an answer and note its facts."""
+        self._note(outputs)
+        return list(LocalCompletionsAPI.parse_generations(outputs, **kwargs))
+
+    def facts(self, method: str, arguments: Sequence[Any]) -> Facts:
+        """Return what is known of an answer besides its text or number."""
+        if method != "generate_until":
+            return Facts(prompt_truncated=tuple(arguments) in self._truncated)
+        length = self._lengths.get(arguments[0])
+        most = arguments[1].get("max_gen_toks") or 0
+        is_truncated = None if length is None else length + most > self.max_length
+        return Facts(self._last.tokens, self._last.finish, is_truncated)
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score choices. Raises EvaluationError where the tokenizer is not known."""
+        if self.tokenizer is None:
+            raise EvaluationError(
+                f"Log-likelihoods from {self.base_url} need the model's tokenizer: give --model_args tokenizer=FOLDER, "
+                "or leave out benchmarks of multiple choice."
+            )
+        return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm))
+
+    def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
+        self._truncated |= {
+            tuple(key) for key, a, b in requests if key is not None and len(a) + len(b) > self.max_length
+        }
+        if not self._is_probed and requests:
+            self._probe([*requests[0][1], *requests[0][2]][-self.max_length :])
+        return super()._loglikelihood_tokens(requests, **kwargs)
+
+    def _probe(self, ids: list[int]) -> None:
+        """Raise EvaluationError where the server gives no log-likelihoods of prompts."""
+        import requests
+
+        body = super()._create_payload(self.create_message([ids]), generate=False)
+        try:
+            answer = requests.post(
+                self.base_url, json=body, headers=self.header, timeout=self.timeout, verify=self.verify_certificate
+            )
+            if not answer.ok:
+                return  # lm-eval asks again
+            found = answer.json()["choices"][0].get("logprobs")
+        except (requests.RequestException, ValueError, LookupError):
+            return
+        if not found or not found.get("token_logprobs") or not found.get("top_logprobs"):
+            raise EvaluationError(
+                f"The server at {self.base_url} gives no log-likelihoods of prompts (echo with logprobs): leave out "
+                "benchmarks of multiple choice, or use --backend hf."
+            )
+        count = len(found["token_logprobs"])
+        if count != len(ids) + 1:
+            raise EvaluationError(
+                f"The server at {self.base_url} splits a prompt into {count - 1} tokens, the tokenizer into "
+                f"{len(ids)}: give that of the served model with --model_args tokenizer=FOLDER."
+            )
+        self._is_probed = True
+
+
+class ChatModel(_Served, LocalChatCompletion):  # type: ignore[misc]
+    """Chats that the server renders; it gives no log-likelihoods of them."""
+
+    def _prompt(self, context: str) -> Any:
+        return JsonChatStr(context)
+
+    def _create_payload(self, messages: Any, generate: bool = False, gen_kwargs: Any = None, **kwargs: Any) -> Any:
+        payload = super()._create_payload(messages, generate=generate, gen_kwargs=dict(gen_kwargs or {}), **kwargs)
+        payload["stop"] = list((gen_kwargs or {}).get("until") or ())
+        if messages[-1]["role"] == "assistant":  # the task gives the beginning of the answer
+            payload |= {"continue_final_message": True, "add_generation_prompt": False}
+        return self._payload(payload, messages_as_json(messages))
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """Generate as lm-eval does, and cut texts at stop strings that the server left."""
+        texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        return [cut(text, r.args[1]["until"]) for text, r in zip(texts, requests, strict=True)]
+
+    def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]
+        """Return the texts of an answer and note its facts."""
+        self._note(outputs)
+        return list(super().parse_generations(outputs, **kwargs))
+
+    def facts(self, method: str, arguments: Sequence[Any]) -> Facts:
+        """Return what is known of an answer besides its text."""
+        return self._last
+
+    def loglikelihood(self, requests: Any, **kwargs: Any) -> Any:
+        """Raise EvaluationError: no server gives log-likelihoods of chats."""
+        raise EvaluationError(
+            "Servers do not give log-likelihoods of chats: leave out --apply_chat_template, or benchmarks of multiple "
+            "choice."
+        )
+
+
+def make(name: str, length: int, settings: Settings) -> LMBackend:
+    """Return lm-eval's model of a served model.
+
+    Args:
+        name: The name that the server lists it by.
+        length: Most tokens of prompt and answer.
+        settings: base_url, batch_size (requests at a time) and model_args of the run.
+    """
+    arguments = dict(settings.model_args)
+    at_once = int(arguments.pop("num_concurrent", None) or settings.rows or AT_ONCE)
+    arguments = {"max_retries": RETRIES, "timeout": 600, **arguments}
+    arguments.pop("add_bos_token", None)
+    address = str(settings.base_url).rstrip("/")
+    common = {
+        "model": name,
+        "batch_size": 1,
+        "max_length": length,
+        "seed": settings.seed,
+        "num_concurrent": at_once,
+    }
+    lm: Any
+    remarks: list[str] = []
+    if settings.apply_chat_template:
+        arguments.pop("tokenizer", None)
+        lm = ChatModel(base_url=f"{address}/chat/completions", **common, **arguments)
+    else:
+        tokenizer = arguments.pop("tokenizer", None) or _served_folder(settings, name)
+        kind = arguments.pop("tokenizer_backend", None) or ("huggingface" if tokenizer else "none")
+        arguments.setdefault("tokenized_requests", tokenizer is not None)
+        url = f"{address}/completions"
+        lm = CompletionsModel(base_url=url, tokenizer=tokenizer, tokenizer_backend=kind, **common, **arguments)
+        if lm.tokenizer is None:
+            remarks.append("Prompts go to the server as text: it adds special tokens by its own rule.")
+    used = {"base_url": settings.base_url, "batch_size_used": {"requests at a time": at_once}}
+    return LMBackend(lm, lambda: used, remarks)
+
+
+def _served_folder(settings: Settings, name: str) -> str | None:
+    """Return the folder that the server says its model is from, where it is on this machine."""
+    root = (Server(str(settings.base_url)).models() or {}).get(name, {}).get("root")
+    is_folder = isinstance(root, str) and (Path(root) / "tokenizer_config.json").is_file()
+    return root if is_folder else None
+
+
+def messages_as_json(chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    """Return a chat as the text that stands for it in requests; the server renders it."""
+    return json.dumps(chat, ensure_ascii=False)

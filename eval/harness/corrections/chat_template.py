@@ -1,0 +1,70 @@
+"""Chat templates that refuse a system message, or leave it out: its text goes into the first user turn.
+
+lm-eval drops the system message with a warning that it also turns off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from console.errors import EvaluationError, first_line
+
+MOVED = "The chat template takes no system message: its text stands at the beginning of the first user turn."
+Chat = list[dict[str, str]]
+
+
+def render(
+    tokenizer: Any, chat: Chat, add_generation_prompt: bool, arguments: Mapping[str, Any], report: Callable[[str], None]
+) -> str:
+    """Return a chat as text.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template.
+        chat: Messages with role and content.
+        add_generation_prompt: False where the last message is the beginning of the answer.
+        arguments: Further variables of the template, such as enable_thinking.
+        report: Called with a sentence where the system message was moved.
+
+    Raises:
+        EvaluationError: The template refuses the chat for another reason.
+    """
+    import jinja2
+
+    def rendered(messages: Chat) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                **arguments,
+            )
+        )
+
+    system = chat[0]["content"] if chat and chat[0]["role"] == "system" else None
+    try:
+        text = rendered(chat)
+        if system is None or system.strip() in text:
+            return text
+    except jinja2.exceptions.TemplateError as error:
+        if system is None:
+            raise EvaluationError(
+                f"The chat template refuses this benchmark's messages: {first_line(error)}"
+            ) from error
+    try:
+        text = rendered(without_system(chat))
+    except jinja2.exceptions.TemplateError as error:
+        raise EvaluationError(f"The chat template refuses this benchmark's messages: {first_line(error)}") from error
+    report(MOVED)
+    return text
+
+
+def without_system(chat: Chat) -> Chat:
+    """Return the chat with its system message as the beginning of the first user turn."""
+    system, rest = chat[0], [dict(message) for message in chat[1:]]
+    first = next((m for m in rest if m["role"] == "user"), None)
+    if first is None:
+        return [{"role": "user", "content": system["content"]}, *rest]
+    first["content"] = f"{system['content']}\n\n{first['content']}"
+    return rest

@@ -1,0 +1,83 @@
+"""Token ids of prompts and choices.
+
+One rule for special tokens: a begin-of-sequence token stands in front of a prompt once or not at all, and a tokenizer
+that appends an end token does not end prompts with it. A choice that has no token of its own is scored by its last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from console.errors import EvaluationError
+
+
+def adds_special_tokens(preset: str, is_paper_prompt: bool, model_type: str) -> bool | None:
+    """Return lm-eval's `add_bos_token` for prompts: False for none, None for the tokenizer's own rule.
+
+    lm-eval added no begin token to prompts of causal models, Gemma excepted, until commit 5302f2a90 (2025-11-10): the
+    paper's MMLU, IFEval, MBPP and HumanEval ran without it, its GSM8K and MATH with vLLM's default, which adds it.
+    """
+    return None if preset != "paper" or is_paper_prompt or "gemma" in model_type else False
+
+
+def appended_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that a tokenizer appends to a text by itself, such as an end token."""
+    try:
+        plain = list(tokenizer.encode("a", add_special_tokens=False))
+        whole = list(tokenizer.encode("a"))
+    except (TypeError, ValueError):  # tokenizers of other libraries have no such argument
+        return ()
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[start + len(plain) :])
+    return ()
+
+
+class CorrectedEncoding:
+    """Mixin of lm-eval's local models: `tok_encode` and `_encode_pair` by the rules of this module."""
+
+    tokenizer: Any
+    backend: str
+    _appended: tuple[int, ...] | None = None
+
+    def tok_encode(self, string: Any, add_special_tokens: bool | None = None, **kwargs: Any) -> Any:
+        """Encode one text or a list of texts, without ids that the tokenizer appends."""
+        ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)  # type: ignore[misc]
+        if self._appended is None:
+            self._appended = appended_ids(self.tokenizer) if self.backend == "causal" else ()
+        if not self._appended:
+            return ids
+        if isinstance(string, str):
+            return self._without_appended(string, ids)
+        return [self._without_appended(text, one) for text, one in zip(string, ids, strict=True)]
+
+    def _without_appended(self, text: str, ids: list[int]) -> list[int]:
+        count = len(self._appended or ())
+        if tuple(ids[-count:]) != self._appended:
+            return ids
+        plain = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids[:-count] if len(ids) >= len(plain) + count else ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Encode a context and a choice; the choice has at least one id.
+
+        Raises:
+            EvaluationError: The choice is empty.
+        """
+        if not continuation:
+            raise empty_choice(context)
+        before, after = super()._encode_pair(context, continuation)  # type: ignore[misc]
+        if not after:
+            whole: Sequence[int] = self.tok_encode(context.rstrip() + context[len(context.rstrip()) :] + continuation)
+            before, after = list(whole[:-1]), list(whole[-1:])
+            if not before:
+                before = [self.prefix_token_id]  # type: ignore[attr-defined]
+        return before, after
+
+
+def empty_choice(context: str) -> EvaluationError:
+    """The error for a choice without text, whose log-likelihood would be 0, the best of all."""
+    return EvaluationError(
+        f"A choice after {context[-40:]!r} is empty and has no log-likelihood; correct the task's doc_to_choice."
+    )

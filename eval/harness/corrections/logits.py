@@ -1,0 +1,42 @@
+"""Finite logits: NaN or infinity ends the run, since an argmax over NaN is a wrong answer without a word."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from console.errors import EvaluationError
+
+
+def check_logits(logits: Tensor, dtype: Any) -> None:
+    """Raise EvaluationError where logits of any shape hold NaN or infinity; `dtype` is that of the weights."""
+    if not bool(torch.isfinite(logits).all()):
+        raise non_finite(dtype)
+
+
+def check_log_likelihood(value: float, dtype: Any) -> None:
+    """Raise EvaluationError for a log-likelihood that is not a finite number."""
+    if not math.isfinite(value):
+        raise non_finite(dtype)
+
+
+def non_finite(dtype: Any) -> EvaluationError:
+    """The error for logits that are not finite."""
+    name = str(dtype).removeprefix("torch.")
+    advice = "its weights hold NaN or infinity" if name == "float32" else "try --dtype float32"
+    return EvaluationError(f"The model's logits are NaN or infinite in {name}; {advice}.")
+
+
+class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
+    """First logits processor of a generation: ends the run at NaN or infinity."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = dtype
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        check_logits(scores, self._dtype)
+        return scores
