@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from console.cli import run
 from eval.results.result import EvalResult, Score
@@ -32,10 +33,9 @@ class Place:
 @pytest.fixture
 def place(checkpoint: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Copies to break; loading weights fails the test."""
-    from eval import backend, harness  # both before either is changed: harness keeps what it imports
+    from eval.harness import models
 
-    monkeypatch.setattr(backend, "make_engine", lambda *_: pytest.fail("weights were loaded"))
-    monkeypatch.setattr(harness, "make_engine", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(models, "make_backend", lambda *_: pytest.fail("weights were loaded"))
     shutil.copytree(checkpoint, tmp_path / "model")
     shutil.copytree(data_dir / "hub" / "openai", tmp_path / "data" / "openai")
     return Place(tmp_path / "model", tmp_path / "data", tmp_path)
@@ -93,6 +93,29 @@ def cut_data(p: Place) -> list[str]:
     return GSM8K
 
 
+def own_code(p: Place) -> list[str]:
+    config = json.loads((p.model / "config.json").read_text())
+    config |= {"model_type": "custom", "auto_map": {"AutoConfig": "configuration.CustomConfig"}}
+    (p.model / "config.json").write_text(json.dumps(config))
+    (p.model / "configuration.py").write_text("raise SystemExit('code of the model ran')\n")
+    return GSM8K
+
+
+def foreign_adapter(p: Place) -> list[str]:
+    from safetensors.torch import save_file
+
+    p.out.joinpath("lora").mkdir()
+    names = [f"base_model.model.model.layers.{n}.self_attn.q_proj.lora_{s}.weight" for n in range(2) for s in "AB"]
+    save_file({name: torch.zeros(4, 4) for name in names}, p.out / "lora/adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": "org/other"}
+    (p.out / "lora/adapter_config.json").write_text(json.dumps(config))
+    return [*GSM8K, "--model", f"{p.model}+{p.out / 'lora'}"]
+
+
+def adapter_alone(p: Place) -> list[str]:
+    return [*foreign_adapter(p)[:-1], str(p.out / "lora")]
+
+
 def foreign_manifest(p: Place) -> list[str]:
     manifest = {"schema": 1, "sets": {"openai/gsm8k": {"revision": "f" * 40, "files": {}}}}
     (p.data / "benchmarks.json").write_text(json.dumps(manifest))
@@ -135,6 +158,23 @@ CASES: list[tuple[Break, str]] = [
     (lambda p: ["--benchmarks", "mmlu", "--math_benchmarks", ""], "mmlu needs cais/mmlu"),
     (lambda p: [*GSM8K, "--backend", "openai", "--base_url", "http://127.0.0.1:9/v1"], "There is no server at"),
     (lambda p: [*GSM8K, "--include_path", str(p.out / "nothing")], "--include_path"),
+    (lambda p: [*GSM8K, "--model_args", "attn_implementatoin=eager"], "Did you mean 'attn_implementation'?"),
+    (lambda p: [*GSM8K, "--model_args", "dtype=float32"], "give it as --dtype"),
+    (lambda p: [*GSM8K, "--model_args", "eager"], "expected key=value"),
+    (lambda p: [*GSM8K, "--model_args", "think_end_token=</nothing>"], "is not in the vocabulary"),
+    (lambda p: [*GSM8K, "--model_args", "think_end_token=99999"], "is not in the vocabulary"),
+    (lambda p: [*GSM8K, "--model_args", "enable_thinking=true"], "needs think_end_token=TOKEN"),
+    (lambda p: [*GSM8K, "--model_args", "autogptq=true"], "needs the package auto_gptq"),
+    (lambda p: [*GSM8K, "--gen_kwargs", "top_kk=3"], "Did you mean 'top_k'?"),
+    (lambda p: [*GSM8K, "--gen_kwargs", "num_beams=2,temperature=1"], "exclude each other"),
+    (lambda p: [*GSM8K, "--backend", "vllm"], "--backend vllm needs a GPU and the package vllm"),
+    (lambda p: [*GSM8K, "--device", "mps"], "--device mps is not here"),
+    (lambda p: [*GSM8K, "--batch_size", "auto:0"], "--batch_size is auto, auto:N"),
+    (own_code, "allow it with --model_args trust_remote_code=true"),
+    (lambda p: [*GSM8K, "--model", f"{p.model}+{p.out / 'none'}"], "does not exist"),
+    (lambda p: [*GSM8K, "--model", f"{p.model}+{p.data}"], "is not an adapter"),
+    (foreign_adapter, "does not fit its base"),
+    (adapter_alone, "give it with its base as"),
     (foreign_journal, "is not a journal of answers"),
     (lambda p: rescored(p, lambda text: text[: len(text) // 2]), "is not JSON, perhaps cut short"),
     (lambda p: rescored(p, lambda text: text.replace('"schema": 3', '"schema": 7')), "has schema 7"),

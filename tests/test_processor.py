@@ -12,7 +12,7 @@ from aim.calibration import Calibration
 from aim.measure import Settings as AimSettings
 from aim.measure import calibration_dtype
 from console.processor import BFLOAT16, multiplies_bfloat16, product_dtype
-from eval.harness.models import place
+from eval.harness.models import resolve_device
 from eval.harness.ranks import Ranks
 from eval.harness.settings import Settings
 from merging.checkpoint import open_checkpoint
@@ -64,7 +64,7 @@ def test_evaluation_runs_in_the_papers_dtype_where_it_is_computed(monkeypatch: p
     """bfloat16 is the paper's; a CPU that emulates it evaluates in float32 unless told otherwise."""
     settings = Settings(device="cpu")
     processor(monkeypatch)
-    assert place(settings, "model", Ranks()).dtype == "float32"
-    assert place(replace(settings, dtype="bfloat16"), "model", Ranks()).dtype == "bfloat16"
+    assert resolve_device(settings, "model", Ranks()).dtype == "float32"
+    assert resolve_device(replace(settings, dtype="bfloat16"), "model", Ranks()).dtype == "bfloat16"
     processor(monkeypatch, "amx_bf16")
-    assert place(settings, "model", Ranks()).dtype == "bfloat16"
+    assert resolve_device(settings, "model", Ranks()).dtype == "bfloat16"

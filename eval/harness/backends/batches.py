@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 CPU_BYTES = 2 << 30
@@ -54,7 +54,7 @@ def available_bytes(device: Any) -> int:
     return int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
 
 
-def batch_sizes(lengths: Sequence[int], rows_of: Mapping[int, int] | Any, equal_lengths: bool) -> list[int]:
+def batch_sizes(lengths: Sequence[int], rows_of: Callable[[int], int], equal_lengths: bool) -> list[int]:
     """Return for each row, longest first, the size of the batch it belongs to.
 
     Args:

@@ -47,6 +47,10 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
     lm-eval's own `auto`. Each launched process has a model of its own: the evaluation shares out the requests.
     """
 
+    _model: Any
+    think_end_token: Any
+    batch_schedule: Any
+
     def __init__(
         self, pretrained: Any, *, rows: int | None = None, uses_detection: bool = False, adapter: str | None = None,
         label: str = "the model", **arguments: Any,

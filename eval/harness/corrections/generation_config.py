@@ -25,7 +25,7 @@ def left_out(generation_config: Any) -> dict[str, Any]:
     neutral = GenerationConfig()
     data = generation_config.to_dict()
     dropped = {k: v for k, v in data.items() if k not in (*IDS, *IMPLEMENTATION, "max_length", "max_new_tokens")}
-    silent = (None, False, [], {})
+    silent: tuple[Any, ...] = (None, False, [], {})
     return {
         k: v
         for k, v in dropped.items()
