@@ -14,7 +14,7 @@ from aim.omegas import parse_omegas
 from console.cli import Parser, run, say, value_flags
 from console.errors import UsageError
 from merging.bandwidths import bandwidths_at
-from merging.flags import OUTPUT_KEYS, make_parser, take
+from merging.flags import OUTPUT_KEYS, make_parser, take, take_push
 from merging.processes import Processes, together
 from merging.recipe import make_recipe, read_config
 from merging.recipe.mergekit.command_line import translate
@@ -46,11 +46,12 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     if not dry_run and (as_json or "bandwidths" in flags):
         parser.error(f"--{'json' if as_json else 'bandwidths'} goes with --dry_run")
     machine = bandwidths_at(flags.pop("bandwidths")) if "bandwidths" in flags else None
+    config = read_config(flags.pop("config")) if "config" in flags else {}
+    push = take_push(flags, config, dry_run)
     if "from_lock" in flags:
         from aim.repeat import repeat
 
-        return repeat(flags, quiet, dry_run, as_json, processes, machine)
-    config = read_config(flags.pop("config")) if "config" in flags else {}
+        return repeat(flags, quiet, dry_run, as_json, processes, machine, push=push)
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
     aim = aim_asked({key: flags.pop(key, config.pop(key, None)) for key in AIM_KEYS}, bool(asked["resume"]))
     recipe = make_recipe(flags, config)
@@ -58,6 +59,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     if asked["save_path"] is None and not dry_run:
         parser.error("--save_path is missing: the folder for the merged checkpoint")
     from merging.lora.either import merge, planned, shown
+    from merging.next_steps import finish
     from merging.work import Output
 
     given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
@@ -73,6 +75,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     folder = merge(recipe, output, relaxing)
     count = len(recipe.models)
     say(f"Merged {count} {output.save_as}{'s' if count > 1 else ''} with {recipe.method} into {folder}.", quiet)
+    finish(folder, output, push)
     return 0
 
 

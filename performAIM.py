@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aim.asked import add_aim_flags, aim_of
 from console.cli import Parser, add_output_flags, config_values, run, say
-from console.errors import UsageError
 from console.files import user_path
-from merging.flags import OUTPUT_KEYS, add_look_flags, add_run_flags, take
+from merging.flags import OUTPUT_KEYS, add_look_flags, add_run_flags, take, take_push
 from merging.processes import Processes, together
 from merging.recipe import DTYPES, read_config
 from merging.work import Output
+
+if TYPE_CHECKING:
+    from merging.hub_upload import Push
 
 DEFAULTS = {"omega": "0.4", "numerics": "float32", "device": "auto", "max_shard_size": "5GB"}
 NOT_IN_FILES = ("config", "from_lock", "dry_run", "json", "quiet", "debug", "help")
@@ -63,9 +65,12 @@ def relax(argv: Sequence[str], processes: Processes) -> int:
     quiet |= not processes.leads
     if as_json and not dry_run:
         parser.error("--json goes with --dry_run")
-    if "from_lock" in flags:
-        return repeat_lock(flags, quiet, dry_run, as_json, processes)
+    if {"from_lock", "config"} <= flags.keys():
+        parser.error("--from_lock repeats a relaxation as it is; take --config away")
     config = config_values(parser, read_config(flags.pop("config")), NOT_IN_FILES) if "config" in flags else {}
+    push = take_push(flags, config, dry_run)
+    if "from_lock" in flags:
+        return repeat_lock(flags, quiet, dry_run, as_json, processes, push)
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
     given: dict[str, Any] = {**DEFAULTS, **config, **flags}
     missing = [key for key in ("merged_model", "pretrained_model_name") if given.get(key) is None]
@@ -73,6 +78,7 @@ def relax(argv: Sequence[str], processes: Processes) -> int:
         parser.error(f"--{(missing or ['save_path'])[0]} is missing")
     aim = aim_of(given, reference=given["numerics"] == "reference", resume=bool(asked["resume"]), seed="seed")
     from aim.run import perform, planned_relaxation
+    from merging.next_steps import finish
 
     defaults = {key: DEFAULTS[key] for key in ("device", "max_shard_size")}
     wanted = {**defaults, **{key: value for key, value in asked.items() if value is not None}}
@@ -86,18 +92,19 @@ def relax(argv: Sequence[str], processes: Processes) -> int:
     folder = perform(*models, aim, output, given.get("dtype"))
     omegas = ", ".join(f"{omega:g}" for omega in aim.omegas)
     say(f"Relaxed {models[0]} with omega {omegas} into {folder}.", quiet)
+    finish(folder, output, push)
     return 0
 
 
-def repeat_lock(flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool, processes: Processes) -> int:
+def repeat_lock(
+    flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool, processes: Processes, push: Push | None
+) -> int:
     """Repeat the relaxation of a lock; --merged_model and --pretrained_model_name say where its inputs lie now."""
     from aim.repeat import repeat
 
-    if "config" in flags:
-        raise UsageError("--from_lock repeats a relaxation as it is; take --config away.")
     names = {"merged_model": "models_to_merge", "pretrained_model_name": "base_model"}
     flags = {names.get(key, key): value for key, value in flags.items()}
-    return repeat(flags, quiet, dry_run, as_json, processes, program="performAIM.py")
+    return repeat(flags, quiet, dry_run, as_json, processes, program="performAIM.py", push=push)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from aim.calibration import HUB_SET
 from aim.importance import Importance
 from aim.summary import Summary
 from aim.summary_text import described, kinds_table, layers_table, left_out, legend
-from console.errors import FailureError, ProjectError, UsageError
 from merging.card import TAGS, public_name
 from merging.hub import CheckpointRef
+from merging.hub_upload import explained, make_repo
 
-REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PAPER = "https://arxiv.org/abs/2502.02421"
 
 
@@ -65,18 +63,6 @@ def _sources(calibration: Mapping[str, Any]) -> list[str]:
     return [source] if isinstance(source, str) else list(source)
 
 
-def check_push(repo: str) -> None:
-    """Raise before anything is measured what the hub would refuse afterwards: a name that is none, no token."""
-    from huggingface_hub import constants, get_token
-
-    if not REPO.fullmatch(repo):
-        raise UsageError(f"--push_to_hub must be ORG/NAME, found {repo!r}.")
-    if constants.HF_HUB_OFFLINE:
-        raise UsageError("--push_to_hub needs the hub, and HF_HUB_OFFLINE is set.")
-    if not get_token():
-        raise UsageError(f"--push_to_hub {repo} needs a token that may write: run `hf auth login`, or set HF_TOKEN.")
-
-
 def push(file: Path, text: str, repo: str, private: bool) -> str:
     """Upload an importance file and its card in one commit, making the model repository; returns its address.
 
@@ -86,35 +72,13 @@ def push(file: Path, text: str, repo: str, private: bool) -> str:
 
     api = HfApi()
     try:
-        url = api.create_repo(repo, private=private or None, exist_ok=True)
-        if private and not api.model_info(repo).private:
-            raise FailureError(
-                f"{repo} exists and is public: make it private on the hub, give another name, or leave --private out. "
-                "Nothing was uploaded."
-            )
+        url = make_repo(api, repo, private)
         operations = [
             CommitOperationAdd(file.name, str(file)),
             CommitOperationAdd("README.md", text.encode()),
         ]
         api.create_commit(repo, operations, commit_message="Importance for Activation-Informed Merging")
     except Exception as error:
-        raise _explained(error, repo, file) from error
-    return str(url)
-
-
-def _explained(error: Exception, repo: str, file: Path) -> ProjectError:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, ProjectError):
-        return error
-    again = f"{file} is kept; the same command pushes it without measuring again."
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if status == 401:
-        return FailureError(f"The hub does not accept the token here (401): run `hf auth login`. {again}")
-    if status == 403:
-        return FailureError(
-            f"The token here may not write to {repo} (403): take one with the right to write, and an organisation that "
-            f"it belongs to. {again}"
-        )
-    said = " ".join(str(error).split())
-    return FailureError(f"{repo} could not be pushed to the hub ({type(error).__name__}: {said}). {again}")
+        again = f"{file} is kept; the same command pushes it without measuring again."
+        raise explained(error, repo, again) from error
+    return url

@@ -15,8 +15,10 @@ from console.cli import say
 from console.errors import UsageError
 from merging.bandwidths import Bandwidths
 from merging.flags import OUTPUT_KEYS
+from merging.hub_upload import Push
 from merging.lock import pinned, read_lock
 from merging.lora.either import Either, make, planned, shown
+from merging.next_steps import finish
 from merging.processes import Processes
 from merging.recipe import make_recipe
 from merging.work import Output
@@ -72,6 +74,7 @@ def repeat(
     processes: Processes,
     machine: Bandwidths | None = None,
     program: str | None = None,
+    push: Push | None = None,
 ) -> int:
     """Repeat the run of a lock, or print its plan, and return the exit code.
 
@@ -82,6 +85,7 @@ def repeat(
         processes: this process's place among those of the run.
         machine: one for which the time is estimated.
         program: the script whose locks alone are repeated; None for any.
+        push: where the result is uploaded.
 
     Raises:
         UsageError: for flags that would change the result, a missing --save_path, or another script's lock.
@@ -105,4 +109,5 @@ def repeat(
         return 0
     folder = make(work, output)
     say(f"{folder} repeats the lock: every tensor has its digest.", quiet)
+    finish(folder, replace(output, save_as=lock["recipe"].get("save_as", "model")), push)
     return 0

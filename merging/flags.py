@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from console.cli import Parser, add_output_flags
 from console.errors import UsageError
 from console.files import user_path
 from merging.recipe import DTYPES
 from merging.registry import MergeMethod, all_methods
+
+if TYPE_CHECKING:
+    from merging.hub_upload import Push
 
 RUN_KEYS = {
     "save_path": Path, "device": str, "max_shard_size": str, "overwrite": bool, "resume": bool,
@@ -41,6 +44,14 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allow_nonfinite", action="store_true", default=None, help="write NaN and infinity, and say where they are"
+    )
+    parser.add_argument(
+        "--push_to_hub",
+        metavar="ORG/NAME",
+        help="upload the result as this repository; of several omegas each as ORG/NAME-omega-X",
+    )
+    parser.add_argument(
+        "--private", action="store_true", default=None, help="with --push_to_hub: make new repositories private"
     )
     parser.add_argument(
         "--load_check", action=argparse.BooleanOptionalAction, default=None,
@@ -137,6 +148,19 @@ def method_flags(method: MergeMethod | None) -> list[tuple[str, Any, list[str]]]
         for name, parameter in m.parameters.items():
             flags.setdefault(name, (name, parameter, []))[2].append(m.name)
     return list(flags.values())
+
+
+def take_push(flags: dict[str, Any], config: dict[str, Any], dry_run: bool) -> Push | None:
+    """Remove --push_to_hub and --private from the flags and the YAML and return what they ask for, the flag winning.
+
+    Raises UsageError as `Push.of` does.
+    """
+    repo, private = (flags.pop(key, config.pop(key, None)) for key in ("push_to_hub", "private"))
+    if repo is None and not private:
+        return None
+    from merging.hub_upload import Push  # loads the hub's client
+
+    return Push.of(repo, private, dry_run)
 
 
 def take(key: str, flags: dict[str, Any], config: dict[str, Any]) -> Any:

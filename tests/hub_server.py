@@ -45,7 +45,8 @@ class Hub:
     "GET of a part" is one for a range of bytes.
 
     tokens: those that may write (200), or what the others are refused with; pushed: {repo: {file: content}};
-    public: repos that anybody may read.
+    public: repos that anybody may read; large: suffixes of files that are taken over Git LFS; objects: what came so;
+    uploads_refused: repos that take no commit (status).
     """
 
     url: str = ""
@@ -54,6 +55,9 @@ class Hub:
     tokens: dict[str, int] = field(default_factory=dict)
     pushed: dict[str, dict[str, bytes]] = field(default_factory=dict)
     public: set[str] = field(default_factory=set)
+    large: tuple[str, ...] = ()
+    objects: dict[str, bytes] = field(default_factory=dict)
+    uploads_refused: dict[str, int] = field(default_factory=dict)
 
     def downloads(self, suffix: str = "") -> list[str]:
         """The files that were downloaded, as `org/name/file`."""
@@ -87,6 +91,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self._take()
             return self._answer()
 
+        def do_PUT(self) -> None:
+            """Take an object of Git LFS, at the address that the batch request was answered with."""
+            hub.requests.append((self.command, self.path))
+            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            assert hashlib.sha256(content).hexdigest() == self.path.removeprefix("/lfs/")
+            hub.objects[self.path.removeprefix("/lfs/")] = content
+            self._send(200, b"", {})
+
         def _take(self) -> None:
             """Make a repo, or take files into one, if the token may."""
             hub.requests.append((self.command, self.path))
@@ -103,12 +115,24 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 hub.pushed[name] = {}
                 if lines[0].get("visibility") != "private" and not lines[0].get("private"):
                     hub.public.add(name)
+            if self.path.endswith(".git/info/lfs/objects/batch"):
+                objects = [
+                    {**entry, "actions": {"upload": {"href": f"{hub.url}/lfs/{entry['oid']}"}}}
+                    for entry in lines[0]["objects"]
+                ]
+                return self._json({"transfer": "basic", "objects": objects})
             if parts[:1] == ["preupload"]:
-                asked = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in lines[0]["files"]]
+                paths = [entry["path"] for entry in lines[0]["files"]]
+                modes = {path: "lfs" if path.endswith(hub.large or "/") else "regular" for path in paths}
+                asked = [{"path": path, "uploadMode": modes[path], "shouldIgnore": False} for path in paths]
                 return self._json({"files": asked})
             if parts[:1] == ["commit"]:
+                if name in hub.uploads_refused:
+                    return self._refuse(hub.uploads_refused[name], "", "The commit is refused")
                 files = [line["value"] for line in lines if line["key"] == "file"]
                 hub.pushed[name] |= {entry["path"]: base64.b64decode(entry["content"]) for entry in files}
+                large = [line["value"] for line in lines if line["key"] == "lfsFile"]
+                hub.pushed[name] |= {entry["path"]: hub.objects[entry["oid"]] for entry in large}
             url = f"{hub.url}/{name}"
             return self._json({"url": url, "commitUrl": f"{url}/commit/{'0' * 40}", "commitOid": "0" * 40})
 
