@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from aim.asked import add_aim_flags, aim_of
 from console.cli import Parser, add_output_flags, config_values, run, say
 from console.files import user_path
-from merging.flags import OUTPUT_KEYS, add_look_flags, add_run_flags, take, take_push
+from merging.flags import OUTPUT_KEYS, add_look_flags, add_plan_flags, add_run_flags, take, take_push
 from merging.processes import Processes, together
 from merging.recipe import DTYPES, read_config
+from merging.recipe.options import PLAN_KEYS, PlanOptions
 from merging.work import Output
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
     add_aim_flags(parser, seed="seed")
+    add_plan_flags(parser)
     add_run_flags(parser)
     add_look_flags(parser, "repeat the relaxation of a merge.lock.json to the same bytes")
     add_output_flags(parser)
@@ -80,6 +82,7 @@ def relax(argv: Sequence[str], processes: Processes) -> int:
     from aim.run import perform, planned_relaxation
     from merging.next_steps import finish
 
+    options = PlanOptions(**{key: given[key] for key in PLAN_KEYS if key in given})
     defaults = {key: DEFAULTS[key] for key in ("device", "max_shard_size")}
     wanted = {**defaults, **{key: value for key, value in asked.items() if value is not None}}
     output = Output(**{"save_path": Path(), **wanted}, quiet=quiet, processes=processes)
@@ -87,9 +90,10 @@ def relax(argv: Sequence[str], processes: Processes) -> int:
     if dry_run:
         from merging.lora.either import shown
 
-        print(shown(planned_relaxation(*models, aim, output, given.get("dtype"), headers_only=True), output, as_json))
+        planned = planned_relaxation(*models, aim, output, given.get("dtype"), headers_only=True, options=options)
+        print(shown(planned, output, as_json))
         return 0
-    folder = perform(*models, aim, output, given.get("dtype"))
+    folder = perform(*models, aim, output, given.get("dtype"), options)
     omegas = ", ".join(f"{omega:g}" for omega in aim.omegas)
     say(f"Relaxed {models[0]} with omega {omegas} into {folder}.", quiet)
     finish(folder, output, push)

@@ -18,15 +18,16 @@ from merging.lora.run import adapter_configs, base_modules, check_same_base
 from merging.lora.settings import adapter_settings
 from merging.lora.work import AdapterWork
 from merging.preflight import plan
+from merging.recipe.options import DEFAULTS, PlanOptions
 from merging.settings import Section, Setting
-from merging.sidefiles import read_lineage
+from merging.sidefiles import read_lineage, read_merge_recipe
 from merging.token_ids import read_tokenizers, token_ids
 from merging.tokenizer import choose_vocabulary
 from merging.work import Relaxing
 
 
 def plan_adapter_relaxation(
-    merged_name: str, base_name: str, aim: Aim, dtype: str | None, relaxing: Relaxing
+    merged_name: str, base_name: str, aim: Aim, dtype: str | None, relaxing: Relaxing, options: PlanOptions = DEFAULTS
 ) -> AdapterWork:
     """Open base and adapter and decide everything about the relaxation; the importance is read or measured later.
 
@@ -41,7 +42,7 @@ def plan_adapter_relaxation(
     inputs = Inputs(merged, (merged,), base)
     read_tokenizers([merged.folder, base.folder])
     vocabulary = choose_vocabulary("base", merged if token_ids(merged.folder) is not None else base, [])
-    of_model = plan(inputs, [Section((0,), {"scale": Setting.fixed(1.0)})], None, vocabulary)
+    of_model = plan(inputs, [Section((0,), {"scale": Setting.fixed(1.0)})], None, vocabulary, options=options)
     planned = lay_out(inputs, of_model, "passthrough", dtype)
     lineage = {**read_lineage(merged), "base_model": base.ref.full_name}
     recipe: dict[str, Any] = {
@@ -51,6 +52,7 @@ def plan_adapter_relaxation(
         "numerics": "float32",
         "dtype": dtype,
         "save_as": "adapter",
+        **options.as_yaml_dict(),
         **aim.as_recipe(),
     }
     notes = [*of_model.notes, *planned.notes]
@@ -71,4 +73,5 @@ def plan_adapter_relaxation(
         implementation=merged_alone,
         relaxing=relaxing,
         files=aim.files,
+        merge_recipe=read_merge_recipe(merged),
     )

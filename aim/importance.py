@@ -18,19 +18,24 @@ import torch
 from torch import Tensor
 
 from console.errors import CheckpointError
+from console.processor import usable_cores
+from merging.digests import Digest, block_bytes
+from merging.tensors import cut
 
 if TYPE_CHECKING:
     from merging.checkpoint import Checkpoint
 
-FORMAT = "aim-importance-2"
+FORMAT = "aim-importance-3"
 DESCRIBED = (
-    "axes", "tokens", "stability", "heads", "unmeasured", "calibration", "base", "versions", "numerics",
+    "axes", "tokens", "stability", "heads", "unmeasured", "calibration", "base", "versions", "numerics", "statistic",
 )  # fmt: skip
 """What the file's metadata holds, as JSON, besides the activations."""
 
 
-RUNS, RUN = 8, 32
-"""How many runs of how many values of each tensor tell a base from others."""
+STATISTICS = {"float32": "mean_abs_input", "reference": "sum_of_block_mean_abs_input"}
+"""{numerics: statistic}: |x| averaged over tokens, or by block and summed over blocks as in the original."""
+HASHED_ELEMENTS = 1 << 24
+"""Elements hashed at a time. No digest depends on it."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ class Importance:
     activations: (d_in,), or (experts, d_in) for a stack of experts along axis 0. `axes`: the axis of the weight that
     the channels run along (0 for Conv1D, whose weight is [in, out]). tokens: how many each is the mean of, a list for
     experts. stability: rank correlation between the two halves of the calibration set. heads: {input embedding: the
-    entry that was measured as its tied output head}. `unmeasured` names weights that no activation was seen for, with
-    the reason.
+    entry that was measured as its tied output head}. `statistic`: of `STATISTICS`. `unmeasured` names weights that no
+    activation was seen for, with the reason.
     """
 
     activations: Mapping[str, Tensor]
@@ -54,6 +59,7 @@ class Importance:
     heads: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     numerics: str = "float32"
+    statistic: str = STATISTICS["float32"]
 
     @property
     def digest(self) -> str:
@@ -75,8 +81,11 @@ class Importance:
         metadata = {"format": FORMAT, "digest": self.digest, **described}
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
+        partial.touch()
+        mode = partial.stat().st_mode  # the library makes a file that only its owner reads, whatever the umask says
         try:
             save_file({name: a.clone() for name, a in self.activations.items()}, partial, metadata)  # some share memory
+            partial.chmod(mode)
             _order_metadata(partial)
             partial.replace(file)
         finally:
@@ -103,6 +112,11 @@ class Importance:
             found = cls(activations=activations, **{key: json.loads(metadata[key]) for key in DESCRIBED})
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{file} lacks or garbles a part of its metadata ({error}).") from error
+        if found.statistic != STATISTICS.get(found.numerics):
+            raise CheckpointError(
+                f"{file} holds the statistic {found.statistic} of --numerics {found.numerics}, expected "
+                f"{STATISTICS.get(found.numerics)}; make it anew."
+            )
         if found.digest != metadata.get("digest"):
             raise CheckpointError(f"{file} was changed since it was written (its digest differs); make it anew.")
         return found
@@ -129,17 +143,15 @@ def _order_metadata(file: Path) -> None:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return a digest of every tensor's name, shape, dtype and of a few runs of its values, evenly spaced.
-
-    It tells checkpoints apart without reading them whole: a page or two of the file for each run.
-    """
-    digest = hashlib.sha256()
+    """Return a digest of every tensor's name, shape, dtype and values, as they are read (dequantized, adapted)."""
+    digest = Digest(usable_cores())
     for name in sorted(checkpoint.tensors):
         info = checkpoint.tensors[name]
         digest.update(f"{name}{info.shape}{info.dtype}".encode())
-        flat = checkpoint.read(name).flatten()
-        last = max(0, len(flat) - RUN)
-        starts = sorted({i * last // (RUNS - 1) for i in range(RUNS)})
-        sampled = torch.cat([flat[start : start + RUN] for start in starts])
-        digest.update(sampled.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        if not info.shape or 0 in info.shape:
+            digest.update(block_bytes(checkpoint.read(name)))
+            continue
+        rows = checkpoint.rows(name)
+        for block in cut(torch.Size(info.shape), HASHED_ELEMENTS):
+            digest.update(block_bytes(rows[block.rows]))
+    return digest.text()

@@ -108,7 +108,7 @@ def measure(
 
     from aim.attribution import by_stored_tensor
     from aim.blocks import cut, summary
-    from aim.importance import fingerprint
+    from aim.importance import STATISTICS, fingerprint
     from aim.texts import load_texts
 
     if not base.loads_from_folder:
@@ -141,12 +141,14 @@ def measure(
     found = by_stored_tensor(activations, model, base)
     if progress is not None:
         progress.clear()
+    numerics = "reference" if settings.reference else "float32"
     how = {"dtype": dtype, "device": device.type, "calibrate": way}
     return replace(
         found,
         calibration={**sample.account, **how},
         base={"name": public_name(base.name), "commit": base.commit, "fingerprint": mark},
-        numerics="reference" if settings.reference else "float32",
+        numerics=numerics,
+        statistic=STATISTICS[numerics],
     )
 
 

@@ -7,6 +7,12 @@ from collections.abc import Sequence
 from console.errors import UsageError
 
 
+def omega_text(omega: float) -> str:
+    """Return an omega as short as it can be without printing like another: 0.4, 1, 0.30000000000000004."""
+    short = f"{omega:g}"
+    return short if float(short) == omega else repr(omega)
+
+
 def check_omegas(omegas: Sequence[float]) -> None:
     """Raise UsageError for an omega outside [0, 1], none at all, or one that is given twice."""
     if not omegas:
@@ -17,7 +23,7 @@ def check_omegas(omegas: Sequence[float]) -> None:
                 f"--omega must be in [0, 1] (1 leaves the merge as it is, 0 relaxes most), found {omega:g}."
             )
     if len(set(omegas)) < len(omegas):
-        raise UsageError(f"--omega has {', '.join(f'{o:g}' for o in omegas)}: one value is given twice.")
+        raise UsageError(f"--omega has {', '.join(map(omega_text, omegas))}: one value is given twice.")
 
 
 def parse_omegas(given: object) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from aim.calibration import HUB_SET
 from aim.importance import Importance
 from aim.summary import Summary
 from aim.summary_text import described, kinds_table, layers_table, left_out, legend
-from merging.card import TAGS, public_name
+from merging.card import AIM_TAG, public_name
 from merging.hub import CheckpointRef
 from merging.hub_upload import explained, make_repo
 
@@ -25,7 +25,7 @@ def card(importance: Importance, found: Summary, repo: str, file: str) -> str:
     sets = [match["repo"] for name in _sources(importance.calibration) if (match := HUB_SET.fullmatch(name))]
     front = {
         **({"base_model": base.repo} if base.is_hub_id else {}),
-        "tags": [*TAGS[1:], "importance", "calibration"],
+        "tags": [AIM_TAG, "importance", "calibration"],
         **({"datasets": sets} if sets else {}),
     }
     name = public_name(importance.base["name"])

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from merging.consensus import add_to
+
 
 def importance(activation: Tensor) -> Tensor:
     """Return s = a / max(a); zeros where nothing was active, so that nothing is relaxed there.
@@ -56,7 +58,7 @@ def relax(base: Tensor, merged: Tensor, s: Tensor, omega: float) -> Tensor:
     """
     pull = s * (1.0 - omega)
     difference = merged - base
-    relaxed = torch.where(pull <= 0.5, merged - difference * pull, base + difference * (1.0 - pull))
+    relaxed = torch.where(pull <= 0.5, merged - difference * pull, add_to(base, difference * (1.0 - pull)))
     # the ends themselves bit for bit: x - 0 * y loses the sign of a zero x
     return torch.where(pull == 0, merged, torch.where(pull == 1, base, relaxed))
 

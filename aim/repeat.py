@@ -21,6 +21,7 @@ from merging.lora.either import Either, make, planned, shown
 from merging.next_steps import finish
 from merging.processes import Processes
 from merging.recipe import make_recipe
+from merging.recipe.options import PLAN_KEYS, PlanOptions
 from merging.work import Output
 
 
@@ -40,14 +41,15 @@ def work_of(
     if lock["program"] == "performAIM.py":
         exact: dict[str, str] = {entry["name"]: entry["exact"] for entry in lock["inputs"]}
         merged, base = str(recipe["merged_model"]), str(recipe["pretrained_model_name"])
+        options = PlanOptions(**{key: recipe[key] for key in PLAN_KEYS if key in recipe})
         aim = aim_of(recipe, reference=recipe["numerics"] == "reference")
         if len(models) > 1:
             raise UsageError(f"The lock relaxes one merged model, {len(models)} given.")
         first = models[0] if models else exact.get(merged, merged)
         second = base_model or exact.get(base, base)
         if output.save_as == "adapter":
-            return plan_adapter_relaxation(first, second, aim, recipe["dtype"], relaxing_by(aim, output))
-        return plan_relaxation(first, second, aim, output, recipe["dtype"])
+            return plan_adapter_relaxation(first, second, aim, recipe["dtype"], relaxing_by(aim, output), options)
+        return plan_relaxation(first, second, aim, output, recipe["dtype"], options=options)
     given = {key: recipe.pop(key) for key in AIM_KEYS if key in recipe}
     asked = pinned(make_recipe({}, recipe), lock)
     if models and len(models) != len(asked.models):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aim.asked import Aim
 from aim.measure import Settings, importance_of
+from aim.omegas import omega_text
 from aim.relaxer import Relaxer
 from console.cli import say
 from console.errors import UsageError
@@ -21,10 +22,11 @@ from merging.planned import Plan
 from merging.preflight import plan
 from merging.produce import check_asked
 from merging.recipe import MergeRecipe
+from merging.recipe.options import DEFAULTS, PlanOptions
 from merging.registry import Implementation
 from merging.run import copied
 from merging.settings import Section
-from merging.sidefiles import read_lineage
+from merging.sidefiles import read_lineage, read_merge_recipe
 from merging.token_ids import read_tokenizers, token_ids
 from merging.tokenizer import choose_vocabulary
 from merging.work import Output, Relaxing, Variant, Work
@@ -36,8 +38,8 @@ PAPER = "https://arxiv.org/abs/2502.02421"
 
 
 def folder_of(omega: float) -> str:
-    """Return the folder of one omega of several: omega-0.4."""
-    return f"omega-{omega:g}"
+    """Return the folder of one omega of several: omega-0.4, with all the digits that tell it from others."""
+    return f"omega-{omega_text(omega)}"
 
 
 def state_file(save_path: Path, settings: Settings) -> Path:
@@ -112,7 +114,9 @@ def relaxing_by(aim: Aim, output: Output) -> Relaxing:
     return _Relaxation(aim, output).relaxing()
 
 
-def perform(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: str | None) -> Path:
+def perform(
+    merged_name: str, base_name: str, aim: Aim, output: Output, dtype: str | None, options: PlanOptions = DEFAULTS
+) -> Path:
     """Relax a merged checkpoint or an adapter towards its base and return the folder; several omegas are folders in it.
 
     dtype of the output: None keeps that of what is relaxed. Raises UsageError, CheckpointError, CalibrationError.
@@ -120,12 +124,18 @@ def perform(merged_name: str, base_name: str, aim: Aim, output: Output, dtype: s
     aim.check()
     check_asked(output, aim.kept)
     with output.processes.first_ahead():
-        work = planned_relaxation(merged_name, base_name, aim, output, dtype)
+        work = planned_relaxation(merged_name, base_name, aim, output, dtype, options=options)
     return make(work, output)
 
 
 def planned_relaxation(
-    merged_name: str, base_name: str, aim: Aim, output: Output, dtype: str | None, headers_only: bool = False
+    merged_name: str,
+    base_name: str,
+    aim: Aim,
+    output: Output,
+    dtype: str | None,
+    headers_only: bool = False,
+    options: PlanOptions = DEFAULTS,
 ) -> Either:
     """Decide everything about a relaxation of a model or an adapter; headers_only: for a look at the plan alone."""
     aim.check()
@@ -133,8 +143,8 @@ def planned_relaxation(
     if output.save_as == "adapter":
         from aim.adapters import plan_adapter_relaxation
 
-        return plan_adapter_relaxation(merged_name, base_name, aim, dtype, relaxation.relaxing())
-    return plan_relaxation(merged_name, base_name, aim, output, dtype, relaxation, headers_only)
+        return plan_adapter_relaxation(merged_name, base_name, aim, dtype, relaxation.relaxing(), options)
+    return plan_relaxation(merged_name, base_name, aim, output, dtype, relaxation, headers_only, options)
 
 
 def plan_relaxation(
@@ -145,6 +155,7 @@ def plan_relaxation(
     dtype: str | None,
     relaxation: _Relaxation | None = None,
     headers_only: bool = False,
+    options: PlanOptions = DEFAULTS,
 ) -> Work:
     """Open the two checkpoints and decide everything about the relaxation; the importance is read or measured later.
 
@@ -168,7 +179,7 @@ def plan_relaxation(
     vocabulary = choose_vocabulary("base", owner, [])
     reference = aim.settings.reference
     wanted = "bfloat16" if reference and dtype is None else dtype
-    relax_plan = plan(inputs, [Section((0,), {})], wanted, vocabulary)
+    relax_plan = plan(inputs, [Section((0,), {})], wanted, vocabulary, options=options)
     relaxation = relaxation or _Relaxation(aim, output)
 
     def make_job() -> Job:
@@ -189,6 +200,7 @@ def plan_relaxation(
         "omega": list(aim.omegas),
         "numerics": "reference" if reference else "float32",
         "dtype": dtype,
+        **options.as_yaml_dict(),
         **aim.as_recipe(),
     }
     return Work(
@@ -205,20 +217,29 @@ def plan_relaxation(
         make_job=make_job,
         variants=relaxation.variants(),
         files=aim.files,
+        merge_recipe=read_merge_recipe(merged),
         preview=lambda: relaxation.preview(base, relax_plan),
     )
 
 
 def _same_weights(merged: Checkpoint, base: Checkpoint) -> bool:
-    """Whether two checkpoints have the same tensors, as far as the first values of each tell."""
+    """True where two checkpoints have equal tensors: the first values of each, and where all agree every value."""
     import torch
+
+    from merging.tensors import BLOCK_ELEMENTS, cut
 
     if {n: i.shape for n, i in merged.tensors.items()} != {n: i.shape for n, i in base.tensors.items()}:
         return False
-    return all(
-        torch.equal(merged.rows(name)[:1].flatten()[:256], base.rows(name)[:1].flatten()[:256])
-        for name, info in merged.tensors.items()
-        if info.shape
+    shaped = [name for name, info in merged.tensors.items() if info.shape and 0 not in info.shape]
+    if not all(
+        torch.equal(merged.rows(name)[:1].flatten()[:256], base.rows(name)[:1].flatten()[:256]) for name in shaped
+    ):
+        return False
+    numbers = [name for name, info in merged.tensors.items() if not info.shape]
+    return all(torch.equal(merged.read(name), base.read(name)) for name in numbers) and all(
+        torch.equal(merged.rows(name)[block.rows], base.rows(name)[block.rows])
+        for name in shaped
+        for block in cut(torch.Size(merged.tensors[name].shape), BLOCK_ELEMENTS)
     )
 
 

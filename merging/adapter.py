@@ -21,7 +21,7 @@ from merging.adapter_config import pattern_value
 from merging.adapter_keys import AdapterKeys, Pair, find_stored
 from merging.checkpoints.expert_factors import FusedParameter, expert_factors, fused_parameter, runs_over_axis_1
 from merging.model_config import text_config_of
-from merging.names import role_of
+from merging.names import main_embedding, role_of
 from merging.orientation import transposed_names
 from merging.stored import FLOATS, TensorInfo, Weights
 
@@ -138,6 +138,11 @@ def adapt(
         more = f" (and {len(fit.problems) - 1} more)" if len(fit.problems) > 1 else ""
         said = f"; it was trained on {trained}" if trained else ""
         raise CheckpointError(f"Adapter {names[1]} does not fit {names[0]}: {fit.problems[0]}{more}{said}.")
+    if not (products or whole or changes):
+        raise CheckpointError(
+            f"Adapter {names[1]} changes no tensor of {names[0]}: its weights file holds no factors, biases or whole "
+            "tensors; save it again after training."
+        )
     return AdaptedWeights(base, adapter, products, whole, fit.heads, config_file, trained, changes)
 
 
@@ -146,7 +151,7 @@ class _Fit:
 
     def __init__(self, base: Weights, adapter: Weights, ties: bool, config: Mapping[str, Any], label: str) -> None:
         self._base, self._adapter, self._ties, self._config, self._label = base, adapter, ties, config, label
-        self._embedding = next((name for name in base.tensors if role_of(name) == "input"), None)
+        self._embedding = main_embedding(base.tensors)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.heads: dict[str, str] = {}
         self.fused_pairs: list[Pair] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,26 @@ import yaml
 
 from merging.checkpoint import Checkpoint
 from merging.hub import CheckpointRef
+from merging.registry import all_methods
 
-TAGS = ("merge", "activation-informed-merging")
+TAGS = ("merge",)
+AIM_TAG = "activation-informed-merging"
+AIM_PAPER = "arXiv:2502.02421"
+NAMELESS = "licenses-of-the-inputs"
+"""Name of the license of a result whose inputs have different ones, since the hub wants a name beside `other`."""
 
 
 @dataclass(frozen=True)
 class Licences:
-    """The licences of the inputs by model (those that state one), and the one that the result carries."""
+    """The licences of the inputs by model (those that state one), and the one that the result carries.
+
+    details: `license`, `license_name` and `license_link` of the result's front matter.
+    """
 
     by_model: Mapping[str, tuple[str, ...]]
     result: str | None
     warning: str | None
+    details: Mapping[str, str] = field(default_factory=dict)
 
 
 def licences_of(checkpoints: Sequence[Checkpoint]) -> Licences:
@@ -30,10 +39,10 @@ def licences_of(checkpoints: Sequence[Checkpoint]) -> Licences:
     found = list(dict.fromkeys(licence for licences in by_model.values() for licence in licences))
     if len(found) > 1:
         told = "; ".join(f"{name}: {', '.join(licences)}" for name, licences in by_model.items())
-        return Licences(
-            by_model, None, f"The inputs have different licences ({told}); the result's must satisfy them all."
-        )
-    return Licences(by_model, found[0] if found else None, None)
+        warning = f"The inputs have different licences ({told}); the result's must satisfy them all."
+        return Licences(by_model, None, warning, {"license": "other", "license_name": NAMELESS})
+    details = [detail for checkpoint in checkpoints for detail in checkpoint.license_details]
+    return Licences(by_model, found[0] if found else None, None, details[0] if found else {})
 
 
 def write_card(
@@ -41,27 +50,29 @@ def write_card(
     title: str,
     lineage: Mapping[str, Any],
     recipe: Mapping[str, Any],
-    paper: str,
     licences: Licences,
     pipeline_tag: str | None,
     health: str | None = None,
     reading: Sequence[str] = (),
+    merge_recipe: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write README.md. health: the figures as Markdown, where they were taken; reading: sentences on how the inputs'
-    weights were read.
+    """Write README.md.
+
+    health: the figures as Markdown, where they were taken; reading: sentences on how the inputs' weights were read;
+    merge_recipe: of the merged model that was relaxed, where its run record has it.
     """
     named = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
     parents = [part.repo for ref in named for part in (ref.alone, ref.adapter) if part and part.is_hub_id]
     parts = [
-        _front(licences, parents, "transformers", pipeline_tag, TAGS),
+        _front(licences, parents, "transformers", pipeline_tag, _tags(lineage)),
         f"# {title}",
-        f"Merged with {lineage['method'] or 'an unknown method'} ({paper}){_relaxed(lineage, ', relaxed')}.",
+        _method(lineage),
         f"Base model: {public_name(lineage['base_model']) if lineage['base_model'] else 'none'}",
         "Merged models:",
         "\n".join(f"- {public_name(model)}" for model in lineage["models"]),
         *reading,
         *([licences.warning] if licences.warning else []),
-        f"## Recipe\n\n```yaml\n{yaml.safe_dump(_without_places(recipe), sort_keys=False)}```",
+        *_recipes(recipe, merge_recipe),
         *([f"## Health\n\n{health}"] if health else []),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -72,26 +83,28 @@ def write_adapter_card(
     title: str,
     lineage: Mapping[str, Any],
     recipe: Mapping[str, Any],
-    paper: str,
     licences: Licences,
     pipeline_tag: str | None,
     base: str,
     remarks: Sequence[str],
+    merge_recipe: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write README.md of an adapter. base: what its config calls the base; remarks: what its user has to know."""
+    """Write README.md of an adapter.
+
+    base: the base's name in its config; remarks: what its user has to know; merge_recipe: as in `write_card`.
+    """
     parents = [base] if CheckpointRef(base).is_hub_id else []
-    merged = f"Merged with {lineage['method']} ({paper}){_relaxed(lineage, ', relaxed')}."
     parts = [
-        _front(licences, parents, "peft", pipeline_tag, ("lora", *TAGS)),
+        _front(licences, parents, "peft", pipeline_tag, ("lora", *_tags(lineage))),
         f"# {title}",
         f"A LoRA adapter for {public_name(base)}: PEFT adds it to that model "
         "(`PeftModel.from_pretrained(base, folder)`).",
-        merged if lineage["method"] else f"{_relaxed(lineage, 'Relaxed')}.",
+        _method(lineage),
         "Adapters:",
         "\n".join(f"- {public_name(model)}" for model in lineage["models"]),
         *remarks,
         *([licences.warning] if licences.warning else []),
-        f"## Recipe\n\n```yaml\n{yaml.safe_dump(_without_places(recipe), sort_keys=False)}```",
+        *_recipes(recipe, merge_recipe),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -101,7 +114,7 @@ def _front(
 ) -> str:
     """The front matter, which the hub reads."""
     front = {
-        **({"license": licences.result} if licences.result else {"license": "other"} if licences.warning else {}),
+        **licences.details,
         **({"base_model": list(parents)} if parents else {}),
         "library_name": library,
         **({"pipeline_tag": pipeline_tag} if pipeline_tag else {}),
@@ -110,10 +123,30 @@ def _front(
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
 
 
-def _relaxed(lineage: Mapping[str, Any], words: str) -> str:
-    """The words that say that AIM was applied, with its omega; nothing where it was not."""
-    omega = lineage["omega"]
-    return f"{words} by AIM (arXiv:2502.02421) with omega {omega:g}" if omega is not None else ""
+def _tags(lineage: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tags: AIM's only where AIM was applied."""
+    return TAGS if lineage["omega"] is None else (*TAGS, AIM_TAG)
+
+
+def _method(lineage: Mapping[str, Any]) -> str:
+    """The sentence on the method of the merge, with its own paper, and on AIM where it was applied."""
+    name, omega = lineage["method"], lineage["omega"]
+    known = next((m for m in all_methods().values() if name in (m.name, *m.aliases)), None)
+    merged = f"Merged with {name}{f' ({known.paper})' if known else ''}" if name else ""
+    if omega is None:
+        return f"{merged or 'Merged with an unknown method'}."
+    digits = f"{omega:g}" if float(f"{omega:g}") == omega else repr(omega)
+    relaxed = f"elaxed by AIM ({AIM_PAPER}) with omega {digits}."
+    return f"{merged}, r{relaxed}" if merged else f"R{relaxed}"
+
+
+def _recipes(recipe: Mapping[str, Any], merge_recipe: Mapping[str, Any] | None) -> list[str]:
+    """The sections with the recipe: of the merge, and of its relaxation where that is another run."""
+    sections = {"Recipe": recipe} if merge_recipe is None else {"Recipe": merge_recipe, "Relaxation": recipe}
+    return [
+        f"## {title}\n\n```yaml\n{yaml.safe_dump(_without_places(content), sort_keys=False)}```"
+        for title, content in sections.items()
+    ]
 
 
 def public_name(name: str) -> str:

@@ -13,10 +13,11 @@ from console.files import read_json
 from merging.adapter import adapt
 from merging.adapter_config import check_adapter
 from merging.checkpoints.model_folder import check_folder
+from merging.checkpoints.parsed_config import ParsedConfig, parse_config
 from merging.checkpoints.quantized.weights import dequantized
 from merging.headers import read_headers
 from merging.hub import CheckpointRef, Part, locate
-from merging.model_config import stated_licences, text_config_of, ties_embeddings, with_changes
+from merging.model_config import license_details, stated_licences, text_config_of, ties_embeddings, with_changes
 from merging.scratch import overlay
 from merging.stored import CODES, FLOATS, StoredWeights, TensorInfo, Weights, tensor_bytes
 
@@ -90,9 +91,20 @@ class Checkpoint:
         return tuple(dict.fromkeys(stated))
 
     @cached_property
+    def license_details(self) -> tuple[Mapping[str, str], ...]:
+        """`license`, `license_name` and `license_link` of its parts' model cards, for those that state one."""
+        details = (license_details(part.folder / "README.md", part.ref) for part in self.parts)
+        return tuple(detail for detail in details if detail)
+
+    @cached_property
     def ties_embeddings(self) -> bool:
         """Whether the output embedding is the input embedding (config, then what is stored)."""
         return ties_embeddings(self.config, self.tensors)
+
+    @cached_property
+    def parsed_config(self) -> ParsedConfig:
+        """The config with transformers' defaults filled in."""
+        return parse_config(self.config)
 
     @property
     def text_config(self) -> Mapping[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from console.errors import CheckpointError, FailureError, UsageError
 from merging.checkpoint import Checkpoint
-from merging.names import stacks_of
-from merging.tokenizer import embedding_rows, embedding_width
+from merging.plan.prediction import main_depths
+from merging.tokenizer import embedding_rows, embedding_width, extra_rows
 
 WIDTHS = ("hidden_size", "n_embd", "n_embed", "d_model", "dim", "model_dim", "emb_dim", "embedding_size",
           "word_embed_proj_dim")  # fmt: skip
@@ -34,7 +34,7 @@ def check_config(checkpoint: Checkpoint) -> None:
     config = checkpoint.text_config
     rows = embedding_rows(checkpoint)
     said = config.get("vocab_size")
-    if rows is not None and isinstance(said, int) and said != rows:
+    if rows is not None and isinstance(said, int) and said != rows - extra_rows(checkpoint):
         raise CheckpointError(
             f"{checkpoint.name}: config.json says vocab_size {said} and the input embedding has {rows} rows; "
             "correct config.json."
@@ -48,9 +48,8 @@ def check_config(checkpoint: Checkpoint) -> None:
             "config.json or download the weights again."
         )
     layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
-    stacks = {stack: depth for stack, depth in stacks_of(checkpoint.tensors).items() if "vision" not in stack}
-    predicting = config.get("num_nextn_predict_layers") or 0  # stored behind the layers, and not counted among them
-    if len(stacks) == 1 and isinstance(layers, int) and not {layers, layers + predicting} & set(stacks.values()):
+    stacks = {stack: depth for stack, depth in main_depths(checkpoint).items() if "vision" not in stack}
+    if len(stacks) == 1 and isinstance(layers, int) and layers not in stacks.values():
         (stack, depth), *_ = stacks.items()
         raise CheckpointError(
             f"{checkpoint.name}: config.json says {layers} layers and the weights have {depth} ({stack}*); "

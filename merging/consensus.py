@@ -24,6 +24,11 @@ def weighted_sum(tensors: Tensor, weights: Sequence[float]) -> Tensor:
     return total
 
 
+def add_to(anchor: Tensor, step: Tensor) -> Tensor:
+    """Return anchor + step, the anchor's own bits where the step is zero: -0.0 + 0.0 would lose its sign."""
+    return torch.where(step == 0, anchor, anchor + step)
+
+
 def nonzero_total(weights: Sequence[float]) -> float:
     """Return sum_t w_t, or 1 where it vanishes, so that normalising by it never divides by zero."""
     total = sum(weights)

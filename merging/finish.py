@@ -18,6 +18,7 @@ from merging.lock import (
     tensors_of,
     write_lock,
 )
+from merging.output.base_comparison import CHANGED
 from merging.output.stage import Stage
 from merging.prepared import Prepared
 from merging.recipe.mergekit.writer import write_mergekit
@@ -53,7 +54,7 @@ class Finisher:
         tag = pipeline_tag_of(self.small.configs["config.json"])
         names = {str(checkpoint.ref.alone): checkpoint.reading for checkpoint in work.inputs.all}
         reading = [note.replace(name, public_name(name)) for name, notes in names.items() for note in notes]
-        write_card(stage.folder, title, lineage, recipe, work.paper, self.licences, tag, table, reading)
+        write_card(stage.folder, title, lineage, recipe, self.licences, tag, table, reading, work.merge_recipe)
         write_lock(stage.folder, self._lock(recipe, stage, digests))
         details = {
             "recipe": recipe,
@@ -65,7 +66,17 @@ class Finisher:
             **({"processes": self.output.processes.count} if self.output.processes.count > 1 else {}),
             "seconds": round(seconds, 3),
         }
+        if self._equals_base(stage):
+            details["equals_base"] = True
+            base = self.work.inputs.base
+            assert base is not None
+            self.said.append(f"{title} equals the base {base.name} in every value: the merge changed nothing.")
         write_record(stage.folder, lineage, details)
+
+    def _equals_base(self, stage: Stage) -> bool:
+        """True where every merged tensor has the base's values."""
+        based = any(tensor.is_merged and tensor.base is not None for tensor in self.work.plan.tensors)
+        return based and not any(CHANGED in entry for entry in stage.journal.entries)
 
     def _write_configs(self, stage: Stage) -> None:
         """Write tokenizer and configs."""

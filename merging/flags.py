@@ -10,6 +10,7 @@ from console.cli import Parser, add_output_flags
 from console.errors import UsageError
 from console.files import user_path
 from merging.recipe import DTYPES
+from merging.recipe.options import EXTRA_TENSORS
 from merging.registry import MergeMethod, all_methods
 
 if TYPE_CHECKING:
@@ -68,6 +69,19 @@ def add_look_flags(parser: argparse.ArgumentParser, repeats: str) -> None:
     parser.add_argument("--from_lock", type=user_path, metavar="FILE", help=repeats)
 
 
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags about inputs that differ; a default of None means that a YAML may say it."""
+    parser.add_argument(
+        "--allow_config_mismatch", action="store_true", default=None,
+        help="merge models whose configs give equal weights another meaning (heads, activation, rope, window, ...)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--extra_tensors", choices=EXTRA_TENSORS,
+        help="tensors that not every input has: keep the base's, drop them, or stop with an error (default: keep parts "
+        "that predict further tokens, stop at others)",
+    )  # fmt: skip
+
+
 def make_parser(method: MergeMethod | None) -> Parser:
     """Return the parser with the flags of one method (or of every method, where none is chosen yet)."""
     parser = Parser(
@@ -114,6 +128,7 @@ def make_parser(method: MergeMethod | None) -> Parser:
     parser.add_argument(
         "--exclude_from", metavar="base|MODEL", help="whose the excluded tensors are (default: base, else the first)"
     )
+    add_plan_flags(parser)
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
     add_run_flags(parser)

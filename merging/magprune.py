@@ -14,6 +14,7 @@ from torch import Tensor
 
 from merging.consensus import divided
 from merging.dropping import l1_factor
+from merging.names import stacks_experts
 from merging.native.kernels import kernels
 from merging.sparsify import keep_mask, stream_key
 from merging.tensors import Block, PerBlock, TensorGroup
@@ -51,7 +52,11 @@ def magprune_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> Kept:
         if len(group.shape) == 1:
             magnitude = group.task_vector(model, whole).abs_()[None]
             return probabilities(magnitude, densities[model], epsilons[model])[0, block.rows]
-        return probabilities(group.task_vector(model, block).abs_(), densities[model], epsilons[model])
+        magnitude = group.task_vector(model, block).abs_()
+        if stacks_experts(group.name, group.shape):  # each expert's rows for themselves, as where it is stored alone
+            rows = magnitude.flatten(0, 1)
+            return probabilities(rows, densities[model], epsilons[model]).reshape(magnitude.shape)
+        return probabilities(magnitude, densities[model], epsilons[model])
 
     def draw(model: int, block: Block, p: Tensor | None) -> Tensor:
         shape = torch.Size((block.stop - block.start, *group.shape[1:]))

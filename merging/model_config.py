@@ -9,7 +9,11 @@ from typing import Any
 from common.bounded_reading import MAX_YAML, LimitError, parse_yaml, read_text
 from common.terminal_text import foreign
 from console.errors import CheckpointError
+from merging.hub import CheckpointRef
 from merging.names import role_of
+
+LICENSE_KEYS = ("license", "license_name", "license_link")
+"""Keys of a card's front matter about the license."""
 
 
 def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -49,6 +53,32 @@ def stated_licences(card: Path) -> tuple[str, ...]:
     A license that the hub has no id for (`other`) is called by its name. Raises CheckpointError for front matter that
     exceeds the limits of `common.bounded_reading`.
     """
+    front = _front_matter(card)
+    found = front.get("license")
+    if found == "other":
+        found = front.get("license_name", found)
+    listed = found if isinstance(found, list) else [found]
+    return tuple(foreign(licence) for licence in listed if isinstance(licence, str) and licence.strip())
+
+
+def license_details(card: Path, ref: CheckpointRef) -> dict[str, Any]:
+    """Return `license`, `license_name` and `license_link` of a model card, as far as it states them.
+
+    A link to a file of a repository on the hub is made a whole address. Raises CheckpointError as `stated_licences`.
+    """
+    front = _front_matter(card)
+    if not stated_licences(card):
+        return {}
+    listed = {"license": front["license"]} if isinstance(front["license"], list) else {}
+    texts = {key: front[key] for key in LICENSE_KEYS if isinstance(front.get(key), str) and front[key].strip()}
+    link = texts.get("license_link", "")
+    if link and "://" not in link and ref.is_hub_id:
+        texts["license_link"] = f"https://huggingface.co/{ref.repo}/blob/main/{link}"
+    return {**listed, **{key: foreign(text) for key, text in texts.items()}}
+
+
+def _front_matter(card: Path) -> Mapping[str, Any]:
+    """The front matter of a model card; empty where there is none."""
     try:
         lines = read_text(card, MAX_YAML, cut=True).splitlines()
         written = "\n".join(lines[1 : lines.index("---", 1)]) if lines[:1] == ["---"] else ""
@@ -56,11 +86,5 @@ def stated_licences(card: Path) -> tuple[str, ...]:
     except LimitError as error:
         raise CheckpointError(str(error)) from error
     except (OSError, ValueError):
-        return ()
-    if not isinstance(front, Mapping):
-        return ()
-    found = front.get("license")
-    if found == "other":
-        found = front.get("license_name", found)
-    listed = found if isinstance(found, list) else [found]
-    return tuple(foreign(licence) for licence in listed if isinstance(licence, str) and licence.strip())
+        return {}
+    return front if isinstance(front, Mapping) else {}

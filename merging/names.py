@@ -45,6 +45,15 @@ def role_of(name: str) -> str | None:
     return next((role for role, pattern in patterns.items() if pattern.search(name)), None)
 
 
+def main_embedding(names: Iterable[str]) -> str | None:
+    """Return the input embedding of the language model among a checkpoint's tensors, whatever file it is in.
+
+    Of several it is the one highest up, as `shared` in T5; per-layer embeddings come after all others.
+    """
+    found = [name for name in names if role_of(name) == "input"]
+    return min(found, key=lambda name: ("per_layer" in name, name.count("."), len(name)), default=None)
+
+
 def is_computed(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor is a buffer that transformers recomputes: a mask, not a learnt bias, which has one dimension."""
     return bool(COMPUTED_BUFFER.search(name)) and (len(shape) != 1 or not name.endswith("bias"))

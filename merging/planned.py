@@ -75,13 +75,22 @@ class TensorPlan:
         return (self.own, *self.models, *([self.base] if self.base else ())) if self.is_merged else (self.own,)
 
 
+@dataclass(frozen=True, eq=False)
+class LayerOrigin:
+    """The layer that a layer of a sliced result comes from. others: the same layer's further sources."""
+
+    checkpoint: Checkpoint
+    index: int
+    others: tuple[tuple[Checkpoint, int], ...] = ()
+
+
 @dataclass(frozen=True)
 class Plan:
     """Every output tensor, in the donor's order, and what is to be said of the inputs.
 
     tied: whether the result's output head is its input embedding; layer_origins: for each stack that is made of slices,
-    the layer of the first source that each of its layers comes from; head_of: the model whose config says what the
-    output head is, where it is excluded from the merge and not the donor's.
+    the model and layer that each of its layers comes from; head_of: the model whose config says what the output head
+    is, where it is excluded from the merge and not the donor's.
     """
 
     tensors: tuple[TensorPlan, ...]
@@ -89,7 +98,7 @@ class Plan:
     tied: bool
     notes: tuple[str, ...]
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    layer_origins: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    layer_origins: Mapping[str, tuple[LayerOrigin, ...]] = field(default_factory=dict)
     head_of: Checkpoint | None = None
 
     @property

@@ -12,11 +12,16 @@ from merging.exclusion import Exclusion
 from merging.layout import Inputs, Slot, slots_of
 from merging.names import is_computed, layer_of, role_of, stacks_of
 from merging.orientation import transposed_names
-from merging.planned import Plan, Source, TensorPlan
+from merging.plan.config_meaning import compare_configs
+from merging.plan.dtypes import WideTensors
+from merging.plan.layer_kinds import check_sources
+from merging.planned import LayerOrigin, Plan, Source, TensorPlan
+from merging.recipe.options import DEFAULTS, PlanOptions
 from merging.settings import Section
 from merging.stored import CODES, FLOATS, TensorInfo
 from merging.tied import Heads, heads_of
 from merging.token_ids import read_tokenizer
+from merging.tokenizer import extra_rows
 from merging.vocabulary import Alignment, Vocabulary, alignment_of, describe, is_vocabulary_tensor, listed
 
 
@@ -26,16 +31,17 @@ def plan(
     dtype: str | None,
     vocabulary: Vocabulary,
     exclusion: Exclusion | None = None,
+    options: PlanOptions = DEFAULTS,
 ) -> Plan:
     """Lay every tensor of the result beside its sources in the models and the base.
 
-    dtype: of the output's floating-point tensors; None keeps the donor's. exclusion: what is copied instead of merged.
-    Raises UsageError for sections that cannot be, CheckpointError naming the first three differences where shapes or
-    names do not fit.
+    dtype: of the output's floating-point tensors; None keeps the donor's. exclusion: what is copied instead of merged;
+    options: the treatment of inputs that differ. Raises UsageError for sections that cannot be, CheckpointError naming
+    the first three differences where shapes, names or configs do not fit.
     """
     for checkpoint in inputs.all:
         check_config(checkpoint)
-    builder = _Builder(inputs, dtype, vocabulary, heads_of(inputs), exclusion)
+    builder = _Builder(inputs, dtype, vocabulary, heads_of(inputs), options, exclusion)
     slots = slots_of(inputs, sections, builder.heads.names(inputs.donor))
     sliced = any(section.layers is not None for section in sections)
     if not sliced:
@@ -46,8 +52,26 @@ def plan(
     tensors = [builder.tensor(slot) for slot in slots]
     builder.leftovers(sliced)
     builder.refuse()
+    builder.notes += builder.wide_note()
+    comparison = compare_configs(inputs.donor, inputs.all[1:], by_layer=not sliced)
+    builder.notes += comparison.check(options.allow_config_mismatch)
+    origins = _layer_origins(inputs, slots)
+    for sentence in check_sources(origins):
+        if not options.allow_config_mismatch:
+            raise CheckpointError(
+                f"Slices put layers of different kinds together: {sentence}; choose other layers, or add "
+                "--allow_config_mismatch."
+            )
+        builder.notes.append(f"Allowed by --allow_config_mismatch: {sentence}.")
     if vocabulary.added:
         builder.notes.append(f"Vocabulary: {listed(vocabulary.added)} added to {inputs.donor.name}'s.")
+    if extra := extra_rows(inputs.donor):
+        changed = [t for t in tensors if t and is_vocabulary_tensor(t.own.name, t.own.checkpoint) and t.is_float]
+        if any(t.shape != t.own.checkpoint.tensors[t.own.name].shape for t in changed):
+            raise CheckpointError(
+                f"{inputs.donor.name} has {extra} rows more in its input embedding than in its output head, so that "
+                "its vocabulary cannot change; leave --tokenizer base, without --pad_to_multiple_of."
+            )
     ends = {t.shape[0] for t in tensors if t and is_vocabulary_tensor(t.own.name, t.own.checkpoint)}
     if vocabulary.multiple > 1 and ends:
         builder.notes.append(
@@ -68,17 +92,20 @@ def plan(
         tied=builder.heads.tied,
         notes=tuple(dict.fromkeys((*reading, *builder.heads.notes, *builder.notes))),
         left_out=builder.left_out,
-        layer_origins=_layer_origins(slots),
+        layer_origins=origins,
         head_of=exclusion.owner if exclusion and exclusion.changes_head(slots, inputs.donor) else None,
     )
 
 
-def _layer_origins(slots: Sequence[Slot]) -> dict[str, tuple[int, ...]]:
-    origins: defaultdict[str, dict[int, int]] = defaultdict(dict)
+def _layer_origins(inputs: Inputs, slots: Sequence[Slot]) -> dict[str, tuple[LayerOrigin, ...]]:
+    origins: defaultdict[str, dict[int, LayerOrigin]] = defaultdict(dict)
     for slot in slots:
         new, old = layer_of(slot.name), layer_of(slot.own[1])
         if new and old and slot.section is not None and slot.section.layers is not None:
-            origins[new[0]][new[1]] = old[1]
+            sources = zip((inputs.models[i] for i in slot.section.models), slot.models, strict=True)
+            based = [(inputs.base, slot.base)] if inputs.base is not None else []
+            others = [(c, index[1]) for c, name in (*sources, *based) if (index := layer_of(name))]
+            origins[new[0]].setdefault(new[1], LayerOrigin(slot.own[0], old[1], tuple(others)))
     return {stack: tuple(origin[i] for i in sorted(origin)) for stack, origin in origins.items()}
 
 
@@ -91,10 +118,12 @@ class _Builder:
         dtype: str | None,
         vocabulary: Vocabulary,
         heads: Heads,
+        options: PlanOptions,
         exclusion: Exclusion | None = None,
     ) -> None:
         self.inputs, self.dtype, self.vocabulary, self.heads = inputs, dtype, vocabulary, heads
-        self.exclusion = exclusion
+        self.options, self.exclusion = options, exclusion
+        self._wide, self._kept_wide = WideTensors(inputs.all), dict[str, list[str]]()
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.left_out: dict[str, tuple[str, ...]] = {}
@@ -159,10 +188,12 @@ class _Builder:
         )
         if own is None or None in models or (from_base is None and base is not None and section is not None):
             return None
+        sources = [source for source in (own, *models, from_base) if source is not None]
+        dtype = self._dtype(slot.name, info.dtype, sources) if is_float else info.dtype
         return TensorPlan(
             name=slot.name,
             shape=shape,
-            dtype=(self.dtype or info.dtype) if is_float else info.dtype,
+            dtype=dtype,
             own=own,
             models=tuple(model for model in models if model is not None),
             base=from_base,
@@ -172,6 +203,31 @@ class _Builder:
             transposed=stored in self._transposed_in(checkpoint),
             positions=section.models if section is not None else (),
         )
+
+    def _dtype(self, name: str, stored: str, sources: Sequence[Source]) -> str:
+        """The dtype of a floating-point tensor of the result. Raises CheckpointError for float64 without a dtype."""
+        pairs = [(source.checkpoint, source.name) for source in sources]
+        dtype = self.dtype or stored
+        if self.options.keep_wide:
+            wide = self._wide.dtype_of(pairs, dtype)
+            if wide != dtype:
+                self._kept_wide.setdefault(wide, []).append(name)
+            dtype = wide
+        double = [c.name for c, n in pairs if c.tensors[n].dtype == "float64"]
+        if double and len(pairs) > 1 and (self.options.keep_wide or dtype == "float64"):
+            raise CheckpointError(
+                f"{double[0]}: tensor {name} is stored as float64, and merging computes in float32; give --dtype "
+                "float32 (or less) to have it rounded."
+            )
+        return dtype
+
+    def wide_note(self) -> list[str]:
+        """Return the sentences on tensors that keep a wider dtype than the rest of the result."""
+        return [
+            f"Kept in {dtype}, as every input stores them: {', '.join(names[:3])} ({len(names)} tensors); --dtype "
+            "gives one dtype to all."
+            for dtype, names in self._kept_wide.items()
+        ]
 
     def _transposed_in(self, checkpoint: Checkpoint) -> frozenset[str]:
         key = id(checkpoint)

@@ -89,9 +89,10 @@ class Parameter:
         if self.type == "bool":
             return self._parse_bool(value)
         try:
-            parsed = TYPES[self.type](value)
-        except (TypeError, ValueError):
-            raise UsageError(f"{self.name} must be a {self.type}, found {value!r}.") from None
+            parsed = _typed(self.type, value)
+        except (TypeError, ValueError, OverflowError):
+            article = "an" if self.type == "int" else "a"
+            raise UsageError(f"{self.name} must be {article} {self.type}, found {value!r}.") from None
         if self.choices and parsed not in self.choices:
             raise UsageError(f"{self.name} must be one of {', '.join(self.choices)}, found {value!r}.")
         if self.type == "float" and not math.isfinite(parsed):
@@ -123,6 +124,17 @@ class Parameter:
         if len(values) != n_models:
             raise UsageError(f"{self.name} takes 1 value or one per model ({n_models}), found {len(values)}.")
         return [self.parse(v) for v in values]
+
+
+def _typed(kind: str, value: Any) -> Any:
+    """A value in the type of its parameter. Raises TypeError or ValueError for a value of another type."""
+    if isinstance(value, bool) and kind != "bool":
+        raise TypeError
+    if kind == "int" and isinstance(value, float) and not value.is_integer():
+        raise ValueError
+    if kind == "str" and not isinstance(value, str):
+        raise TypeError
+    return TYPES[kind](value)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from console.files import read_json
 from merging.checkpoint import Checkpoint
 from merging.config_ids import Numbering, renumber
 from merging.exclusion import HEAD_KEYS
-from merging.layer_config import take_layers
 from merging.layout import Inputs
-from merging.names import role_of, stacks_of
+from merging.names import role_of
+from merging.plan.layer_config import adapt_layers
+from merging.plan.layer_kinds import check_kinds
 from merging.planned import Plan
 from merging.tied import main_of
 from merging.token_ids import token_ids
-from merging.tokenizer import embedding_rows
+from merging.tokenizer import embedding_rows, extra_rows
 
 GENERATION = (
     "max_length", "min_length", "early_stopping", "do_sample", "num_beams", "temperature", "top_k", "top_p",
@@ -47,15 +48,16 @@ def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]],
     if len(dtypes) == 1:
         config.pop("torch_dtype", None)
         config["dtype"] = dtypes.pop()
-    rows = rows_of(donor, plan)
-    parts = list(_parts(config, embedding_rows(donor)))
+    rows, extra = rows_of(donor, plan), extra_rows(donor)
+    parts = list(_parts(config, (embedding_rows(donor) or 0) - extra or None))
     for part in parts:
         if rows is not None and "vocab_size" in part:
-            part["vocab_size"] = rows
+            part["vocab_size"] = rows - extra
         if not plan.tied and ("tie_word_embeddings" in part or part is config):  # unsaid, it may be true
             part["tie_word_embeddings"] = False
     if plan.layer_origins:
-        take_layers(config, stacks_of(donor.tensors), plan.layer_origins, donor.name)
+        adapt_layers(config, donor, plan.layer_origins)
+        check_kinds(config, donor, plan.layer_origins)
     numbering = _numbering(donor, plan, rows)
     lost = {
         "config.json": [key for part in parts for key in renumber(part, numbering, donor.name)],

@@ -157,7 +157,7 @@ def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint], loads: bool) -> 
     read_tokenizers([checkpoint.folder for checkpoint in inputs.all], apart=not loads)
     vocabulary = choose_vocabulary(recipe.tokenizer, donor, others, recipe.pad_to_multiple_of)
     exclusion = Exclusion.of(recipe.exclude, recipe.exclude_from, inputs)
-    merge_plan = plan(inputs, recipe.sections, recipe.stored_dtype, vocabulary, exclusion)
+    merge_plan = plan(inputs, recipe.sections, recipe.stored_dtype, vocabulary, exclusion, recipe.options)
     for tensor in merge_plan.tensors:
         if tensor.is_merged:
             check_values(find_method(recipe.method), tensor.parameters)

@@ -12,7 +12,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 """What the floating-point tensors of a result may be."""
 SETTINGS = (
     "method", "base_model", "models_to_merge", "dtype", "numerics", "seed", "tokenizer", "pad_to_multiple_of",
-    "chat_template", "exclude", "exclude_from",
+    "chat_template", "exclude", "exclude_from", "allow_config_mismatch", "extra_tensors",
 )  # fmt: skip
 """Keys of a recipe besides the method's own parameters; each is a flag of the same name."""
 Rule = tuple[str | None, tuple[Any, ...]]

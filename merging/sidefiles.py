@@ -54,3 +54,11 @@ def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     if not isinstance(found, dict) or found.keys() != unmerged.keys() or not isinstance(found["models"], list):
         raise CheckpointError(f"{file} is not a run record of merge.py or performAIM.py; remove it to go on without.")
     return found
+
+
+def read_merge_recipe(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return the recipe in a checkpoint's run record; None for a checkpoint that was not merged here."""
+    folder = checkpoint.parts[-1].folder if len(checkpoint.parts) > 1 else checkpoint.folder
+    file = folder / RECORD
+    found = read_json(file, "").get("recipe") if file.is_file() else None
+    return found if isinstance(found, dict) else None

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from merging.combination import Combination
-from merging.consensus import disjoint_sum, nonzero_total
+from merging.consensus import add_to, disjoint_sum, nonzero_total
 from merging.dropping import drop_and_rescale
 from merging.methods.task_arithmetic import add_task_vectors
 from merging.tensors import Block
@@ -48,7 +48,7 @@ def add_agreeing(
     With normalize, divided by the sum of the weights of the entries added. Shapes as in `add_sparse`.
     """
     task_vectors = drop_and_rescale(finetuned - base, masks, factors)
-    return base + disjoint_sum(task_vectors, weights, normalize) * scaling
+    return add_to(base, disjoint_sum(task_vectors, weights, normalize) * scaling)
 
 
 def fused(block: Block, arguments: Mapping[str, Any], per_block: Any, elect: bool = False) -> Combination | None:

@@ -18,6 +18,7 @@ from merging.fused import fused_blocks, kernel_for
 from merging.groups import aligned_rows, group_of
 from merging.job import Job, Observer, Writer
 from merging.native.kernels import kernels
+from merging.output.base_comparison import BaseComparison
 from merging.planned import Listing, Plan, TensorPlan
 from merging.processes import ALONE, Processes
 from merging.registry import accepted
@@ -42,6 +43,7 @@ def run(
     """
     done = writers[0].done
     left = plan.tensors[done:]
+    comparison = BaseComparison(len(writers))
     bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=True if quiet else None, initial=done)
     with closing(_each(left, job, len(writers), make or tensor_blocks)) as made:
         for tensor, observers, results in made:
@@ -49,13 +51,15 @@ def run(
             nonfinite = [Nonfinite(tensor.name, job.allow_nonfinite, inputs) for _ in writers]
             for writer in writers:
                 writer.begin(tensor.name)
+            comparison.begin(tensor)
             with blamed(inputs):
                 for blocks in results:
                     processes.check()
+                    comparison.add(blocks)
                     for writer, check, block in zip(writers, nonfinite, blocks, strict=True):
                         writer.add(block if isinstance(blocks, Finite) else check.check(block))
-            for writer, check, observer in zip(writers, nonfinite, observers, strict=True):
-                writer.end(_remark(check, observer))
+            for i, (writer, check, observer) in enumerate(zip(writers, nonfinite, observers, strict=True)):
+                writer.end({**_remark(check, observer), **comparison.end(i)})
             bar.update()
     bar.close()
 

@@ -15,7 +15,7 @@ from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.layout import Inputs
 from merging.model_config import stated_tie
-from merging.names import role_of
+from merging.names import main_embedding, role_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,6 +74,8 @@ def heads_of(inputs: Inputs) -> Heads:
 
 def main_of(checkpoint: Checkpoint, role: str) -> str | None:
     """Return the tensor of a role that the others of it are copies of: the one highest up, as `shared` in T5."""
+    if role == "input":
+        return main_embedding(checkpoint.tensors)
     names = [name for name in checkpoint.tensors if role_of(name) == role]
     return min(names, key=lambda name: (name.count("."), len(name)), default=None)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from console.errors import UsageError
 from merging.checkpoint import Checkpoint
 from merging.hub import CheckpointRef, locate
-from merging.names import role_of
+from merging.names import main_embedding, role_of
 from merging.token_ids import read_tokenizer, token_ids
 from merging.vocabulary import Vocabulary, listed
 
@@ -24,8 +24,21 @@ def embedding_width(checkpoint: Checkpoint) -> int | None:
     return shape[1] if len(shape) == 2 else None
 
 
+def extra_rows(checkpoint: Checkpoint) -> int:
+    """Return how many rows the input embedding has by design beyond the vocabulary of the config and the output head.
+
+    Mllama has 8 for images; 0 for other models.
+    """
+    stated, rows = checkpoint.text_config.get("vocab_size"), embedding_rows(checkpoint)
+    heads = [info.shape[0] for name, info in checkpoint.tensors.items() if role_of(name) == "head" and info.shape]
+    if rows is None or not isinstance(stated, int) or stated not in heads:
+        return 0
+    return max(0, rows - stated)
+
+
 def _embedding(checkpoint: Checkpoint) -> tuple[int, ...]:
-    return next((info.shape for name, info in checkpoint.tensors.items() if role_of(name) == "input"), ())
+    name = main_embedding(checkpoint.tensors)
+    return checkpoint.tensors[name].shape if name else ()
 
 
 def choose_vocabulary(

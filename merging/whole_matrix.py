@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from console.errors import CheckpointError
-from merging.consensus import divided, weighted_sum
+from merging.consensus import add_to, divided, weighted_sum
 from merging.names import role_of, stacks_experts
 from merging.tensors import Block, PerBlock, TensorGroup
 
@@ -138,7 +138,7 @@ def add_merged(
         task_vector = weighted_sum(finetuned - base, weights)
         if others == "mean":
             task_vector = divided(task_vector, len(weights))
-    return base + task_vector * scaling
+    return add_to(base, task_vector * scaling)
 
 
 def decompose(matrix: Tensor, name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:

@@ -87,7 +87,7 @@ class Work:
     recipe: what a lock repeats it from; make_job loads torch and what the loop needs; variants: the results, in the
     order in which the loop makes them; files: inputs besides the checkpoints (an importance file); whole_matrix:
     whether products of whole matrices enter, whose last bits depend on the number of threads; preview: sentences for a
-    look at the plan alone.
+    look at the plan alone; merge_recipe: of the merged model that is relaxed, where its run record has it.
     """
 
     program: str
@@ -106,6 +106,7 @@ class Work:
     whole_matrix: bool = False
     preview: Callable[[], Sequence[str]] = tuple
     mergekit: tuple[Mapping[str, Any], Sequence[str]] | None = None
+    merge_recipe: Mapping[str, Any] | None = None
 
     @property
     def bytes(self) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aim.summary import Summary
 
 
-ABOUT = ("base", "calibration", "versions", "numerics")
+ABOUT = ("base", "calibration", "versions", "numerics", "statistic")
 
 
 def make_parser() -> Parser:

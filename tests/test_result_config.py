@@ -246,6 +246,6 @@ def test_a_config_without_words_for_its_layers(paired, tmp_path: Path) -> None:
     modules = {"encoder": {"models": [{"model": str(tuned)}]}, "decoder": {"slices": slices}}
     recipe = {"merge_method": "task_arithmetic", "base_model": str(silent), "modules": modules,
               "parameters": {"weight": 1.0}}  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"Slices of model\.decoder\.layers\.\*.*no key that tells"):
+    with pytest.raises(CheckpointError, match=r"Slices of model\.decoder\.layers\.\*.*no key that holds"):
         merge(make_recipe({}, recipe), Output(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

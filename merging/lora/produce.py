@@ -190,7 +190,7 @@ def _finish(
     name = output.save_path.name
     title = name if variant.folder == "." else f"{name} {variant.folder}"
     base = str(work.settings["base_model_name_or_path"])
-    write_adapter_card(stage.folder, title, lineage, recipe, work.paper, licences, tag, base, work.remarks)
+    write_adapter_card(stage.folder, title, lineage, recipe, licences, tag, base, work.remarks, work.merge_recipe)
     tensors = tensors_of(work.plan, stage.journal.entries)
     if output.expected is not None:
         check_tensors(output.expected, tensors)

@@ -41,6 +41,7 @@ class AdapterWork:
     implementation: Callable[[], Implementation]
     relaxing: Relaxing | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    merge_recipe: Mapping[str, Any] | None = None
 
     @property
     def variants(self) -> tuple[Variant, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from merging.combination import Combination
-from merging.consensus import divided, nonzero_total, weighted_sum
+from merging.consensus import add_to, divided, nonzero_total, weighted_sum
 from merging.reference import linear_reference
 from merging.registry import merge_method
 from merging.tensors import Block, PerBlock
@@ -23,7 +23,7 @@ def linear(base: Tensor | None, finetuned: Tensor, *, weights: Sequence[float], 
     if not normalize:
         return weighted_sum(finetuned, weights)
     anchor = finetuned[0]
-    return anchor + divided(weighted_sum(finetuned - anchor, weights), nonzero_total(weights))
+    return add_to(anchor, divided(weighted_sum(finetuned - anchor, weights), nonzero_total(weights)))
 
 
 def reference(base: Tensor | None, finetuned: Sequence[Tensor], *, weights: Sequence[float], normalize: bool) -> Tensor:

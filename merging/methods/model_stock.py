@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merging.consensus import add_to
 from merging.gram import gram
 from merging.registry import merge_method
 from merging.tensors import Block, PerBlock, TensorGroup
@@ -44,7 +45,7 @@ def model_stock(base: Tensor, finetuned: Tensor, *, t: Tensor) -> Tensor:
 
     base (rows, ...), finetuned (n, rows, ...), t broadcastable -> (rows, ...).
     """
-    return base + (finetuned - base).mean(0) * t
+    return add_to(base, (finetuned - base).mean(0) * t)
 
 
 METHOD = merge_method(prepare=interpolation_of)(model_stock)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from console.errors import CheckpointError
-from merging.consensus import weighted_sum
+from merging.consensus import add_to, weighted_sum
 from merging.gram import gram, length, norms
 from merging.registry import merge_method
 from merging.tensors import PerBlock, TensorGroup
@@ -57,7 +57,7 @@ def multislerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Sequence
     """
     if base is None:
         return weighted_sum(finetuned, coefficients)
-    return base + weighted_sum(finetuned - base, coefficients)
+    return add_to(base, weighted_sum(finetuned - base, coefficients))
 
 
 METHOD = merge_method(by_entry=True, prepare=coefficients_of)(multislerp)

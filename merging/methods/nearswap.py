@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from merging.consensus import add_to
 from merging.registry import merge_method
 
 
@@ -13,7 +14,7 @@ def nearswap(base: Tensor, finetuned: Tensor, *, t: float) -> Tensor:
     base (rows, ...), finetuned (1, rows, ...) -> (rows, ...): no entry moves by more than t.
     """
     task_vector = finetuned[0] - base
-    return base + task_vector * (t / task_vector.abs().clamp(min=1e-6)).clamp(0, 1)
+    return add_to(base, task_vector * (t / task_vector.abs().clamp(min=1e-6)).clamp(0, 1))
 
 
 METHOD = merge_method(by_entry=True)(nearswap)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merging.consensus import add_to
 from merging.gram import gram
 from merging.registry import merge_method
 from merging.tensors import Block, PerBlock, TensorGroup
@@ -68,7 +69,7 @@ def nuslerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Tensor) -> 
     """
     x, y = finetuned if base is None else finetuned - base
     merged = x * coefficients[0] + y * coefficients[1]
-    return merged if base is None else base + merged
+    return merged if base is None else add_to(base, merged)
 
 
 METHOD = merge_method(prepare=coefficients_of)(nuslerp)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from merging.consensus import add_to
 from merging.registry import merge_method
 
 
@@ -26,7 +27,7 @@ def combine(base: Tensor, task_vectors: Tensor, changed: Tensor, count: Tensor, 
     total = torch.zeros_like(base)
     for tau, mine, scale in zip(task_vectors, changed, unique_scale, strict=True):
         total += torch.where(count == 1, tau * scale, tau / count.clamp(min=1)) * mine
-    return base + total
+    return add_to(base, total)
 
 
 def ram(base: Tensor, finetuned: Tensor, *, epsilon: float) -> Tensor:

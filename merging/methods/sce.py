@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merging.consensus import add_to
 from merging.native.kernels import kernels
 from merging.registry import merge_method
 from merging.selection import select, share, top_threshold
@@ -67,7 +68,7 @@ def sce(base: Tensor, finetuned: Tensor, *, selected: Tensor, model_weights: Seq
         agrees = torch.where(elected >= 0, tau > 0, tau < 0) * weight
         total += tau * agrees
         kept += agrees
-    return base + total / kept.clamp(min=1e-6)
+    return add_to(base, total / kept.clamp(min=1e-6))
 
 
 METHOD = merge_method(by_entry=True, prepare=weights_of)(sce)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from merging.combination import Combination
-from merging.consensus import divided, nonzero_total, weighted_sum
+from merging.consensus import add_to, divided, nonzero_total, weighted_sum
 from merging.reference import task_arithmetic_reference
 from merging.registry import merge_method
 from merging.tensors import Block, PerBlock
@@ -24,7 +24,7 @@ def add_task_vectors(
     merged = weighted_sum(task_vectors, weights)
     if normalize:
         merged = divided(merged, nonzero_total(weights))
-    return base + merged * scaling
+    return add_to(base, merged * scaling)
 
 
 def task_arithmetic(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from console.errors import UsageError
 from merging.combination import Combination
-from merging.consensus import disjoint_sum, majority_sign, trimmed
+from merging.consensus import add_to, disjoint_sum, majority_sign, trimmed
 from merging.dropping import l1_factor
 from merging.magnitudes import Magnitudes
 from merging.model_scope import survey, thresholds_in
@@ -73,7 +73,7 @@ def ties(
     task_vectors = trimmed(finetuned - base, thresholds, block)
     for task_vector, factor in zip(task_vectors, factors, strict=bool(factors)):
         task_vector *= factor
-    return base + disjoint_sum(task_vectors, weights, normalize, zero_sign) * scaling
+    return add_to(base, disjoint_sum(task_vectors, weights, normalize, zero_sign) * scaling)
 
 
 def reference(

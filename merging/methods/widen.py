@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from merging.combination import ByColumn
+from merging.consensus import add_to
 from merging.native.kernels import Kernels, kernels
 from merging.parallel import in_order
 from merging.registry import merge_method
@@ -60,7 +61,7 @@ def widen(base: Tensor, finetuned: Tensor, *, coefficients: Tensor) -> Tensor:
     total = torch.zeros_like(base)
     for tensor, coefficient in zip(finetuned, coefficients, strict=True):
         total += (tensor - base) * coefficient
-    return base + total
+    return add_to(base, total)
 
 
 def _score(rank: Tensor, above: Tensor, calibration: float) -> Tensor:

@@ -197,6 +197,13 @@ static void agree(float *restrict sum, float (*restrict x)[TILE], const term *te
         sum[i] = normalize ? total[i] / (weight[i] == 0 ? 1.0f : weight[i]) : total[i];
 }
 
+/* anchor + step, the anchor's own bits where the step is zero. */
+static inline float add_to(float anchor, float step)
+{
+    float total = anchor + step;
+    return step == 0 ? anchor : total;
+}
+
 /* out = anchor + scaling * [agreeing] sum of weight * kept(x - anchor) [/ total]; anchor null: no differences. */
 int64_t combine(source anchor, const term *given, int64_t count, int64_t elect, int64_t zero_sign, int64_t normalize,
                 float total, float scaling, int64_t offset, void *out, int64_t kind, int64_t n)
@@ -237,7 +244,7 @@ int64_t combine(source anchor, const term *given, int64_t count, int64_t elect, 
                 sum[i] /= total;
         if (anchor.data)
             for (int64_t i = 0; i < m; i++)
-                sum[i] = base[i] + sum[i] * scaling;
+                sum[i] = add_to(base[i], sum[i] * scaling);
         bad |= store(out, kind, at, sum, m);
     }
     return bad;
@@ -261,7 +268,7 @@ int64_t by_column(source base, const source *from, const float *coefficients, in
                     sum[i] += (x[i] - theta[i]) * w[i];
             }
             for (int64_t i = 0; i < m; i++)
-                sum[i] = theta[i] + sum[i];
+                sum[i] = add_to(theta[i], sum[i]);
             bad |= store(out, kind, at, sum, m);
         }
     return bad;
@@ -285,7 +292,7 @@ int64_t relax(source base, source merged, const float *pull, int64_t by_row, voi
             bad |= load(theta, base, at, m) | load(x, merged, at, m);
             for (int64_t i = 0; i < m; i++) {
                 float difference = x[i] - theta[i];
-                float near = x[i] - difference * p[i], far = theta[i] + difference * (1.0f - p[i]);
+                float near = x[i] - difference * p[i], far = add_to(theta[i], difference * (1.0f - p[i]));
                 float value = p[i] <= 0.5f ? near : far;
                 value = p[i] == 1.0f ? theta[i] : value;
                 x[i] = p[i] == 0.0f ? x[i] : value;

@@ -1,1 +1,1 @@
-"""How a result is written: staging, journals, checks before it is published. What is computed is not decided here."""
+"""Writing of results: staging, journals, companion files, checks before publishing. No planning or computing."""

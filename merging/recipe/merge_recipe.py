@@ -14,6 +14,7 @@ from merging.recipe.checks import check, check_values, remarks
 from merging.recipe.mergekit import writer
 from merging.recipe.mergekit.other_programs import refuse_other_programs, several_recipes
 from merging.recipe.mergekit.reader import Draft, is_mergekit, read_mergekit
+from merging.recipe.options import PlanOptions
 from merging.registry import MergeMethod, Parameter, find_method
 from merging.settings import DTYPES, SETTINGS, Section, Setting
 
@@ -38,7 +39,7 @@ class MergeRecipe:
 
     sources: where each parameter's value comes from; notes: what is to be said of the file that it was read from;
     dtype: of the result's floating-point tensors; "auto" keeps that of the template model. dtype_given: whether flags
-    or file name one.
+    or file name one. options: the treatment of inputs that differ.
     """
 
     method: str
@@ -56,6 +57,7 @@ class MergeRecipe:
     exclude_from: str = "base"
     notes: tuple[str, ...] = field(default=(), compare=False)
     dtype_given: bool = field(default=True, compare=False)
+    options: PlanOptions = field(default_factory=PlanOptions)
 
     @property
     def is_plain(self) -> bool:
@@ -102,13 +104,14 @@ class MergeRecipe:
             **({"base_model": self.base_model} if self.base_model else {}),
             "models_to_merge": list(self.models),
             **self.parameters,
-            "dtype": self.dtype,
+            **({"dtype": self.dtype} if self.dtype_given or self.dtype == "auto" else {}),
             "numerics": self.numerics,
             "seed": self.seed,
             "tokenizer": self.tokenizer,
             **({"pad_to_multiple_of": self.pad_to_multiple_of} if self.pad_to_multiple_of else {}),
             "chat_template": self.chat_template,
             **self.exclusion,
+            **self.options.as_yaml_dict(),
         }
 
 
@@ -151,6 +154,7 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
     base = given.get("base_model")
     if base is None and method.base == "required":
         raise UsageError(f"{method.name} needs --base_model: it merges what each model changed of its base.")
+    numerics = _one_of("numerics", given.get("numerics", "float32"), ("float32", "reference"))
     recipe = MergeRecipe(
         method=method.name,
         models=draft.models,
@@ -158,7 +162,7 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
         sections=draft.sections,
         sources=draft.sources,
         dtype=_one_of("dtype", given.get("dtype", "bfloat16"), (*DTYPES, "auto")),
-        numerics=_one_of("numerics", given.get("numerics", "float32"), ("float32", "reference")),
+        numerics=numerics,
         seed=_seed(given.get("seed", 42)),
         tokenizer=_tokenizer(given.get("tokenizer", "base")),
         pad_to_multiple_of=_multiple(given.get("pad_to_multiple_of")),
@@ -167,6 +171,11 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
         exclude_from=_owner(given),
         notes=draft.notes,
         dtype_given=given.get("dtype", "auto") != "auto",
+        options=PlanOptions(
+            allow_config_mismatch=given.get("allow_config_mismatch", False),
+            extra_tensors=given.get("extra_tensors"),
+            keep_wide="dtype" not in given and numerics == "float32",
+        ),
     )
     check(recipe, method)
     return recipe

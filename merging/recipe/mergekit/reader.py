@@ -17,7 +17,7 @@ KEYS = (
     "merge_method", "base_model", *LAYOUTS, "parameters", "dtype", "out_dtype", "tokenizer", "tokenizer_source",
     "chat_template", "random_seed", "revision",
 )  # fmt: skip
-OURS = ("numerics", "seed", "exclude", "exclude_from")
+OURS = ("numerics", "seed", "exclude", "exclude_from", "allow_config_mismatch", "extra_tensors")
 """General settings of ours that may stand beside mergekit's keys."""
 
 

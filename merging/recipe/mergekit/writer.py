@@ -46,12 +46,13 @@ def lossless(recipe: MergeRecipe) -> dict[str, Any]:
     method = find_method(recipe.method)
     return {
         **_document(recipe, method, _Words(method, strict=False), recipe.base_model),
-        "dtype": recipe.dtype,
+        **({"dtype": recipe.dtype} if recipe.dtype_given or recipe.dtype == "auto" else {}),
         **_tokenizer(recipe),
         "chat_template": recipe.chat_template,
         **recipe.exclusion,
         "numerics": recipe.numerics,
         "seed": recipe.seed,
+        **recipe.options.as_yaml_dict(),
     }
 
 

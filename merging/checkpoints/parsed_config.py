@@ -1,0 +1,74 @@
+"""Configs with defaults filled in by transformers, so that an absent key equals its default written out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+QUANTIZATION = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class ParsedConfig:
+    """A config as a nested mapping, and the keys that its class in transformers reads.
+
+    values: the config with defaults, parts as nested mappings. known: {path of a part ("" for the top): keys that the
+    class of that part defines}; empty where transformers has no class for the model type or cannot read the config.
+    source: transformers' config object, None where there is none.
+    """
+
+    values: Mapping[str, Any]
+    known: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    source: Any = None
+
+    @property
+    def is_known(self) -> bool:
+        """True where transformers read the config."""
+        return self.source is not None
+
+    @property
+    def text(self) -> Mapping[str, Any]:
+        """The language model's part."""
+        nested = self.values.get("text_config")
+        return nested if isinstance(nested, Mapping) else self.values
+
+    @property
+    def text_source(self) -> Any:
+        """transformers' config object of the language model's part."""
+        return getattr(self.source, "text_config", None) or self.source
+
+
+def parse_config(config: Mapping[str, Any]) -> ParsedConfig:
+    """Return a config with transformers' defaults filled in; the config itself where transformers cannot read it.
+
+    Code that a config names is not run.
+    """
+    plain = {key: value for key, value in config.items() if key not in QUANTIZATION}
+    model_type = config.get("model_type")
+    try:
+        from transformers import CONFIG_MAPPING
+
+        from merging.silence import quiet_transformers
+
+        with quiet_transformers():
+            source = CONFIG_MAPPING[str(model_type)].from_dict(deepcopy(plain))
+            return ParsedConfig(source.to_dict(), _known_keys(source), source)
+    except Exception:  # an unknown model type, or values that its class refuses: compared as they are written
+        return ParsedConfig(plain)
+
+
+def _known_keys(source: Any, path: str = "") -> dict[str, frozenset[str]]:
+    """{path of a part: keys that its config class defines}."""
+    from transformers import PretrainedConfig
+
+    try:
+        keys = set(type(source)().to_dict())
+    except Exception:  # a class that cannot be made without arguments
+        keys = set(getattr(type(source), "__dataclass_fields__", vars(source)))
+    found = {path: frozenset(keys)}
+    for key, value in vars(source).items():
+        if isinstance(value, PretrainedConfig):
+            found |= _known_keys(value, f"{path}{key}.")
+    return found

@@ -1,0 +1,1 @@
+"""Checks and rules of a merge plan: config comparison, layer kinds, extra tensors. No reading or writing."""

@@ -1,0 +1,301 @@
+"""Comparison of the inputs' configs: keys that change what a weight computes, and keys that do not.
+
+Weights of equal shapes mean different things under another number of heads, activation, norm epsilon, window, rotary
+embedding or router; such models have no common coordinates. Configs are compared with transformers' defaults filled in.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from console.errors import CheckpointError
+from merging.checkpoint import Checkpoint
+from merging.checkpoints.parsed_config import ParsedConfig, parse_config
+
+NO_EFFECT = re.compile(
+    r"_name_or_path|name_or_path|_commit_hash|\w*_version|dtype|torch_dtype|use_bfloat16|bf16|fp16|fp32|auto_map"
+    r"|use_cache|cache_implementation|return_dict\w*|use_return_dict|output_\w+|torchscript|pruned_heads"
+    r"|\w*initializer\w*|init_(std|method|device|config)\w*|mup_\w*init\w*|rescale_prenorm_residual|rescale_every"
+    r"|\w*drop(out|path|_path|_prob|_rate)?|\w*drop(out)?_\w+|\w*pdrop\w*|\w*layerdrop\w*|\w*jitter\w*"
+    r"|\w*loss\w*|seq_aux|\w*gradient_checkpointing\w*|\w*attn_implementation\w*|attn_impl\w*|use_flash\w*|flash_\w*"
+    r"|use_(mamba_kernels|mambapy|fused\w*|triton\w*|cuda\w*)|fused_\w+|fuse_\w+|pretraining_tp|tensor_parallel\w*"
+    r"|chunk_size_feed_forward|tokenizer_class|processor_class|prefix|task_specific_params|finetuning_task"
+    r"|problem_type|unsloth\w*|\w*quantization_config|compression_config|transformers\w*|\w*kernel_options"
+    r"|vocab_size|vocab_size_per_layer_input|padded_vocab_size|pad_vocab_size_multiple\w*|num_labels|label2id"
+    r"|tie_word_embeddings|tie_embeddings|tie_weights|share_input_output_embed\w*|_from_model_config|model_name"
+    r"|generation_config|add_bos_token|add_eos_token|begin_suppress_tokens|suppress_tokens|forced_decoder_ids"
+    r"|bad_words_ids|is_encoder_decoder_\w+|attn_softmax_in_fp32|softmax_in_fp32|attention_softmax_in_fp32"
+    r"|reorder_and_upcast_attn|upcast_\w+|residual_in_fp32|fp32_\w+|keep_\w*in_fp32"
+    r"|max_length|min_length|early_stopping|do_sample|num_beams|num_beam_groups|diversity_penalty|temperature|top_k"
+    r"|top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size"
+    r"|num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|cross_attention_hidden_size"
+    r"|use_(dora|lora|unpad)|ep_size|layer_norm_type_\w+|expert_(parallel|model)\w*|mtp_loss\w*|run_name|wandb\w*"
+)
+"""Keys about training, precision, speed, generation, labels' number or names: they change no weight's function; those
+about vocabulary and tying are handled with the tensors."""
+TOKEN_IDS = re.compile(r"\w*(_token_ids?|_token_index|_token_indices|_tok_id)")
+POSITIONS = re.compile(
+    r"max_position_embeddings|n_positions|n_ctx|n_ctx_\w+|max_seq(uence)?_len(gth)?|seq_len(gth)?|sequence_length"
+    r"|model_max_length|max_(source|target|decoder|encoder|2d)_positions?|initial_context_length|max_context_\w+"
+    r"|training_seqlen|context_length|block_size|use_dynamic_ntk"
+)
+"""Keys about the longest text; a difference is reported. A table of positions shows it in its shape."""
+DEPTHS = re.compile(r"num_hidden_layers|n_layers?|num_layers|n_layer|depth|(en|de)coder_layers|num_decoder_layers")
+PREDICTION = re.compile(r"num_nextn_predict_layers|num_mtp_\w+|mtp_\w+|n_predict|num_nextn\w*")
+BY_LAYER = re.compile(
+    r"layer_types|layers_block_type|layer_block_types|block_types|\w*layer\w*_types?|attention_types|attention_layers"
+    r"|moe_layers|mlp_only_layers|no_rope_layers|cross_attention_layers|\w*layers?_(ids|idxs?|indices)|full_attn_idxs"
+    r"|\w*(pattern|interval|period|offset|freq|every_n_layers)|\w*_layer_step|decoder_sparse_step"
+    r"|first_k_dense_replace|first_\w*dense\w*|max_window_layers|num_kv_shared_layers|moe_layer_\w+|use_sliding_window"
+    r"|_?sliding_window_pattern|num_dense_layers|n_dense_layers|num_moe_layers|global_layers"
+)
+"""Keys that give each layer its kind, by a list, a pattern or numbers."""
+DERIVED = re.compile(
+    r"max_window_layers|use_sliding_window|_?sliding_window_pattern|full_attention_interval|no_rope_layer_interval"
+    r"|interleave_moe_layer_step|global_attn_every_n_layers|full_attn_idxs"
+)
+"""Those that mean nothing beside the list that transformers derives from them, which is compared instead."""
+WINDOWS = re.compile(r"sliding_window|attention_window|window_size|local_attention|attention_chunk_size|sliding_\w+")
+FUNCTION = re.compile(
+    r"head|act|eps|window|rope|rotary|theta|scal|softcap|multiplier|top_?k|expert|norm|alibi|parallel|layer_types"
+    r"|pattern|period|offset|interval|logit|conv|state|dt_|chunk|group|qk_|bias|mask|causal|gate|residual|ntk|logn|mode"
+)
+"""Words in keys that matter, for model types that transformers does not know."""
+ACTIVATIONS = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "gelu_python": "gelu"}
+"""Names of one function."""
+HEAD_CLASSES = re.compile(r"For(Sequence|Token|Image|Audio)\w*Classification|RewardModel")
+ROPE_KEYS = {
+    "rope_theta": "rope_theta", "rotary_emb_base": "rope_theta", "rotary_base": "rope_theta",
+    "partial_rotary_factor": "partial_rotary_factor", "rotary_pct": "partial_rotary_factor",
+}  # fmt: skip
+ROPE_PARTS = ("rope_parameters", "rope_scaling")
+ROPE_TYPES = ("rope.rope_type", "rope.factor", "rope.low_freq_factor", "rope.high_freq_factor",
+              "rope.original_max_position_embeddings")  # fmt: skip
+"""What a .gguf file holds as a tensor."""
+BY_LENGTH = ("dynamic", "longrope", "su")
+"""Rotary embeddings that depend on the longest text."""
+FUNCTION_TOLERANCE = 1e-6
+"""Relative difference up to which two numbers are one: some formats store them in float32."""
+
+
+@dataclass(frozen=True)
+class ConfigDifference:
+    """A key of which two configs have different values; None stands for an absent key."""
+
+    key: str
+    model: str
+    value: Any
+    template: str
+    expected: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.value!r} in {self.model} and {self.expected!r} in {self.template}"
+
+
+@dataclass(frozen=True)
+class ConfigComparison:
+    """Differences of the inputs' configs from the template model's.
+
+    conflicts: keys that change what a weight computes; lengths: longest texts and keys that transformers does not read.
+    """
+
+    conflicts: tuple[ConfigDifference, ...]
+    lengths: tuple[ConfigDifference, ...]
+
+    def check(self, allowed: bool) -> list[str]:
+        """Return the sentences on all differences.
+
+        Raises CheckpointError for conflicts, unless they are allowed.
+        """
+        if self.conflicts and not allowed:
+            shown = "; ".join(map(str, self.conflicts[:3]))
+            more = f" (and {len(self.conflicts) - 3} more)" if len(self.conflicts) > 3 else ""
+            raise CheckpointError(
+                f"The configs give equal weights another meaning: {shown}{more}; merge models of one architecture and "
+                "setting, correct config.json where it is wrong, or add --allow_config_mismatch."
+            )
+        notes = []
+        for title, differences in (
+            ("Configs differ in what the weights compute (allowed by --allow_config_mismatch)", self.conflicts),
+            ("Configs differ without effect on what the weights compute", self.lengths),
+        ):
+            if differences:
+                template = differences[0].template
+                notes.append(f"{title}: {'; '.join(map(str, differences))}; the result has the value of {template}.")
+        return notes
+
+
+def compare_configs(template: Checkpoint, others: Iterable[Checkpoint], by_layer: bool = True) -> ConfigComparison:
+    """Compare each model's config with the template model's.
+
+    by_layer: compare the keys that give each layer its kind too; False where a recipe has slices, whose layers
+    `merging.plan.layer_kinds` compares one by one.
+    """
+    conflicts: list[ConfigDifference] = []
+    lengths: list[ConfigDifference] = []
+    for other in others:
+        if other.config == template.config:
+            continue
+        for difference, kind in _differences(template, other):
+            if kind == "function" or (kind == "layers" and by_layer):
+                conflicts.append(difference)
+            elif kind == "length":
+                lengths.append(difference)
+    return ConfigComparison(tuple(conflicts), tuple(lengths))
+
+
+def _differences(template: Checkpoint, other: Checkpoint) -> Iterator[tuple[ConfigDifference, str]]:
+    """Yield every key with an effect in which two parsed configs differ, and its kind."""
+    pair = _comparable(template.parsed_config, other.parsed_config)
+    ours, theirs = (flatten(parsed.values) for parsed in pair)
+    unstated = _unstated(template, ours) | _unstated(other, theirs)
+    for key in dict.fromkeys((*ours, *theirs)):
+        value, expected, name = theirs.get(key), ours.get(key), _last(key)
+        if _equal(value, expected) or NO_EFFECT.fullmatch(name) or TOKEN_IDS.fullmatch(name) or _is_idle(key, pair):
+            continue
+        kind = "length" if key in unstated else _kind(key, pair, (ours, theirs))
+        yield ConfigDifference(key, other.name, value, template.name, expected), kind
+
+
+def _unstated(checkpoint: Checkpoint, values: Mapping[str, Any]) -> set[str]:
+    """The keys of a .gguf file's config that have their default: its metadata does not hold every key."""
+    if not any(file.suffix == ".gguf" for file in checkpoint.files):
+        return set()
+    defaults = flatten(parse_config({"model_type": checkpoint.config.get("model_type")}).values)
+    return {key for key in (*defaults, *values) if _equal(values.get(key), defaults.get(key))} | (
+        {key for key in ROPE_TYPES if key not in values}
+    )
+
+
+def _comparable(ours: ParsedConfig, theirs: ParsedConfig) -> tuple[ParsedConfig, ParsedConfig]:
+    """Two parsed configs; of a vision-language model beside a text model only the language part."""
+    if _has_text_part(ours) != _has_text_part(theirs):
+        return _language_part(ours), _language_part(theirs)
+    return ours, theirs
+
+
+def _has_text_part(parsed: ParsedConfig) -> bool:
+    nested = parsed.values.get("text_config")
+    return isinstance(nested, Mapping) and ("text_config" in parsed.known.get("", ()) or "hidden_size" in nested)
+
+
+def _language_part(parsed: ParsedConfig) -> ParsedConfig:
+    """The language model's part without the names of its type, which differ where it is nested."""
+    nested = _has_text_part(parsed)
+    values = {k: v for k, v in parsed.text.items() if k not in ("model_type", "architectures")}
+    prefix = "text_config." if nested else ""
+    known = {path.removeprefix(prefix): keys for path, keys in parsed.known.items() if path.startswith(prefix)}
+    return ParsedConfig(values, known, parsed.text_source)
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with dotted keys, rotary embeddings under one name however they are spelled."""
+    return dict(_leaves(config, ""))
+
+
+def _leaves(part: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    rope: dict[str, Any] = {}
+    for key, value in part.items():
+        if key in ROPE_KEYS:
+            if value is not None:
+                rope.setdefault(ROPE_KEYS[key], value)
+        elif key in ROPE_PARTS:
+            rope |= dict(_rope(value))
+        elif key == "id2label":
+            yield f"{path}{key}", _labels(value)
+        elif isinstance(value, Mapping) and not NO_EFFECT.fullmatch(key):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", _canonical(key, value)
+    rope = {key: value for key, value in rope.items() if not (key == "partial_rotary_factor" and value == 1)}
+    yield from ((f"{path}rope.{key}", value) for key, value in rope.items())
+
+
+def _rope(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of rope_parameters or rope_scaling, also where they are given by kind of layer."""
+    if not isinstance(value, Mapping):
+        return
+    for key, entry in value.items():
+        if isinstance(entry, Mapping):
+            yield from _rope(entry, f"{path}{key}.")
+        elif key == "type":
+            if "rope_type" not in value and entry != "mrope":
+                yield f"{path}rope_type", entry
+        elif not (key == "rope_type" and entry in (None, "default")):
+            yield f"{path}{key}", entry
+
+
+def _canonical(key: str, value: Any) -> Any:
+    if isinstance(value, str) and "act" in key:
+        return ACTIVATIONS.get(value, value)
+    return value
+
+
+def _labels(value: Any) -> Any:
+    """The names of a classifier's rows; None where they are the names that transformers makes up."""
+    if not isinstance(value, Mapping):
+        return value
+    names = {str(i): name for i, name in value.items()}
+    made_up = all(name == f"LABEL_{i}" for i, name in names.items())
+    return None if made_up else [names[i] for i in sorted(names, key=lambda i: (len(i), i))]
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """True for equal values: numbers up to float32's precision, lists entry by entry, absent as null."""
+    if isinstance(value, bool) or isinstance(other, bool):
+        return bool(value) == bool(other)
+    if isinstance(value, int | float) and isinstance(other, int | float):
+        return math.isclose(value, other, rel_tol=FUNCTION_TOLERANCE)
+    if isinstance(value, list | tuple) and isinstance(other, list | tuple):
+        return len(value) == len(other) and all(map(_equal, value, other))
+    return bool(value == other)
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _part_of(parsed: ParsedConfig, key: str) -> Mapping[str, Any]:
+    """The part of a config that a dotted key is in."""
+    part: Any = parsed.values
+    for name in key.split(".")[:-1]:
+        if isinstance(part, Mapping) and isinstance(part.get(name), Mapping):
+            part = part[name]
+    return part
+
+
+def _is_idle(key: str, pair: Sequence[ParsedConfig]) -> bool:
+    """True for a key that neither config's class reads, or that has no effect beside others in both configs."""
+    parts = [_part_of(parsed, key) for parsed in pair]
+    kinds = [part.get("layer_types") for part in parts]
+    if DERIVED.fullmatch(_last(key)) and all(isinstance(k, list) for k in kinds):
+        return True
+    if WINDOWS.fullmatch(_last(key)) and all(isinstance(k, list) for k in kinds):
+        return not any(re.search(r"sliding|local|chunk|window", str(kind)) for k in kinds for kind in k or ())
+    if key.startswith("id2label") or key.endswith(".id2label"):
+        return not any(HEAD_CLASSES.search(str(p.values.get("architectures"))) for p in pair)
+    if ".rope." in f".{key}":
+        return False
+    path = key.removesuffix(_last(key))
+    known = [parsed.known.get(path) for parsed in pair]
+    return all(keys is not None and _last(key) not in keys for keys in known)
+
+
+def _kind(key: str, pair: Sequence[ParsedConfig], values: Sequence[Mapping[str, Any]]) -> str:
+    """Return "function", "layers", "length" or "structure": what a key decides."""
+    name, is_rope = _last(key), ".rope." in f".{key}"
+    if DEPTHS.fullmatch(name) or PREDICTION.fullmatch(name):
+        return "structure"  # compared with the tensors
+    if BY_LAYER.fullmatch(name):
+        return "layers"
+    if POSITIONS.fullmatch(name) and not is_rope:
+        rope = f"{key.removesuffix(name)}rope.rope_type"
+        return "function" if any(flat.get(rope) in BY_LENGTH for flat in values) else "length"
+    if name == "architectures":
+        return "length"
+    known = all(parsed.is_known for parsed in pair)
+    return "function" if known or FUNCTION.search(name) or name == "model_type" else "length"

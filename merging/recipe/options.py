@@ -1,0 +1,42 @@
+"""Choices of a recipe that a plan depends on besides methods and parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from console.errors import UsageError
+
+EXTRA_TENSORS = ("keep", "drop", "error")
+PLAN_KEYS = ("allow_config_mismatch", "extra_tensors")
+"""Keys of a recipe that a `PlanOptions` is made from."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """How a plan treats inputs that differ.
+
+    allow_config_mismatch: merge models whose configs give equal weights another meaning. extra_tensors: rule for
+    tensors that not every input has, "keep" (as in the base), "drop" or "error"; None keeps parts that predict further
+    tokens and refuses others. keep_wide: tensors that every input stores in a wider dtype than the rest keep it.
+    """
+
+    allow_config_mismatch: bool = False
+    extra_tensors: str | None = None
+    keep_wide: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for values that are none of the choices."""
+        if not isinstance(self.allow_config_mismatch, bool):
+            raise UsageError(f"allow_config_mismatch must be true or false, found {self.allow_config_mismatch!r}.")
+        if self.extra_tensors not in (None, *EXTRA_TENSORS):
+            raise UsageError(f"extra_tensors must be {', '.join(EXTRA_TENSORS)}, found {self.extra_tensors!r}.")
+
+    def as_yaml_dict(self) -> dict[str, object]:
+        """Return the keys of a recipe that differ from the defaults."""
+        return {
+            **({"allow_config_mismatch": True} if self.allow_config_mismatch else {}),
+            **({"extra_tensors": self.extra_tensors} if self.extra_tensors else {}),
+        }
+
+
+DEFAULTS = PlanOptions()
