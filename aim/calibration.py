@@ -16,6 +16,7 @@ PILE = "mit-han-lab/pile-val-backup"
 FILES = (".jsonl", ".json", ".parquet", ".txt")
 KINDS = f"{', '.join(FILES[:-1])} or {FILES[-1]}"
 HUB_SET = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^@:]+))?(@(?P<revision>[^@]+))?")
+MOST_SAMPLES, MOST_TOKENS = 1_000_000, 1 << 24
 FLAGS = {"source": "calibration", "split": "calibration_split", "weights": "calibration_weights"}
 """Flags that are not called as the field is."""
 
@@ -106,6 +107,8 @@ class Calibration:
         """Raise UsageError for counts and weights that cannot be, or sources that are nothing here or on a hub."""
         if self.n_samples < 1 or self.block_size < 1:
             raise UsageError("--n_samples and --block_size must be at least 1.")
+        if self.n_samples > MOST_SAMPLES or self.block_size > MOST_TOKENS:
+            raise UsageError(f"--n_samples is at most {MOST_SAMPLES} and --block_size at most {MOST_TOKENS}.")
         if self.seed < 0:
             raise UsageError(f"--seed of the calibration must be 0 or more, found {self.seed}.")
         for name in self.names:

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from common.bounded_reading import UnreadableError, parse_json
+from common.terminal_text import quoted
+from common.value_shapes import Between, Each, Fields, Maybe, OneOf, check_shape
 from console.errors import CheckpointError
 from console.processor import usable_cores
 from merging.digests import Digest, block_bytes
+from merging.headers import safetensors_header
 from merging.tensors import cut
 
 if TYPE_CHECKING:
@@ -36,6 +40,20 @@ STATISTICS = {"float32": "mean_abs_input", "reference": "sum_of_block_mean_abs_i
 """{numerics: statistic}: |x| averaged over tokens, or by block and summed over blocks as in the original."""
 HASHED_ELEMENTS = 1 << 24
 """Elements hashed at a time. No digest depends on it."""
+SHAPE = Fields(
+    {
+        "axes": Each(Between(-16, 16)),
+        "tokens": Each(OneOf((int, list))),
+        "stability": dict,
+        "heads": Each(str),
+        "unmeasured": Each(str),
+        "calibration": dict,
+        "base": Fields({"name": str, "fingerprint": str}, {"commit": Maybe(str)}),
+        "versions": Each(str),
+        "numerics": OneOf(("float32", "reference")),
+    }
+)
+"""Types of the metadata."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +114,7 @@ class Importance:
         """Read an importance file. Raises CheckpointError for a file that is broken or of another kind."""
         from safetensors import SafetensorError, safe_open
 
+        safetensors_header(file)  # within limits, which the library does not have
         try:
             with safe_open(str(file), framework="pt") as opened:
                 metadata = opened.metadata() or {}
@@ -103,23 +122,41 @@ class Importance:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is not a whole safetensors file ({error}).") from error
         if metadata.get("format") != FORMAT:
-            told = metadata.get("format", "none")
+            told = quoted(metadata.get("format"))
             raise CheckpointError(
                 f"{file} is not an importance file of this program (its format is {told}, expected {FORMAT}); "
                 "performAIM.py --importance or scripts/importance.py makes one."
             )
         try:
-            found = cls(activations=activations, **{key: json.loads(metadata[key]) for key in DESCRIBED})
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{file} lacks or garbles a part of its metadata ({error}).") from error
+            described = {key: parse_json(metadata[key], f"The metadata {key} of {file}") for key in DESCRIBED}
+            check_shape(described, SHAPE, f"The metadata of {file}")
+            found = cls(activations=activations, **described)
+        except KeyError as error:
+            raise CheckpointError(f"{file} has no {error} in its metadata.") from error
+        except UnreadableError as error:
+            raise CheckpointError(str(error)) from error
         if found.statistic != STATISTICS.get(found.numerics):
             raise CheckpointError(
                 f"{file} holds the statistic {found.statistic} of --numerics {found.numerics}, expected "
                 f"{STATISTICS.get(found.numerics)}; make it anew."
             )
+        found._check_activations(file)
         if found.digest != metadata.get("digest"):
             raise CheckpointError(f"{file} was changed since it was written (its digest differs); make it anew.")
         return found
+
+    def _check_activations(self, file: Path) -> None:
+        """Raise CheckpointError for an activation that no calibration gives."""
+        for name, activation in self.activations.items():
+            problem = None
+            if activation.dtype != torch.float32 or activation.dim() not in (1, 2) or activation.numel() == 0:
+                problem = f"{activation.dtype} of shape {list(activation.shape)}, float32 vectors were expected"
+            elif not bool(torch.isfinite(activation).all()) or bool((activation < 0).any()):
+                problem = "values that are negative or not finite"
+            elif name not in self.axes:
+                problem = "no axis in the metadata"
+            if problem:
+                raise CheckpointError(f"{file}: the activation of {name} has {problem}; make the file anew.")
 
     def check_base(self, fingerprint: str, name: str, file: Path) -> None:
         """Raise CheckpointError where this was measured on another base than `name`."""

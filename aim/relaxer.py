@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aim.blocks import without_ids
+from common.bounded_reading import UnreadableError
+from common.foreign_regex import check_pattern, search_foreign
+from common.terminal_text import quoted
 from console.errors import CheckpointError, UsageError
 from merging.names import layer_of
 from merging.planned import Plan, TensorPlan
@@ -45,14 +48,19 @@ class Rule:
 
         flags: {field: its flag} where that has another name.
         """
+        names = {name: (flags or {}).get(name, name) for name in ("include", "exclude", "freeze", "relax_tied")}
         for name in ("include", "exclude", "freeze"):
-            value, flag = getattr(self, name), (flags or {}).get(name, name)
+            pattern, flag = getattr(self, name), names[name]
+            if pattern is not None and not isinstance(pattern, str):
+                raise UsageError(f"--{flag} must be a regular expression, found {quoted(pattern)}.")
             try:
-                re.compile(value or "")
-            except re.error as error:
-                raise UsageError(f"--{flag} {value!r} is not a regular expression ({error}).") from None
-        if self.min_tokens < 1:
-            raise UsageError(f"--min_tokens must be at least 1, found {self.min_tokens}.")
+                check_pattern(pattern or "", f"--{flag}")
+            except UnreadableError as error:
+                raise UsageError(str(error)) from None
+        if not isinstance(self.relax_tied, bool):
+            raise UsageError(f"--{names['relax_tied']} must be true or false, found {quoted(self.relax_tied)}.")
+        if not isinstance(self.min_tokens, int) or isinstance(self.min_tokens, bool) or self.min_tokens < 1:
+            raise UsageError(f"--min_tokens must be at least 1, found {quoted(self.min_tokens)}.")
 
     @property
     def too_few(self) -> str:
@@ -61,11 +69,11 @@ class Rule:
 
     def verdict(self, name: str) -> str | None:
         """Return what the rule alone says of a tensor; None where it says nothing."""
-        if self.freeze and re.search(self.freeze, name):
+        if self.freeze and search_foreign(self.freeze, name, "--freeze"):
             return FROZEN
-        if self.exclude and re.search(self.exclude, name):
+        if self.exclude and search_foreign(self.exclude, name, "--exclude"):
             return "excluded"
-        if self.include and not re.search(self.include, name):
+        if self.include and not search_foreign(self.include, name, "--include"):
             return "not included"
         return None
 

@@ -17,7 +17,7 @@ from merging.bandwidths import Bandwidths
 from merging.flags import OUTPUT_KEYS
 from merging.hub_upload import Push
 from merging.lock import pinned, read_lock
-from merging.lora.either import Either, make, planned, shown
+from merging.lora.either import Either, check_plan_of, make, planned, shown
 from merging.next_steps import finish
 from merging.processes import Processes
 from merging.recipe import make_recipe
@@ -106,6 +106,7 @@ def repeat(
     output = Output(**given | load_check, quiet=quiet, expected=lock, processes=processes)
     with processes.first_ahead():
         work = work_of(lock, output, models.split(",") if models else (), base)
+        check_plan_of(work, lock)
     if dry_run:
         print(shown(work, output, as_json, machine))
         return 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from common.bounded_reading import UnreadableError
+from common.foreign_regex import match_foreign
+from common.terminal_text import foreign
+from common.value_shapes import Between, Each, Fields, ListOf, Maybe, OneOf, check_shape
 from console.errors import CheckpointError
 
 UNDERSTOOD = {
@@ -19,6 +22,21 @@ UNDERSTOOD = {
 """Keys of adapter_config.json that are used here, or that matter in training alone; others, if set, are refused."""
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base as it was; PiSSA, OLoRA and others train beside another base."""
+_LAYERS = OneOf((int, list))
+_TEXTS = OneOf((str, list))
+SHAPE = Fields(
+    {},
+    {
+        "peft_type": Maybe(str), "task_type": Maybe(str), "base_model_name_or_path": Maybe(str), "revision": Maybe(str),
+        "r": Between(1, 1 << 20), "lora_alpha": Between(-1e6, 1e6, numbers=True),
+        "fan_in_fan_out": Maybe(bool), "use_rslora": Maybe(bool), "bias": Maybe(OneOf(("none", "all", "lora_only"))),
+        "init_lora_weights": Maybe(OneOf((bool, str))), "modules_to_save": Maybe(ListOf(str)),
+        "target_modules": Maybe(_TEXTS), "exclude_modules": Maybe(_TEXTS), "layers_to_transform": Maybe(_LAYERS),
+        "layers_pattern": Maybe(_TEXTS), "rank_pattern": Maybe(Each(Between(1, 1 << 20))),
+        "alpha_pattern": Maybe(Each(Between(1e-9, 1e6, numbers=True))),
+    },
+)  # fmt: skip
+"""Types of the keys of adapter_config.json that are used here or written again."""
 NAMES = {"use_qalora": "QA-LoRA", "alora_invocation_tokens": "aLoRA", "layer_replication": "replicated layers"}
 
 
@@ -31,35 +49,39 @@ def check_adapter(label: str, config: Mapping[str, Any]) -> None:
             f"{label}`) and merge the fused model, or save it by PEFT."
         )
     if kind != "LORA":
-        raise CheckpointError(f"Adapter {label} is of type {kind}; only LoRA can be added to a base's weights here.")
+        name = foreign(str(kind))
+        raise CheckpointError(f"Adapter {label} is of type {name}; only LoRA can be added to a base's weights here.")
+    try:
+        check_shape(config, SHAPE, f"Adapter {label}: adapter_config.json")
+    except UnreadableError as error:
+        raise CheckpointError(str(error)) from error
     for key, value in config.items():
         if value and key not in UNDERSTOOD:
-            what = f"{NAMES[key]} ({key})" if key in NAMES else key
+            what = f"{NAMES[key]} ({key})" if key in NAMES else foreign(key)
             raise CheckpointError(f"Adapter {label} uses {what}, which is not supported; merge it with PEFT first.")
     start = config.get("init_lora_weights")
     if start not in PLAIN_STARTS:
         raise CheckpointError(
-            f"Adapter {label} was started by {start} (init_lora_weights), which changes the base too; convert it to "
-            "plain LoRA with PEFT (save_pretrained, path_initial_model_for_weight_conversion) first."
+            f"Adapter {label} was started by {foreign(str(start))} (init_lora_weights), which changes the base too; "
+            "convert it to plain LoRA with PEFT (save_pretrained, path_initial_model_for_weight_conversion) first."
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise CheckpointError(
-            f"Adapter {label}: adapter_config.json should state r and lora_alpha, found {rank}, {alpha}."
-        )
+    for key in ("r", "lora_alpha"):
+        if key not in config:
+            raise CheckpointError(
+                f"Adapter {label}: adapter_config.json should state r and lora_alpha, {key} is absent."
+            )
 
 
 def pattern_value(label: str, config: Mapping[str, Any], key: str, module: str, otherwise: float) -> float:
     """Return what rank_pattern or alpha_pattern has for a module: the first regular expression that its name ends with.
 
-    Raises CheckpointError for a pattern that is none, or a value that is no positive number.
+    Raises CheckpointError for a pattern that is none, or that takes too long.
     """
-    try:
-        for pattern, value in (config.get(key) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                if not isinstance(value, int | float) or value <= 0:
-                    raise ValueError(f"{value!r} for {pattern}")
-                return value
-    except (re.error, AttributeError, ValueError) as error:
-        raise CheckpointError(f"Adapter {label}: its {key} cannot be used ({error}).") from error
+    for pattern, value in (config.get(key) or {}).items():
+        try:
+            matches = match_foreign(rf"(.*\.)?({pattern})$", module, f"Adapter {label}: {key}")
+        except UnreadableError as error:
+            raise CheckpointError(str(error)) from error
+        if matches:
+            return float(value) if isinstance(value, float) else int(value)
     return otherwise

@@ -158,6 +158,11 @@ def header_of(file: Path) -> dict[str, TensorInfo]:
             name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), file)
             for name, tensor in load_pickled(file).items()
         }
+    return safetensors_header(file)
+
+
+def safetensors_header(file: Path) -> dict[str, TensorInfo]:
+    """Return what the header of a safetensors file of any name says. Raises CheckpointError for a broken file."""
     try:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size

@@ -6,22 +6,61 @@ It holds nothing that differs between two runs of one merge, no time and no plac
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.bounded_reading import UnreadableError
+from common.terminal_text import foreign, quoted
+from common.value_shapes import Between, Each, Fields, ListOf, Matching, Maybe, OneOf, check_shape
 from console.errors import CheckpointError, UsageError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
 from merging.digests import digest_of
-from merging.planned import Listing
-from merging.recipe import MergeRecipe
+from merging.planned import Listing, Named
+from merging.recipe import DTYPES, MergeRecipe
+from merging.stored import CODES
 from merging.target import RECORD
 from merging.tokenizer_files import tokenizer_files
 
 LOCK_FILE = "merge.lock.json"
 FORMAT = "merge-lock-2"
+DIGEST = Matching("blake3:[0-9a-f]{64}", "a digest (blake3: and 64 digits)")
+_TEXT = Matching(r"[\s\S]{1,4096}", "text of 1 to 4096 characters")
+SHAPE = Fields(
+    {
+        "format": str,
+        "program": OneOf(("merge.py", "performAIM.py")),
+        "recipe": dict,
+        "sources": Each(str),
+        "device": OneOf(("cpu", "cuda")),
+        "max_shard_size": Matching(r"\s*\d{1,15}(\.\d{1,15})?\s*([KMGkmg][iI]?[bB]|)\s*", "a size such as 5GB"),
+        "versions": Each(str),
+        "inputs": ListOf(
+            Fields(
+                {"name": _TEXT, "exact": _TEXT, "commit": Maybe(str)}
+                | {"files": Each(Fields({"bytes": Between(0), "digest": Maybe(DIGEST)}))}
+            )
+        ),
+        "other_inputs": Each(Maybe(DIGEST)),
+        "files": Each(Maybe(DIGEST)),
+        "tensors": Each(Fields({"shape": ListOf(Between(0)), "dtype": OneOf(tuple(CODES)), "digest": DIGEST})),
+    },
+    {"threads": Between(1, 4096), "base_weights": Fields({"headers": str, "tensors": Each(DIGEST)})},
+)
+"""Types of everything in a lock that is read."""
+RELAXATION = Fields(
+    {
+        "merged_model": _TEXT, "pretrained_model_name": _TEXT, "numerics": OneOf(("float32", "reference")),
+        "dtype": Maybe(OneOf(DTYPES)), "omega": OneOf((float, str, list)),
+    },
+    {"save_as": OneOf(("model", "adapter"))},
+)  # fmt: skip
+MERGE = Fields(
+    {"method": str, "models_to_merge": ListOf(_TEXT)},
+    {"base_model": Maybe(_TEXT), "save_as": OneOf(("model", "adapter"))},
+)
 VARYING_FILES = (RECORD, "README.md", LOCK_FILE)
 """Files of an output that are not under its lock: they differ from run to run, are edited, or are the lock."""
 CONFIG_FILES = ("config.json", "generation_config.json")
@@ -67,10 +106,76 @@ def read_lock(file: Path) -> dict[str, Any]:
         file = file / LOCK_FILE
     if not file.is_file():
         raise UsageError(f"{file} does not exist; a lock is the {LOCK_FILE} of a finished output.")
-    lock = read_json(file, "")
+    try:
+        lock = read_json(file, "")
+        if lock.get("format") == FORMAT:
+            check_shape(lock, SHAPE, str(file))
+            _check_recipe(lock, str(file))
+    except (UnreadableError, CheckpointError) as error:
+        raise UsageError(str(error)) from error
     if lock.get("format") != FORMAT:
-        raise UsageError(f"{file} is no lock of this program (format {lock.get('format')!r}, expected {FORMAT!r}).")
+        found = quoted(lock.get("format"))
+        raise UsageError(f"{file} is no lock of this program (format {found}, expected {FORMAT!r}).")
     return lock
+
+
+def _check_recipe(lock: Mapping[str, Any], source: str) -> None:
+    """Raise UnreadableError where the recipe of a lock cannot be one of its program's."""
+    recipe = lock["recipe"]
+    if lock["program"] == "performAIM.py":
+        check_shape(recipe, RELAXATION, source, "recipe")
+    elif "merge_method" not in recipe:
+        check_shape(recipe, MERGE, source, "recipe")
+    if recipe.get("save_as") == "adapter" and "base_weights" not in lock:
+        raise UnreadableError(f"{source} has no base_weights, which the lock of an adapter has.")
+    if len({entry["name"] for entry in lock["inputs"]}) < len(lock["inputs"]):
+        raise UnreadableError(f"{source}: two of its inputs have one name.")
+
+
+def check_planned(
+    lock: Mapping[str, Any], tensors: Sequence[Named], inputs: Sequence[Mapping[str, Any]], others: Iterable[str]
+) -> None:
+    """Compare a plan with the lock that it should repeat, before anything is computed.
+
+    Args:
+        lock: as `read_lock` returns it.
+        tensors: of the plan.
+        inputs: as `describe_input` describes them, with or without digests.
+        others: names of the files besides the checkpoints.
+
+    Raises:
+        CheckpointError: naming the first tensor, input or file that differs.
+    """
+    _check_names("input", [entry["name"] for entry in lock["inputs"]], range(len(inputs)), count=True)
+    for expected, now in zip(lock["inputs"], inputs, strict=True):
+        _check_names(f"file of {now['name']}", expected["files"], now["files"])
+        for name, file in expected["files"].items():
+            size = now["files"][name]["bytes"]
+            if size != file["bytes"]:
+                raise CheckpointError(
+                    f"{now['name']}: {name} is not the file of the lock ({size} bytes, expected {file['bytes']}); get "
+                    "the version that the lock names."
+                )
+    _check_names("other input", lock["other_inputs"], others)
+    planned = {tensor.name: tensor for tensor in tensors}
+    _check_names("tensor", lock["tensors"], planned)
+    for name, entry in lock["tensors"].items():
+        found, wanted = f"{planned[name].dtype} {list(planned[name].shape)}", f"{entry['dtype']} {entry['shape']}"
+        if found != wanted:
+            raise CheckpointError(f"Tensor {name} does not repeat the lock's ({found}, expected {wanted}).")
+
+
+def _check_names(what: str, expected: Iterable[str], found: Iterable[Any], count: bool = False) -> None:
+    """Raise CheckpointError where two sets of names (or their numbers) differ."""
+    wanted, here = list(expected), list(found)
+    if count:
+        if len(wanted) != len(here):
+            raise CheckpointError(f"The lock has {len(wanted)} {what}s, and the recipe in it {len(here)}.")
+        return
+    lacking = [name for name in wanted if name not in set(here)] or [name for name in here if name not in set(wanted)]
+    if lacking:
+        side = "the plan has not" if lacking[0] in wanted else "the lock has not"
+        raise CheckpointError(f"The lock is not of this merge: {what} {foreign(str(lacking[0]))} is one that {side}.")
 
 
 def pinned(recipe: MergeRecipe, lock: Mapping[str, Any]) -> MergeRecipe:
@@ -92,6 +197,7 @@ def pinned(recipe: MergeRecipe, lock: Mapping[str, Any]) -> MergeRecipe:
 
 def check_inputs(lock: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
     """Raise CheckpointError naming the first input file that is not the lock's."""
+    _check_names("input", [entry["name"] for entry in lock["inputs"]], range(len(found)), count=True)
     for entry, now in zip(lock["inputs"], found, strict=True):
         for name, file in entry["files"].items():
             digest = now["files"].get(name, {}).get("digest")

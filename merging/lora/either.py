@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from console.errors import FailureError, UsageError
 from merging.digests import digest_of
-from merging.lock import check_inputs, check_others, describe_input, files_of
+from merging.lock import check_inputs, check_others, check_planned, describe_input, files_of
 from merging.lora.describe import adapter_as_text, describe_adapter
 from merging.lora.produce import check_adapter_output, check_base, prepared_tokenizer, produce_adapter
 from merging.lora.run import plan_adapter_merge
-from merging.lora.work import AdapterWork, described_base, described_inputs
+from merging.lora.work import AdapterWork, described_base, described_inputs, lasting_files
 from merging.produce import check_asked, check_output, produce
 from merging.recipe import MergeRecipe
 from merging.run import merge as merge_model
@@ -75,6 +75,13 @@ def shown(work: Either, output: Output, as_json: bool, machine: Bandwidths | Non
     with prepared(work.inputs, work.plan, work.template) as small:
         found = describe(work, output.save_path, small.notes, machine)
     return json.dumps(found, indent=2) if as_json else as_text(found)
+
+
+def check_plan_of(work: Either, lock: Mapping[str, Any]) -> None:
+    """Refuse a plan that cannot repeat a lock, before anything is computed. Raises CheckpointError naming the first."""
+    files = lasting_files if isinstance(work, AdapterWork) else files_of
+    inputs = [describe_input(checkpoint, {}, files(checkpoint)) for checkpoint in work.inputs.all]
+    check_planned(lock, work.plan.tensors, inputs, work.files)
 
 
 def check_inputs_of(work: Either, lock: Mapping[str, Any]) -> None:
