@@ -16,23 +16,23 @@ SECONDS = 0.2
 """Time of one match; real patterns take microseconds."""
 
 
-def match_foreign(pattern: str, text: str, source: str) -> bool:
-    """Return whether a foreign regular expression matches at the beginning of a text, as `re.match` does.
+def matches_end(pattern: str, name: str, source: str) -> bool:
+    """Return whether a foreign regular expression matches a dotted name, or the end of it after a dot, as PEFT does.
 
     Args:
         pattern: the expression, in the syntax of Python's re.
-        text: what is matched.
+        name: what is matched.
         source: the file or key that the pattern is from, for messages.
 
     Raises:
         UnreadableError: it is no regular expression, or too long.
         LimitError: the match took longer than SECONDS.
     """
-    return _bounded(_compile(pattern, source).match, pattern, text, source)
+    return _bounded(_compile(pattern, source, True).match, pattern, name, source)
 
 
 def search_foreign(pattern: str, text: str, source: str) -> bool:
-    """Return whether a foreign regular expression matches anywhere in a text, as `re.search`; as `match_foreign`."""
+    """Return whether a foreign regular expression matches anywhere in a text, as `re.search`; as `matches_end`."""
     return _bounded(_compile(pattern, source).search, pattern, text, source)
 
 
@@ -51,7 +51,7 @@ def _bounded(match: Any, pattern: str, text: str, source: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _compile(pattern: str, source: str) -> Any:
+def _compile(pattern: str, source: str, at_end: bool = False) -> Any:
     import re
 
     import regex
@@ -63,9 +63,10 @@ def _compile(pattern: str, source: str) -> Any:
         raise LimitError(
             f"{source}: the pattern {quoted(pattern)} repeats more than {MAX_COUNT} times, or in more than 8 places."
         )
+    whole = rf"(.*\.)?({pattern})$" if at_end else pattern
     try:
-        re.compile(pattern)  # what regex alone knows is no pattern of PEFT's
-        return regex.compile(pattern)
+        re.compile(whole)  # what regex alone knows is no pattern of PEFT's
+        return regex.compile(whole)
     except (re.error, regex.error, RecursionError, OverflowError, ValueError, MemoryError) as error:
         reason = str(error) or type(error).__name__
         raise UnreadableError(f"{source} {quoted(pattern)} is not a regular expression ({reason[:80]}).") from error

@@ -113,16 +113,20 @@ def check_shape(value: Any, shape: Any, source: str, where: str = "") -> None:
         _expect(fits, shape.words, value, source, where)
     elif isinstance(shape, Between):
         fits = (_is(value, int) or (shape.numbers and _is(value, float))) and shape.least <= value <= shape.most
-        most = "" if shape.most == math.inf else f" to {shape.most:g}"
+        most = "" if shape.most == math.inf else f" to {_plain(shape.most)}"
         _expect(
             fits,
-            f"{'a number' if shape.numbers else 'a whole number'} from {shape.least:g}{most}",
+            f"{'a number' if shape.numbers else 'a whole number'} from {_plain(shape.least)}{most}",
             value,
             source,
             where,
         )
     else:
         _expect(_is(value, shape), WORDS[shape], value, source, where)
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.bounded_reading import UnreadableError
-from common.foreign_regex import match_foreign
+from common.foreign_regex import matches_end
 from common.terminal_text import foreign
 from common.value_shapes import Between, Each, Fields, ListOf, Maybe, OneOf, check_shape
 from console.errors import CheckpointError
@@ -79,7 +79,7 @@ def pattern_value(label: str, config: Mapping[str, Any], key: str, module: str, 
     """
     for pattern, value in (config.get(key) or {}).items():
         try:
-            matches = match_foreign(rf"(.*\.)?({pattern})$", module, f"Adapter {label}: {key}")
+            matches = matches_end(pattern, module, f"Adapter {label}: {key}")
         except UnreadableError as error:
             raise CheckpointError(str(error)) from error
         if matches:

@@ -14,6 +14,7 @@ from typing import Any
 from console.files import read_json
 from merging.chat_template import ChatTemplate, write_template
 from merging.layout import Inputs
+from merging.load_check import check_architecture
 from merging.planned import Plan
 from merging.result_config import make_configs, rows_of, write_configs
 from merging.tokenizer_files import tokenizer_files
@@ -41,6 +42,7 @@ def prepared(inputs: Inputs, plan: Plan, template: ChatTemplate) -> Iterator[Pre
     The tokenizer was loaded beside the config, as users load it: every planned token has its planned id, and no id
     lacks a row. Raises CheckpointError where that cannot be.
     """
+    check_architecture(inputs.donor.config, inputs.donor.name, len(inputs.donor.tensors))
     configs, notes = make_configs(inputs, plan)
     with tempfile.TemporaryDirectory(prefix="merging-") as scratch:
         folder = Path(scratch)

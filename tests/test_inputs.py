@@ -268,10 +268,13 @@ REFUSED_ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a key of the future": (lambda f: spoil(f, use_marvel=True), "uses use_marvel, which is not supported"),
     "PiSSA": (lambda f: spoil(f, init_lora_weights="pissa_niter_4"), "started by pissa_niter_4"),
-    "no rank": (lambda f: spoil(f, r=None), "should state r and lora_alpha, found None, 8"),
+    "no rank": (lambda f: spoil(f, r=None), "r should be a whole number from 1 to 1048576, found None"),
     "another rank": (lambda f: spoil(f, r=5), r"gives model\.layers\.\d\.\w+\.\w+ rank 5 and its tensors have 4"),
-    "a bad pattern": (lambda f: spoil(f, alpha_pattern={"(": 3}), "its alpha_pattern cannot be used"),
-    "a bad value": (lambda f: spoil(f, rank_pattern={"q_proj": 0}), "its rank_pattern cannot be used"),
+    "a bad pattern": (lambda f: spoil(f, alpha_pattern={"(": 3}), r"alpha_pattern .*is not a regular expression"),
+    "a bad value": (
+        lambda f: spoil(f, rank_pattern={"q_proj": 0}),
+        "rank_pattern.q_proj should be a whole number",
+    ),
     "half a pair": (lambda f: rename(f, "layers.0.self_attn.q_proj.lora_A", "x.lora_A"), "of the pair A, B"),
     "unknown keys": (lambda f: rename(f, "lora_A.weight", "lokr_w1"), "holds .*lokr_w1, which is not supported"),
     "more layers": (

@@ -27,6 +27,8 @@ def check_folder(folder: Path) -> None:
     JSON that other libraries parse is parsed within limits first. Links into the blobs of the same repository in the
     hub's cache are the cache's own. Raises CheckpointError.
     """
+    if not folder.exists():  # of the hub, and yet to be downloaded
+        return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:

@@ -12,54 +12,83 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from common.bounded_reading import read_bytes
+from common.cache_folder import cache_folder, is_private_file
+from common.terminal_text import foreign
 from console.cli import say
 
 FOLDER = Path(__file__).resolve().parent
 SOURCES = ("kernels.c",)
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 """No fused multiply-add and no fast math: what is computed is what is written."""
+MAX_LIBRARY = 64 << 20
 SWITCH = "MERGE_KERNELS"
 """Environment variable; `off` leaves the kernels out."""
 
 
-def cache_folder() -> Path:
-    """Return where compiled kernels are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "activation-informed-merging"
-
-
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, built where need be; None where there is no compiler, or they are switched off."""
-    if os.environ.get(SWITCH) == "off" or (compiler := _compiler()) is None:
+    """Return the compiled kernels, built where need be; None where they cannot be, or are switched off."""
+    if os.environ.get(SWITCH) == "off":
         return None
     try:
-        return ctypes.CDLL(str(_built(compiler)))
+        return _load()
     except (OSError, subprocess.SubprocessError) as error:
-        say(f"The kernels cannot be compiled and are left out, which is slower ({' '.join(str(error).split())[:200]}).")
+        detail = getattr(error, "stderr", None) or str(error)
+        text = foreign(detail.decode(errors="replace") if isinstance(detail, bytes) else detail, 200)
+        say(f"The kernels cannot be compiled and are left out, which is slower ({text}).")
         return None
 
 
-def _compiler() -> str | None:
-    return next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+def _compiler() -> str:
+    """Return the C compiler. Raises FileNotFoundError where there is none."""
+    compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if compiler is None:
+        raise FileNotFoundError("there is no C compiler: cc, gcc and clang are not on PATH")
+    return compiler
 
 
-def _built(compiler: str) -> Path:
-    """Compile into the cache, unless it is there. Raises OSError or SubprocessError."""
-    sources = [FOLDER / name for name in SOURCES]
-    parts = [*(source.read_bytes() for source in sources), " ".join(FLAGS).encode(), _processor().encode()]
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
-    built = cache_folder() / f"kernels-{key}.so"
-    if not built.is_file():
-        try:
-            built.parent.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            built = Path(tempfile.mkdtemp(prefix="kernels-")) / built.name
-        with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
-            fresh = Path(scratch) / built.name
-            command = [compiler, *FLAGS, *map(str, sources), "-o", str(fresh)]
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-            fresh.replace(built)
-    return built
+def _load() -> ctypes.CDLL:
+    """Load the kernels from the cache, or compile them. Raises OSError or SubprocessError.
+
+    The name of a cached library ends with the digest of its bytes: a truncated or changed one is compiled anew.
+    """
+    key, folder = _key(), cache_folder()
+    for cached in sorted(folder.glob(f"kernels-{key}-*.so")) if folder else ():
+        if _is_whole(cached):
+            return ctypes.CDLL(str(cached))
+        cached.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="kernels-") as scratch:
+        fresh = Path(scratch) / "kernels.so"
+        command = [_compiler(), *FLAGS, *(str(FOLDER / name) for name in SOURCES), "-o", str(fresh)]
+        subprocess.run(command, check=True, capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+        fresh.chmod(0o700)
+        if folder is None:
+            return ctypes.CDLL(str(fresh))  # stays mapped when its file is gone
+        kept = folder / f"kernels-{key}-{_digest(fresh)}.so"
+        fresh.replace(kept)
+    return ctypes.CDLL(str(kept))
+
+
+def _key() -> str:
+    """Digest of everything that the compiled code depends on."""
+    sources = [(FOLDER / name).read_bytes() for name in SOURCES]
+    parts = [*sources, " ".join(FLAGS).encode(), _processor().encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+
+
+def _is_whole(library_file: Path) -> bool:
+    """Return whether a cached library is this user's and has the bytes that its name says."""
+    if not is_private_file(library_file):
+        return False
+    try:
+        return library_file.stem.rpartition("-")[2] == _digest(library_file)
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(read_bytes(file, MAX_LIBRARY)).hexdigest()[:32]
 
 
 def _processor() -> str:
