@@ -34,6 +34,8 @@ SHAPE = Fields(
         "target_modules": Maybe(_TEXTS), "exclude_modules": Maybe(_TEXTS), "layers_to_transform": Maybe(_LAYERS),
         "layers_pattern": Maybe(_TEXTS), "rank_pattern": Maybe(Each(Between(1, 1 << 20))),
         "alpha_pattern": Maybe(Each(Between(1e-9, 1e6, numbers=True))),
+        "use_dora": Maybe(bool), "lora_bias": Maybe(bool), "target_parameters": Maybe(ListOf(str)),
+        "trainable_token_indices": Maybe(OneOf((list, dict))),
     },
 )  # fmt: skip
 """Types of the keys of adapter_config.json that are used here or written again."""
