@@ -51,6 +51,7 @@ SHAPE = Fields(
         "base": Fields({"name": str, "fingerprint": str}, {"commit": Maybe(str)}),
         "versions": Each(str),
         "numerics": OneOf(("float32", "reference")),
+        "statistic": str,
     }
 )
 """Types of the metadata."""
