@@ -15,7 +15,7 @@ from aim.activations import HALVES, Activations, Batch, Sums, Total
 from aim.progress import Progress
 from aim.watch import watching
 from console.cli import say
-from console.errors import CalibrationError, StoppedError
+from console.errors import CalibrationError
 from console.memory import ran_out
 from merging.processes import Processes
 from merging.transfers import sent
@@ -143,11 +143,12 @@ def calibrate(
                 bar.update(len(taken))
                 if progress:
                     progress.save(sums, {"blocks": done})
+            if progress:
+                progress.save(sums, {"blocks": done}, now=True)
+            return added_up(sums, processes).means()
     except BaseException as error:
-        if progress and isinstance(error, KeyboardInterrupt | StoppedError):
-            progress.save(sums, {"blocks": done}, now=True)
-            say(f"{done} blocks are done: the same command with --resume goes on from there.", quiet)
+        if progress:
+            progress.interrupted(error, sums, {"blocks": done})
         raise
     finally:
         bar.close()
-    return added_up(sums, processes).means()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aim.memory import available
+from console.errors import CalibrationError
 from merging.transfers import sent
 
 CPU = torch.device("cpu")
@@ -33,6 +36,7 @@ class HiddenStates:
         self.n_blocks, self.place, self._free, self._folder = n_blocks, place, free, folder
         self._device, self._free_there = device, available(device) if device.type == "cuda" else 0
         self._states: Tensor | None = None
+        self._map: mmap.mmap | None = None
 
     def put(self, blocks: Sequence[int], states: Tensor) -> None:
         """Keep states (len(blocks), ...)."""
@@ -73,5 +77,29 @@ class HiddenStates:
             self.place = "disk" if size * like.element_size() > self._free // SHARE_OF_MEMORY else "host"
         if self.place == "host":
             return torch.empty(shape, dtype=like.dtype)
-        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".hidden-") as file:  # its name goes, the map stays
-            return torch.from_file(file.name, shared=True, size=size, dtype=like.dtype).view(shape)
+        return self._on_disk(size * like.element_size(), like.dtype).view(shape)
+
+    def _on_disk(self, size: int, dtype: torch.dtype) -> Tensor:
+        """Map a file without a name, whose room on the disk is there before the first byte is written.
+
+        Raises CalibrationError where it is not.
+        """
+        folder = self._folder or Path(tempfile.gettempdir())
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:  # the map keeps it
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.write(bytes(size))
+                    file.flush()
+                self._map = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            raise CalibrationError(
+                f"The hidden states need {size / 1e9:.2f} GB in {folder} ({error.strerror}); free space there, set "
+                "TMPDIR, or give --hidden_states host."
+            ) from error
+        return torch.frombuffer(self._map, dtype=dtype)
+
+    def close(self) -> None:
+        """Give the states' memory or file back."""
+        self._states = self._map = None

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,8 @@ from torch import Tensor
 from common.bounded_reading import UnreadableError, parse_json
 from common.terminal_text import quoted
 from common.value_shapes import Between, Each, Fields, Maybe, OneOf, check_shape
+from common.atomic import written
+from common.safetensors_file import write_safetensors
 from console.errors import CheckpointError
 from console.processor import usable_cores
 from merging.digests import Digest, block_bytes
@@ -94,21 +94,10 @@ class Importance:
 
     def save(self, file: Path) -> None:
         """Write one safetensors file, appearing only when whole."""
-        from safetensors.torch import save_file
-
         described = {key: json.dumps(value, sort_keys=True) for key, value in self._about().items()}
         metadata = {"format": FORMAT, "digest": self.digest, **described}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-        partial.touch()
-        mode = partial.stat().st_mode  # the library makes a file that only its owner reads, whatever the umask says
-        try:
-            save_file({name: a.clone() for name, a in self.activations.items()}, partial, metadata)  # some share memory
-            partial.chmod(mode)
-            _order_metadata(partial)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written(file) as stream:
+            write_safetensors(stream, self.activations, metadata)
 
     @classmethod
     def load(cls, file: Path) -> Importance:
@@ -166,18 +155,6 @@ class Importance:
                 f"{file} was computed from {self.base['name']}, whose weights are not those of {name}; "
                 "give another --importance file or remove this one to compute it anew."
             )
-
-
-def _order_metadata(file: Path) -> None:
-    """Put the metadata of a safetensors file in order, which its library writes in another one every time."""
-    with file.open("r+b") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(ordered) <= length:
-            stream.seek(8)
-            stream.write(ordered.ljust(length))
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

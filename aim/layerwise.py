@@ -25,8 +25,7 @@ from aim.hidden import HiddenStates
 from aim.memory import available
 from aim.progress import Progress
 from aim.watch import Use, watching
-from console.cli import say
-from console.errors import CalibrationError, StoppedError
+from console.errors import CalibrationError
 from console.memory import ran_out
 from merging.processes import Processes
 from merging.transfers import sent
@@ -174,14 +173,17 @@ def calibrate_layerwise(
                         progress.save(sums, where, hidden.tensors)
                 where = {"layers": k + 1, "blocks": 0}
                 bar.update()
-    except (KeyboardInterrupt, StoppedError):
+            hidden.close()
+            if progress:
+                progress.save(sums, where, now=True)
+            return added_up(sums, processes).means()
+    except BaseException as error:
         if progress:
-            progress.save(sums, where, hidden.tensors, now=True)
-            say(f"{where['layers']} layers are done: the same command with --resume goes on from there.", quiet)
+            progress.interrupted(error, sums, where, hidden.tensors)
         raise
     finally:
+        hidden.close()
         bar.close()
-    return added_up(sums, processes).means()
 
 
 class _Run:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from aim.activations import Activations
     from aim.importance import Importance
+    from aim.progress import Progress
 
 WAYS = ("auto", "whole", "layerwise")
 PLACES = ("auto", "host", "disk")
@@ -78,11 +79,13 @@ def importance_of(
     quiet: bool,
     state: Path,
     processes: Processes | None = None,
+    keep: Callable[[Progress], None] | None = None,
 ) -> Importance:
     """Load the importance of a base where its file stands, else compute it and save it.
 
-    state: where an interrupted calibration leaves what it has. Raises CheckpointError for a file of another base,
-    CalibrationError for text that cannot be used or a base that cannot be run.
+    state: where an interrupted calibration leaves what it has, until the importance file is in its place; keep: gets
+    that of a calibration for which there is no such file, which is otherwise removed. Raises CheckpointError for a file
+    of another base, CalibrationError for text that cannot be used or a base that cannot be run.
     """
     processes = processes or Processes()
     file = settings.importance_file
@@ -93,17 +96,32 @@ def importance_of(
         check_same_calibration(file, found.calibration, settings.calibration)
         say(f"Importance from {file}. {summary(dict(found.calibration))}", quiet)
         return found
-    measured = measure(base, settings, device, quiet, state, processes)
-    if file is not None and processes.leads:
-        measured.save(file)
-        say(f"Importance saved to {file}.", quiet)
+    measured, progress = measure(base, settings, device, quiet, state, processes)
+    try:
+        if file is not None and processes.leads:
+            measured.save(file)
+            say(f"Importance saved to {file}.", quiet)
+        if file is not None:
+            processes.wait()
+    except BaseException as error:
+        if progress is not None:
+            progress.stop(error)
+        raise
+    if progress is not None:
+        if file is None and keep is not None:
+            keep(progress)
+        else:
+            progress.clear()
     return measured
 
 
 def measure(
     base: Checkpoint, settings: Settings, device: torch.device, quiet: bool, state: Path, processes: Processes
-) -> Importance:
-    """Run the base over its calibration text and return its importance. Raises CalibrationError."""
+) -> tuple[Importance, Progress | None]:
+    """Run the base over its calibration text; returns its importance and the state that can still be resumed.
+
+    Raises CalibrationError.
+    """
     from transformers import AutoTokenizer
 
     from aim.attribution import by_stored_tensor
@@ -137,19 +155,23 @@ def measure(
     progress = _progress(
         settings, settings.key(mark, dtype, sample.account["digest"], processes), state, quiet, processes
     )
-    way, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, quiet, processes)
-    found = by_stored_tensor(activations, model, base)
-    if progress is not None:
-        progress.clear()
+    try:
+        way, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, quiet, processes)
+        found = by_stored_tensor(activations, model, base)
+    except BaseException as error:
+        if progress is not None:
+            progress.stop(error)
+        raise
     numerics = "reference" if settings.reference else "float32"
     how = {"dtype": dtype, "device": device.type, "calibrate": way}
-    return replace(
+    measured = replace(
         found,
         calibration={**sample.account, **how},
         base={"name": public_name(base.name), "commit": base.commit, "fingerprint": mark},
         numerics=numerics,
         statistic=STATISTICS[numerics],
     )
+    return measured, progress
 
 
 def _progress(settings: Settings, key: str, state: Path, quiet: bool, processes: Processes) -> Any:
@@ -159,7 +181,7 @@ def _progress(settings: Settings, key: str, state: Path, quiet: bool, processes:
     from aim.progress import Progress
 
     file = state if processes.count == 1 else state.with_name(f"{state.name}-{processes.rank}")
-    return Progress(file, key, settings.resume, quiet)
+    return Progress(file, key, settings.resume, quiet, processes.leads)
 
 
 def _run(

@@ -32,6 +32,7 @@ from merging.tokenizer import choose_vocabulary
 from merging.work import Output, Relaxing, Variant, Work
 
 if TYPE_CHECKING:
+    from aim.progress import Progress
     from merging.stream import Job
 
 PAPER = "https://arxiv.org/abs/2502.02421"
@@ -54,16 +55,29 @@ class _Relaxation:
     def __init__(self, aim: Aim, output: Output) -> None:
         self.aim, self.output = aim, output
         self.made: Relaxer | None = None
+        self.progress: Progress | None = None
 
     def make(self, base: Checkpoint, relax_plan: Plan) -> Relaxer:
         """Decide what is relaxed by the importance, which is loaded, or measured with the run's other processes."""
         settings, output = self.aim.settings, self.output
         device, state = resolve_device(output.device, output.processes), state_file(output.save_path, settings)
-        importance = importance_of(base, settings, device, output.quiet, state, output.processes)
+        importance = importance_of(base, settings, device, output.quiet, state, output.processes, self._keep)
         self.made = Relaxer(importance, self.aim.omegas, self.aim.rule)
         self.made.check(relax_plan)
         say(self.made.sentence(), output.quiet)
         return self.made
+
+    def _keep(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def finished(self, error: BaseException | None) -> None:
+        """Remove the state of a calibration that no importance file holds, once the result stands; else keep it."""
+        if self.progress is None:
+            return
+        if error is None:
+            self.progress.clear()
+        else:
+            self.progress.stop(error)
 
     def preview(self, base: Checkpoint, relax_plan: Plan) -> list[str]:
         """Say what will be relaxed, where the importance file stands; whose it is, the run finds out from weights."""
@@ -95,7 +109,7 @@ class _Relaxation:
     def relaxing(self) -> Relaxing:
         """Return it as what relaxes task vectors in whatever makes them."""
         aim = self.aim
-        return Relaxing(aim.as_recipe(), aim.files, aim.kept, self.make, self.variants(), self.preview)
+        return Relaxing(aim.as_recipe(), aim.files, aim.kept, self.make, self.variants(), self.preview, self.finished)
 
 
 def relaxing_of(recipe: MergeRecipe, aim: Aim, output: Output) -> Relaxing:
@@ -219,6 +233,7 @@ def plan_relaxation(
         files=aim.files,
         merge_recipe=read_merge_recipe(merged),
         preview=lambda: relaxation.preview(base, relax_plan),
+        finished=relaxation.finished,
     )
 
 

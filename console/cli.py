@@ -150,8 +150,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         sentence, code = explain(error)
         notes = getattr(error, "__notes__", [])
         if sentence or notes:  # else another process of the run has said it
-            parts = [f"error: {message_line(sentence)}" if sentence else "error:", *map(message_line, notes)]
-            print(" ".join(parts), file=sys.stderr)
+            parts = [f"error: {sentence}" if sentence else "", *notes]
+            print(" ".join(message_line(part) for part in parts if part), file=sys.stderr)
         return code
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from common.temporary import new_folder
 from console.errors import BadInputError
 from eval.benchmarks import Benchmark
 from eval.pins import check_columns, check_manifest, pinned
@@ -60,7 +59,8 @@ def redirected(data_dir: Path | None, offline: bool) -> Iterator[None]:
     import datasets
 
     original = datasets.load_dataset
-    datasets.load_dataset = _reader(original, hub_folder(data_dir), _temporary("aim-data-"), offline)
+    fresh = new_folder("data")  # until the process ends: what was read from it stays mapped into memory
+    datasets.load_dataset = _reader(original, hub_folder(data_dir), fresh, offline)
     bars = datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -69,13 +69,6 @@ def redirected(data_dir: Path | None, offline: bool) -> Iterator[None]:
         datasets.load_dataset = original
         if not bars:
             datasets.enable_progress_bars()
-
-
-def _temporary(prefix: str) -> Path:
-    """A folder of this process, gone at its end: what was read from it stays mapped into memory until then."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _reader(load: Callable[..., Any], hub: Path | None, fresh: Path, offline: bool) -> Callable[..., Any]:
@@ -188,7 +181,7 @@ def _open_to_others(folder: Path) -> bool:
 
 @cache
 def _private(folder: Path) -> Path:
-    copy = _temporary("aim-nltk-")
+    copy = new_folder("nltk")
     target = copy / "tokenizers" / "punkt_tab"
     shutil.copytree(folder / "tokenizers" / "punkt_tab", target, copy_function=shutil.copyfile)
     for place in (copy / "tokenizers", target, *target.rglob("*")):

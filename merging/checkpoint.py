@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.file_state import FileState, states_of
 from console.errors import CheckpointError, HeadersUnknownError, UsageError
 from console.files import read_json
 from merging.adapter import adapt
@@ -20,6 +21,7 @@ from merging.hub import CheckpointRef, Part, locate
 from merging.model_config import license_details, stated_licences, text_config_of, ties_embeddings, with_changes
 from merging.scratch import overlay
 from merging.stored import CODES, FLOATS, StoredWeights, TensorInfo, Weights, tensor_bytes
+from merging.tokenizer_files import tokenizer_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +39,7 @@ class Checkpoint:
 
     folder: where its config, tokenizer and generation config are, which for a .gguf file or an adapter with a tokenizer
     is a folder of this run; parts: the model, and the adapter if there is one; places: what the user named, for each;
-    reading: sentences on weights that are dequantized.
+    reading: sentences on weights that are dequantized; states: of its files when they were opened.
     """
 
     ref: CheckpointRef
@@ -47,6 +49,7 @@ class Checkpoint:
     parts: tuple[Part, ...]
     places: tuple[Path, ...]
     reading: tuple[str, ...] = ()
+    states: Mapping[Path, FileState] = field(default_factory=dict, compare=False)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -239,7 +242,9 @@ def _open(found: _Found, headers_only: bool, base_headers_only: bool) -> Checkpo
         weights = adapt(names, weights, ties, theirs, found.adapter_config, file, config)
         config, folder = with_changes(config, weights.config_changes), overlay(folder, adapter.folder)
     reading = () if note is None else (note,)
-    return Checkpoint(found.ref, folder, weights, config, found.parts, found.places, reading)
+    small = [file for part in found.parts for file in (part.folder / "config.json", *tokenizer_files(part.folder))]
+    states = states_of([*weights.files, *small])
+    return Checkpoint(found.ref, folder, weights, config, found.parts, found.places, reading, states)
 
 
 def _stored(part: Part, headers_only: bool) -> StoredWeights:

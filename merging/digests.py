@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from common.file_state import FileState, check_unchanged, states_of
 from console.processor import usable_cores
 from merging.stored import map_file
 
@@ -95,7 +96,7 @@ class InputDigests:
         self._inputs = [[f for f in files if f not in seen and not seen.add(f)] for files in inputs]  # type: ignore[func-returns-value]
         self._progress = progress
         self._digests: dict[Path, str] = {}
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._stop, self._hurry = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -110,7 +111,7 @@ class InputDigests:
         self._thread.join()
 
     def all(self) -> dict[Path, str]:
-        """Wait and return {file: digest}. Raises OSError where a file could not be read."""
+        """Wait and return {file: digest}. Raises OSError or CheckpointError where a file could not be read."""
         self._hurry.set()
         self._thread.join()
         if self._failure is not None:
@@ -121,7 +122,7 @@ class InputDigests:
         try:
             lanes = [_Lane([file for file in files if not self._small(file)]) for files in self._inputs]
             self._together([lane for lane in lanes if lane.size])
-        except OSError as error:
+        except Exception as error:
             self._failure = error
 
     def _small(self, file: Path) -> bool:
@@ -156,13 +157,16 @@ class _Lane:
         self.taken = 0
         self._threads = lane_threads(usable_cores())
         self._map: mmap.mmap | None = None
+        self._states: dict[Path, FileState] = {}
         self._place, self._digest = 0, Digest()
 
     def advance(self, size: int) -> dict[Path, str]:
         """Take the next bytes of the first file that is not finished; returns its digest where it is now."""
         if self._map is None:
+            self._states = states_of(self.files[:1])
             self._map = map_file(self.files[0])
             self._place, self._digest = 0, Digest(self._threads)
+        check_unchanged(self._states)  # a mapped file that is cut short ends the process
         with memoryview(self._map) as view, view[self._place : self._place + size] as piece:
             self._digest.update(piece)
             self._place += len(piece)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.bounded_reading import UnreadableError, read_text
 from common.cache_folder import cache_folder, is_private_file
+from common.temporary import temporary_folder
 from common.terminal_text import foreign, quoted
 from common.time_limit import time_limit
 from common.value_shapes import ListOf, Matching, check_shape
@@ -106,8 +106,7 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
         import transformers
     except ImportError as error:
         return f"Loading was not tried: transformers cannot be imported ({error})."
-    with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
-        folder = Path(scratch)
+    with temporary_folder("load_check") as folder, quiet_transformers():
         write_configs(folder, configs)
         with (folder / "model.safetensors").open("wb") as stream:
             stream.write(header_bytes(plan.tensors))

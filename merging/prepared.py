@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.temporary import temporary_folder
 from console.files import read_json
 from merging.chat_template import ChatTemplate, write_template
 from merging.layout import Inputs
@@ -44,8 +44,7 @@ def prepared(inputs: Inputs, plan: Plan, template: ChatTemplate) -> Iterator[Pre
     """
     check_architecture(inputs.donor.config, inputs.donor.name, len(inputs.donor.tensors))
     configs, notes = make_configs(inputs, plan)
-    with tempfile.TemporaryDirectory(prefix="merging-") as scratch:
-        folder = Path(scratch)
+    with temporary_folder("prepared") as folder:
         write_tokenizer(plan.vocabulary, inputs.all, folder)
         if not tokenizer_files(folder):
             notes = [*notes, f"{plan.vocabulary.name} has no tokenizer files; the result has none."]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.file_state import check_unchanged, states_of
 from console.cli import say
 from console.errors import UsageError
 from merging.card import licences_of
@@ -24,6 +25,7 @@ from merging.lock import files_of
 from merging.output.stage import Stage, recover, written_bytes
 from merging.part import agreed, check_result, hand_in, own_files, own_tensors, stages_of, writers_of
 from merging.prepared import Prepared, prepared
+from merging.processes import Processes
 from merging.scratch import is_scratch
 from merging.sidefiles import versions, write_record
 from merging.target import check_target
@@ -40,13 +42,26 @@ def produce(work: Work, output: Output) -> Path:
     Of several processes each writes a part of the tensors, and the first finishes. Raises UsageError, CheckpointError
     or FailureError; then nothing is at the target that was not there before.
     """
-    if not output.processes.leads:
-        with _weights(work, output, lambda: None):
-            return output.save_path
-    recover(output.save_path, output.quiet)
-    check_output(work, output)
-    with prepared(work.inputs, work.plan, work.template) as small:
-        return _make(work, output, small)
+    with ended(work.finished, output.processes):
+        if not output.processes.leads:
+            with _weights(work, output, lambda: None):
+                return output.save_path
+        recover(output.save_path, output.quiet)
+        check_output(work, output)
+        with prepared(work.inputs, work.plan, work.template) as small:
+            return _make(work, output, small)
+
+
+@contextmanager
+def ended(finished: Callable[[BaseException | None], None], processes: Processes) -> Iterator[None]:
+    """Call `finished` at the end of a run, with the error that ended it; of several ranks once all are through."""
+    try:
+        yield
+        processes.wait()
+    except BaseException as error:
+        finished(error)
+        raise
+    finished(None)
 
 
 def _make(work: Work, output: Output, small: Prepared) -> Path:
@@ -71,6 +86,8 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
             write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
         for stage in stages:
             check_result(work, output, stage)
+        for checkpoint in inputs.all:
+            check_unchanged(checkpoint.states)
     for sentence in dict.fromkeys(finisher.said):
         say(sentence, quiet)
     for table in finisher.tables:
@@ -90,7 +107,9 @@ def _weights(
     writers: list[ShardedWriter] = []
     with InputDigests(own_files(lanes, output.processes), lambda: writers[0].part if writers else 0.0) as digests:
         check()
+        others = states_of(work.files.values())
         job = _with_output(work.make_job(), output)
+        others = states_of(work.files.values()) | others  # an importance file may be new
         files = [*itertools.chain(*lanes), *work.files.values()]
         key = _key(work, files, output, job) if output.processes.leads else ""  # it alone saved an importance file
         with stages_of(work, output, agreed(work, output, job, lanes, key)) as stages:
@@ -103,6 +122,7 @@ def _weights(
                 raise
             found = hand_in(work, output, stages, lanes, digests)
             yield job, stages, found | {file: digest_of(file) for file in work.files.values()}
+            check_unchanged(others)
 
 
 def check_asked(output: Output, kept: Iterable[Path]) -> None:

@@ -1,30 +1,23 @@
-"""Folders for this run alone, gone at its end."""
+"""Small files of one input combined with those of another, in a temporary folder of this run."""
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from pathlib import Path
 
+from common.temporary import is_temporary, new_folder
 from merging.tokenizer_files import tokenizer_files, vocabulary_files
 
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
 
-_made: set[Path] = set()
-
 
 def scratch_folder() -> Path:
-    """Return a new empty folder that is removed when the interpreter ends."""
-    folder = Path(tempfile.mkdtemp(prefix="merging-"))
-    _made.add(folder)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    """Return a new empty folder that is removed when the process ends."""
+    return new_folder("inputs")
 
 
 def is_scratch(file: Path) -> bool:
-    """Whether a file is in such a folder, so that another run finds the same content elsewhere."""
-    return any(folder in file.parents for folder in _made)
+    """Return whether a file is in such a folder, so that another run finds the same content elsewhere."""
+    return is_temporary(file)
 
 
 def overlay(below: Path, above: Path) -> Path:

@@ -8,13 +8,15 @@ import pickle
 import re
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.bounded_reading import UnreadableError, check_regular
+from common.file_state import FileState, check_unchanged, state_of, states_of
 from common.terminal_text import escape_controls, foreign, quoted
 from console.errors import CheckpointError
 
@@ -86,7 +88,8 @@ class StoredWeights:
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self.tensors = tensors
-        self._open: dict[Path, Any] = {}
+        self._states = states_of({info.file for info in tensors.values()})
+        self._pickled: dict[Path, dict[str, Tensor]] = {}
         self._opening = threading.Lock()
 
     @property
@@ -100,18 +103,64 @@ class StoredWeights:
         file = info.file
         if not file.exists():
             raise CheckpointError(f"Tensor {name} cannot be read: {file} is not there (only headers were fetched).")
+        if file in self._states:
+            check_unchanged({file: self._states[file]})  # a mapped file that is cut short ends the process
         try:
+            if file.suffix == ".safetensors":
+                return tensor_in(_MAPS.get(file), info)
             with self._opening:
-                if file not in self._open:
-                    self._open[file] = map_file(file) if file.suffix == ".safetensors" else load_pickled(file)
-                opened = self._open[file]
-            return opened[name] if isinstance(opened, dict) else tensor_in(opened, info)
+                if file not in self._pickled:
+                    self._pickled[file] = load_pickled(file)
+            return self._pickled[file][name]
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{file}: tensor {name} cannot be read ({error}).") from error
 
     def close(self) -> None:
         """Let go of the memory maps."""
-        self._open.clear()
+        self._pickled.clear()
+        _MAPS.drop(info.file for info in self.tensors.values())
+
+
+class _Maps:
+    """Memory maps by file, the last used of them, since each has a file descriptor as long as it lives."""
+
+    def __init__(self) -> None:
+        self._maps: OrderedDict[Path, tuple[FileState | None, mmap.mmap]] = OrderedDict()
+        self._using = threading.Lock()
+
+    def get(self, file: Path) -> mmap.mmap:
+        """Return the map of a file as it is now. Raises OSError, ValueError."""
+        state = state_of(file)
+        with self._using:
+            if file in self._maps and self._maps[file][0] == state:
+                self._maps.move_to_end(file)
+                return self._maps[file][1]
+            self._maps[file] = state, map_file(file)
+            self._maps.move_to_end(file)
+            while len(self._maps) > most_maps():
+                self._maps.popitem(last=False)  # it is unmapped when the last tensor in it goes
+            return self._maps[file][1]
+
+    def drop(self, files: Iterable[Path]) -> None:
+        """Let go of some maps."""
+        with self._using:
+            for file in files:
+                self._maps.pop(file, None)
+
+
+@cache
+def most_maps() -> int:
+    """Return how many files are mapped at a time: a quarter of the descriptors that the process may have, at most
+    256."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 256
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 256 if soft == resource.RLIM_INFINITY else max(8, min(256, soft // 4))
+
+
+_MAPS = _Maps()
 
 
 def map_file(file: Path) -> mmap.mmap:

@@ -69,7 +69,7 @@ class Relaxing:
 
     recipe: what a lock repeats it from, omega excepted; files: what the result depends on (an importance file); kept:
     paths that the output must not touch; `make(base, plan)` returns the relaxation of the loop; variants: its results;
-    `preview(base, plan)` says what will be relaxed.
+    `preview(base, plan)` says what will be relaxed; `finished(error)` is called at the end of the run.
     """
 
     recipe: Mapping[str, Any]
@@ -78,6 +78,7 @@ class Relaxing:
     make: Callable[[Checkpoint, Plan], Any]
     variants: tuple[Variant, ...]
     preview: Callable[[Checkpoint, Plan], Sequence[str]]
+    finished: Callable[[BaseException | None], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Work:
     preview: Callable[[], Sequence[str]] = tuple
     mergekit: tuple[Mapping[str, Any], Sequence[str]] | None = None
     merge_recipe: Mapping[str, Any] | None = None
+    finished: Callable[[BaseException | None], None] = lambda _: None
 
     @property
     def bytes(self) -> int:

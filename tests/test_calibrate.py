@@ -21,7 +21,7 @@ from aim.layerwise import calibrate_layerwise
 from aim.measure import Settings
 from aim.progress import Progress
 from aim.run import perform
-from console.errors import CalibrationError, UsageError
+from console.errors import CalibrationError, FailureError, UsageError
 from merging.checkpoint import open_checkpoint
 from merging.processes import Processes
 from merging.work import Output
@@ -70,14 +70,16 @@ def test_interrupted_calibration_goes_on(family, tmp_path: Path, monkeypatch, wa
             raise KeyboardInterrupt
         return forward(*args, **kwargs)
 
+    first = Progress(file, "key")
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            run(family["base"], way, Progress(file, "key"))
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            run(family["base"], way, first)
     assert calls == 7
-    assert file.is_file()
+    first.stop(stopped.value)
+    assert f"kept in {file}: the same command with --resume" in stopped.value.__notes__[0]
     resumed = run(family["base"], way, Progress(file, "key", resume=True))
-    assert "Going on with the interrupted calibration" in capsys.readouterr().err
+    assert "Resuming the interrupted calibration" in capsys.readouterr().err
     assert same(resumed, whole)
 
 
@@ -89,13 +91,18 @@ def test_state_of_another_run_is_refused(family, tmp_path: Path) -> None:
     run(family["base"], "whole", progress)
     sums, _, _ = progress.start()
     progress.save(sums, {"blocks": 2}, now=True)
+    with pytest.raises(FailureError, match="is writing the state of a calibration"):
+        Progress(file, "one", resume=True).start()
+    progress.stop(KeyboardInterrupt())
     with pytest.raises(UsageError, match="had another base, text or settings"):
         Progress(file, "other", resume=True).start()
-    data = file.read_bytes()
-    file.write_bytes(data[: len(data) // 2])
+    data = progress.file.read_bytes()
+    progress.file.write_bytes(data[: len(data) // 2])
     with pytest.raises(UsageError, match="cannot be read"):
         Progress(file, "one", resume=True).start()
-    assert Progress(file, "one").start()[1] == {}
+    again = Progress(file, "one")
+    assert again.start()[1] == {}
+    again.clear()
     assert not file.exists()
 
 
@@ -121,7 +128,7 @@ def test_killed_calibration_goes_on(family, tmp_path: Path, way: str) -> None:
     process = subprocess.Popen(list(map(str, first)), cwd=ROOT, stderr=subprocess.DEVNULL)
     state = tmp_path / ".one.calibration"
     deadline = time.monotonic() + 120
-    while not state.exists():
+    while not (state / "state.safetensors").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -131,14 +138,14 @@ def test_killed_calibration_goes_on(family, tmp_path: Path, way: str) -> None:
     assert state.exists()
     assert not (tmp_path / "one").exists()
     assert not (tmp_path / "out").exists()
-    (tmp_path / ".one.calibration.partial").write_bytes(b"half")
+    (state / ".state.safetensors.aim-partial").write_bytes(b"half")
     done = subprocess.run(
         [sys.executable, *map(str, command), "--importance", tmp_path / "one", "--save_path", tmp_path / "out",
          "--resume"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "Going on with the interrupted calibration" in done.stderr
+    assert "Resuming the interrupted calibration" in done.stderr
     calibration = Calibration(str(family["text"]), n_samples=60, block_size=40)
     aim = Aim((0.4,), Settings(calibration, tmp_path / "two", batch_size=1, way=way))
     perform(str(merged), str(base), aim, Output(tmp_path / "again", quiet=True, load_check=False), None)

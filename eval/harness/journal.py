@@ -81,18 +81,23 @@ class Journal:
         """Take a file's answers where they are newer; return the seconds of each benchmark, summed over its runs."""
         total: dict[str, float] = {}
         run: dict[str, float] = {}
+        good, foreign = 0, None
         with path.open("rb") as lines:
             for line in lines:
                 try:
                     entry = json.loads(line.decode("utf-8", "surrogatepass"))
                     if "run" in entry:
-                        total, run = _sum(total, run), {}
+                        total, run, good = _sum(total, run), {}, good + 1
                         continue
                     self._take(entry)
                     run[entry["of"]] = max(entry["s"], run.get(entry["of"], 0.0))
-                except (ValueError, KeyError, TypeError, IndexError) as error:
-                    if line.endswith(b"\n") and line.lstrip()[:1] not in (b"{", b""):
-                        raise BadInputError(f"{path} is not a journal of answers: {line[:60]!r} ({error}).") from error
+                    good += 1
+                except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+                    text = line.strip(b"\0 \t\r\n")  # a crash of the machine can leave zeros
+                    if line.endswith(b"\n") and text and not text.startswith(b"{"):
+                        foreign = foreign or f"{path} is not a journal of answers: {line[:60]!r} ({error})."
+        if foreign and not good:  # a line or two of a journal may be broken; a file without any is another's
+            raise BadInputError(foreign)
         return _sum(total, run)
 
     def _take(self, entry: Mapping[str, Any]) -> None:
@@ -123,7 +128,7 @@ class Journal:
 def _open(path: Path) -> int:
     """Open for appending, ending a line that an earlier run was stopped in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     size = os.fstat(file).st_size
     if size and os.pread(file, 1, size - 1) != b"\n":
         _write_all(file, b"\n")

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.file_state import check_unchanged, states_of
 from console.cli import say
 from console.errors import CheckpointError, UsageError
 from merging.card import Licences, licences_of, pipeline_tag_of, write_adapter_card
@@ -34,6 +35,7 @@ from merging.output.check import check_files, check_small_files
 from merging.output.check import check_tensors as check_written_tensors
 from merging.output.stage import Stage, recover, staged, written_bytes
 from merging.prepared import prepared
+from merging.produce import ended
 from merging.result_config import make_configs
 from merging.scratch import is_scratch
 from merging.shards import lay_out
@@ -52,14 +54,15 @@ def produce_adapter(work: AdapterWork, output: Output) -> Path:
     Adapters are small: the first of several processes makes them, and the others share the calibration. Raises
     UsageError, CheckpointError or FailureError; then nothing is at the target that was not there before.
     """
-    if not output.processes.leads:
-        if work.relaxing:
-            work.make()
-        return output.save_path
-    recover(output.save_path, output.quiet)
-    check_adapter_output(work, output)
-    with prepared_tokenizer(work) as tokenizer:
-        return _make(work, output, tokenizer)
+    with ended(work.relaxing.finished if work.relaxing else lambda _: None, output.processes):
+        if not output.processes.leads:
+            if work.relaxing:
+                work.make()
+            return output.save_path
+        recover(output.save_path, output.quiet)
+        check_adapter_output(work, output)
+        with prepared_tokenizer(work) as tokenizer:
+            return _make(work, output, tokenizer)
 
 
 @contextmanager
@@ -87,7 +90,9 @@ def _make(work: AdapterWork, output: Output, tokenizer: Sequence[Path]) -> Path:
     untried = check_adapter_loads(work.plan, work.settings, config) if output.load_check else None
     if untried:
         say(untried, quiet)
+    others = states_of(work.files.values())
     maker = work.make()
+    others = states_of(work.files.values()) | others  # an importance file may be new
     parts = [variant.folder for variant in work.variants]
     with staged(output.save_path, output.overwrite, _key(work), output.resume, quiet, parts) as stages:
         _write_tensors(work, output, stages, maker)
@@ -99,6 +104,9 @@ def _make(work: AdapterWork, output: Output, tokenizer: Sequence[Path]) -> Path:
             write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
         for stage in stages:
             check_result(work, stage)
+        for checkpoint in work.inputs.all:
+            check_unchanged(checkpoint.states)
+        check_unchanged(others)
     return output.save_path
 
 
