@@ -82,7 +82,7 @@ def test_an_input_that_is_cut_short_is_a_sentence(copies, tmp_path: Path) -> Non
             return real(tensor, job)
 
         stream.group_of = cut
-        with pytest.raises(CheckpointError, match="b/model.safetensors was changed during the run"):
+        with pytest.raises(CheckpointError, match=r"b/model\.safetensors was changed during the run"):
             merge(recipe_of(copies), output(tmp_path / "out"))
 
     assert in_a_child(run) == 0
