@@ -47,7 +47,8 @@ def make_inputs(folder: Path) -> None:
         vocab_size=WORDS, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)  # type: ignore[arg-type]
     for name in ("base", "a", "b"):
         model.save_pretrained(folder / name)
         fast.save_pretrained(folder / name)
@@ -69,7 +70,7 @@ def _make_adapter(folder: Path, seed: int, base: Path) -> None:
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none",
               "base_model_name_or_path": str(base), "task_type": "CAUSAL_LM"}  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for layer in range(2):
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora"
         tensors |= {f"{name}_A.weight": torch.randn(2, 16), f"{name}_B.weight": torch.randn(16, 2)}
@@ -121,7 +122,7 @@ def evaluate(argv: list[str]) -> int:
             if f"key{i}" not in journal.answers:
                 journal.add(replace(request, key=f"key{i}", item=i), f"answer {i}", "task", 0.0)
         answers = dict(sorted(journal.answers.items()))
-    result = EvalResult("model", {"task": Score(float(len(answers)), "acc", n=len(answers))}, Lineage())
+    result = EvalResult("model", {"task": Score("acc", float(len(answers)), n=len(answers))}, Lineage())
     save(result, {"task": [{"key": key, "answer": answer} for key, answer in answers.items()]}, folder)
     return 0
 
