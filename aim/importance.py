@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from common.atomic import written
 from common.bounded_reading import UnreadableError, parse_json
+from common.safetensors_file import write_safetensors
 from common.terminal_text import quoted
 from common.value_shapes import Between, Each, Fields, Maybe, OneOf, check_shape
-from common.atomic import written
-from common.safetensors_file import write_safetensors
 from console.errors import CheckpointError
 from console.processor import usable_cores
 from merging.digests import Digest, block_bytes
