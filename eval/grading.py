@@ -28,11 +28,11 @@ class Recorded:
         self._given: dict[int, int] = defaultdict(int)
 
     def _next(self, requests: Sequence[Any]) -> list[Any]:
-        found = []
+        answers = []
         for request in requests:
-            found.append(self._answers[id(request)][self._given[id(request)]])
+            answers.append(self._answers[id(request)][self._given[id(request)]])
             self._given[id(request)] += 1
-        return found
+        return answers
 
     generate_until = loglikelihood = loglikelihood_rolling = _next
 

@@ -40,7 +40,7 @@ def _read(
     with redirected(data_dir, offline), sandboxed_code_eval(code), seeded(seed):
         for b in benchmarks:
             try:
-                found = manager.load([b.task])
+                parts = manager.load([b.task])
             except BadInputError as error:
                 missing.append(f"{b.name}: {error}")
                 continue
@@ -49,8 +49,8 @@ def _read(
             except Exception as error:  # task files run code of their own
                 kind = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no details'])[0]}"
                 raise EvaluationError(f"The benchmark {b.name!r} could not be read: {kind}") from error
-            shipped = {name: Shipped.of(task) for name, task in found["tasks"].items()}
-            loaded[b] = Loaded(found["tasks"], found.get("groups", {}), shipped, _facts(found["tasks"]))
+            shipped = {name: Shipped.of(task) for name, task in parts["tasks"].items()}
+            loaded[b] = Loaded(parts["tasks"], parts.get("groups", {}), shipped, _facts(parts["tasks"]))
     if missing:
         raise BadInputError(missing[0].partition(": ")[2] if len(missing) == 1 else " ".join(missing))
     return loaded
@@ -58,16 +58,16 @@ def _read(
 
 def _facts(tasks: Mapping[str, Any]) -> dict[str, Any]:
     """Number, digest and standing of a benchmark's items, where its data set has pins."""
-    found = []
+    splits = []
     for task in tasks.values():
         name, split = task.get_config("dataset_path"), task.get_config("test_split")
         if name not in pinned() or not split or split not in getattr(task, "dataset", {}):
             return {}
-        found.append(facts(name, task.get_config("dataset_name"), split, task.dataset[split]))
-    standing = {published for _, _, published in found}
+        splits.append(facts(name, task.get_config("dataset_name"), split, task.dataset[split]))
+    standing = {published for _, _, published in splits}
     return {
-        "items": sum(count for count, _, _ in found),
-        "sha256": digest([one for _, one, _ in found]),
+        "items": sum(count for count, _, _ in splits),
+        "sha256": digest([one for _, one, _ in splits]),
         "published": False if False in standing else None if None in standing else True,
     }
 

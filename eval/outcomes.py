@@ -52,12 +52,12 @@ class Outcomes:
         if metric in self.macro:
             return self._task_terms(metric)
         metrics = IFEVAL if metric == IFEVAL_MEAN else (metric,)
-        found = []
+        terms = []
         for name in metrics:
             numerators = self.verdicts(name)
             per_instruction = name in IFEVAL and name.startswith("inst")
-            found.append((numerators, self.verdicts(INSTRUCTIONS) if per_instruction else [1.0] * len(numerators)))
-        return found
+            terms.append((numerators, self.verdicts(INSTRUCTIONS) if per_instruction else [1.0] * len(numerators)))
+        return terms
 
     def _task_terms(self, metric: str) -> list[tuple[list[float], list[float]]]:
         """Return one term per task, 0 for the items of other tasks."""

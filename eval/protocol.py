@@ -18,6 +18,7 @@ from eval.scores import spread
 from eval.tasks import scoring
 from eval.tasks.code import CODE_EVAL, program_with
 from eval.tasks.prompts import STOPS, prompt, question_of
+from eval.tasks.strict import without_reasoning
 
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Spellings of the largest number of new tokens in task files, lm-eval's own first."""
@@ -155,6 +156,8 @@ def _set_scoring(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Se
     if benchmark.task == "minerva_math":
         stock = shipped.process_results
         task.set_config("process_results", lambda doc, results: scoring.minerva(doc, results[0], stock))
+    if benchmark.task == "gsm8k":
+        task.apply_filters = lambda: _filter_without_reasoning(task)
     if not getattr(task, "UNSAFE_CODE", False):
         return
     ours = benchmark.runs_code
@@ -170,14 +173,26 @@ def _set_scoring(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Se
         task.set_config("process_results", lambda doc, results: scoring.code(doc, results[0]))
 
 
+def _filter_without_reasoning(task: Any) -> Any:
+    """Apply the filters to what follows </think> in each answer; the samples keep the whole answers."""
+    whole = [instance.resps for instance in task.instances]
+    for instance in task.instances:
+        instance.resps = [without_reasoning(answer) for answer in instance.resps]
+    try:
+        return type(task).apply_filters(task)
+    finally:
+        for instance, answers in zip(task.instances, whole, strict=True):
+            instance.resps = answers
+
+
 def _judge_at_once(task: Any, ours: bool) -> Any:
     """Apply the filters, then run all programs of a task in parallel, before lm-eval scores items one by one."""
     outcome = type(task).apply_filters(task)
-    items = [(instance.doc, found) for instance in task.instances for found in instance.filtered_resps.values()]
+    items = [(instance.doc, answer) for instance in task.instances for answer in instance.filtered_resps.values()]
     if ours:
         scoring.prefetch(items)
         return outcome
-    programs = [(p, doc) for doc, found in items for p in ([found] if isinstance(found, str) else found)]
+    programs = [(p, doc) for doc, answer in items for p in ([answer] if isinstance(answer, str) else answer)]
     CODE_EVAL.prefetch([program_with(task.doc_to_target(doc), program) for program, doc in programs])
     return outcome
 

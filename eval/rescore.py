@@ -27,10 +27,10 @@ def source_of(given: Path, model: str | None, save_path: Path) -> Path:
         return given
     if not model:
         raise UsageError("--rescore needs a results file, or --model to find its newest one under --save_path.")
-    found = sorted(model_folder(save_path, model).glob("results_*.json"))
-    if not found:
+    results = sorted(model_folder(save_path, model).glob("results_*.json"))
+    if not results:
         raise UsageError(f"--rescore: there are no results of {model} under {save_path}.")
-    return found[-1]
+    return results[-1]
 
 
 def rescore(
@@ -130,7 +130,7 @@ def _restore(task: Any, name: str, lines: list[Mapping[str, Any]], source: Path)
             )
         for index, (arguments, answers) in enumerate(zip(line["arguments"], line["resps"], strict=True)):
             metadata = (name, position, len(answers))
-            found = [tuple(a) if isinstance(a, list) else a for a in answers]
-            instances.append(Instance(kind, doc, tuple(arguments), index, metadata, found))
+            responses = [tuple(a) if isinstance(a, list) else a for a in answers]
+            instances.append(Instance(kind, doc, tuple(arguments), index, metadata, responses))
     task._instances = instances
     return [line["doc_id"] for line in lines]

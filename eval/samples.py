@@ -36,13 +36,13 @@ class Answer:
 
 def sample_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """The samples files below folders, or beside results files, by model (its key), the oldest first."""
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for path in paths:
         for file in results_files(path) if path.is_dir() else [path]:
             beside = sorted(file.parent.glob(f"samples_*_{file.stem.removeprefix('results_')}.jsonl"))
             if file.name.startswith("results_") and beside:
-                found.setdefault(model_key(EvalResult.load(file).model), []).extend(beside)
-    return found
+                files.setdefault(model_key(EvalResult.load(file).model), []).extend(beside)
+    return files
 
 
 def answers_of(result: EvalResult, files: Sequence[Path], remark: Remark) -> dict[str, dict[Item, Answer]]:
@@ -56,19 +56,19 @@ def answers_of(result: EvalResult, files: Sequence[Path], remark: Remark) -> dic
         for task, item, doc in outcomes.keys()  # noqa: SIM118
     }
     maths = result.settings.get("preset") == "lm-eval"
-    found: dict[str, dict[Item, Answer]] = {}
+    answers: dict[str, dict[Item, Answer]] = {}
     for file in files:
         for sample in _lines(file):
             key = str(sample.get("task")), int(sample.get("doc_id", -1))
             column, doc = docs.get(key, (None, None))
             if column is not None and str(sample.get("doc_hash", doc))[:8] == doc:
-                found.setdefault(column, {})[key] = _answer(sample, column, maths)
-    without = [column for column in result.outcomes if column not in found]
+                answers.setdefault(column, {})[key] = _answer(sample, column, maths)
+    without = [column for column in result.outcomes if column not in answers]
     if without:
         remark(
             f"{result.model}: no samples of {', '.join(without)} beside its results, so their answers are not shown."
         )
-    return found
+    return answers
 
 
 def _lines(file: Path) -> Iterator[Mapping[str, Any]]:

@@ -147,8 +147,8 @@ def _ifeval(task: str, items: Sequence[Mapping[str, Any]]) -> tuple[Score, Outco
         values = [s[metric] for s in items]
         verdicts[metric] = tuple(map(float, values)) if metric.startswith("prompt") else per_instruction(values)
     verdicts[INSTRUCTIONS] = tuple(float(len(s["inst_level_strict_acc"])) for s in items)
-    found = TaskOutcomes(tuple(s["doc_id"] for s in items), tuple(s["doc_hash"][:8] for s in items), verdicts)
-    outcomes = Outcomes({task: found})
+    task_outcomes = TaskOutcomes(tuple(s["doc_id"] for s in items), tuple(s["doc_hash"][:8] for s in items), verdicts)
+    outcomes = Outcomes({task: task_outcomes})
     return ratio_score(outcomes, IFEVAL_MEAN, {m: ratio_score(outcomes, m) for m in IFEVAL}), outcomes
 
 

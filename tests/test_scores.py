@@ -19,7 +19,7 @@ from eval.results.result import EvalResult, Score
 from eval.results.store import save
 from eval.seeding import seeded
 from eval.stats.resampling import bootstrap
-from tests.evaluation import DATA, make_checkpoint, write_jsonl
+from tests.evaluation import DATA, make_checkpoint, make_data, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,27 @@ def test_figures_of_answers_survive_rescoring(checkpoint: Path, tmp_path: Path) 
     assert again.answers["shown"]["cut"] == 100
     assert all(line["tokens"] == [[7]] for line in lines["shown"])
     assert EvalResult.from_json(json.loads(json.dumps(again.to_json()))).answers == again.answers
+
+
+@pytest.mark.parametrize("preset", ["paper", "lm-eval"])
+def test_reasoning_is_no_part_of_a_maths_answer(checkpoint: Path, tmp_path: Path, preset: str) -> None:
+    """An answer within <think> counts neither for GSM8K nor for MATH; the samples keep it."""
+    data = make_data(tmp_path / "data")
+    settings = Settings(
+        preset=preset, benchmarks=(), math_benchmarks=("gsm8k", "math"), data_dir=data, offline=True, quiet=True,
+        limits={"": 2}, max_gen_toks=4, math_max_tokens=4, backend="hf",
+    )  # fmt: skip
+    result, samples = evaluate_with_samples(str(checkpoint), settings)
+    for thought, said, expected in ((7, None, 100.0), (None, 7, 0.0)):
+        for name, items in samples.items():
+            for sample in items:
+                gold = "2" if "math" in name else sample["doc"]["answer"].split("####")[1].strip()
+                inner, outer = (gold if number is None else str(number) for number in (thought, said))
+                form = "\\boxed{{{}}}" if "math" in name else "#### {}"
+                sample["resps"] = [[f"<think>{form.format(inner)}</think>\n{form.format(outer)}"]]
+        again, kept = rescore(save(result, samples, tmp_path / "results"), quiet=True)
+        assert {column: score.value for column, score in again.scores.items()} == {"GSM8K": expected, "MATH": expected}
+        assert all("<think>" in sample["resps"][0][0] for items in kept.values() for sample in items)
 
 
 AMBIGUOUS = "hello amigo"

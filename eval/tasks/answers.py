@@ -35,18 +35,18 @@ def extract(text: str) -> str:
     """
     text = without_reasoning(text)
     if "final answer is $" in text and "$. I hope" in text:
-        found = text.split("final answer is $", 1)[1].split("$. I hope", 1)[0].strip()
+        answer = text.split("final answer is $", 1)[1].split("$. I hope", 1)[0].strip()
     elif "boxed" in text:
-        found = _boxed(text.split("boxed")[-1])
+        answer = _boxed(text.split("boxed")[-1])
     elif "he answer is" in text:
-        found = text.split("he answer is")[-1].strip()
+        answer = text.split("he answer is")[-1].strip()
     elif "final answer is" in text:  # cannot follow the rule above it, kept because the reference lists it
-        found = text.split("final answer is")[-1].strip()
+        answer = text.split("final answer is")[-1].strip()
     else:
         numbers = NUMBER.findall(text.replace(",", ""))
-        found = numbers[-1] if numbers else ""
-    found = re.sub(r"\n\s*", " ", found).strip().removeprefix(":").removesuffix(".").removesuffix("/")
-    return normalise(found)
+        answer = numbers[-1] if numbers else ""
+    answer = re.sub(r"\n\s*", " ", answer).strip().removeprefix(":").removesuffix(".").removesuffix("/")
+    return normalise(answer)
 
 
 def _boxed(rest: str) -> str:

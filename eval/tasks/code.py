@@ -87,8 +87,8 @@ class SandboxedCodeEval:
             return
         if self.sandbox is None:
             raise EvaluationError("Model-written code runs only with --allow_code_execution.")
-        found = run_programs(fresh, self.sandbox.limits, weak=self.sandbox.weak, seed=self.sandbox.seed)
-        self._verdicts |= dict(zip(fresh, found, strict=True))
+        verdicts = run_programs(fresh, self.sandbox.limits, weak=self.sandbox.weak, seed=self.sandbox.seed)
+        self._verdicts |= dict(zip(fresh, verdicts, strict=True))
 
     def compute(
         self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int] = (1, 10, 100), **_: Any

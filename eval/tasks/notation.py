@@ -198,11 +198,11 @@ def _words(phrase: str, spaced: bool) -> tuple[str, ...]:
     phrase = phrase.strip().rstrip(".")
     if phrase.lower() in _COMPOUND:
         return _COMPOUND[phrase.lower()]
-    found: list[str] = []
+    words: list[str] = []
     power = ""
     for token in re.findall(r"[A-Za-z.]+(?:\s*\^\s*\{?-?\d\}?|[23](?!\d))?|[/\u00b7]", phrase):
         if token in "/\u00b7":
-            found.append("per" if token == "/" else "of")
+            words.append("per" if token == "/" else "of")
             continue
         word, _, exponent = token.replace(" ", "").partition("^")
         if word[-1] in "23":
@@ -219,13 +219,13 @@ def _words(phrase: str, spaced: bool) -> tuple[str, ...]:
         if name == word and len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
             name = word[:-1]
         exponent = exponent.strip("{}")
-        found.append(name + (f"^{exponent}" if exponent else power))
+        words.append(name + (f"^{exponent}" if exponent else power))
         power = ""
     if power:
-        found.append(power)
-    if not spaced and not all(word.partition("^")[0] in set(_UNIT_NAMES.values()) | {"per", "of"} for word in found):
+        words.append(power)
+    if not spaced and not all(word.partition("^")[0] in set(_UNIT_NAMES.values()) | {"per", "of"} for word in words):
         return ()
-    return tuple(found)
+    return tuple(words)
 
 
 def units_agree(first: tuple[str, ...], second: tuple[str, ...]) -> bool:

@@ -11,6 +11,7 @@ from eval.tasks.answers import gold_of
 from eval.tasks.code import CODE_EVAL, pass_at_k, program_of
 from eval.tasks.fences import answer_code, defined, unfenced
 from eval.tasks.grader import GRADER
+from eval.tasks.strict import without_reasoning
 
 SIZES = (10, 100)
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
@@ -42,15 +43,18 @@ def sizes_of(samples: int) -> list[str]:
 
 
 def maths(doc: Mapping[str, str], results: Sequence[Any]) -> dict[str, float]:
-    """The paper's grading of MATH and GSM8K; GSM8K's strict and flexible match as lm-eval defines them beside it."""
+    """Grade answers to an item of MATH or GSM8K as the paper does, GSM8K's by lm-eval's two matches as well.
+
+    Reasoning in <think> is no part of an answer.
+    """
     answers = [results[0]] if isinstance(results[0], str) else list(results[0])
     gold = gold_of(doc)
-    found = pass_rates("acc", [GRADER.matches(answer, gold) for answer in answers])
+    rates = pass_rates("acc", [GRADER.matches(answer, gold) for answer in answers])
     if "question" in doc:
-        number = _bare(gold)
-        found["strict match"] = _share(answers, lambda text: _bare(_first(_STRICT, text)) == number)
-        found["flexible match"] = _share(answers, lambda text: _bare(_last(_FLEXIBLE, text)) == number)
-    return found
+        number, texts = _bare(gold), [without_reasoning(answer) for answer in answers]
+        rates["strict match"] = _share(texts, lambda text: _bare(_first(_STRICT, text)) == number)
+        rates["flexible match"] = _share(texts, lambda text: _bare(_last(_FLEXIBLE, text)) == number)
+    return rates
 
 
 def minerva(doc: Mapping[str, str], answer: str, stock: Callable[..., Any]) -> dict[str, float]:
@@ -60,7 +64,7 @@ def minerva(doc: Mapping[str, str], answer: str, stock: Callable[..., Any]) -> d
     examples.
     """
     theirs = stock.__globals__
-    normal = theirs["normalize_final_answer"](theirs["get_unnormalized_answer"](answer))
+    normal = theirs["normalize_final_answer"](theirs["get_unnormalized_answer"](without_reasoning(answer)))
     exact = theirs["is_equiv"](normal, doc["answer"])
     return {"math_verify": float(GRADER.verify(answer, doc["solution"])), "exact_match": float(exact)}
 
@@ -70,13 +74,13 @@ def _share(answers: Sequence[str], right: Callable[[str], bool]) -> float:
 
 
 def _first(pattern: re.Pattern[str], text: str) -> str:
-    found = pattern.search(text)
-    return found.group(1) if found else "[invalid]"
+    match = pattern.search(text)
+    return match.group(1) if match else "[invalid]"
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str:
-    found = pattern.findall(text)
-    return found[-1] if found else "[invalid]"
+    matches = pattern.findall(text)
+    return matches[-1] if matches else "[invalid]"
 
 
 def _bare(number: str) -> str:
@@ -88,21 +92,21 @@ Answer = str | Sequence[str]
 """What lm-eval's filter of a code task leaves of an item: one program or several (HumanEval's with its prompt)."""
 
 
-def _programs(doc: Mapping[str, Any], found: Answer) -> tuple[list[str], list[str]]:
+def _programs(doc: Mapping[str, Any], candidates: Answer) -> tuple[list[str], list[str]]:
     """The programs, without tests, that answers stand for: as they are, and with code fences removed.
 
     HumanEval's completions go on from the item's prompt, MBPP's stand alone. Reasoning in <think> is no part of either.
     """
-    programs = [found] if isinstance(found, str) else list(found)
+    programs = [candidates] if isinstance(candidates, str) else list(candidates)
     prompt = str(doc["prompt"]) if "entry_point" in doc else ""
     names = [str(doc["entry_point"])] if prompt else defined(str(doc.get("code", "")))
     answers = [program.removeprefix(prompt) for program in programs]
     return [prompt + answer_code(prompt, a) for a in answers], [unfenced(prompt, a, names) for a in answers]
 
 
-def code(doc: Mapping[str, Any], found: Answer) -> dict[str, float]:
+def code(doc: Mapping[str, Any], candidates: Answer) -> dict[str, float]:
     """pass@1, further pass@k where there are several answers, and pass@1 with code fences removed."""
-    strict, bare = (_passed(doc, programs) for programs in _programs(doc, found))
+    strict, bare = (_passed(doc, programs) for programs in _programs(doc, candidates))
     return pass_rates("pass@1", strict) | {UNFENCED: sum(bare) / len(bare)}
 
 
@@ -112,4 +116,6 @@ def _passed(doc: Mapping[str, Any], programs: Sequence[str]) -> list[bool]:
 
 def prefetch(items: Sequence[tuple[Mapping[str, Any], Answer]]) -> None:
     """Run the programs of many (item, answers) at once, over all cores; `code` then finds their verdicts."""
-    CODE_EVAL.prefetch([program_of(d, code) for d, found in items for group in _programs(d, found) for code in group])
+    CODE_EVAL.prefetch(
+        [program_of(d, code) for d, candidates in items for group in _programs(d, candidates) for code in group]
+    )

@@ -178,7 +178,7 @@ def _split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]
     """Split at a separator outside all brackets; return the parts and the separators. One part where there is none."""
     depth, start, place = 0, 0, 0
     parts: list[str] = []
-    found: list[str] = []
+    separators: list[str] = []
     while place < len(text):
         for environment in (r"\begin", r"\langle", r"\lfloor", r"\lceil"):
             if text.startswith(environment, place):
@@ -190,7 +190,7 @@ def _split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]
             match = separator.match(text, place)
             if match and match.end() > place:
                 parts.append(text[start:place])
-                found.append(match[0])
+                separators.append(match[0])
                 start = place = match.end()
                 continue
         if text[place] == "\\" and text[place + 1 : place + 2] in ("{", "}"):
@@ -199,7 +199,7 @@ def _split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]
         place += 1
     if depth != 0:
         return [text], []
-    return [*parts, text[start:]], found
+    return [*parts, text[start:]], separators
 
 
 _LIST = re.compile(r"\s*(?:[,;]\s*(?:and|or)\b|[,;]|(?<=[\s\d})\]])(?:and|or)\b)\s*")
@@ -307,8 +307,8 @@ def _braced(text: str, depth: int) -> Value | None:
         return None
     if not inner:
         return Items("{}", ())
-    parts, found = _split(inner, re.compile(r"\s*[:|]\s*"))
-    if len(found) == 1 and _name_of(formula(parts[0])):
+    parts, separators = _split(inner, re.compile(r"\s*[:|]\s*"))
+    if len(separators) == 1 and _name_of(formula(parts[0])):
         return read(parts[1], depth + 1)
     items, _ = _split(_spaced_thousands(inner), _COMMA)
     return Items("{}", tuple(read(item, depth + 1) for item in items))
@@ -321,8 +321,8 @@ def _bracketed(text: str, depth: int) -> Value | None:
             inner = _whole(text, opening, closing)
             if inner is None:
                 continue
-            parts, found = _split(_spaced_thousands(inner), _COMMA)
-            if found:
+            parts, separators = _split(_spaced_thousands(inner), _COMMA)
+            if separators:
                 brackets = "()" if r"\langle" in (opening, "") else opening + closing
                 return Items(brackets, tuple(read(part, depth + 1) for part in parts))
             if opening + closing in ("()", "[]"):
@@ -337,13 +337,13 @@ _HALF = re.compile(r"\s*([ap])\.?\s?m\.?$", re.IGNORECASE)
 def _colons(text: str, depth: int) -> Value | None:
     """Read a time of day or a ratio."""
     half = _HALF.search(text)
-    rest = text[: half.start()] if half else text
+    rest = re.sub(r"\s*:\s*", ":", text[: half.start()] if half else text)
     if half and re.fullmatch(r"\d{1,2}", rest):
         return Parts((read(rest), Formula(_integer(0))), True, half[1].lower())
     if re.fullmatch(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?", rest):
         return Parts(tuple(read(part) for part in rest.split(":")), True, half[1].lower() if half else "")
-    parts, found = _split(text, re.compile(r"\s*:\s*"))
-    if not found or half:
+    parts, separators = _split(text, re.compile(r"\s*:\s*"))
+    if not separators or half:
         return None
     values = tuple(read(part, depth + 1) for part in parts)
     return Parts(values) if all(isinstance(value, Formula) for value in values) else Words(text)
@@ -353,7 +353,9 @@ _NUMBER_NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine"
 
 
 def _numeral(text: str, depth: int) -> Value | None:
-    match = re.fullmatch(r"\(?([0-9A-Z]*\d[0-9A-Z]*)\)?\s*(?:_\s*\{?\s*(\d+|[a-z]+)\s*\}?| base (\d+|[a-z]+))", text)
+    match = re.fullmatch(
+        r"\(?([0-9A-Z]*\d[0-9A-Z]*(?:\.\d+)?)\)?\s*(?:_\s*\{?\s*(\d+|[a-z]+)\s*\}?| base (\d+|[a-z]+))", text
+    )
     if match is None:
         return None
     base = match[2] or match[3]
@@ -407,20 +409,20 @@ def formula(text: str) -> Formula | None:
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
     try:
-        found = latex2sympy(
+        expression = latex2sympy(
             source, conversion_config=ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
         )
     except Exception:  # the grammar raises plain Exception for what it cannot read
         return None
-    if isinstance(found, sympy.MatrixBase) and found.shape == (1, 1):
-        found = found[0]
-    if not isinstance(found, sympy.Expr) or found.has(sympy.zoo, sympy.nan):
+    if isinstance(expression, sympy.MatrixBase) and expression.shape == (1, 1):
+        expression = expression[0]
+    if not isinstance(expression, sympy.Expr) or expression.has(sympy.zoo, sympy.nan):
         return None
-    found = found.replace(lambda e: isinstance(e, sympy.UnevaluatedExpr), lambda e: e.args[0])
-    if not found.has(sympy.Sum, sympy.Product):
-        found = found.subs(sympy.Symbol("i"), sympy.I)
+    expression = expression.replace(lambda e: isinstance(e, sympy.UnevaluatedExpr), lambda e: e.args[0])
+    if not expression.has(sympy.Sum, sympy.Product):
+        expression = expression.subs(sympy.Symbol("i"), sympy.I)
     decimal = re.fullmatch(r"[-+]?\d*\.(\d+)(?:[eE].*|\s*\\(?:cdot|times).*)", text)
-    return Formula(found, len(decimal[1]) if decimal else None)
+    return Formula(expression, len(decimal[1]) if decimal else None)
 
 
 def _source(text: str) -> str | None:
@@ -497,10 +499,10 @@ class _Arguments:
     def spelled(self) -> str | None:
         """Return the whole text; None where an argument is missing or a brace does not close."""
         try:
-            found = self._until("")
+            text = self._until("")
         except (IndexError, RecursionError):
             return None
-        return found if self.at >= len(self.text) else None
+        return text if self.at >= len(self.text) else None
 
     def _until(self, end: str) -> str:
         parts = []
@@ -553,8 +555,8 @@ class _Arguments:
         if digits:
             self.at = digits.end()
             return f"{{{digits[0]}}}"
-        found = self._next()
-        return found if found.startswith("{") else f"{{{found.strip()}}}"
+        argument = self._next()
+        return argument if argument.startswith("{") else f"{{{argument.strip()}}}"
 
 
 # Comparing
@@ -631,10 +633,10 @@ def _matched(a: Sequence[Value], g: Sequence[Value], rules: Rules) -> bool:
         return False
     left = list(g)
     for item in a:
-        found = next((i for i, other in enumerate(left) if same(item, other, rules)), None)
-        if found is None:
+        place = next((i for i, other in enumerate(left) if same(item, other, rules)), None)
+        if place is None:
             return False
-        del left[found]
+        del left[place]
     return True
 
 
@@ -782,11 +784,11 @@ def _pieces(value: Value) -> list[Piece] | None:
     """Return a set of real numbers as disjoint intervals from low to high; None for what is none."""
     import sympy
 
-    found = _real_set(value)
-    if found is None:
+    real_set = _real_set(value)
+    if real_set is None:
         return None
-    found = found.simplify() if isinstance(found, sympy.ConditionSet) else found
-    parts = found.args if isinstance(found, sympy.Union) else (found,)
+    real_set = real_set.simplify() if isinstance(real_set, sympy.ConditionSet) else real_set
+    parts = real_set.args if isinstance(real_set, sympy.Union) else (real_set,)
     pieces: list[Piece] = []
     for part in parts:
         if isinstance(part, sympy.Interval):
@@ -844,12 +846,12 @@ def _solutions(relation: Relation) -> Any:
     real = sympy.Symbol("real", real=True)
     kinds = {"<": sympy.Lt, "<=": sympy.Le, ">": sympy.Gt, ">=": sympy.Ge, "!=": sympy.Ne}
     try:
-        found = sympy.S.Reals
+        solutions = sympy.S.Reals
         for sign, left, right in steps:
-            found = found & kinds[sign](left.subs(symbol, real), right.subs(symbol, real)).as_set()
+            solutions = solutions & kinds[sign](left.subs(symbol, real), right.subs(symbol, real)).as_set()
     except Exception:  # sympy raises several kinds for what it cannot solve
         return None
-    return found
+    return solutions
 
 
 # Formulas: equality by value
