@@ -21,7 +21,7 @@ from eval.sandbox import program, test_process  # noqa: E402
 from eval.sandbox.confinement import confine, die_with_parent  # noqa: E402
 from eval.sandbox.connection import ConnectionLostError, read_message, write_message  # noqa: E402
 from eval.sandbox.limits import Limits  # noqa: E402
-from eval.sandbox.namespaces import NEWPID, enter_view, leave_namespaces  # noqa: E402
+from eval.sandbox.namespaces import NEWNS, NEWPID, enter_view, leave_namespaces, mount_work_folder  # noqa: E402
 from eval.sandbox.syscalls import unshare  # noqa: E402
 from eval.sandbox.view import View  # noqa: E402
 
@@ -69,7 +69,9 @@ def _run(request: dict[str, Any], view: View, mode: str) -> None:
     from_program, to_tests = os.pipe()
     from_tests, to_program = os.pipe()
     if has_own_root:
-        unshare(NEWPID)  # the program's process sees neither the test process nor any other
+        unshare(NEWPID | NEWNS)  # the program's process sees neither the test process nor any other
+        if mode == "bubblewrap":
+            mount_work_folder(limits.file_bytes)  # bubblewrap's own has no limit on the number of files
     else:
         os.chdir("/")
     pid = os.fork()

@@ -66,7 +66,7 @@ def _give_up_privileges(view: View, has_own_root: bool, weak: bool) -> list[str]
         if not has_own_root and not weak:
             raise
     try:
-        seccomp.install(os.getpid())
+        seccomp.install(os.getpid(), has_own_root)
         layers.append("seccomp")
     except OSError:
         if not has_own_root and not weak:

@@ -101,6 +101,12 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
     check(LIBC.mount(text[0], text[1], text[2], ctypes.c_ulong(flags), text[3]), f"mount {target}")
 
 
+def mount_work_folder(size: int) -> None:
+    """Mount a writable tmpfs of `size` bytes at /tmp and go there. Raises OSError."""
+    _tmpfs(WORK, size, "1777")
+    os.chdir(WORK)
+
+
 def _tmpfs(target: str, size: int, mode: str) -> None:
     mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes={INODES},mode={mode}")
 

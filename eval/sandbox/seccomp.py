@@ -59,8 +59,17 @@ CONDITIONAL: dict[str, tuple[int, int]] = {
     "clone": (56, 220), "sendto": (44, 206), "ioctl": (16, 29), "sched_setaffinity": (203, 122),
     "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274), "fcntl": (72, 25),
 }
+ON_THE_MACHINES_FILES: dict[str, tuple[int, int | None]] = {
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None), "fchown": (93, 55),
+    "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "truncate": (76, 45), "inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27),
+    "fchmodat2": (452, 452),
+}
 # fmt: on
-"""System call numbers by name, on x86_64 and aarch64: calls refused always, and by their arguments."""
+"""System call numbers by name, on x86_64 and aarch64: calls refused always, by their arguments, and where the process
+sees the machine's root, whose owners, modes, times and attributes Landlock does not protect."""
 
 PRCTL_DENIED = (1, 4, 35, 0x59616D61)  # PDEATHSIG, DUMPABLE, MM, PTRACER
 IOCTL_DENIED = (0x5412, 0x541C, 0x540E, 0x5410, 0x8901, 0x8902)  # TIOCSTI, TIOCLINUX, TIOCSCTTY, TIOCSPGRP, *SETOWN
@@ -77,12 +86,13 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("filter", ctypes.POINTER(_Filter)))
 
 
-def deny_list(machine: str, pid: int) -> list[Instruction]:
+def deny_list(machine: str, pid: int, has_own_root: bool) -> list[Instruction]:
     """Return the filter as BPF instructions (code, jump if true, jump if false, constant).
 
     Args:
         machine: x86_64 or aarch64, as platform.machine() spells them.
         pid: the process's own id, to which it may send signals.
+        has_own_root: the process sees no file of the machine that it could change.
     """
     architecture, column = ARCHITECTURES[machine]
     code: list[Instruction] = [
@@ -101,7 +111,8 @@ def deny_list(machine: str, pid: int) -> list[Instruction]:
         code.extend([(_EQUAL, 0, len(body), number), *body])
 
     rule("clone3", [_error(errno.ENOSYS)])
-    for numbers in DENIED.values():
+    denied = DENIED if has_own_root else {**DENIED, **ON_THE_MACHINES_FILES}
+    for numbers in denied.values():
         if numbers[column] is not None:
             code.extend([(_EQUAL, 0, 1, numbers[column] or 0), _error(errno.EPERM)])
     rule("clone", [_low(0), (_ANY_BIT, 1, 0, CLONE_THREAD), _error(errno.EPERM), (_RETURN, 0, 0, _ALLOW)])
@@ -143,11 +154,11 @@ def _never(argument: int, values: Iterable[int]) -> list[Instruction]:
     return [_low(argument), *refused, (_RETURN, 0, 0, _ALLOW)]
 
 
-def install(pid: int) -> None:
+def install(pid: int, has_own_root: bool) -> None:
     """Bind this process to the deny list for good; no_new_privs must be set. Raises OSError."""
     if MACHINE not in ARCHITECTURES:
         raise OSError(f"the seccomp deny list has no numbers for {MACHINE}")
-    instructions = deny_list(MACHINE, pid)
+    instructions = deny_list(MACHINE, pid, has_own_root)
     array = (_Filter * len(instructions))(*(_Filter(*one) for one in instructions))
     program = _Program(len(instructions), array)
     prctl(PR_SET_SECCOMP, FILTER_MODE, ctypes.addressof(program))

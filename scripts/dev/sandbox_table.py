@@ -1,0 +1,70 @@
+"""Run the hostile programs of tests/sandbox under every combination of identity and layers, and print a table.
+
+Needs root, to become each identity. `python scripts/dev/sandbox_table.py --only "root, bubblewrap"` runs one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from tests.sandbox.arena import STALL_SECONDS
+from tests.sandbox.combinations import COMBINATIONS, Combination, run_arena
+
+
+def run(combination: Combination, workers: int) -> list[dict[str, Any]]:
+    """Run the arena in a folder of its own and return its lines."""
+    with tempfile.TemporaryDirectory(prefix="sandbox-canaries-") as outer:
+        os.chmod(outer, 0o711)
+        folder = Path(outer, "canaries")
+        folder.mkdir()
+        folder.chmod(0o777)
+        return run_arena(combination, folder, workers)
+
+
+def row(combination: Combination, lines: list[dict[str, Any]]) -> str:
+    """Return a line of the table: layers, programs, escapes, stalls, damage, slowest program."""
+    first, *results, last = lines
+    escaped = [f"{r['family']}: {r['name']}" for r in results if r["status"] == "passed"]
+    stalled = [r for r in results if r["seconds"] > STALL_SECONDS]
+    counts = Counter(r["status"] for r in results)
+    cells = [combination.identity, first["mode"] + (" (namespaces refused)" if combination.refused else "")]
+    cells += [str(len(results)), str(len(escaped)), str(len(stalled)), str(len(last["damage"]))]
+    cells += [str(counts["timed out"]), f"{max(r['seconds'] for r in results):.1f} s"]
+    return "| " + " | ".join(cells) + " |" + "".join(f"\n  escaped: {name}" for name in escaped)
+
+
+def main() -> int:
+    """Print the table; return 1 where a program escaped, stalled the grading or left damage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="one combination, by its name")
+    parser.add_argument("--workers", type=int, default=2, help="programs at a time")
+    arguments = parser.parse_args()
+    print("| grader | mode | programs | escaped | stalled | damage | timed out | slowest |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    failed = False
+    for combination in COMBINATIONS:
+        if arguments.only not in (None, str(combination)):
+            continue
+        obstacle = combination.obstacle()
+        if obstacle:
+            print(f"| {combination.identity} | {combination.mode} | not run: {obstacle} | | | | | |", flush=True)
+            continue
+        lines = run(combination, arguments.workers)
+        line = row(combination, lines)
+        print(line, flush=True)
+        failed |= (
+            "escaped:" in line or bool(lines[-1]["damage"]) or any(r["seconds"] > STALL_SECONDS for r in lines[1:-1])
+        )
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
