@@ -84,13 +84,13 @@ def _run(request: dict[str, Any], view: View, mode: str) -> None:
         report("timed out", f"still running after {limits.wall_seconds:g} s", layers)
 
     signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds)
     layers += confine(view, limits, has_own_root, weak)
     tests = read_message(0, REQUEST_BYTES)
     try:
         started = read_message(from_program)
         if started != ["confined", layers[-len(started[1]) :]]:
             report("unavailable", f"{mode}: the program's process is not confined: {started}", layers)
+        signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds)
         status, detail = test_process.run_tests(from_program, to_program, **tests)
     except ConnectionLostError as error:
         os.close(from_program)

@@ -58,9 +58,9 @@ def _give_up_privileges(view: View, has_own_root: bool, weak: bool) -> list[str]
     die_with_parent()  # a change of identity clears it
     try:
         if has_own_root:
-            landlock.restrict(("/",), (WORK,))
+            landlock.restrict(("/",), (WORK, os.devnull))
         else:
-            landlock.restrict(readable_paths(view))
+            landlock.restrict(readable_paths(view), (os.devnull,))
         layers.append(f"Landlock {landlock.version()}")
     except OSError:
         if not has_own_root and not weak:

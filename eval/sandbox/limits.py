@@ -20,12 +20,14 @@ class Limits:
         wall_seconds: wall-clock time of program and tests together.
         memory: address space in bytes.
         file_bytes: size in bytes of the writable tmpfs, and of each file there.
+        tasks: processes and threads of the program's user, in its user namespace where it has one.
     """
 
     cpu_seconds: int = 10
     wall_seconds: float = 30.0
     memory: int = 2 << 30
     file_bytes: int = 16 * MEBIBYTE
+    tasks: int = 256
 
 
 def set_limits(limits: Limits, writes: bool) -> None:
@@ -40,6 +42,8 @@ def set_limits(limits: Limits, writes: bool) -> None:
         "RLIMIT_AS": limits.memory,
         "RLIMIT_FSIZE": limits.file_bytes if writes else 0,
         "RLIMIT_CORE": 0,
+        "RLIMIT_NPROC": limits.tasks,
+        "RLIMIT_SIGPENDING": 1024,
         "RLIMIT_NOFILE": 64,
         "RLIMIT_MEMLOCK": 0,
         "RLIMIT_MSGQUEUE": 0,

@@ -53,6 +53,7 @@ DENIED: dict[str, tuple[int, int | None]] = {
     "migrate_pages": (256, 238), "move_pages": (279, 239), "mbind": (237, 235), "set_mempolicy": (238, 237),
     "set_mempolicy_home_node": (450, 450), "get_mempolicy": (239, 236), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "tkill": (200, 130), "setpriority": (141, 140), "ioprio_set": (251, 30),
+    "sync": (162, 81), "syncfs": (306, 267),
 }
 CONDITIONAL: dict[str, tuple[int, int]] = {
     "clone3": (435, 435), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261), "prctl": (157, 167),
@@ -73,7 +74,7 @@ sees the machine's root, whose owners, modes, times and attributes Landlock does
 
 PRCTL_DENIED = (1, 4, 35, 0x59616D61)  # PDEATHSIG, DUMPABLE, MM, PTRACER
 IOCTL_DENIED = (0x5412, 0x541C, 0x540E, 0x5410, 0x8901, 0x8902)  # TIOCSTI, TIOCLINUX, TIOCSCTTY, TIOCSPGRP, *SETOWN
-FCNTL_DENIED = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: a signal by way of a descriptor
+FCNTL_DENIED = (8, 10, 15, 1024, 1026)  # F_SETOWN, F_SETSIG, F_SETOWN_EX (signals), F_SETLEASE, F_NOTIFY
 
 Instruction = tuple[int, int, int, int]
 

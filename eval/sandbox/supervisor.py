@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,12 +23,13 @@ from console.errors import EvaluationError
 from console.processor import usable_cores
 from eval.sandbox.connection import pack_message
 from eval.sandbox.limits import Limits
+from eval.sandbox.namespaces import NOBODY
 from eval.sandbox.verdict import MAX_REPORT, Program, Report, Verdict, parse_report
-from eval.sandbox.view import View, view_of
+from eval.sandbox.view import View, is_public, view_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHILD = Path(__file__).with_name("child.py")
-MODES = ("bubblewrap", "namespaces", "landlock")
+MODES: tuple[str, ...] = ("bubblewrap", "namespaces", "landlock")
 """Strongest first."""
 GRACE_SECONDS = 20.0
 """Time beyond the wall-clock limit for setting up and for a report, on a busy machine."""
@@ -74,11 +75,15 @@ def _execute(program: Program, limits: Limits, mode: str, seed: int) -> tuple[Re
     Raises EvaluationError where no process can be started.
     """
     view = _view()
+    user = None
     command = [_interpreter(), "-S", "-s", "-P", "-B", str(CHILD)]
     if mode == "bubblewrap":
         from eval.sandbox import bubblewrap
 
         command = bubblewrap.wrap(command, view, limits.file_bytes, ROOT)
+        user = NOBODY if os.geteuid() == 0 else None
+    elif mode != "namespaces":
+        limits = replace(limits, tasks=limits.tasks + _tasks_of_user())
     first = {"mode": mode, "program": program.code, "seed": seed, "limits": asdict(limits)}
     first["view"] = [view.folders, view.masks, view.packages, view.search_path]
     second = {"tests": program.tests, "prelude": program.prelude, "entry_points": program.entry_points, "seed": seed}
@@ -92,6 +97,9 @@ def _execute(program: Program, limits: Limits, mode: str, seed: int) -> tuple[Re
             cwd="/",
             env=_environment(seed),
             start_new_session=True,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else (),
         )
     except OSError as error:
         raise EvaluationError(f"The sandbox could not start {command[0]}: {error}.") from error
@@ -100,14 +108,22 @@ def _execute(program: Program, limits: Limits, mode: str, seed: int) -> tuple[Re
     try:
         report = parse_report(_exchange(process, request, limits.wall_seconds + GRACE_SECONDS))
         if report is None:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(1.0)  # its own exit code tells why there is none
+            _await_exit(process.pid, 1.0)  # its own exit code tells why there is none
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.wait()
     return report, process.returncode
+
+
+def _await_exit(pid: int, seconds: float) -> None:
+    """Wait until a process has ended, and leave it unreaped, so that its number stays its own."""
+    deadline = time.monotonic() + seconds
+    while hasattr(os, "waitid") and time.monotonic() < deadline:  # macOS lacks it before Python 3.13
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return
+        time.sleep(0.02)
 
 
 def _exchange(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> bytes:
@@ -138,6 +154,21 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes, seconds: float) 
                         return bytes(output)
                     output += part
     return bytes(output)
+
+
+@lru_cache(maxsize=1)
+def _tasks_of_user() -> int:
+    """Return processes and threads of the user that programs run as, and room for those that it starts meanwhile.
+
+    Only user namespaces count the tasks of a program by themselves.
+    """
+    users = {os.geteuid(), NOBODY} if os.geteuid() == 0 else {os.geteuid()}
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if process.stat().st_uid in users:
+                count += len(os.listdir(process / "task"))
+    return count + 4096
 
 
 @lru_cache(maxsize=1)
@@ -172,6 +203,9 @@ def _probe(modes: Sequence[str]) -> Containment:
 
             if which("bwrap") is None:
                 refused[mode] = "bwrap is not installed"
+                continue
+            if os.geteuid() == 0 and not is_public(_view()):
+                refused[mode] = f"programs would run as root, for no other user can read {sys.base_prefix} and {ROOT}"
                 continue
         if mode != "weak" and sys.platform != "linux":
             refused[mode] = "needs Linux"

@@ -49,7 +49,8 @@ class Namespace(dict[str, Any]):
             raise KeyError(name)
         if name not in self._entry_points:
             kind, _, module = origin.partition(" ")
-            module = module if kind == "module" else name
+            if kind != "module" or name in STANDARD:
+                module = name  # another module, or another object, of that name would be the program's choice
             if (module in STANDARD and (kind == "module" or name in self._modules)) or ALIASES.get(name) == module:
                 self[name] = importlib.import_module(module)
                 return self[name]

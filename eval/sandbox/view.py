@@ -61,8 +61,9 @@ def view_of(prefix: str, base_prefix: str) -> View:
 
 
 def is_public(view: View) -> bool:
-    """Return whether every user may reach the folders of `sys.path`, those below /root for example not."""
-    folders = {parent for path in view.search_path for parent in (Path(path), *Path(path).parents)}
+    """Return whether every user may reach the folders of Python and of this project; those below /root are closed."""
+    paths = (*view.search_path, str(Path(__file__).parent))
+    folders = {parent for path in paths for parent in (Path(path), *Path(path).parents)}
     return all(folder.stat().st_mode & 0o001 for folder in folders if folder.exists())
 
 

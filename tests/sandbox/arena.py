@@ -71,7 +71,7 @@ class Canaries:
         if self.bystander.poll() is not None:
             self._start_bystander()
 
-    def _addresses(self) -> list[tuple[int, int, Any]]:
+    def _addresses(self) -> list[tuple[socket.AddressFamily, socket.SocketKind, Any]]:
         self.abstract = f"sandbox-canary-{os.getpid()}"
         unix, datagram = str(self.folder / "socket"), f"\0{self.abstract}_datagram"
         return [
@@ -81,7 +81,7 @@ class Canaries:
             (socket.AF_UNIX, socket.SOCK_DGRAM, datagram),
         ]
 
-    def _listen(self, family: int, kind: int, address: Any) -> socket.socket:
+    def _listen(self, family: socket.AddressFamily, kind: socket.SocketKind, address: Any) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.bind(address)
         if kind == socket.SOCK_STREAM:

@@ -88,8 +88,8 @@ def _refuse_namespaces() -> None:
     """Install the filter of a container runtime: no new namespaces, no mounts."""
     architecture, column = seccomp.ARCHITECTURES[syscalls.MACHINE]
     code = [(0x20, 0, 0, 4), (0x15, 1, 0, architecture), (0x06, 0, 0, 0x7FFF0000), (0x20, 0, 0, 0)]
-    for name in REFUSED:
-        code += [(0x15, 0, 1, seccomp.DENIED[name][column]), (0x06, 0, 0, 0x50000 | errno.EPERM)]
+    for number in (seccomp.DENIED[name][column] or 0 for name in REFUSED):
+        code += [(0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | errno.EPERM)]
     code += [(0x15, 0, 1, 435), (0x06, 0, 0, 0x50000 | errno.ENOSYS)]
     clone = seccomp.CONDITIONAL["clone"][column]
     code += [(0x15, 0, 3, clone), (0x20, 0, 0, 16), (0x45, 0, 1, NEW_NAMESPACES), (0x06, 0, 0, 0x50000 | errno.EPERM)]
@@ -114,8 +114,9 @@ def _show_python(folder: Path) -> str:
 
 def _launch(identity: str, refused: str, folder: str, mode: str, workers: str) -> None:
     python = sys.executable
-    if identity == "uid 65534" and os.geteuid() == 0:
+    if os.geteuid() == 0:
         python = _show_python(Path(folder))
+    if identity == "uid 65534" and os.geteuid() == 0:
         os.chown(folder, 65534, 65534)
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)

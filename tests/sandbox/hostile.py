@@ -221,7 +221,11 @@ MEMORY = {
     "numbers": "x = 1 << (1 << 36)",
     "threads": (
         "import threading, time\n"
-        "for _ in range(3000): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
+        "for _ in range(9000): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
+    ),
+    "small threads": (
+        "import threading, time\nthreading.stack_size(32768)\n"
+        "for _ in range(20000): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
     ),
 }
 

@@ -39,6 +39,7 @@ SHORT = Limits(cpu_seconds=1, wall_seconds=2.0)
         "import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()",
         "from concurrent.futures import ThreadPoolExecutor as T\nassert list(T(2).map(abs, [-1])) == [1]",
         "import os\nassert os.getcwd() == '/tmp'",
+        "import os\nopen(os.devnull, 'w').write('x')",
         "import sqlite3, ssl, decimal, zoneinfo, hashlib, tempfile\nassert tempfile.mkdtemp()",
         "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 1\nassert A() == A(1)",
         "assert __name__ != '__main__'",
