@@ -1,7 +1,8 @@
 """Time the evaluation beside plain lm-eval: start-up, and the same requests on the same model, in turns.
 
 Both are asked the same prompts with the same lengths on the same weights, one after the other, several times over; the
-table has medians of wall-clock and of CPU time (which tells more on a busy machine). The answers are compared too.
+table has medians of wall-clock and of CPU time (which tells more on a busy machine). A second table has the score of
+each task by both, and how many answers differ.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def parser() -> Parser:
     p.add_argument("--repeats", type=int, default=3, help="how often each is timed")
     p.add_argument("--dtype", default="float32", help="of the weights")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--allow_code_execution", action="store_true", help="for HumanEval and MBPP")
     p.add_argument("--startup", action="store_true", help="time whole processes on one item instead")
     add_output_flags(p)
     return p
@@ -61,7 +63,10 @@ def main(argv: Sequence[str]) -> int:
     if args.startup:
         print(startup(args))
         return 0
-    requests = build(args)
+    questions = build(args)
+    requests = list({r.key: r for pairs in questions.asked.values() for _, rs in pairs for r in rs}.values())
+    if not requests:
+        raise UsageError("There is nothing to time.")
     ways = candidates(args, requests)
     for round_ in range(args.repeats):
         for name, answer, timed in ways:
@@ -72,11 +77,22 @@ def main(argv: Sequence[str]) -> int:
             timed.cpu.append(time.process_time() - cpu)
     print(f"{len(requests)} requests of {args.tasks}, {args.dtype} on {args.device}, {args.repeats} repetitions\n")
     print(table([timed for _, _, timed in ways]))
+    print("\n" + score_table(questions, requests, ways[0][2], ways[1][2]))
     return 0
 
 
-def build(args: Any) -> list[Any]:
-    """The requests of the tasks, as an evaluation makes them."""
+@dataclass
+class Questions:
+    """Loaded tasks, their settings and items, and lm-eval's instances with their requests."""
+
+    loaded: Any
+    settings: Any
+    plan: Any
+    asked: Any
+
+
+def build(args: Any) -> Questions:
+    """Return the requests of the tasks, as an evaluation makes them."""
     from eval.harness import requests as asking
     from eval.harness.settings import EVERY, Settings
     from eval.loading import load
@@ -92,17 +108,44 @@ def build(args: Any) -> list[Any]:
         limits={EVERY: args.limit},
         num_fewshot={} if args.num_fewshot is None else {EVERY: args.num_fewshot},
         max_gen_toks=args.max_gen_toks,
+        allow_code_execution=args.allow_code_execution,
         quiet=True,
     )
     settings.check()
     with environment(settings, local=True), muted(settings):
         loaded = load(tuple(settings.chosen()), settings)
         configure(loaded, settings, 4096)
-        asked = asking.build(loaded, settings, plan_items(loaded, settings, []), "bench", None)
-    found = {r.key: r for pairs in asked.values() for _, requests in pairs for r in requests}
-    if not found:
-        raise UsageError("There is nothing to time.")
-    return list(found.values())
+        plan = plan_items(loaded, settings, [])
+        asked = asking.build(loaded, settings, plan, "bench", None)
+    return Questions(loaded, settings, plan, asked)
+
+
+def scores(questions: Questions, answers: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return lm-eval's metrics of each task for some answers."""
+    from eval.grading import grade
+    from eval.quiet import muted
+
+    for pairs in questions.asked.values():
+        for instance, requests in pairs:
+            instance.resps = [answers[r.key] for r in requests]
+    with muted(questions.settings):
+        raw = grade(questions.loaded, questions.plan, questions.settings)
+    return {
+        task: {k: v for k, v in metrics.items() if isinstance(v, float) and "stderr" not in k}
+        for task, metrics in raw["results"].items()
+    }
+
+
+def score_table(questions: Questions, requests: Sequence[Any], theirs: Timed, ours: Timed) -> str:
+    """Return the scores of each task by lm-eval and by ours, and the number of answers that differ."""
+    first, second = scores(questions, theirs.answers), scores(questions, ours.answers)
+    rows = [f"| task | metric | {theirs.name} | {ours.name} | other answers |", "|---|---|---:|---:|---:|"]
+    for task, metrics in first.items():
+        of_task = [r for r in requests if r.task == task]
+        other = sum(not same(theirs.answers[r.key], ours.answers[r.key]) for r in of_task)
+        for metric, value in metrics.items():
+            rows.append(f"| {task} | {metric} | {value:.4f} | {second[task][metric]:.4f} | {other} of {len(of_task)} |")
+    return "\n".join(rows)
 
 
 def candidates(args: Any, requests: Sequence[Any]) -> list[tuple[str, Callable[[], dict[str, Any]], Timed]]:

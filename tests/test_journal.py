@@ -241,7 +241,7 @@ def test_another_grader_needs_no_model_but_the_same_data(
     assert first.scores["GSM8K"].value < 100
     source = source_of(Path(), str(checkpoint), tmp_path)
     with monkeypatch.context() as lenient:
-        lenient.setattr(GRADER, "equal", lambda answer, gold: True)
+        lenient.setattr(GRADER, "matches", lambda answer, gold: True)
         result, _ = rescore(source)
         assert result.scores["GSM8K"].value == 100
     rows = [{"question": "Another one?", "answer": "#### 2"}] * 4
