@@ -26,6 +26,7 @@ from console.cli import run as run_main
 from console.errors import CheckpointError
 from merging.checkpoint import open_checkpoint
 from tests.tiny import VOCABULARY, make_gpt2, make_llama, make_tokenizer, weights
+from tests.tiny import train as train_plain
 
 IDS = torch.arange(3, 35)[None]
 
@@ -228,8 +229,6 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Path], None], str]] = {
 def test_adapters_that_cannot_be_added_are_refused(bases: dict[str, Path], tmp_path: Path, case: str) -> None:
     """One sentence with the key, and what to do where there is something to do."""
     settings, change, message = REFUSED[case]
-    from tests.tiny import train as train_plain
-
     train_plain(bases["llama"], tmp_path / "lora", **settings)
     change(tmp_path / "lora")
     with pytest.raises(CheckpointError, match=message):
@@ -271,3 +270,14 @@ def test_weights_of_the_base_stay(bases: dict[str, Path], tmp_path: Path) -> Non
         untouched = [name for name in opened.tensors if ".experts." not in name]
         assert len(untouched) == 10
         assert all(torch.equal(opened.read(name), plain[name]) for name in untouched)
+
+
+def test_adapted_tensors_are_stored_in_the_dtype_of_the_rest(tmp_path: Path) -> None:
+    """An adapter is added in fp32, which is no dtype that a file stores: a merge of adapters alone is bfloat16."""
+    base = make_llama(tmp_path / "base")
+    for seed in (1, 2):
+        train_plain(base, tmp_path / f"lora{seed}", seed)
+    models = ",".join(f"{base}+{tmp_path / f'lora{seed}'}" for seed in (1, 2))
+    arguments = ["--method", "linear", "--models_to_merge", models, "--save_path", str(tmp_path / "out"), "--quiet"]
+    assert run_main(merge_script.main, arguments) == 0
+    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}

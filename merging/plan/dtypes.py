@@ -36,12 +36,14 @@ class WideTensors:
     def dtype_of(self, sources: Sequence[tuple[Checkpoint, str]], otherwise: str) -> str:
         """Return the dtype of an output tensor: the narrowest that its sources store, where all store it wider.
 
-        sources: (checkpoint, stored name). otherwise: the dtype of the result's other tensors.
+        sources: (checkpoint, stored name). otherwise: the dtype of the result's other tensors. Tensors that are
+        dequantized, or that an adapter is added to, are stored in no wider dtype.
         """
-        stored = [checkpoint.tensors[name].dtype for checkpoint, name in sources]
+        infos = [checkpoint.tensors[name] for checkpoint, name in sources]
+        stored = [info.dtype for info in infos]
         wide = all(
-            width(dtype) > width(self._main[id(checkpoint)])
-            for dtype, (checkpoint, _) in zip(stored, sources, strict=True)
+            width(info.dtype) > width(self._main[id(checkpoint)]) and not info.is_calculated
+            for info, (checkpoint, _) in zip(infos, sources, strict=True)
         )
         narrowest = min(stored, key=width)
         return narrowest if wide and width(narrowest) > width(otherwise) else otherwise
