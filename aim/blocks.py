@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from common.execution_limits import memory_limit, time_limit
+from common.terminal_text import foreign
 from console.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from aim.texts import Texts
 
 Chat = Sequence[Mapping[str, Any]]
+SECONDS, MEMORY = 5.0, 256 << 20
+"""Time and memory in which a chat template renders one chat; real ones take milliseconds."""
 COUNTS = ("read", "too_long", "empty", "kept")
 
 
@@ -118,9 +122,11 @@ def _encoded(text: str | Chat, tokenizer: Any, texts: Texts, row: int) -> list[i
             "has one."
         )
     try:
-        rendered = tokenizer.apply_chat_template(text, tokenize=False)
+        with time_limit(SECONDS, f"it takes more than {SECONDS:.0f} seconds"), memory_limit(MEMORY):
+            rendered = tokenizer.apply_chat_template(text, tokenize=False)
     except Exception as error:  # a template is a program: it refuses roles and orders in its own ways
-        raise CalibrationError(f"{texts.where(row)}: the base's chat template refuses this chat ({error}).") from error
+        reason = foreign(str(error) or type(error).__name__, 200)
+        raise CalibrationError(f"{texts.where(row)}: the base's chat template refuses this chat ({reason}).") from error
     return list(tokenizer.encode(rendered, add_special_tokens=False))
 
 

@@ -45,7 +45,8 @@ def run_python(code: str, arguments: Sequence[str], seconds: float, memory: int)
     """
     root = Path(__file__).resolve().parent.parent
     prelude = (
-        f"import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, ({memory}, {memory})); "
+        "import resource, sys\n"
+        f"if sys.platform == 'linux': resource.setrlimit(resource.RLIMIT_DATA, ({memory}, {memory}))\n"
         f"sys.path.insert(0, {str(root)!r})\n"
     )
     done = subprocess.run(

@@ -132,6 +132,9 @@ def say(message: str, quiet: bool = False) -> None:
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)`; turn errors into one sentence on stderr and an exit code (2 usage, 1 failure)."""
+    if (reason := unsupported_platform(sys.platform)) is not None:
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
     if argv is None:
         protect_standard_streams()
         handle_stop_signals()
@@ -153,6 +156,16 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             parts = [f"error: {sentence}" if sentence else "", *notes]
             print(" ".join(message_line(part) for part in parts if part), file=sys.stderr)
         return code
+
+
+def unsupported_platform(platform: str) -> str | None:
+    """Return why the programs do not run on a platform (`sys.platform`), None where they do."""
+    if platform in ("win32", "cygwin"):
+        return (
+            "Windows is not supported: file locks, atomic replacement of folders and limits of child processes are "
+            "those of Linux and macOS; run this under WSL 2."
+        )
+    return None
 
 
 def spare_the_collector() -> None:

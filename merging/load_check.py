@@ -11,9 +11,9 @@ from typing import Any
 
 from common.bounded_reading import UnreadableError, read_text
 from common.cache_folder import cache_folder, is_private_file
+from common.execution_limits import time_limit
 from common.temporary import temporary_folder
 from common.terminal_text import foreign, quoted
-from common.time_limit import time_limit
 from common.value_shapes import ListOf, Matching, check_shape
 from console.errors import CheckpointError
 from merging.planned import Plan

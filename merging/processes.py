@@ -10,8 +10,9 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from common.launcher import LauncherError, launcher_ranks
 from console.cli import explain
-from console.errors import ProjectError, StoppedError
+from console.errors import ProjectError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,12 +83,13 @@ def together() -> Iterator[Processes]:
     They end together: an error of one ends all, with its exit code, and is said once, by it; of a process that was
     killed the others say so. Only the first has a standard output.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        rank, count, local = launcher_ranks()
+    except LauncherError as error:
+        raise UsageError(str(error)) from error
     if count == 1:
         yield ALONE
         return
-    rank = int(os.environ["RANK"])
-    local = int(os.environ.get("LOCAL_RANK", rank))
     if rank:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from merging.meeting import meet

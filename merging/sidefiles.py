@@ -10,12 +10,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from common.bounded_reading import UnreadableError
+from common.value_shapes import Fields, ListOf, Maybe, OneOf, check_shape
 from console.errors import CheckpointError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
 from merging.target import RECORD
 
 VERSION = "0.1.0"
+
+
+LINEAGE = Fields(
+    {"method": Maybe(str), "base_model": Maybe(str), "models": ListOf(str), "omega": Maybe(OneOf((float, list)))}
+)
+"""Types of the lineage in a run record."""
 
 
 def versions() -> dict[str, str]:
@@ -51,8 +59,12 @@ def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     if not file.is_file():
         return unmerged
     found = read_json(file, "").get("lineage")
-    if not isinstance(found, dict) or found.keys() != unmerged.keys() or not isinstance(found["models"], list):
+    if not isinstance(found, dict) or found.keys() != unmerged.keys():
         raise CheckpointError(f"{file} is not a run record of merge.py or performAIM.py; remove it to go on without.")
+    try:
+        check_shape(found, LINEAGE, str(file), "lineage")
+    except UnreadableError as error:
+        raise CheckpointError(f"{str(error).rstrip('.')}; remove it to go on without.") from error
     return found
 
 

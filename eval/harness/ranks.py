@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
+
+from common.launcher import LauncherError, launcher_ranks
+from console.errors import UsageError
 
 T = TypeVar("T")
 
@@ -22,9 +24,10 @@ class Ranks:
     @classmethod
     def of_run(cls) -> Ranks:
         """What the launcher put into the environment."""
-        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
-        rank, count, local = (int(os.environ.get(name) or default) for name, default in names.items())
-        return cls(rank, count, local)
+        try:
+            return cls(*launcher_ranks())
+        except LauncherError as error:
+            raise UsageError(str(error)) from error
 
     @property
     def first(self) -> bool:

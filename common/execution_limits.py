@@ -1,11 +1,13 @@
-"""A time limit for foreign programs that run in this process: chat templates, and models built from foreign configs."""
+"""Limits for foreign programs that run in this process: chat templates, and models built from foreign configs."""
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from common.bounded_reading import LimitError
@@ -34,3 +36,24 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
         if left:
             signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+@contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Let allocations in the block fail with MemoryError beyond `size` bytes more than are in use; on Linux alone."""
+    status = Path("/proc/self/status")
+    used = re.search(r"VmData:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if used is None:
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = int(used[1]) * 1024 + size
+    if soft != resource.RLIM_INFINITY:
+        wanted = min(wanted, soft)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
