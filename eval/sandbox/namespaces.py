@@ -124,22 +124,27 @@ def enter_view(view: View, writable_bytes: int) -> None:
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     root = _mount_point(view)
     _tmpfs(root, 1 << 20, "755")
+    os.mkdir(root + WORK)
+    _tmpfs(root + WORK, writable_bytes, "1777")  # before paths of the view that lie below it
     for path in view.folders:
         _bind(path, root + path)
     for path in view.masks:
         _tmpfs(root + path, 1 << 20, "755")
     for path in view.packages:
         _bind(path, root + path)
-    os.makedirs(root + WORK, exist_ok=True)
-    attributes = _MountAttributes(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
-    size = ctypes.c_size_t(ctypes.sizeof(attributes))
-    where = os.fsencode(root)
-    syscall(MOUNT_SETATTR, "mount_setattr", AT_FDCWD, where, AT_RECURSIVE, ctypes.byref(attributes), size)
-    _tmpfs(root + WORK, writable_bytes, "1777")
+    _set_attributes(root, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, AT_RECURSIVE)
+    _set_attributes(root + WORK, 0, MOUNT_ATTR_RDONLY, 0)
     os.chdir(root)
     syscall(NUMBERS["pivot_root"], "pivot_root", b".", b".")
     check(LIBC.umount2(b".", MNT_DETACH), "umount2")
     os.chdir(WORK)
+
+
+def _set_attributes(path: str, on: int, off: int, flags: int) -> None:
+    """Call mount_setattr(2). Raises OSError."""
+    attributes = _MountAttributes(on, off, 0, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    syscall(MOUNT_SETATTR, "mount_setattr", AT_FDCWD, os.fsencode(path), flags, ctypes.byref(attributes), size)
 
 
 def _mount_point(view: View) -> str:

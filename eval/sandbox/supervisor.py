@@ -25,7 +25,7 @@ from eval.sandbox.connection import pack_message
 from eval.sandbox.limits import Limits
 from eval.sandbox.namespaces import NOBODY
 from eval.sandbox.verdict import MAX_REPORT, Program, Report, Verdict, parse_report
-from eval.sandbox.view import View, is_public, view_of
+from eval.sandbox.view import WORK, View, is_public, view_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHILD = Path(__file__).with_name("child.py")
@@ -203,6 +203,10 @@ def _probe(modes: Sequence[str]) -> Containment:
 
             if which("bwrap") is None:
                 refused[mode] = "bwrap is not installed"
+                continue
+            below = [path for path in (*_view().search_path, str(ROOT)) if path.startswith(f"{WORK}/")]
+            if below:
+                refused[mode] = f"{below[0]} lies below {WORK}, which bubblewrap replaces"
                 continue
             if os.geteuid() == 0 and not is_public(_view()):
                 refused[mode] = f"programs would run as root, for no other user can read {sys.base_prefix} and {ROOT}"

@@ -100,14 +100,15 @@ def _refuse_namespaces() -> None:
     syscalls.prctl(seccomp.PR_SET_SECCOMP, seccomp.FILTER_MODE, ctypes.addressof(program))
 
 
-def _show_python(folder: Path) -> str:
-    """Bind this interpreter's installation below `folder`, which every user can reach, for this process alone."""
+def _show_python() -> str:
+    """Bind this interpreter's installation where every user can reach it, for this process alone."""
     if all(parent.stat().st_mode & 1 for parent in Path(sys.base_prefix, "lib").parents):
         return getattr(sys, "_base_executable", sys.executable)
     syscalls.unshare(namespaces.NEWNS)
     namespaces.mount("none", "/", None, namespaces.MS_REC | namespaces.MS_PRIVATE)
-    target = folder.parent / f"{folder.name}-python"
-    target.mkdir(exist_ok=True)
+    namespaces.mount("none", "/mnt", "tmpfs", 0)
+    target = Path("/mnt/python")
+    target.mkdir()
     namespaces.mount(sys.base_prefix, str(target), None, namespaces.MS_BIND | namespaces.MS_REC)
     return str(target / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}")
 
@@ -115,7 +116,7 @@ def _show_python(folder: Path) -> str:
 def _launch(identity: str, refused: str, folder: str, mode: str, workers: str) -> None:
     python = sys.executable
     if os.geteuid() == 0:
-        python = _show_python(Path(folder))
+        python = _show_python()
     if identity == "uid 65534" and os.geteuid() == 0:
         os.chown(folder, 65534, 65534)
         os.setgroups([])
