@@ -1,22 +1,50 @@
-"""How every figure of the project looks, and how it gets into a file."""
+"""Look, size and files of every figure of the project."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from console.errors import UsageError
 from console.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Marker = str | tuple[int, Literal[0, 1, 2], int]
+WIDTH = 5.5
+"""Width of every figure in inches, that of a column of text; smallest text 7 pt."""
+SMALL = 7.0
+"""Size in points of the smallest text."""
+DPI = 300
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "^", "D", "v", "P", "X", "p", "<", ">", "*")
+MARKERS: tuple[Marker, ...] = (
+    *("o", "^", "D", "v", "P", "X", "p", "h", "<", ">", "*", "d", "H", "8"),
+    *((4, 1, 0), (6, 1, 0), (3, 1, 0), (4, 1, 45), (5, 0, 180), (3, 0, 45), (7, 1, 0), (5, 1, 180)),
+    *((3, 1, 180), (3, 0, -45), (8, 1, 0), (7, 0, 0), (9, 1, 0), (6, 1, 30)),
+)
+METHODS = (
+    *("taskarithmetic", "tiesmerging", "daretaskarithmetic", "dareties", "widen", "linear", "breadcrumbs"),
+    *("breadcrumbsties", "della", "dellalinear", "slerp", "nuslerp", "multislerp", "karcher", "modelstock"),
+    *("arceefusion", "nearswap", "passthrough", "ram", "ramplustl", "sce", "isoc", "tsvmerge", "wudi"),
+)
+"""Names of merge methods (letters alone) in the order of their markers."""
+ALIASES = {"ties": "tiesmerging", "darelinear": "daretaskarithmetic"}
+"""Methods that the paper's tables call otherwise."""
 STYLE: dict[Any, Any] = {
     "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "figure.titlesize": 9,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -28,23 +56,66 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: searchable, and edited with the fonts at hand
     "svg.hashsalt": "aim",  # the same results give the same bytes
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for
 }
-KINDS = {"png": {"Software": None}, "svg": {"Date": None}}
+KINDS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 """Formats, each with the metadata that would make two files of one figure differ."""
+
+
+def method_looks(methods: Iterable[str]) -> dict[str, tuple[Marker, str]]:
+    """Return the marker and color of each method, the same in every figure.
+
+    A method that is not in `METHODS` gets those of a digest of its name, or the next free ones of the figure.
+    """
+    looks: dict[str, int] = {}
+    unknown = []
+    for method in dict.fromkeys(methods):
+        name = re.sub(r"[^a-z0-9]", "", method.lower())
+        name = ALIASES.get(name, name)
+        if name in METHODS and METHODS.index(name) not in looks.values():
+            looks[method] = METHODS.index(name)
+        else:
+            unknown.append(method)
+    for method in sorted(unknown):
+        free = [i for i in range(len(MARKERS)) if i not in looks.values()] or list(range(len(MARKERS)))
+        wanted = len(METHODS) + zlib.crc32(method.encode("utf-8", "replace")) % max(1, len(MARKERS) - len(METHODS))
+        looks[method] = wanted if wanted in free else free[wanted % len(free)]
+    return {method: (MARKERS[i], COLOURS[i % len(COLOURS)]) for method, i in looks.items()}
+
+
+def ordered_colors(count: int) -> list[str]:
+    """Return `count` colors from dark to light, in an order that the eye and a gray print keep (viridis)."""
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    scale = matplotlib.colormaps["viridis"]
+    return [to_hex(scale(0.88 * i / max(1, count - 1))) for i in range(count)]
+
+
+def legend_rows(labels: Sequence[str], columns: int) -> float:
+    """Return the height in inches of a legend of so many columns."""
+    return 0.17 * -(-len(labels) // columns) + 0.08 if labels else 0.0
 
 
 @contextmanager
 def in_style() -> Iterator[None]:
-    """The project's look, while open."""
+    """The project's look, while open; characters that no font has are drawn as boxes, without a warning for each."""
     import matplotlib
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
+def check_figure_file(path: Path | None, flag: str) -> None:
+    """Raise UsageError for a file that is none of `KINDS`."""
+    if path is not None and (path.suffix.removeprefix(".").lower() not in KINDS or path.is_dir()):
+        raise UsageError(f"{flag} must be a .png, .svg or .pdf file, found {path}.")
+
+
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a .png or .svg file in one step."""
-    kind = path.suffix.removeprefix(".")
+    """Write a .png, .svg or .pdf file in one step."""
+    kind = path.suffix.removeprefix(".").lower()
     content = io.BytesIO()
     with in_style():
         figure.savefig(content, format=kind, metadata=KINDS[kind])

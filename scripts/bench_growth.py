@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
-from console.figures import write_figure
+from console.figures import check_figure_file, write_figure
 from console.files import user_path, write_whole
 from console.processor import usable_cores
 from scripts.bench_memory import SHAPES
 from scripts.bench_merge import Bench, machine, measured, warmed
-from scripts.growth_report import AXES, METHODS, as_text, bandwidths_of, plot, read_growth
+from scripts.growth_report import AXES, METHODS, as_text, bandwidths_of, plots, read_growth
 from scripts.scale import BF16, amounts, parameters
 
 MODELS = 3
@@ -130,13 +130,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", type=user_path, metavar="FILE", help="keep the figures (results/growth.json)")
     parser.add_argument("--add", action="store_true", help="to the points that the JSON has already")
     parser.add_argument("--discard", action="store_true", help="remove the checkpoints of a size after use")
-    parser.add_argument("--plot", type=user_path, metavar="FILE", help="a .png or .svg file")
+    parser.add_argument("--plot", type=user_path, metavar="FILE", help="a figure for each axis (.png, .svg or .pdf)")
     add_output_flags(parser)
     args = parser.parse_args(argv)
     axes, sizes = _known("--axes", args.axes, AXES), _known("--sizes", args.sizes, SHAPES)
     (at,) = _known("--at", args.at, SHAPES)
-    if args.plot is not None and args.plot.suffix not in (".png", ".svg"):
-        raise UsageError(f"--plot must end in .png or .svg, found {args.plot}.")
+    check_figure_file(args.plot, "--plot")
     if args.add and args.json is None:
         raise UsageError("--add goes with --json.")
     found: dict[str, Any] = {"machine": machine(), "points": [], "skipped": []}
@@ -153,8 +152,10 @@ def main(argv: Sequence[str]) -> int:
     bandwidths = bandwidths_of(found)
     print(as_text(found, bandwidths))
     if args.plot is not None and found["points"]:
-        write_figure(plot(found, bandwidths), args.plot)
-        say(f"Plot written to {args.plot}.", args.quiet)
+        for axis, figure in plots(found, bandwidths).items():
+            file = args.plot.with_stem(f"{args.plot.stem}_{axis}")
+            write_figure(figure, file)
+            say(f"Plot written to {file}.", args.quiet)
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console.errors import FailureError
-from console.figures import COLOURS, MARKERS, in_style
+from console.figures import DPI, WIDTH, in_style, method_looks
 from console.files import read_json
 from console.tables import markdown
 from merging.bandwidths import Bandwidths, read_bandwidths
@@ -134,49 +134,50 @@ def _table(axis: str, points: Sequence[Point], machine: Bandwidths | None) -> st
     return markdown(heads, rows, left=2)
 
 
-def plot(found: Mapping[str, Any], machine: Bandwidths | None) -> Figure:
-    """Draw seconds above and peak memory below, a column for each axis; lines are fits, open markers estimates."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+def plots(found: Mapping[str, Any], machine: Bandwidths | None) -> dict[str, Figure]:
+    """Draw a figure for each axis: seconds on the left, peak memory on the right.
 
-    axes = by_axis(found["points"])
-    columns = [axis for axis in axes if axis != "cold"] or ["size"]
-    with in_style():
-        figure = Figure(figsize=(max(4.5, 2.4 * len(columns)), 4.2), dpi=160, layout="constrained")
-        grid = figure.subplots(2, len(columns), squeeze=False)
-        for number, axis in enumerate(columns):
-            upper, lower = grid[0][number], grid[1][number]
-            drawn = [("", axes.get(axis, [])), *([(", cold", axes.get("cold", []))] if axis == "size" else [])]
-            series = [(m + more, some) for more, points in drawn for m, some in by_method(points).items()]
-            for label, points in series:
-                _draw(upper, lower, label, points, machine)
-            for ax in (upper, lower):
+    Lines are fits where time should be a straight line, else they join the points; open markers are estimates.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    figures = {}
+    for axis, points in by_axis(found["points"]).items():
+        with in_style():
+            figure = Figure(figsize=(WIDTH, 2.6), dpi=DPI, layout="constrained")
+            left, right = figure.subplots(1, 2)
+            for method, series in by_method(points).items():
+                _draw(left, right, method, series, machine)
+            for ax in (left, right):
                 if axis == "block":
                     ax.set_xscale("log", base=2)
+                    ax.xaxis.set_major_formatter(FuncFormatter(lambda entries, _: f"{int(entries) >> 10}k"))
                 if axis in ("models", "ranks"):
                     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
                 ax.set_ylim(0, 1.1 * ax.dataLim.y1)
-            lower.set_xlabel(AXES[axis])
-        grid[0][0].set_ylabel("seconds")
-        grid[1][0].set_ylabel("peak anonymous MiB")
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
-    return figure
+                ax.set_xlabel(AXES[axis])
+            left.set_ylabel("seconds")
+            right.set_ylabel("peak anonymous memory (MiB)")
+            handles, labels = left.get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figures[axis] = figure
+    return figures
 
 
-def _draw(upper: Axes, lower: Axes, label: str, points: Sequence[Point], machine: Bandwidths | None) -> None:
-    """Draw one method along one axis, in its own colour, a second one where it is cold."""
-    index = 2 * METHODS.index(points[0]["method"]) + (points[0]["axis"] == "cold")
-    look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "ms": 3.5}
+def _draw(left: Axes, right: Axes, label: str, points: Sequence[Point], machine: Bandwidths | None) -> None:
+    """Draw one method along one axis, in its color and with its marker."""
+    marker, color = method_looks([label])[label]
+    look: dict[str, Any] = {"color": color, "marker": marker, "ms": 4}
     x, wall = [point["x"] for point in points], [point["cost"]["wall"] for point in points]
     errors = [[p["cost"]["wall"] - p["cost"]["least"] for p in points],
               [p["cost"]["most"] - p["cost"]["wall"] for p in points]]  # fmt: skip
     line = fitted(points) if points[0]["axis"] in STRAIGHT else None
-    upper.errorbar(x, wall, yerr=errors, ls="none" if line else "-", lw=1.0, elinewidth=0.8, label=label, **look)
+    left.errorbar(x, wall, yerr=errors, ls="none" if line else "-", lw=1.0, elinewidth=0.8, label=label, **look)
     if line is not None:
         ends = [min(x), max(x)]
-        upper.plot(ends, [line[1] + line[0] * end for end in ends], lw=1.0, color=look["color"])
+        left.plot(ends, [line[1] + line[0] * end for end in ends], lw=1.0, color=color)
     if machine is not None and points[0]["axis"] in ESTIMATED:
         guesses = [estimated(point, machine).total for point in points]
-        upper.plot(x, guesses, ls="none", mfc="none", mew=0.8, label=f"{label}, estimate", **{**look, "ms": 6})
-    lower.plot(x, [point["cost"]["anonymous_mib"] for point in points], lw=1.0, **look)
+        left.plot(x, guesses, ls="none", mfc="none", mew=0.8, label=f"{label}, estimate", **{**look, "ms": 6.5})
+    right.plot(x, [point["cost"]["anonymous_mib"] for point in points], lw=1.0, **look)

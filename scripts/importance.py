@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from aim.asked import add_aim_flags, rule_of, settings_of
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
+from console.figures import check_figure_file
 from console.files import user_path
 from merging.processes import Processes, together
 
@@ -33,7 +34,7 @@ def make_parser() -> Parser:
     parser.add_argument("--numerics", choices=("float32", "reference"), default="float32", help="reference: bf16")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted calibration")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument("--plot", type=user_path, metavar="FILE.png", help="draw the summary (.png or .svg)")
+    parser.add_argument("--plot", type=user_path, metavar="FILE.png", help="draw the summary (.png, .svg or .pdf)")
     parser.add_argument("--push_to_hub", metavar="ORG/NAME", help="upload the file with a card")
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: into a private repository")
     add_aim_flags(parser, seed="seed")
@@ -80,8 +81,7 @@ def check(args: Any) -> None:
         raise UsageError("--importance FILE is missing: the file to read, or to write what is measured.")
     if args.base is None and not args.importance.exists():
         raise UsageError(f"--importance {args.importance} does not exist: give the BASE to measure.")
-    if args.plot and (args.plot.suffix not in (".png", ".svg") or args.plot.is_dir()):
-        raise UsageError(f"--plot must be a .png or .svg file, found {args.plot}.")
+    check_figure_file(args.plot, "--plot")
     if args.private and not args.push_to_hub:
         raise UsageError("--private goes with --push_to_hub.")
     if args.push_to_hub:

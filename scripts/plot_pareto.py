@@ -1,4 +1,4 @@
-"""Draw Pareto fronts with and without AIM, two benchmarks at a time, or curves over omega, as PNG and SVG.
+"""Draw Pareto fronts with and without AIM, two benchmarks at a time, or curves over omega, as PNG, SVG or PDF.
 
 python scripts/plot_pareto.py results/ --out results/pareto
 python scripts/plot_pareto.py configs/paper_results.json --x GSM8K --y MBPP --only "Code + Math"
@@ -19,6 +19,7 @@ from console.errors import UsageError, nearest
 from eval.report.plots import curved, plot_omega_curves, plot_pareto, save
 from eval.report.table_flags import add_measure_flags, add_only_flag, add_results_flags, measure_of, models_of
 from eval.stats.gains import all_gains
+from eval.stats.uncertainty import uncertainty
 
 
 def parser() -> Parser:
@@ -27,8 +28,9 @@ def parser() -> Parser:
     p.add_argument(
         "--out",
         type=Path,
-        metavar="STEM",
-        help="write STEM.png and STEM.svg (default: results/pareto or results/omega)",
+        metavar="STEM|FILE",
+        help="write STEM.png and STEM.svg, or one file where it ends in .png, .svg or .pdf (default: results/pareto or "
+        "results/omega)",
     )
     p.add_argument("--x", metavar="BENCHMARK", help="benchmark across (default: every pair, one panel each)")
     p.add_argument("--y", metavar="BENCHMARK", help="benchmark upwards")
@@ -63,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
         if not curved(models):
             raise UsageError("Omega curves need AIM results of one merge at two omegas or more; none has them.")
         gains = all_gains(models, measure_of(args), remark)
-        figure = plot_omega_curves(models, gains.values)
+        noise = uncertainty(models, gains, measure_of(args), remark, 0)
+        figure = plot_omega_curves(models, gains.values, noise.intervals)
     else:
         figure = plot_pareto(models, chosen_pairs(models.columns, args.x, args.y), remark)
     stem = args.out or Path("results") / ("omega" if args.omega_curves else "pareto")

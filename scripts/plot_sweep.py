@@ -5,6 +5,7 @@ Reads the run records of OUT/omega-* (or of several outputs of one merge), made 
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.cli import Parser, add_output_flags, run, say
 from console.errors import UsageError
-from console.figures import COLOURS, MARKERS, in_style, write_figure
+from console.figures import DPI, MARKERS, WIDTH, check_figure_file, in_style, legend_rows, ordered_colors, write_figure
 from console.files import read_json, user_path
 from console.tables import markdown
 from merging.target import RECORD
@@ -30,11 +31,10 @@ def main(argv: Sequence[str]) -> int:
     """Read, print, plot."""
     parser = Parser(prog="scripts/plot_sweep.py", description=__doc__)
     parser.add_argument("outputs", nargs="+", type=user_path, metavar="OUT", help="a sweep's folder, or single outputs")
-    parser.add_argument("--out", type=user_path, metavar="FILE", help="a .png or .svg file for the plot")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="a .png, .svg or .pdf file for the plot")
     add_output_flags(parser)
     args = parser.parse_args(argv)
-    if args.out is not None and args.out.suffix not in (".png", ".svg"):
-        raise UsageError(f"--out must end in .png or .svg, found {args.out}.")
+    check_figure_file(args.out, "--out")
     sweep = read_sweep(args.outputs)
     print(table(sweep))
     if args.out is not None:
@@ -92,24 +92,22 @@ def plot(sweep: Sweep) -> Figure:
     stacks = list(dict.fromkeys(first[i]["layer"].rpartition(".")[0] for i in layers))
     numbers = [int(first[i]["layer"].rpartition(".")[2]) for i in layers] if len(stacks) == 1 else range(len(layers))
     along = "layer" if len(stacks) == 1 else f"layer of {', then '.join(stacks)}"
+    labels = [f"ω = {omega:g}" for omega in sweep]
     with in_style():
-        figure = Figure(figsize=(7.2, 2.9), dpi=200, layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.5 + legend_rows(labels, 6)), dpi=DPI, layout="constrained")
         left, right = figure.subplots(1, 2)
-        for number, (omega, rows) in enumerate(sweep.items()):
-            look: dict[str, Any] = {
-                "color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 2.5, "lw": 1.0,
-                "label": f"ω = {omega:g}",
-            }  # fmt: skip
+        looks = zip(ordered_colors(len(sweep)), itertools.cycle(MARKERS[:8]), labels, strict=False)
+        for rows, (color, marker, label) in zip(sweep.values(), looks, strict=False):
+            look: dict[str, Any] = {"color": color, "marker": marker, "ms": 2.5, "lw": 1.0, "label": label}
             norms = [rows[i]["merged"] for i in layers]
             whole = [merged_norm(rows[i]) for i in layers]
             left.plot(numbers, norms, **look)
             right.plot(numbers, [100 * n / w if w else float("nan") for n, w in zip(norms, whole, strict=True)], **look)
-        left.set(xlabel=along, ylabel="‖θ − θ₀‖", title="distance from the base")
-        right.set(xlabel=along, ylabel="% of the merge's", title="what is left of the merge's task vector")
+        left.set(xlabel=along, ylabel="distance from the base ‖θ − θ₀‖", ylim=(0, None))
+        right.set(xlabel=along, ylabel="part of the merge's task vector (%)", ylim=(0, None))
         for ax in (left, right):
-            ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(sweep), fontsize=7)
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 
 

@@ -48,9 +48,11 @@ def test_whole_benchmark(tmp_path: Path, run_script) -> None:
         assert one["cached"] == (one["axis"] != "cold")
     for head in ("| billion parameters ", "| billion parameters, from the disk ", "| density "):
         assert head in second.stdout
-    text = drawn.read_text()
-    for word in ("billion parameters", "density", "seconds", "task_arithmetic, cold"):
-        assert word in text
+    words_of = {"size": "billion parameters", "cold": "from the disk", "density": "density"}
+    for axis, word in words_of.items():
+        text = drawn.with_stem(f"growth_{axis}").read_text()
+        assert all(part in text for part in (word, "seconds", "peak anonymous memory (MiB)", "ties"))
+    assert len(list(tmp_path.glob("growth*.svg"))) == 3
     assert not list((tmp_path / "bench").rglob("*.safetensors"))
 
 
@@ -126,7 +128,7 @@ def test_mistakes(tmp_path: Path) -> None:
     folder = ["--folder", str(tmp_path)]
     for words, said in (
         (["--axes", "size,colour"], "--axes takes size, cold"), (["--sizes", "900b"], "found 900b"),
-        (["--plot", "x.gif"], "must end in .png or .svg"), (["--add"], "--add goes with --json"),
+        (["--plot", "x.gif"], "must be a .png, .svg or .pdf file"), (["--add"], "--add goes with --json"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=said):
             bench_growth.main([*folder, *words])

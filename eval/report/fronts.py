@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from console.escape import figure_text
+from console.figures import Marker, ordered_colors
 from eval.report.labels import Label
 from eval.results.rows import Family, Models, Row
 
@@ -15,9 +17,9 @@ if TYPE_CHECKING:
 
 WITHOUT, WITH, SOURCE = "#0072B2", "#D55E00", "#000000"
 """Blue, vermilion, black of the palette of Okabe and Ito (2008), told apart by all common kinds of colour vision."""
-GAINED: dict[str, Any] = {"facecolor": f"{WITH}38", "edgecolor": "none", "lw": 0}
-LOST: dict[str, Any] = {"facecolor": f"{WITHOUT}2E", "edgecolor": f"{WITHOUT}66", "hatch": "/////", "lw": 0}
-"""Tints with their opacity; the hatch tells one from the other in grey."""
+GAINED: dict[str, Any] = {"facecolor": "#009E7340", "edgecolor": "none", "lw": 0}
+LOST: dict[str, Any] = {"facecolor": "#CC79A738", "edgecolor": "#CC79A799", "hatch": "/////", "lw": 0}
+"""Green for gains, pink for losses, with their opacity; the hatch tells one from the other in gray."""
 DASHES = (0, (4, 2))
 Point = tuple[float, float]
 
@@ -40,7 +42,39 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front[::-1]
 
 
-def draw_pair(ax: Axes, models: Models, x: str, y: str, markers: Mapping[str, str], named: bool) -> Panel:
+@dataclass(frozen=True)
+class Variant:
+    """AIM rows of one front: at most one of each merge."""
+
+    label: str
+    color: str
+    rows: tuple[Row, ...]
+
+
+def variants(models: Models) -> tuple[Variant, ...]:
+    """Return the fronts with AIM: one where each merge was relaxed once, else one for each omega.
+
+    The best of several omegas is never set against one merge. Rows at omega 1 beside their merge are that merge.
+    """
+    relaxed = [_moved(family) for family in models.families]
+    if all(len(rows) < 2 for rows in relaxed):
+        rows = tuple(row for rows in relaxed for row in rows)
+        return (Variant("with AIM", WITH, rows),) if rows else ()
+    groups: dict[tuple[float, int], list[Row]] = {}
+    for rows in relaxed:
+        for row in rows:
+            omega = row.lineage.omega or 0.0
+            before = [other for other in rows[: rows.index(row)] if other.lineage.omega == row.lineage.omega]
+            groups.setdefault((omega, len(before)), []).append(row)
+    keys = sorted(groups, key=lambda key: (-key[0], key[1]))
+    colors = ordered_colors(len(keys))
+    labels = [f"AIM, omega {omega:g}" + (f" ({number + 1})" if number else "") for omega, number in keys]
+    return tuple(
+        Variant(label, color, tuple(groups[key])) for label, color, key in zip(labels, colors, keys, strict=True)
+    )
+
+
+def draw_pair(ax: Axes, models: Models, x: str, y: str, markers: Mapping[str, Marker], named: bool) -> Panel:
     """Draw benchmark `y` over benchmark `x`. `markers`: by method; `named`: label the merges on the fronts too."""
 
     def at(row: Row | None) -> Point | None:
@@ -51,35 +85,47 @@ def draw_pair(ax: Axes, models: Models, x: str, y: str, markers: Mapping[str, st
 
     sources = points(models.sources)
     plain = points([f.twin for f in models.families if f.twin is not None])
-    relaxed = points([row for f in models.families for row in _moved(f)])
-    every = [*sources, *plain, *relaxed]
-    ax.set_xlabel(f"{x} (%)")
-    ax.set_ylabel(f"{y} (%)")
+    sets = variants(models)
+    relaxed = {variant.label: points(variant.rows) for variant in sets}
+    every = [*sources, *plain, *(point for some in relaxed.values() for point in some)]
+    ax.set_xlabel(figure_text(models.unit(x)))
+    ax.set_ylabel(figure_text(models.unit(y)))
     if not every:
         return Panel()
     _limits(ax, every)
-    fronts = {"plain": pareto_front([*sources, *plain]), "relaxed": pareto_front([*sources, *relaxed])}
-    steps = _draw_fronts(ax, fronts["plain"], fronts["relaxed"], both=bool(relaxed))
+    front = pareto_front([*sources, *plain])
+    fronts = {label: pareto_front([*sources, *some]) for label, some in relaxed.items() if some}
+    steps = _draw_fronts(ax, front, [(fronts[v.label], v.color) for v in sets if v.label in fronts])
     path: list[Point] = []
     for family in models.families:
         twin = points([family.twin] if family.twin else [])
-        path += _draw_family(ax, twin, points(_moved(family)), markers[family.method])
+        moved = [(p, v.color) for row in _moved(family) for v in sets if row in v.rows if (p := at(row)) is not None]
+        path += _draw_family(ax, twin, moved, markers[family.method], 1.0 if named else 0.8)
     labels = []
     for row in models.sources:
         point = at(row)
         if point is None:
             continue
         base = is_base(row, models)
-        ax.plot(*point, marker="s", ms=5.5, mfc="white" if base else SOURCE, mec=SOURCE, mew=1.0, ls="", zorder=5)
-        labels.append(Label(row.label, point, SOURCE, bold=True))
+        ax.plot(
+            *point,
+            marker="s",
+            ms=5.5 if named else 4.5,
+            mfc="white" if base else SOURCE,
+            mec=SOURCE,
+            mew=1.0,
+            ls="",
+            zorder=5,
+        )
+        labels.append(Label(figure_text(row.label), point, SOURCE, bold=named))
     if named:
         one_set = len({family.members for family in models.families}) == 1  # then the method tells more
         for family in models.families:
-            best = [(at(row), WITH) for row in _moved(family) if at(row) in fronts["relaxed"]]
-            best += [(at(family.twin), WITHOUT)] if at(family.twin) in fronts["plain"] else []
-            labels += [
-                Label(family.method if one_set else family.label, p, colour) for p, colour in best[:1] if p is not None
-            ]
+            best = [(at(row), v.color) for v in sets for row in v.rows if row in family.rows]
+            best = [(p, color) for p, color in best if any(p in some for some in fronts.values())]
+            best += [(at(family.twin), WITHOUT)] if at(family.twin) in front else []
+            name = figure_text(family.method if one_set else family.label)
+            labels += [Label(name, p, color) for p, color in best[:1] if p is not None]
     return Panel(tuple(labels), tuple(every), (*steps, *path))
 
 
@@ -89,7 +135,7 @@ def _moved(family: Family) -> tuple[Row, ...]:
 
 
 def is_base(row: Row, models: Models) -> bool:
-    """Whether a source model is in no merge: the base, or a model for comparison."""
+    """True for a source model that is in no merge: the base, or a model for comparison."""
     return not any(row.label in family.members for family in models.families)
 
 
@@ -99,8 +145,11 @@ def _limits(ax: Axes, points: Sequence[Point]) -> None:
     ax.set_ylim(bottom - (0.1 * (top - bottom) or 1.0), top + (0.1 * (top - bottom) or 1.0))
 
 
-def _draw_fronts(ax: Axes, plain: list[Point], relaxed: list[Point], both: bool) -> list[Point]:
-    """Draw the fronts as the boundaries of what they dominate, and tint the difference; return points along them."""
+def _draw_fronts(ax: Axes, plain: list[Point], relaxed: Sequence[tuple[list[Point], str]]) -> list[Point]:
+    """Draw the fronts as the boundaries of what they dominate; return points along them.
+
+    The area between the front without AIM and a single one with it is tinted, gains unlike losses.
+    """
     left, bottom = ax.get_xlim()[0], ax.get_ylim()[0]
 
     def height(front: list[Point], x: float) -> float:
@@ -112,32 +161,42 @@ def _draw_fronts(ax: Axes, plain: list[Point], relaxed: list[Point], both: bool)
         ys = [h for _, right in itertools.pairwise(edges) for h in (height(front, right),) * 2]
         return [*xs, edges[-1]], [*ys, bottom]
 
-    if both:
-        edges = sorted({left, *(px for px, _ in (*plain, *relaxed))})
+    if len(relaxed) == 1:
+        single = relaxed[0][0]
+        edges = sorted({left, *(px for px, _ in (*plain, *single))})
         xs = [e for pair in itertools.pairwise(edges) for e in pair]
         old = [height(plain, right) for _, right in itertools.pairwise(edges) for _ in range(2)]
-        new = [height(relaxed, right) for _, right in itertools.pairwise(edges) for _ in range(2)]
+        new = [height(single, right) for _, right in itertools.pairwise(edges) for _ in range(2)]
         ax.fill_between(xs, old, list(map(max, old, new)), **GAINED, zorder=1)
         ax.fill_between(xs, new, list(map(max, old, new)), **LOST, zorder=1)
-        ax.plot(*boundary(relaxed), color=WITH, lw=1.5, zorder=2.2)
+    for front, color in relaxed:
+        ax.plot(*boundary(front), color=color, lw=1.5 if len(relaxed) == 1 else 1.1, zorder=2.2)
     ax.plot(*boundary(plain), color=WITHOUT, lw=1.1, ls=DASHES, zorder=2.4)
-    lines = [boundary(front) for front in ((plain, relaxed) if both else (plain,))]
+    lines = [boundary(front) for front in (plain, *(front for front, _ in relaxed))]
     return [p for xs, ys in lines for a, b in itertools.pairwise(zip(xs, ys, strict=True)) for p in _between(a, b, 24)]
 
 
-def _draw_family(ax: Axes, twin: Sequence[Point], relaxed: Sequence[Point], marker: str) -> list[Point]:
+def _draw_family(
+    ax: Axes, twin: Sequence[Point], relaxed: Sequence[tuple[Point, str]], marker: Marker, scale: float
+) -> list[Point]:
     """Draw a merge (hollow), its AIM rows (filled) and arrows along falling omega; return points along these."""
     path: list[Point] = []
-    for a, b in itertools.pairwise([*twin, *relaxed] if twin else []):
+    for a, b in itertools.pairwise([*twin, *(point for point, _ in relaxed)] if twin else []):
         if a != b:
             arrow = {"arrowstyle": "-|>,head_width=0.13,head_length=0.3", "color": "#8c8c8c", "lw": 0.6}
             ax.annotate("", b, a, arrowprops={**arrow, "shrinkA": 1.5, "shrinkB": 2.2}, zorder=2.8)
             path += _between(a, b, 24)
-    size = {"P": 5.2, "X": 5.2, "D": 3.7, "*": 6.0}.get(marker, 4.5)
-    for points, fill, edge, order in ((twin, "white", WITHOUT, 3), (relaxed, WITH, WITH, 4)):
-        for point in points:
-            ax.plot(*point, marker=marker, ms=size, mfc=fill, mec=edge, mew=0.9, ls="", zorder=order)
+    look: dict[str, Any] = {"marker": marker, "ms": scale * marker_size(marker), "mew": 0.9 * scale, "ls": ""}
+    for point in twin:
+        ax.plot(*point, mfc="white", mec=WITHOUT, zorder=3, **look)
+    for point, color in relaxed:
+        ax.plot(*point, mfc=color, mec=color, zorder=4, **look)
     return path
+
+
+def marker_size(marker: Marker) -> float:
+    """Size in points at which markers of different shapes look alike."""
+    return 6.0 if isinstance(marker, tuple) or marker == "*" else {"P": 5.2, "X": 5.2, "D": 3.7}.get(marker, 4.5)
 
 
 def _between(a: Point, b: Point, n: int) -> list[Point]:
