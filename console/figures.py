@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 import zlib
@@ -29,6 +30,13 @@ MARKERS: tuple[Marker, ...] = (
     *((4, 1, 0), (6, 1, 0), (3, 1, 0), (4, 1, 45), (5, 0, 180), (3, 0, 45), (7, 1, 0), (5, 1, 180)),
     *((3, 1, 180), (3, 0, -45), (8, 1, 0), (7, 0, 0), (9, 1, 0), (6, 1, 30)),
 )
+_POLYGONS: dict[str, tuple[int, Literal[0, 1, 2], float]] = {
+    "^": (3, 0, 0), "v": (3, 0, 180), "<": (3, 0, 90), ">": (3, 0, -90), "D": (4, 0, 0), "p": (5, 0, 0),
+    "h": (6, 0, 0), "H": (6, 0, 30), "8": (8, 0, 22.5), "*": (5, 1, 0),
+}  # fmt: skip
+_CROSSES = {"P": 0, "X": 45}
+VIRIDIS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
+"""Anchors of matplotlib's color map of that name."""
 METHODS = (
     *("taskarithmetic", "tiesmerging", "daretaskarithmetic", "dareties", "widen", "linear", "breadcrumbs"),
     *("breadcrumbsties", "della", "dellalinear", "slerp", "nuslerp", "multislerp", "karcher", "modelstock"),
@@ -85,11 +93,33 @@ def method_looks(methods: Iterable[str]) -> dict[str, tuple[Marker, str]]:
 
 def ordered_colors(count: int) -> list[str]:
     """Return `count` colors from dark to light, in an order that the eye and a gray print keep (viridis)."""
-    import matplotlib
-    from matplotlib.colors import to_hex
+    return [_on_scale(0.88 * i / max(1, count - 1)) for i in range(count)]
 
-    scale = matplotlib.colormaps["viridis"]
-    return [to_hex(scale(0.88 * i / max(1, count - 1))) for i in range(count)]
+
+def _on_scale(place: float) -> str:
+    """The color at a place between 0 and 1, between the two anchors around it."""
+    first, share = divmod(place * (len(VIRIDIS) - 1), 1.0)
+    pair = VIRIDIS[int(first) : int(first) + 2]
+    low, high = (tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in (pair[0], pair[-1]))
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True))
+
+
+def marker_polygon(marker: Marker) -> list[tuple[float, float]] | None:
+    """Return the corners of a marker within a circle of radius 1, y upwards; None for a disc."""
+    if marker == "o":
+        return None
+    if isinstance(marker, str) and marker in _CROSSES:
+        arm, turn = 0.36, math.radians(_CROSSES[marker])
+        half = [(-arm, 1.0), (arm, 1.0), (arm, arm), (1.0, arm), (1.0, -arm), (arm, -arm)]
+        plus = [*half, *((-x, -y) for x, y in half)]
+        return [(x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)) for x, y in plus]
+    if marker == "d":
+        return [(0.0, 1.0), (0.6, 0.0), (0.0, -1.0), (-0.6, 0.0)]
+    corners, style, angle = _POLYGONS[marker] if isinstance(marker, str) else marker
+    radii = [1.0, 0.45] if style == 1 else [1.0]
+    steps = corners * len(radii)
+    turns = [math.radians(90 + angle + 360 * i / steps) for i in range(steps)]
+    return [(radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(turns)]
 
 
 def legend_rows(labels: Sequence[str], columns: int) -> float:

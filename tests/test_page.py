@@ -18,9 +18,13 @@ from typing import Any
 import pytest
 
 from console.errors import BadInputError
+from console.figures import MARKERS, marker_polygon, method_looks
 from eval.report.page import make_page
+from eval.report.page_data import page_data
+from eval.report.page_html import tables
 from eval.report.report import make_report
 from eval.results.reader import PAPER, load
+from eval.results.result import Score
 from eval.results.rows import assemble
 from eval.samples import answers_of, sample_files
 from eval.stats.gains import Measure
@@ -86,6 +90,52 @@ def test_page_holds_the_tables(page: Path) -> None:
             assert cell.change is None or cell.change in words
     assert "GSM8K +8.75" in words
     assert words.count("Code </script>, Math") == 5
+
+
+def test_gain_is_in_the_summaries(page: Path) -> None:
+    """The page's first sentence and the badge of each comparison hold the significance of HV gain, as the tables do."""
+    text = page.read_text(encoding="utf-8")
+    models = assemble(sweep(), {}, silent)
+    report = make_report(models, Measure(), silent)
+    beyond = {key for key, column in report.noise.beyond if column == "HV Gain"}
+    assert 0 < len(beyond) < 4
+    first = re.search(r"<header>.*?<p>(.*?)</p>", text, re.DOTALL)
+    assert first
+    assert f"HV Gain is higher beyond noise for {len(beyond)}, lower for 0 and within noise for" in first[1]
+    badges = re.findall(r'<span class="badge[^"]*">(.*?)</summary>', text)
+    assert len(badges) == 4
+    rows = models.families[0].relaxed
+    assert [">HV Gain +" in badge for badge in badges] == [row.key in beyond for row in rows]
+    assert all("up" in badge for badge in badges if "HV Gain +" in badge)
+
+
+def test_gains_and_losses_differ_in_color() -> None:
+    """A change has the class of a gain or a loss by the direction of its metric, not by its sign."""
+    results = []
+    for r in (made("base"), made("code"), made("maths"), made("ties"), made("ties_aim")):
+        error = Score("error", 10.0 - len(results), higher_is_better=False)
+        results.append(replace(r, scores={"error": error, "GSM8K": r.scores["GSM8K"]}, outcomes={}))
+    text = tables(make_report(assemble(results, {}, silent), Measure(), silent))
+    changes = re.findall(r'<span class="change( up| down)?(?: sure)?">([+-])', text)
+    assert changes == [(" up", "+"), (" up", "-")]
+    css = (ROOT / "eval" / "report" / "page" / "page.css").read_text()
+    assert ".up { color: var(--good); }" in css
+    assert ".down { color: var(--bad); }" in css
+
+
+def test_markers_are_those_of_the_figures() -> None:
+    """Each method's marker on the page is a polygon of the figures' marker; corners lie in the unit circle."""
+    core = page_data(load([PAPER], {}, silent), make_report(load([PAPER], {}, silent), Measure(), silent), {}).core
+    looks = method_looks(core["methods"])
+    assert core["methods"]["Task Arithmetic"] is None
+    for method, corners in core["methods"].items():
+        expected = marker_polygon(looks[method][0])
+        assert (corners is None) == (expected is None)
+        for x, y in corners or ():
+            assert x * x + y * y <= 1.2
+    assert len({json.dumps(corners) for corners in core["methods"].values()}) == len(core["methods"])
+    assert [v["label"] for v in core["variants"]] == ["with AIM"]
+    assert all(len(marker_polygon(marker) or [1] * 3) >= 3 for marker in MARKERS)
 
 
 def test_answers_are_packed_as_they_were(page: Path) -> None:
@@ -289,7 +339,7 @@ def test_browser_plots(window: Browser) -> None:
     )
     choose(window, "front-x", "IFEval")
     assert window.run("return document.getElementById('front-y').value") == "MMLU"
-    assert window.run("return document.querySelectorAll('#front > svg path.front').length") == 2
+    assert window.run("return document.querySelectorAll('#front > svg path.front').length") == 5
     assert window.run("return [...document.querySelectorAll('.curves')].map(e => e.querySelectorAll('a').length)") == [
         25
     ]

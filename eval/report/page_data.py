@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from console.figures import marker_polygon, method_looks
 from eval.outcomes import IFEVAL_MEAN, Outcomes
-from eval.report.fronts import pareto_front
+from eval.report.fronts import Variant, pareto_front, variants
 from eval.report.plots import curved
 from eval.report.report import Report
 from eval.results.rows import Family, Models, Row
@@ -35,10 +36,15 @@ def page_data(models: Models, report: Report, answers: Answers, most: int | None
     """Gather everything. `most`: how many items of a benchmark are shown at most (None: all)."""
     rows = [row for row in models.rows if not (row.published and not row.result.scores)]
     number = {row.key: i for i, row in enumerate(rows)}
+    sets = variants(models)
+    several = len(sets) > 1
     data = PageData(
         {
             "columns": list(models.columns),
-            "models": [_model(row, models, number) for row in rows],
+            "units": {name: models.unit(name) for name in (*models.columns, HV)},
+            "methods": _methods(models),
+            "variants": [{"label": v.label, "color": v.color if several else None} for v in sets],
+            "models": [_model(row, models, number, sets) for row in rows],
             "pairs": _pairs(models, number),
             "curves": _curves(models, report),
         }
@@ -47,7 +53,14 @@ def page_data(models: Models, report: Report, answers: Answers, most: int | None
     return data
 
 
-def _model(row: Row, models: Models, number: Mapping[str, int]) -> dict[str, Any]:
+def _methods(models: Models) -> dict[str, Any]:
+    """By method: the corners of its marker, the same as in the figures; None for a disc."""
+    looks = method_looks(family.method for family in models.families)
+    corners = {method: marker_polygon(marker) for method, (marker, _) in looks.items()}
+    return {m: c and [[round(x, 3), round(y, 3)] for x, y in c] for m, c in corners.items()}
+
+
+def _model(row: Row, models: Models, number: Mapping[str, int], sets: Sequence[Variant]) -> dict[str, Any]:
     family = next((f for f in models.families if any(r.key == row.key for r in f.rows)), None)
     twin = family.twin if family and family.twin and family.twin.key != row.key else None
     kind = "base" if family is None and not any(row.label in f.members for f in models.families) else "source"
@@ -61,12 +74,14 @@ def _model(row: Row, models: Models, number: Mapping[str, int]) -> dict[str, Any
         "omega": row.lineage.omega,
         "published": row.published,
         "twin": number[twin.key] if twin else None,
+        "variant": next((i for i, v in enumerate(sets) if any(r.key == row.key for r in v.rows)), None),
         "scores": {c: row.scores[c] for c in models.columns if c in row.scores},
     }
 
 
 def _pairs(models: Models, number: Mapping[str, int]) -> list[dict[str, Any]]:
-    """For each pair of benchmarks the two Pareto fronts, as points."""
+    """For each pair of benchmarks the Pareto fronts, as points: without AIM, and one for each variant with AIM."""
+    sets = variants(models)
     found = []
     for x, y in itertools.combinations(models.columns, 2):
 
@@ -75,10 +90,10 @@ def _pairs(models: Models, number: Mapping[str, int]) -> list[dict[str, Any]]:
 
         sources = points(models.sources)
         plain = points([f.twin for f in models.families])
-        relaxed = points([r for f in models.families for r in f.relaxed if r.lineage.omega != 1.0])
-        fronts = {"plain": pareto_front([*sources, *plain]) if plain else []}
-        fronts["relaxed"] = pareto_front([*sources, *relaxed]) if relaxed else []
-        if sources or plain or relaxed:
+        relaxed = [points(variant.rows) for variant in sets]
+        fronts: dict[str, Any] = {"plain": pareto_front([*sources, *plain]) if plain else []}
+        fronts["relaxed"] = [pareto_front([*sources, *some]) if some else [] for some in relaxed]
+        if sources or plain or any(relaxed):
             found.append({"x": x, "y": y, **fronts})
     return found
 

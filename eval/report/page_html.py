@@ -9,9 +9,11 @@ from typing import Any
 from eval.report.comparison_text import shown_p, verdict
 from eval.report.report import BEYOND, Cell, Line, Report, Table
 from eval.report.tables import OVER, as_printed, over, shown_label
+from eval.results.conditions import SHARED
 from eval.results.rows import Models
 from eval.stats.comparison import Difference
 from eval.stats.gains import HV
+from eval.stats.significance import Interval
 
 
 def tables(report: Report) -> str:
@@ -57,10 +59,10 @@ def _cell(cell: Cell) -> str:
     interval = f'<span class="ci">{as_printed(cell, 0)} to {as_printed(cell, 1)}</span>' if cell.interval else ""
     change = ""
     if cell.change:
-        way = "up" if cell.change.startswith("+") else "down"
+        way = "" if cell.better is None else " up" if cell.better else " down"
         mark = f'<abbr title="beyond noise">{BEYOND}</abbr>' if cell.beyond else ""
         sure = " sure" if cell.beyond else ""
-        change = f'<span class="change {way}{sure}">{escape(cell.change)}{mark}</span>'
+        change = f'<span class="change{way}{sure}">{escape(cell.change)}{mark}</span>'
     return f'<td class="n" data-v="{cell.value!r}">{number}{change}{interval}</td>'
 
 
@@ -73,17 +75,44 @@ def comparisons(models: Models, report: Report) -> str:
             if found and family.twin:
                 omega = "" if row.lineage.omega is None else f" at omega {row.lineage.omega:g}"
                 title = f"{family.method}, {family.label}: AIM{omega}"
-                moved = [d for d in found if d.beyond_noise]
-                says = ", ".join(f"{d.column} {d.value:+.2f}" for d in moved) or "nothing beyond noise"
+                gain = report.noise.changes.get((row.key, HV))
+                values = [report.gains.values.get(r.key) for r in (row, family.twin)]
+                change = None if None in values else (values[0] or 0.0) - (values[1] or 0.0)
+                says, moved = _badge(found, change, gain)
                 names = f"{escape(family.twin.name)} (without) and {escape(row.name)} (with AIM)"
                 parts.append(
                     f'<details class="card"><summary><span>{escape(title)}</span> '
-                    f'<span class="badge{" sure" if moved else ""}">{escape(says)}</span></summary>{_forest(found)}'
+                    f'<span class="badge{" sure" if moved else ""}">{says}</span></summary>'
+                    f"{_forest(found)}{_gain(change, gain)}"
                     f'<p class="sub">{names}</p></details>'
                 )
     if not parts:
         return "<p>There is no AIM row with outcomes per item to compare with its merge.</p>"
     return "\n".join(parts)
+
+
+def _badge(found: Sequence[Difference], change: float | None, gain: Interval | None) -> tuple[str, bool]:
+    """The summary of a comparison as HTML, HV gain included, and True where something is beyond noise."""
+    parts = [(f"{d.column} {d.value:+.2f}", _way(d.value, d.higher_is_better)) for d in found if d.beyond_noise]
+    known = change is not None and gain is not None
+    if change is not None and gain is not None and not gain[0] <= 0 <= gain[1]:
+        parts.append((f"{HV} {change:+.3f}", _way(change, True)))
+    if parts:
+        return ", ".join(f'<span class="{way}">{escape(text)}</span>' for text, way in parts), True
+    return f"nothing beyond noise{f', {HV} included' if known else ''}", False
+
+
+def _way(value: float, higher_is_better: bool | None) -> str:
+    """The class of a gain or a loss."""
+    return "" if higher_is_better is None else "up" if (value > 0) == higher_is_better else "down"
+
+
+def _gain(change: float | None, gain: Interval | None) -> str:
+    """A sentence on the difference of HV gains."""
+    if change is None or gain is None:
+        return f"<p>{HV}: the two gains could not be compared item by item.</p>"
+    beyond = "within noise" if gain[0] <= 0 <= gain[1] else "beyond noise"
+    return f"<p>{HV}: {change:+.3f}, 95 % interval {gain[0]:+.3f} to {gain[1]:+.3f}, {beyond}.</p>"
 
 
 def _forest(found: Sequence[Difference]) -> str:
@@ -98,13 +127,17 @@ def _forest(found: Sequence[Difference]) -> str:
             f'<rect class="dot" x="{at - 0.8:.2f}" y="4" width="1.6" height="8"/></svg>'
         )
         counts = "" if d.only_a is None else f"{d.only_a} / {d.only_b}"
-        sure = ' class="sure"' if d.beyond_noise else ""
-        says = verdict(d).replace("B better", "AIM better").replace("B worse", "AIM worse")
+        sure = f' class="sure {_way(d.value, d.higher_is_better)}"' if d.beyond_noise else ""
+        says = verdict(d).replace("B ", "AIM ")
         interval = f"{d.interval[0]:+.2f} to {d.interval[1]:+.2f}"
-        numbers = [str(d.n), f"{d.value:+.2f}", interval, None, counts, escape(shown_p(d.corrected))]
+        least = "none" if d.detectable is None else f"{d.detectable:.2f}"
+        numbers = [str(d.n), f"{d.value:+.2f}", interval, None, least, counts, escape(shown_p(d.corrected))]
         cells = "".join(f"<td>{shape}</td>" if text is None else f'<td class="n">{text}</td>' for text in numbers)
         rows.append(f'<tr{sure}><th scope="row">{escape(d.column)}</th>{cells}<td>{says}</td></tr>')
-    heads = ("", "items", "difference", "95 % interval", "", "only without / only with", "p corrected", "verdict")
+    heads = (
+        *("", "items", "difference", "95 % interval", "", "detectable", "only without / only with", "p corrected"),
+        "verdict",
+    )
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
     return (
         f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
@@ -112,7 +145,7 @@ def _forest(found: Sequence[Difference]) -> str:
     )
 
 
-SETTINGS = ("preset", "limit", "backend", "dtype_used", "apply_chat_template", "math_prompt_type", "n_samples", "seed")
+SETTINGS = (*SHARED, "limit", "num_fewshot", "math_prompt_type", "math_max_tokens", "seed")
 
 
 def provenance(models: Models) -> str:
@@ -126,9 +159,8 @@ def provenance(models: Models) -> str:
         entry |= {f"{name} version": version for name, version in result.versions.items()}
         entry["minutes"] = f"{result.seconds['total'] / 60:.1f}" if "total" in result.seconds else None
         known.append(entry)
-    names = [
-        n for n in dict.fromkeys(n for e in known for n in e) if any(e.get(n) not in (None, "", False) for e in known)
-    ]
+    every = dict.fromkeys(n for e in known for n in e)
+    names = [n for n in every if any(e.get(n) not in (None, "", False, {}) for e in known)]
     if not measured:
         return "<p>All rows are the paper's.</p>"
     head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in names)

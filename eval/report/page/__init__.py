@@ -12,6 +12,7 @@ from eval.report.page_data import Answers, page_data
 from eval.report.page_html import comparisons, provenance, tables
 from eval.report.report import Report
 from eval.results.rows import Models
+from eval.stats.gains import HV
 
 HERE = Path(__file__).parent
 SCRIPTS = ("base.js", "charts.js", "plots.js", "answers.js", "items.js")
@@ -35,7 +36,7 @@ def make_page(models: Models, report: Report, answers: Answers, title: str, most
         "POLICY": policy,
         "STYLE": style,
         "TITLE": escape(title),
-        "SUMMARY": escape(_summary(models)),
+        "SUMMARY": escape(_summary(models, report)),
         "TABLES": tables(report),
         "COMPARISONS": comparisons(models, report),
         "PROVENANCE": provenance(models),
@@ -48,12 +49,21 @@ def make_page(models: Models, report: Report, answers: Answers, title: str, most
     return "".join(parts[piece] if at % 2 else piece for at, piece in enumerate(pieces))
 
 
-def _summary(models: Models) -> str:
+def _summary(models: Models, report: Report) -> str:
+    """One sentence: how many models and benchmarks, and for how many relaxed merges HV gain changes beyond noise."""
     merges = sum(1 for f in models.families if f.twin)
     relaxed = sum(len(f.relaxed) for f in models.families)
     counts = ((len(models.sources), "source model"), (merges, "merge"), (relaxed, "relaxed merge"))
     told = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count]
-    return f"{', '.join(told)}; {', '.join(models.columns)}."
+    changes = [interval for (_, column), interval in report.noise.changes.items() if column == HV]
+    text = f"{', '.join(told)}; {', '.join(models.columns)}"
+    if not changes:
+        return f"{text}{f'; no {HV} could be compared item by item' if relaxed else ''}."
+    up, down = sum(low > 0 for low, _ in changes), sum(high < 0 for _, high in changes)
+    return (
+        f"{text}; with AIM {HV} is higher beyond noise for {up}, lower for {down} and within noise for "
+        f"{len(changes) - up - down} of the {len(changes)} relaxed merges that could be compared."
+    )
 
 
 def _digest(text: str) -> str:

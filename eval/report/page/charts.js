@@ -1,4 +1,4 @@
-// Plots, drawn from the data of the page. Shapes differ as well as colours: squares are sources, rings merges, discs AIM.
+// Plots, drawn from the data of the page. Squares are source models, other shapes methods; hollow is without AIM.
 const NAMES = { base: "base", source: "fine-tuned model", merge: "merge without AIM", aim: "merge with AIM" };
 
 function ticks(low, high, count) {
@@ -63,11 +63,14 @@ function boundary(front, box) {
   return d;
 }
 
-function shape(kind, cx, cy, size) {
-  const square = kind === "base" || kind === "source";
-  return square
-    ? make("rect", { class: `p-${kind}`, x: cx - size, y: cy - size, width: 2 * size, height: 2 * size })
-    : make("circle", { class: `p-${kind}`, cx, cy, r: size });
+/** A marker: a square for source models, else the method's corners (a disc where it has none). */
+function shape(kind, cx, cy, size, corners, color) {
+  if (kind === "base" || kind === "source")
+    return make("rect", { class: `p-${kind}`, x: cx - size, y: cy - size, width: 2 * size, height: 2 * size });
+  const look = { class: color ? "p-each" : `p-${kind}`, fill: color };
+  if (!corners) return make("circle", { ...look, cx, cy, r: size });
+  const points = corners.map(([x, y]) => `${cx + 1.2 * size * x},${cy - 1.2 * size * y}`).join(" ");
+  return make("polygon", { ...look, points });
 }
 
 const said = (model) =>
@@ -85,15 +88,14 @@ function draw(pair, small) {
     height,
     shown.map((p) => p.px),
     shown.map((p) => p.py),
-    { x: `${pair.x} (%)`, y: `${pair.y} (%)`, title },
+    { x: core.units[pair.x], y: core.units[pair.y], title },
     small,
   );
-  for (const [name, front] of [
-    ["without", pair.plain],
-    ["with", pair.relaxed],
-  ]) {
+  const lines = [["without", null, pair.plain]];
+  core.variants.forEach(({ color }, i) => lines.push([color ? "each" : "with", color, pair.relaxed[i]]));
+  for (const [name, color, front] of lines) {
     const d = boundary(front, box);
-    if (d) box.svg.append(make("path", { class: `front ${name}`, d }));
+    if (d) box.svg.append(make("path", { class: `front ${name}`, d, stroke: color }));
   }
   if (!small) {
     for (const p of shown) {
@@ -108,7 +110,8 @@ function draw(pair, small) {
   for (const p of [...shown].sort((a, b) => order.indexOf(a.model.kind) - order.indexOf(b.model.kind))) {
     const cx = box.x(p.px),
       cy = box.y(p.py),
-      mark = shape(p.model.kind, cx, cy, small ? 2.2 : 5.5);
+      color = p.model.variant === null ? null : core.variants[p.model.variant].color,
+      mark = shape(p.model.kind, cx, cy, small ? 2.2 : 5.5, core.methods[p.model.method], color);
     if (small) {
       marks.push(mark);
       continue;

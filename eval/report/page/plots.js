@@ -13,7 +13,7 @@ function fronts() {
     const pair = pairs.find((p) => (p.x === x && p.y === y) || (p.x === y && p.y === x));
     if (!pair || pair.x === x) return pair;
     const turn = (front) => front.map(([a, b]) => [b, a]).reverse();
-    return { x, y, plain: turn(pair.plain), relaxed: turn(pair.relaxed) };
+    return { x, y, plain: turn(pair.plain), relaxed: pair.relaxed.map(turn) };
   };
   const kinds = Object.keys(NAMES).filter((kind) => core.models.some((m) => m.kind === kind));
   const show = () => {
@@ -22,15 +22,24 @@ function fronts() {
     at("front-y").value = chosen.y;
     const dot = (kind) => () =>
       make("svg", { viewBox: "0 0 26 16", class: "plot", "aria-hidden": "true" }, shape(kind, 13, 8, 5));
-    const line = (name) => () =>
+    const line = (name, color) => () =>
       make(
         "svg",
         { viewBox: "0 0 26 16", class: "plot", "aria-hidden": "true" },
-        make("path", { class: `front ${name}`, d: "M1,8L25,8" }),
+        make("path", { class: `front ${name}`, d: "M1,8L25,8", stroke: color }),
       );
+    const sign = (corners) => () =>
+      make("svg", { viewBox: "0 0 26 16", class: "plot", "aria-hidden": "true" }, shape("method", 13, 8, 5, corners));
     const entries = kinds.map((kind) => [dot(kind), NAMES[kind]]);
-    if (pair.plain.length) entries.push([line("without"), "front without AIM"]);
-    if (pair.relaxed.length) entries.push([line("with"), "front with AIM"]);
+    if (pair.plain.length) entries.push([line("without", null), "front without AIM"]);
+    core.variants.forEach((variant, i) => {
+      if (pair.relaxed[i].length)
+        entries.push([
+          line(variant.color ? "each" : "with", variant.color),
+          variant.color ? `front with ${variant.label}` : "front with AIM",
+        ]);
+    });
+    for (const [method, corners] of Object.entries(core.methods)) entries.push([sign(corners), method]);
     at("front").replaceChildren(draw(pair, false), legend(entries));
     for (const button of grid.children)
       button.setAttribute("aria-pressed", String(button.dataset.x === chosen.x && button.dataset.y === chosen.y));
@@ -85,7 +94,7 @@ function curves() {
         200,
         [0, 1],
         ends,
-        { x: "omega", y: name === "HV Gain" ? name : `${name} (%)`, title: `${name} over omega` },
+        { x: "omega", y: core.units[name], title: `${name} over omega` },
         false,
       );
       for (const p of points)
@@ -103,7 +112,7 @@ function curves() {
             "a",
             { tabindex: 0, role: "img", "aria-label": text },
             make("title", {}, text),
-            shape(p[0] === 1 ? "merge" : "aim", box.x(p[0]), box.y(p[1]), 4.5),
+            shape(p[0] === 1 ? "merge" : "aim", box.x(p[0]), box.y(p[1]), 4.5, core.methods[family.method]),
           ),
         );
       }
