@@ -18,6 +18,7 @@ from console.errors import CalibrationError, CheckpointError, UsageError, neares
 from console.processor import product_dtype
 from merging.card import public_name
 from merging.checkpoint import FLOATS, Checkpoint
+from merging.native.bus_errors import report_bus_errors
 from merging.processes import Processes
 from merging.recipe import DTYPES
 from merging.sidefiles import versions
@@ -96,6 +97,7 @@ def importance_of(
         check_same_calibration(file, found.calibration, settings.calibration)
         say(f"Importance from {file}. {summary(dict(found.calibration))}", quiet)
         return found
+    report_bus_errors("What was saved of the calibration is kept: the same command with --resume goes on from it.")
     measured, progress = measure(base, settings, device, quiet, state, processes)
     try:
         if file is not None and processes.leads:

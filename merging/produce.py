@@ -22,6 +22,7 @@ from merging.digests import InputDigests, digest_of
 from merging.finish import Finisher
 from merging.load_check import check_loads
 from merging.lock import files_of
+from merging.native.bus_errors import report_bus_errors
 from merging.output.stage import Stage, recover, written_bytes
 from merging.part import agreed, check_result, hand_in, own_files, own_tensors, stages_of, writers_of
 from merging.prepared import Prepared, prepared
@@ -103,6 +104,7 @@ def _weights(
 
     check: what is tried while the first digests are taken, before torch is loaded.
     """
+    report_bus_errors("What is finished is kept: the same command with --resume goes on from there.")
     lanes = [files_of(checkpoint) for checkpoint in work.inputs.all]
     writers: list[ShardedWriter] = []
     with InputDigests(own_files(lanes, output.processes), lambda: writers[0].part if writers else 0.0) as digests:

@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from aim.run import perform
 from common import temporary
 from console.errors import CheckpointError
 from merging import stored, stream
+from merging.native.build import library
+from merging.native.bus_errors import report_bus_errors
 from merging.run import merge
 from tests.test_staging import in_a_child, output, recipe_of
 from tests.tiny import fine_tune, make_llama
@@ -87,6 +90,35 @@ def test_an_input_that_is_cut_short_is_a_sentence(copies, tmp_path: Path) -> Non
 
     assert in_a_child(run) == 0
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mapped_file_that_is_cut_short_is_a_sentence(tmp_path: Path) -> None:
+    """A read from a file that was cut after it was mapped ends the process with one sentence that names the file, and
+    exit code 1; a bus error elsewhere stays one."""
+    if library() is None:
+        pytest.skip("no compiled kernels on this machine")
+    file, said = tmp_path / "model.safetensors", tmp_path / "stderr"
+    file.write_bytes(bytes(1 << 16))
+
+    def run() -> None:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+        report_bus_errors("Go on with --resume.")
+        mapped = stored.map_file(file)
+        os.truncate(file, 10)
+        mapped[1 << 15]
+
+    assert in_a_child(run) == 1
+    assert said.read_text() == (
+        f"error: {file} cannot be read any more: it was cut short during the run, or its disk fails. "
+        "Go on with --resume.\n"
+    )
+
+    def elsewhere() -> None:
+        report_bus_errors("")
+        os.kill(os.getpid(), signal.SIGBUS)
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    assert in_a_child(elsewhere) == -signal.SIGBUS
 
 
 def test_descriptors_are_bounded(family, tmp_path: Path) -> None:

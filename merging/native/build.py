@@ -8,17 +8,18 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
+from common.atomic import write_file
 from common.bounded_reading import read_bytes
 from common.cache_folder import cache_folder, is_private_file
+from common.temporary import temporary_folder
 from common.terminal_text import foreign
 from console.cli import say
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = ("kernels.c",)
+SOURCES = ("kernels.c", "bus_errors.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 """No fused multiply-add and no fast math: what is computed is what is written."""
 MAX_LIBRARY = 64 << 20
@@ -58,15 +59,16 @@ def _load() -> ctypes.CDLL:
         if _is_whole(cached):
             return ctypes.CDLL(str(cached))
         cached.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="kernels-") as scratch:
-        fresh = Path(scratch) / "kernels.so"
+    with temporary_folder("kernels") as scratch:
+        fresh = scratch / "kernels.so"
         command = [_compiler(), *FLAGS, *(str(FOLDER / name) for name in SOURCES), "-o", str(fresh)]
         subprocess.run(command, check=True, capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
         fresh.chmod(0o700)
         if folder is None:
             return ctypes.CDLL(str(fresh))  # stays mapped when its file is gone
         kept = folder / f"kernels-{key}-{_digest(fresh)}.so"
-        fresh.replace(kept)
+        write_file(kept, fresh.read_bytes())
+        kept.chmod(0o700)
     return ctypes.CDLL(str(kept))
 
 

@@ -100,13 +100,14 @@ def staged(
 
 
 def recover(save_path: Path, quiet: bool = False) -> None:
-    """Complete or take back what a killed run left half-published at `save_path`; nothing while a run is on."""
+    """Complete or take back what a killed run left half-published or half-removed; nothing while a run is on."""
     work = work_folder_of(save_path)
-    if not is_work_folder(work) or not ((work / PUBLISHING).exists() or (work / REPLACED).exists()):
+    begun = (work / PUBLISHING).exists() or (work / REPLACED).exists() or not (work / RESULT).exists()
+    if not is_work_folder(work) or not begun:
         return
     with suppress(FailureError), claimed(work, f"--save_path {save_path}") as folder:
         _recover(folder, save_path.resolve(), quiet)
-        if not finished(work):
+        if not finished(work) or not (work / RESULT).exists():
             folder.remove()
 
 
