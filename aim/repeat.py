@@ -62,6 +62,7 @@ def work_of(
         tokenizer=moved.get(asked.tokenizer, asked.tokenizer),
         chat_template=moved.get(asked.chat_template, asked.chat_template),
         exclude_from=moved.get(asked.exclude_from, asked.exclude_from),
+        tokens=tuple(request.renamed(lambda name: moved.get(name, name)) for request in asked.tokens),
     )
     reference = asked.numerics == "reference"
     relaxing = relaxing_of(asked, aim_of(given, reference=reference), output) if given else None

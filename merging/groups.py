@@ -9,11 +9,11 @@ from torch import Tensor
 
 from merging.job import Job
 from merging.mean_row import mean_row
-from merging.planned import Source, TensorPlan
+from merging.planned import Source, TensorPlan, source_of
 from merging.rows import Rows
 from merging.tensors import TensorGroup
 from merging.transfers import elements_for
-from merging.vocabulary import AlignedRows, gather
+from merging.vocabulary import AlignedRows, ChosenRow, gather
 
 
 def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
@@ -71,7 +71,21 @@ def _fill(tensor: TensorPlan, asking: Source, wanted: Tensor) -> Tensor:
     nobody = lacking & (count == 0)
     if bool(nobody.any()):
         rows[nobody] = mean_row(asking)
-    return rows / count.clamp(min=1).reshape(-1, *[1] * (rows.dim() - 1))
+    rows /= count.clamp(min=1).reshape(-1, *[1] * (rows.dim() - 1))
+    chosen = asking.alignment.chosen if asking.alignment else {}
+    for i, row in enumerate(wanted.tolist() if chosen else ()):
+        if row in chosen:
+            rows[i] = _chosen_row(tensor, chosen[row])
+    return rows
+
+
+def _chosen_row(tensor: TensorPlan, wish: ChosenRow) -> Tensor:
+    """The row (...) that a recipe asks for, fp32, from that checkpoint's tensor of the same role."""
+    if wish.checkpoint is None:
+        return torch.zeros(tensor.shape[1:])
+    source = source_of(tensor, wish.checkpoint)
+    assert source is not None  # preflight refuses it
+    return gather(source.checkpoint.rows(source.name), torch.tensor([wish.row]))[0]
 
 
 def _take(source: Source, wanted: Tensor) -> Tensor:

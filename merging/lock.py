@@ -192,6 +192,7 @@ def pinned(recipe: MergeRecipe, lock: Mapping[str, Any]) -> MergeRecipe:
         tokenizer=whose(recipe.tokenizer),
         chat_template=whose(recipe.chat_template),
         exclude_from=whose(recipe.exclude_from),
+        tokens=tuple(request.renamed(lambda name: exact.get(name, name)) for request in recipe.tokens),
     )
 
 

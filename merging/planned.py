@@ -84,6 +84,12 @@ class LayerOrigin:
     others: tuple[tuple[Checkpoint, int], ...] = ()
 
 
+def source_of(tensor: TensorPlan, checkpoint: Checkpoint) -> Source | None:
+    """Return a checkpoint's tensor among those that one of the result is planned from; None where it has no part."""
+    sources = (tensor.own, *tensor.models, *([tensor.base] if tensor.base else []))
+    return next((source for source in sources if source.checkpoint.exact_name == checkpoint.exact_name), None)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Every output tensor, in the donor's order, and what is to be said of the inputs.

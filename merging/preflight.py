@@ -15,7 +15,7 @@ from merging.orientation import transposed_names
 from merging.plan.config_meaning import compare_configs
 from merging.plan.dtypes import WideTensors
 from merging.plan.layer_kinds import check_sources
-from merging.planned import LayerOrigin, Plan, Source, TensorPlan
+from merging.planned import LayerOrigin, Plan, Source, TensorPlan, source_of
 from merging.recipe.options import DEFAULTS, PlanOptions
 from merging.settings import Section
 from merging.stored import CODES, FLOATS, TensorInfo
@@ -51,6 +51,7 @@ def plan(
         builder.notes += exclusion.notes(slots, inputs)
     tensors = [builder.tensor(slot) for slot in slots]
     builder.leftovers(sliced)
+    builder.check_chosen_rows([tensor for tensor in tensors if tensor is not None])
     builder.refuse()
     builder.notes += builder.wide_note()
     comparison = compare_configs(inputs.donor, inputs.all[1:], by_layer=not sliced)
@@ -265,7 +266,8 @@ class _Builder:
 
     def _aligned(self, checkpoint: Checkpoint, label: str, rows: int, info: TensorInfo) -> Alignment | None:
         theirs, donor = info.shape[0], self.inputs.donor
-        if checkpoint is donor and self.vocabulary.folder == donor.folder and theirs == rows:
+        forced = any(wish.force for wish in self.vocabulary.chosen.values())
+        if checkpoint is donor and self.vocabulary.folder == donor.folder and theirs == rows and not forced:
             return None
         alignment = alignment_of(self.vocabulary, rows, checkpoint.folder, theirs)
         if alignment is None:
@@ -283,6 +285,17 @@ class _Builder:
         if sentence and not (checkpoint is donor and self.vocabulary.folder == donor.folder):
             self.notes.append(sentence)
         return alignment if alignment.rows is not None or theirs != rows else None
+
+    def check_chosen_rows(self, tensors: Sequence[TensorPlan]) -> None:
+        """Name vocabulary tensors in which a model has no part whose row `tokenizer.tokens` takes."""
+        owners = [wish.checkpoint for wish in self.vocabulary.chosen.values() if wish.checkpoint is not None]
+        for tensor in tensors if owners else ():
+            if is_vocabulary_tensor(tensor.own.name, tensor.own.checkpoint):
+                self.problems += [
+                    f"tokenizer.tokens takes a row of {owner.name}, which has no part in {tensor.name}"
+                    for owner in owners
+                    if source_of(tensor, owner) is None
+                ]
 
     def leftovers(self, sliced: bool) -> None:
         """Account for tensors that go nowhere: computed buffers and heads are left out, others refused."""

@@ -26,7 +26,7 @@ from merging.recipe.checks import check_values, idle_filters
 from merging.recipe.mergekit.writer import as_mergekit
 from merging.registry import find_method
 from merging.token_ids import read_tokenizers
-from merging.tokenizer import choose_vocabulary
+from merging.tokenizer import choose_vocabulary, with_tokens
 from merging.tokenizer_files import tokenizer_files
 from merging.work import Output, Relaxing, Variant, Work
 
@@ -157,6 +157,7 @@ def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint], loads: bool) -> 
     others = [checkpoint for checkpoint in inputs.all if checkpoint is not donor]
     read_tokenizers([checkpoint.folder for checkpoint in inputs.all], apart=not loads)
     vocabulary = choose_vocabulary(recipe.tokenizer, donor, others, recipe.pad_to_multiple_of)
+    vocabulary = with_tokens(vocabulary, recipe.tokens, inputs.all)
     exclusion = Exclusion.of(recipe.exclude, recipe.exclude_from, inputs)
     merge_plan = plan(inputs, recipe.sections, recipe.stored_dtype, vocabulary, exclusion, recipe.options)
     for tensor in merge_plan.tensors:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from console.errors import UsageError
 from merging.checkpoint import Checkpoint
 from merging.hub import CheckpointRef, locate
 from merging.names import main_embedding, role_of
 from merging.token_ids import read_tokenizer, token_ids
-from merging.vocabulary import Vocabulary, listed
+from merging.vocabulary import ChosenRow, Vocabulary, listed
+
+if TYPE_CHECKING:
+    from merging.recipe.tokens import TokenRequest
 
 
 def embedding_rows(checkpoint: Checkpoint) -> int | None:
@@ -95,6 +100,59 @@ def _named(policy: str, donor: Checkpoint, others: Sequence[Checkpoint], multipl
     if unknown:
         raise UsageError(f"--tokenizer {policy} lists {listed(unknown)} that none of the models has a row for.")
     return Vocabulary(folder, policy, tokens, given_rows=max(tokens.values()) + 1, multiple=multiple or 1)
+
+
+def with_tokens(vocabulary: Vocabulary, requests: Sequence[TokenRequest], inputs: Sequence[Checkpoint]) -> Vocabulary:
+    """Return the vocabulary with the tokens that a recipe asks for, and where their rows come from.
+
+    Tokens that it lacks are added after its last. Raises UsageError where there is no tokenizer, for a model that is
+    none of the inputs, and for a token that no model has and no source is given for.
+    """
+    if not requests:
+        return vocabulary
+    if vocabulary.tokens is None:
+        raise UsageError(f"tokenizer.tokens needs a tokenizer in {vocabulary.name}, which has none.")
+    ids = dict(vocabulary.tokens)
+    first = max(ids.values(), default=-1) + 1
+    new = tuple(request.token for request in requests if request.token not in ids)
+    ids |= {token: first + i for i, token in enumerate(new)}
+    known = {token for model in inputs for token in _with_row(model)}
+    for request in requests:
+        if not request.has_source and request.token not in known:
+            raise UsageError(
+                f"tokenizer.tokens.{request.token}: no model has this token; give its source (another token of a "
+                "model, or zero)."
+            )
+    rows = first + len(new)
+    return replace(
+        vocabulary,
+        tokens=ids,
+        given_rows=None if vocabulary.given_rows is None else max(vocabulary.given_rows, rows),
+        least_rows=max(vocabulary.least_rows, rows) if new else vocabulary.least_rows,
+        added=(*vocabulary.added, *new),
+        rowless=tuple(token for token in vocabulary.rowless if token not in new),
+        chosen={ids[r.token]: _chosen(r, inputs) for r in requests if r.has_source},
+    )
+
+
+def _chosen(request: TokenRequest, inputs: Sequence[Checkpoint]) -> ChosenRow:
+    """The row that a request names, in one of the inputs."""
+    where = f"tokenizer.tokens.{request.token}.source"
+    if request.zero:
+        return ChosenRow(None, force=request.force)
+    model = next((c for c in inputs if request.model in (c.name, c.ref.path, c.exact_name)), None)
+    if model is None:
+        raise UsageError(f"{where}: {request.model} must be one of the models ({', '.join(c.name for c in inputs)}).")
+    rows = embedding_rows(model) or 0
+    row = request.source_id
+    if row is None:
+        token = request.source_token or request.token
+        row = (token_ids(model.folder) or {}).get(token, rows)
+        if row >= rows:
+            raise UsageError(f"{where}: {model.name} has no row for the token {token!r}.")
+    if row >= rows:
+        raise UsageError(f"{where}.token_id {row} must be below {model.name}'s {rows} rows.")
+    return ChosenRow(model, row, request.force)
 
 
 def _why_none(checkpoint: Checkpoint) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,13 +21,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class ChosenRow:
+    """A row that a recipe asks for by token: a row of a checkpoint, or zeros (None), in models that lack the token.
+
+    force: also in those that have it.
+    """
+
+    checkpoint: Checkpoint | None
+    row: int = 0
+    force: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The vocabulary of the result: which token has which row, and whose tokenizer it is.
 
     tokens: None where there is no tokenizer that transformers reads, rows then match by number alone. `given_rows`: the
     number of rows where another model's tokenizer decides it; else the donor's, at least `least_rows`; rounded up to a
     multiple of `multiple`. `added`: tokens that the donor lacks. `rowless`: tokens that the chosen tokenizer lists
-    without having a row for them; the result's does not list them.
+    without having a row for them; the result's does not list them. `chosen`: {row: where a recipe takes it from}.
     """
 
     folder: Path
@@ -38,6 +50,7 @@ class Vocabulary:
     added: tuple[str, ...] = ()
     rowless: tuple[str, ...] = ()
     multiple: int = 1
+    chosen: Mapping[int, ChosenRow] = field(default_factory=dict)
 
     def rows(self, donor_rows: int) -> int:
         """Return how many rows a tensor of the result has, from the donor's number."""
@@ -49,13 +62,15 @@ class Vocabulary:
 class Alignment:
     """For each row of the result, the row of a model with the same token, or -1 where it has none.
 
-    `rows` is None where the model's first rows are the result's rows, so that nothing has to be gathered.
+    `rows` is None where the model's first rows are the result's rows, so that nothing has to be gathered. `chosen`:
+    where rows that it lacks are taken from instead of the other models.
     """
 
     rows: tuple[int, ...] | None
     total: int
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
+    chosen: Mapping[int, ChosenRow] = field(default_factory=dict, compare=False)
 
     @cached_property
     def index(self) -> torch.Tensor:
@@ -116,7 +131,11 @@ def is_vocabulary_tensor(name: str, checkpoint: Checkpoint) -> bool:
 
 
 def align(
-    wanted: Mapping[str, int] | None, total: int, tokens: Mapping[str, int] | None, rows: int
+    wanted: Mapping[str, int] | None,
+    total: int,
+    tokens: Mapping[str, int] | None,
+    rows: int,
+    chosen: Mapping[int, ChosenRow] | None = None,
 ) -> Alignment | None:
     """Map the result's `total` rows to a model's rows by token string; None where it cannot be told (no tokenizer).
 
@@ -134,12 +153,13 @@ def align(
             index.append(row if row < rows and row not in taken else -1)
             continue
         found = tokens.get(token, rows)
-        index.append(found if found < rows else -1)
-        if found >= rows:
+        wish = (chosen or {}).get(row)
+        index.append(found if found < rows and not (wish and wish.force) else -1)
+        if found >= rows and wish is None:
             missing.append(token)
     extra = tuple(token for token, i in tokens.items() if token not in wanted and i < rows)
     identical = index == list(range(total))
-    return Alignment(None if identical else tuple(index), total, tuple(missing), extra)
+    return Alignment(None if identical else tuple(index), total, tuple(missing), extra, chosen or {})
 
 
 @lru_cache(maxsize=64)
@@ -153,7 +173,7 @@ def alignment_of(vocabulary: Vocabulary, total: int, folder: Path, rows: int) ->
         there = [place for place in (vocabulary.folder, folder) if read_tokenizer(place) is not None]
         if len({tokenizer_digest(place) for place in there}) > 1:
             return None
-    return align(vocabulary.tokens, total, tokens, rows)
+    return align(vocabulary.tokens, total, tokens, rows, vocabulary.chosen)
 
 
 def describe(model: str, rows: int, alignment: Alignment) -> str | None:

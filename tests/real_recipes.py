@@ -635,6 +635,32 @@ dtype: bfloat16
 """,
 }
 
+TOKENS = {
+    # the example of mergekit's documentation on tokenizers: chat tokens of one model, a token of another, zeros
+    "tokens of the documentation": """
+merge_method: task_arithmetic
+base_model: base
+models:
+  - {model: x, parameters: {weight: 0.5}}
+  - {model: y, parameters: {weight: 0.7}}
+dtype: float32
+tokenizer:
+  source: union
+  tokens:
+    <|im_start|>: {source: x}
+    <|im_end|>: {source: y, force: true}
+    <|start_header_id|>:
+      source: {kind: model_token, model: base, token: w5}
+      force: true
+    <|pad|>: {source: {kind: zero}}
+    w7:
+      source: {kind: model_token, model: x, token_id: 9}
+      force: true
+  pad_to_multiple_of: 8
+""",
+}
+"""Recipes with `tokenizer.tokens`."""
+
 REPEATED = {
     # Tech-Meld/HX-Mistral-1.5B_v0.2: one model in four places
     "linear of one model's layers": (

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "REPRODUCTION.md"]
-WITH_COMMANDS = [*DOCUMENTS, "docs/scale.md", "docs/reliability.md"]
+WITH_COMMANDS = [*DOCUMENTS, "docs/scale.md", "docs/reliability.md", "docs/recipes.md"]
 COMMAND = re.compile(r"^(?:\$ )?((?:python |\./)?(?:scripts/)?[\w./]+\.(?:py|sh)\b.*)$")
 
 

@@ -17,7 +17,7 @@ from console.cli import run
 from console.errors import UsageError
 from merge import main
 from merging.recipe import make_recipe, read_config, remarks
-from tests.real_recipes import OTHER_PROGRAMS, RECIPES, REPEATED
+from tests.real_recipes import OTHER_PROGRAMS, RECIPES, REPEATED, TOKENS
 from tests.test_recipe_parity import RANDOM, assert_close, by_us
 from tests.tiny import fine_tune, make_llama, train, weights
 
@@ -106,6 +106,64 @@ def test_public_recipes(name: str, tmp_path: Path) -> None:
     assert_close(mine, theirs)
     assert settings(tmp_path / "mine") == settings(tmp_path / "theirs")
     assert rendered(tmp_path / "mine") == rendered(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_rows_by_token(name: str, tmp_path: Path) -> None:
+    """tokenizer.tokens: every row is mergekit's, those that are added, forced, zero or another token's among them; the
+    recipe reads back as it is, and its lock repeats it."""
+    from transformers import AutoTokenizer
+
+    text = TOKENS[name]
+    theirs = by_mergekit(text, tmp_path / "theirs")
+    mine = by_us(text, tmp_path / "mine")
+    ids, expected = (AutoTokenizer.from_pretrained(tmp_path / who).get_vocab() for who in ("mine", "theirs"))
+    assert ids.keys() == expected.keys()
+    order = torch.tensor([expected[token] for token in sorted(ids, key=ids.__getitem__)])
+    for key in VOCABULARY:
+        assert mine[key].shape == theirs[key].shape
+        theirs[key][: len(order)] = theirs[key][order]
+        if len(order) < len(mine[key]):  # padding: the mean of the model's own rows there, of all of them here
+            theirs[key][len(order) :] = mine[key][len(order) :]
+    assert_close(mine, theirs)
+    recipe = make_recipe({}, yaml.safe_load(text))
+    assert make_recipe({}, recipe.as_yaml_dict()) == recipe
+    again = ["--quiet", "--from_lock", str(tmp_path / "mine"), "--save_path", str(tmp_path / "again")]
+    assert run(main, again) == 0
+    assert all(torch.equal(tensor, mine[key]) for key, tensor in weights(tmp_path / "again").items())
+
+
+def test_a_token_of_the_base_s_tokenizer(tmp_path: Path) -> None:
+    """A token that no model has, with the row of another: both models take that row, so that any average of them is
+    that row (mergekit 0.1.5 ends in a KeyError here)."""
+    from transformers import AutoTokenizer
+
+    text = (
+        "merge_method: linear\nmodels: [{model: base}, {model: a}]\nbase_model: base\nparameters: {weight: 1}\n"
+        "tokenizer: {source: base, tokens: {<new>: {source: {kind: model_token, model: base, token: </s>}}}}\n"
+    )
+    mine = by_us(text, tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").convert_tokens_to_ids("<new>") == 64
+    for key in VOCABULARY:
+        assert mine[key].shape[0] == 65
+        assert torch.equal(mine[key][64], weights(Path("base"))[key][2])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [
+        ("{nowhere: {}}", "tokenizer.tokens.nowhere: no model has this token; give its source"),
+        ("{w5: {source: c}}", "tokenizer.tokens.w5.source: c must be one of the models (base, x)."),
+        ("{z: {source: x}}", "tokenizer.tokens.z.source: x has no row for the token 'z'."),
+        ("{z: {source: {kind: model_token, model: x, token_id: 99}}}", "token_id 99 must be below x's 66 rows."),
+    ],
+)
+def test_tokens_that_cannot_be(tokens: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A token without a row, and a source that is none, are one sentence each."""
+    file = tmp_path / "recipe.yml"
+    file.write_text(f"merge_method: ties\nbase_model: base\nmodels: [{{model: x}}]\ntokenizer: {{tokens: {tokens}}}\n")
+    assert run(main, ["--config", str(file), "--save_path", str(tmp_path / "out"), "--quiet"]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", REPEATED)

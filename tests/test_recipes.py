@@ -15,6 +15,7 @@ import yaml
 from console.errors import UsageError
 from merging.recipe import MergeRecipe, make_recipe, read_config, remarks
 from merging.recipe.mergekit.writer import as_mergekit, to_text
+from merging.recipe.tokens import TokenRequest
 from merging.registry import all_methods, find_method
 from merging.settings import Section, Setting
 from tests.mergekit_examples import EXAMPLES, MODULES, MODULES_OF_SLICES
@@ -406,6 +407,10 @@ def test_a_folder_with_an_at_sign(models: list[str]) -> None:
         ("chat_template: auto", "chat_template", "auto"),
         ("chat_template: a", "chat_template", "a"),
         ("chat_template: chatml", "chat_template", "chatml"),
+        ("tokenizer: {tokens: {x: {source: a, force: 1}, y: {source: {kind: zero}}, z: {}}}", "tokens",
+         (TokenRequest("x", "a", force=True), TokenRequest("y", zero=True), TokenRequest("z"))),
+        ("tokenizer: {tokens: {x: {source: {kind: model_token, model: a, token: w3}}}}", "tokens",
+         (TokenRequest("x", "a", source_token="w3"),)),
         ("chat_template: '{% for m in messages %}{{ m }}{% endfor %}'", "chat_template",
          "{% for m in messages %}{{ m }}{% endfor %}"),
         ("seed: 3", "seed", 3),
@@ -578,7 +583,12 @@ MISTAKES = {
     "module of nothing": ("merge_method: linear\nmodules: {text: {parameters: {}}}",
                           r"modules\.text should have either models or slices"),
     "too many models": (S + "models: [{model: a}, {model: b}]", "slerp takes 1 model besides the base, 2 given"),
-    "tokens": (BASE + "tokenizer: {source: union, tokens: {x: {source: a}}}", r"tokenizer\.tokens is not supported"),
+    "tokens": (BASE + "tokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}",
+               r"tokenizer\.tokens\.x\.source needs either token or token_id"),
+    "kind of token": (BASE + "tokenizer: {tokens: {x: {source: {kind: mean}}}}", "must be model_token or zero"),
+    "forced without source": (BASE + "tokenizer: {tokens: {x: {force: true}}}", "force needs a source"),
+    "id of token": (BASE + "tokenizer: {tokens: {x: {source: {kind: model_token, model: a, token_id: -1}}}}",
+                    "token_id must be a whole number from 0"),
     "padding": (BASE + "tokenizer: {pad_to_multiple_of: 0}", r"pad_to_multiple_of must be a whole number from 1"),
     "two tokenizers": (BASE + "tokenizer: {}\ntokenizer_source: base", "either tokenizer or tokenizer_source"),
     "dtype": (BASE + "dtype: bfloat61", r"dtype must be one of .* Did you mean 'bfloat16'"),

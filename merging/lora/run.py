@@ -87,6 +87,8 @@ def _planned(recipe: MergeRecipe, opened: Sequence[Checkpoint], relaxing: Relaxi
     models, base = opened[:-1], opened[-1]
     check_same_base(models, base)
     check_distinct(base, models)
+    if recipe.tokens:
+        raise UsageError("tokenizer.tokens is for merges of models; with --save_as adapter leave it out.")
     if recipe.exclude is not None:
         raise UsageError("--exclude is for merges of models; with --save_as adapter leave it out.")
     method = find_method(recipe.method)

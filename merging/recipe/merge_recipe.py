@@ -15,6 +15,7 @@ from merging.recipe.mergekit import writer
 from merging.recipe.mergekit.other_programs import refuse_other_programs, several_recipes
 from merging.recipe.mergekit.reader import Draft, is_mergekit, read_mergekit
 from merging.recipe.options import PlanOptions
+from merging.recipe.tokens import TokenRequest
 from merging.registry import MergeMethod, Parameter, find_method
 from merging.settings import DTYPES, SETTINGS, Section, Setting
 
@@ -53,6 +54,7 @@ class MergeRecipe:
     tokenizer: str = "base"
     pad_to_multiple_of: int | None = None
     chat_template: str = "base"
+    tokens: tuple[TokenRequest, ...] = ()
     exclude: str | None = None
     exclude_from: str = "base"
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -64,7 +66,7 @@ class MergeRecipe:
         """Whether whole models are merged with the same parameters for every tensor: what the flags can say."""
         section = self.sections[0]
         whole = len(self.sections) == 1 and section.layers is None and section.module is None
-        whole = whole and bool(self.models) and section.models == tuple(range(len(self.models)))
+        whole = whole and not self.tokens and bool(self.models) and section.models == tuple(range(len(self.models)))
         return whole and all(s.constant is not None for name in section.parameters for s in section.settings(name))
 
     @property
@@ -167,6 +169,7 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
         tokenizer=_tokenizer(given.get("tokenizer", "base")),
         pad_to_multiple_of=_multiple(given.get("pad_to_multiple_of")),
         chat_template=_template(given.get("chat_template", "base"), (*draft.models, *([str(base)] if base else []))),
+        tokens=given.get("tokens", ()),
         exclude=_pattern(given.get("exclude")),
         exclude_from=_owner(given),
         notes=draft.notes,

@@ -10,6 +10,7 @@ from console.errors import UsageError, nearest
 from merging.recipe.mergekit.keys import check_keys, places_of_parameters
 from merging.recipe.mergekit.sources import LAYOUTS, Group, Source, read_groups
 from merging.recipe.mergekit.values import as_mapping, model_name, plain, with_revision, written_name
+from merging.recipe.tokens import read_tokens
 from merging.registry import MergeMethod, Parameter, find_method
 from merging.settings import DTYPES, SETTINGS, Section, Setting
 
@@ -168,10 +169,12 @@ def _tokenizer(value: Any, notes: list[str]) -> dict[str, Any]:
         return {"tokenizer": _tokenizer_name(value, "tokenizer")}
     content = as_mapping(value, "tokenizer")
     check_keys(content, ("source", "tokens", "pad_to_multiple_of"), "tokenizer", notes)
-    if content.get("tokens"):
-        raise UsageError("tokenizer.tokens is not supported; take it out (`source` is base, union or a model).")
     source = _tokenizer_name(content.get("source", "union"), "tokenizer.source")
-    return {"tokenizer": source, "pad_to_multiple_of": content.get("pad_to_multiple_of")}
+    return {
+        "tokenizer": source,
+        "pad_to_multiple_of": content.get("pad_to_multiple_of"),
+        "tokens": read_tokens(content.get("tokens"), notes),
+    }
 
 
 def _with_base(group: Group, method: MergeMethod, base: str) -> Group:

@@ -34,7 +34,7 @@ def as_mergekit(recipe: MergeRecipe) -> tuple[dict[str, Any], list[str]]:
         del document["dtype"]  # mergekit then keeps the models' own, and computes in it
     elif recipe.dtype != compute:
         document["out_dtype"] = recipe.dtype
-    if recipe.tokenizer != "base" or recipe.pad_to_multiple_of:
+    if recipe.tokenizer != "base" or recipe.pad_to_multiple_of or recipe.tokens:
         document |= _tokenizer(recipe)
     if _template_of_mergekit(recipe):
         document["chat_template"] = recipe.chat_template
@@ -58,9 +58,11 @@ def lossless(recipe: MergeRecipe) -> dict[str, Any]:
 
 def _tokenizer(recipe: MergeRecipe) -> dict[str, Any]:
     """Whose vocabulary, and what its rows are rounded up to."""
-    if recipe.pad_to_multiple_of is None:
+    if recipe.pad_to_multiple_of is None and not recipe.tokens:
         return {"tokenizer_source": recipe.tokenizer}
-    return {"tokenizer": {"source": recipe.tokenizer, "pad_to_multiple_of": recipe.pad_to_multiple_of}}
+    tokens = {request.token: request.as_yaml_dict() for request in recipe.tokens}
+    padding = {} if recipe.pad_to_multiple_of is None else {"pad_to_multiple_of": recipe.pad_to_multiple_of}
+    return {"tokenizer": {"source": recipe.tokenizer, **({"tokens": tokens} if tokens else {}), **padding}}
 
 
 def to_text(document: Mapping[str, Any]) -> str:
