@@ -101,7 +101,7 @@ class Finisher:
         import torch
 
         work, expected = self.work, self.output.expected
-        inputs = [describe_input(checkpoint, digests) for checkpoint in work.inputs.all]
+        inputs = [describe_input(checkpoint, digests) for checkpoint in work.inputs.distinct]
         others = {name: digests.get(file) for name, file in work.files.items()}
         tensors = tensors_of(work.plan, stage.journal.entries)
         if expected is not None:

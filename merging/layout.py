@@ -27,6 +27,14 @@ class Inputs:
         """Every checkpoint once, the donor first."""
         return list({id(c): c for c in (self.donor, *self.models, *([self.base] if self.base else []))}.values())
 
+    @property
+    def distinct(self) -> list[Checkpoint]:
+        """Every checkpoint once by name: a base that is one of the models too is opened for each."""
+        named: dict[str, Checkpoint] = {}
+        for checkpoint in self.all:
+            named.setdefault(checkpoint.name, checkpoint)
+        return list(named.values())
+
 
 @dataclass(frozen=True)
 class Slot:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.checks import check_config
-from merging.exclusion import Exclusion
+from merging.exclusion import HEAD_KEYS, Exclusion
 from merging.layout import Inputs, Slot, slots_of
 from merging.names import is_computed, layer_of, role_of, stacks_of
 from merging.orientation import transposed_names
@@ -54,7 +54,9 @@ def plan(
     builder.check_chosen_rows([tensor for tensor in tensors if tensor is not None])
     builder.refuse()
     builder.notes += builder.wide_note()
-    comparison = compare_configs(inputs.donor, inputs.all[1:], by_layer=not sliced)
+    comparison = compare_configs(
+        inputs.donor, inputs.all[1:], by_layer=not sliced, ignored=HEAD_KEYS if exclusion else ()
+    )
     builder.notes += comparison.check(options.allow_config_mismatch)
     origins = _layer_origins(inputs, slots)
     for sentence in check_sources(origins):

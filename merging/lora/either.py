@@ -80,7 +80,7 @@ def shown(work: Either, output: Output, as_json: bool, machine: Bandwidths | Non
 def check_plan_of(work: Either, lock: Mapping[str, Any]) -> None:
     """Refuse a plan that cannot repeat a lock, before anything is computed. Raises CheckpointError naming the first."""
     files = lasting_files if isinstance(work, AdapterWork) else files_of
-    inputs = [describe_input(checkpoint, {}, files(checkpoint)) for checkpoint in work.inputs.all]
+    inputs = [describe_input(checkpoint, {}, files(checkpoint)) for checkpoint in work.inputs.distinct]
     check_planned(lock, work.plan.tensors, inputs, work.files)
 
 
@@ -91,7 +91,7 @@ def check_inputs_of(work: Either, lock: Mapping[str, Any]) -> None:
         check_base(lock, described_base(work), work.base.name)
     else:
         files = {file: digest_of(file) for checkpoint in work.inputs.all for file in files_of(checkpoint)}
-        check_inputs(lock, [describe_input(checkpoint, files) for checkpoint in work.inputs.all])
+        check_inputs(lock, [describe_input(checkpoint, files) for checkpoint in work.inputs.distinct])
     for name, file in work.files.items():
         if not file.is_file():
             raise FailureError(f"The {name} file {file} is not there.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,11 +129,13 @@ class ConfigComparison:
         return notes
 
 
-def compare_configs(template: Checkpoint, others: Iterable[Checkpoint], by_layer: bool = True) -> ConfigComparison:
+def compare_configs(
+    template: Checkpoint, others: Iterable[Checkpoint], by_layer: bool = True, ignored: Collection[str] = ()
+) -> ConfigComparison:
     """Compare each model's config with the template model's.
 
     by_layer: compare the keys that give each layer its kind too; False where a recipe has slices, whose layers
-    `merging.plan.layer_kinds` compares one by one.
+    `merging.plan.layer_kinds` compares one by one. ignored: keys that go with tensors which are not merged.
     """
     conflicts: list[ConfigDifference] = []
     lengths: list[ConfigDifference] = []
@@ -141,6 +143,8 @@ def compare_configs(template: Checkpoint, others: Iterable[Checkpoint], by_layer
         if other.config == template.config:
             continue
         for difference, kind in _differences(template, other):
+            if not {difference.key.partition(".")[0], _last(difference.key)}.isdisjoint(ignored):
+                continue
             if kind == "function" or (kind == "layers" and by_layer):
                 conflicts.append(difference)
             elif kind == "length":
