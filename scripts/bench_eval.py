@@ -38,7 +38,7 @@ def parser() -> Parser:
     p.add_argument("--num_fewshot", type=int, help="examples in prompts of tasks that fix none")
     p.add_argument("--limit", type=int, default=16, help="items of each task")
     p.add_argument("--max_gen_toks", type=int, default=48, help="new tokens of each generation")
-    p.add_argument("--batch_sizes", default="1,8", help="lm-eval's batch sizes, one row each (its own default is 1)")
+    p.add_argument("--batch_sizes", default="1,8,auto", help="rows of a batch; auto is ours alone")
     p.add_argument("--repeats", type=int, default=3, help="how often each is timed")
     p.add_argument("--dtype", default="float32", help="of the weights")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -149,7 +149,7 @@ def score_table(questions: Questions, requests: Sequence[Any], theirs: Timed, ou
 
 
 def candidates(args: Any, requests: Sequence[Any]) -> list[tuple[str, Callable[[], dict[str, Any]], Timed]]:
-    """lm-eval and ours at each batch size, and ours by itself."""
+    """lm-eval and ours at each batch size."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -160,9 +160,11 @@ def candidates(args: Any, requests: Sequence[Any]) -> list[tuple[str, Callable[[
     length = min(4096, getattr(model.config, "max_position_embeddings", 4096))
     ways = []
     for rows in args.batch_sizes.split(","):
+        if rows == "auto":
+            ways.append(("ours, batch auto", _ours(model, tokenizer, None, length, requests)))
+            continue
         ways.append((f"lm-eval, batch {rows}", _lm_eval(model, tokenizer, int(rows), length, requests)))
         ways.append((f"ours, batch {rows}", _ours(model, tokenizer, int(rows), length, requests)))
-    ways.append(("ours, batch auto", _ours(model, tokenizer, None, length, requests)))
     torch.manual_seed(0)
     return [(name, answer, Timed(name, [], [], {})) for name, answer in ways]
 

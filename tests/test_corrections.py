@@ -348,10 +348,10 @@ def test_begin_tokens_stand_once_or_not_at_all(checkpoint: Path, loaded: tuple[A
 
     from eval.harness.corrections.encoding import adds_special_tokens
 
-    assert adds_special_tokens("paper", False, "llama") is False
-    assert adds_special_tokens("paper", True, "llama") is None
-    assert adds_special_tokens("paper", False, "gemma2") is None
-    assert adds_special_tokens("lm-eval", False, "llama") is None
+    assert [adds_special_tokens("paper", b, "llama") for b in ("mmlu", "mmlu_anatomy", "humaneval")] == [False] * 3
+    assert [adds_special_tokens("paper", b, "llama") for b in ("gsm8k", "math", "arc_easy")] == [None] * 3
+    assert adds_special_tokens("paper", "mmlu", "gemma2") is None
+    assert adds_special_tokens("lm-eval", "mmlu", "llama") is None
     tokenizer = with_template(AutoTokenizer.from_pretrained(checkpoint), "<s> $A", [("<s>", 0)])
     lm = hf_model(loaded[0], tokenizer)
     bare = tokenizer.encode("hello", add_special_tokens=False)

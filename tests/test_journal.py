@@ -18,7 +18,7 @@ import pytest
 from console.cli import run
 from console.errors import BadInputError, UsageError
 from eval.harness.journal import Journal
-from eval.harness.request_types import Request, key_of
+from eval.harness.request_types import Facts, Request, key_of
 from eval.harness.settings import Settings
 from eval.progress import Progress
 from eval.results.result import EvalResult
@@ -43,6 +43,46 @@ def test_answers_survive_as_they_are(tmp_path: Path) -> None:
     found = Journal(tmp_path).answers
     assert [found[f"t{i}"] for i in range(4)] == texts
     assert [found[f"s{i}"] for i in range(2)] == scores
+
+
+def test_the_newest_answer_counts(tmp_path: Path) -> None:
+    """Of answers to one request in the files of several processes the one written last counts, with its facts,
+    whichever file holds it; a run that forgets earlier answers keeps its own."""
+    with Journal(tmp_path, rank=1) as old, Journal(tmp_path) as new:
+        old.add(REQUEST, "old", facts=Facts(1, "stop", False))
+        time.sleep(0.002)
+        new.add(REQUEST, "new", facts=Facts(9, "length", True))
+    found = Journal(tmp_path)
+    assert (found.answers["k"], found.facts["k"]) == ("new", Facts(9, "length", True))
+    time.sleep(0.002)
+    with Journal(tmp_path) as again:
+        again.forget()
+        again.add(REQUEST, "newest")
+        again.reread()
+        assert again.answers["k"] == "newest"
+    assert Journal(tmp_path).answers["k"] == "newest"
+
+
+def test_spellings_of_a_path_are_one_model(
+    checkpoint: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`./m`, `m`, `m/`, `x/../m` and the absolute path have one folder of results, which is not hidden, and one
+    journal; samples say how each answer ended."""
+    from eval.harness.evaluation import evaluate, evaluate_with_samples
+
+    shutil.copytree(checkpoint, tmp_path / "m")
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = replace(settings, benchmarks=())
+    first, samples = evaluate_with_samples("./m", asked, save_path=tmp_path / "out")
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["m"]
+    for spelling in ("m", "m/", "x/../m", str(tmp_path / "m")):
+        again = evaluate(spelling, asked, save_path=tmp_path / "out")
+        assert (again.model, again.settings["answers"]["new"]) == (first.model, 0)
+    for sample in samples["gsm8k_paper"]:
+        assert sample["finish"][0][0] in ("stop", "length")
+        assert 0 < sample["tokens"][0][0] <= 8
+        assert sample["prompt_truncated"] == [[False]]
 
 
 def test_a_line_cut_short_is_skipped_and_ended(tmp_path: Path) -> None:

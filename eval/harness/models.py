@@ -264,7 +264,7 @@ def special_tokens_of(subject: EvaluatedModel, settings: Settings) -> Callable[[
     if subject.config.get("is_encoder_decoder"):
         return lambda _: None
     model_type = str(subject.config.get("model_type", ""))
-    return lambda benchmark: adds_special_tokens(settings.preset, benchmark.paper_prompt, model_type)
+    return lambda benchmark: adds_special_tokens(settings.preset, benchmark.name, model_type)
 
 
 def make_backend(subject: EvaluatedModel, settings: Settings) -> Backend:

@@ -12,13 +12,18 @@ from typing import Any
 from console.errors import EvaluationError
 
 
-def adds_special_tokens(preset: str, is_paper_prompt: bool, model_type: str) -> bool | None:
-    """Return lm-eval's `add_bos_token` for prompts: False for none, None for the tokenizer's own rule.
+WITHOUT_BEGIN = ("mmlu", "ifeval", "mbpp", "humaneval")
+"""Benchmarks that the paper ran by lm-eval, and parts of them by prefix (mmlu_anatomy, mmlu_pro)."""
+
+
+def adds_special_tokens(preset: str, benchmark: str, model_type: str) -> bool | None:
+    """Return lm-eval's `add_bos_token` for the prompts of a benchmark: False for none, None for the tokenizer's rule.
 
     lm-eval added no begin token to prompts of causal models, Gemma excepted, until commit 5302f2a90 (2025-11-10): the
     paper's MMLU, IFEval, MBPP and HumanEval ran without it, its GSM8K and MATH with vLLM's default, which adds it.
     """
-    return None if preset != "paper" or is_paper_prompt or "gemma" in model_type else False
+    ran_without = benchmark in WITHOUT_BEGIN or benchmark.startswith("mmlu_")
+    return False if preset == "paper" and ran_without and "gemma" not in model_type else None
 
 
 def appended_ids(tokenizer: Any) -> tuple[int, ...]:
