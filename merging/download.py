@@ -12,9 +12,11 @@ from merging.headers import Layout, header_of, read_headers, united
 from merging.hub import CheckpointRef, Part
 from merging.stored import DTYPES, TensorInfo
 
-SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm", "bpe.codes", "README.md"]
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm", "bpe.codes", "README.md", "LICENSE*", "NOTICE*"]
 NESTED = ["*/*"]
-"""Subfolders hold other formats (onnx/, original/) and are never fetched."""
+"""Subfolders hold other formats (onnx/, original/) and are not fetched."""
+COMPANIONS = ["additional_chat_templates/*.jinja", "[0-9]_*/*"]
+"""But for these: further chat templates, and the modules of sentence-transformers (pooling, dense layers)."""
 CONFIGS = ("config.json", "adapter_config.json")
 
 
@@ -35,7 +37,10 @@ def small_files(ref: CheckpointRef) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise _offline(ref, "is no folder here and not in the hub's cache")
     try:
-        return _snapshot(ref, ref.revision, SMALL_FILES)
+        found = _snapshot(ref, ref.revision, SMALL_FILES)
+        if (found / "modules.json").is_file() or (found / "chat_template.jinja").is_file():
+            _snapshot(ref, found.name, COMPANIONS, ignore=[])
+        return found
     except Exception as error:
         failure = explained(error, ref)
         if folder is not None and isinstance(failure, Unreachable):
@@ -58,14 +63,20 @@ def _cached(ref: CheckpointRef) -> tuple[Path | None, bool]:
     return (folder, whole) if usable else (None, False)
 
 
-def _snapshot(ref: CheckpointRef, revision: str | None, patterns: list[str], local_files_only: bool = False) -> Path:
+def _snapshot(
+    ref: CheckpointRef,
+    revision: str | None,
+    patterns: list[str],
+    local_files_only: bool = False,
+    ignore: list[str] | None = None,
+) -> Path:
     from huggingface_hub import snapshot_download
 
     found = snapshot_download(
         ref.repo,
         revision=revision,
         allow_patterns=patterns,
-        ignore_patterns=None if ref.file in patterns else NESTED,
+        ignore_patterns=None if ref.file in patterns else NESTED if ignore is None else ignore,
         local_files_only=local_files_only,
     )
     return Path(found)

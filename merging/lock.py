@@ -238,8 +238,10 @@ def _start(digest: str | None) -> str:
 
 def small_files(folder: Path) -> dict[str, str | None]:
     """Return {name: digest} of what stands beside the weights and does not change from run to run."""
+    files = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()]
     return {
-        file.name: digest_of(file)
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.suffix != ".safetensors" and file.name not in VARYING_FILES
+        file.as_posix(): digest_of(folder / file)
+        for file in files
+        if not file.name.startswith(".")
+        and not (len(file.parts) == 1 and (file.suffix == ".safetensors" or file.name in VARYING_FILES))
     }

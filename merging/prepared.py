@@ -15,6 +15,7 @@ from console.files import read_json
 from merging.chat_template import ChatTemplate, write_template
 from merging.layout import Inputs
 from merging.load_check import check_architecture
+from merging.output.companion_files import copy_companions
 from merging.planned import Plan
 from merging.result_config import make_configs, rows_of, write_configs
 from merging.tokenizer_files import tokenizer_files
@@ -31,8 +32,7 @@ class Prepared:
 
     def copy_to(self, folder: Path) -> None:
         """Put the files into the folder of the weights."""
-        for file in self.folder.iterdir():
-            shutil.copyfile(file, folder / file.name)
+        shutil.copytree(self.folder, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
 
 @contextmanager
@@ -51,6 +51,9 @@ def prepared(inputs: Inputs, plan: Plan, template: ChatTemplate) -> Iterator[Pre
         write_template(template, folder)
         write_configs(folder, configs)
         check_tokenizer(folder, plan.vocabulary, rows_of(inputs.donor, plan))
+        if not any(file.suffix == ".gguf" for file in inputs.donor.files):
+            own = plan.vocabulary.folder == inputs.donor.folder
+            notes = [*notes, *copy_companions(inputs.donor.parts[0].folder, inputs.donor.name, folder, own)]
         yield Prepared(folder, configs, (*notes, *_code(folder, inputs.donor.name, plan.vocabulary.name)))
 
 
