@@ -14,6 +14,7 @@ from console.cli import say
 from console.errors import UsageError
 from merging.chat_template import choose_template
 from merging.checkpoint import Checkpoint, open_all
+from merging.checkpoints.text_part import with_text_parts
 from merging.combination import Combination
 from merging.device import resolve_device
 from merging.layout import Inputs
@@ -187,6 +188,7 @@ def plan_relaxation(
     lineage: Mapping[str, Any] = read_lineage(merged)
     if lineage["base_model"] is None:
         lineage = {**lineage, "base_model": base.ref.full_name}
+    (base,) = with_text_parts(merged, [base])
     inputs = Inputs(merged, (merged,), base)
     read_tokenizers([merged.folder, base.folder], apart=not output.tries_loading)
     owner = merged if token_ids(merged.folder) is not None else base

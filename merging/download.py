@@ -12,7 +12,18 @@ from merging.headers import Layout, header_of, read_headers, united
 from merging.hub import CheckpointRef, Part
 from merging.stored import DTYPES, TensorInfo
 
-SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm", "bpe.codes", "README.md", "LICENSE*", "NOTICE*"]
+SMALL_FILES = [
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "*.tiktoken",
+    "*.spm",
+    "bpe.codes",
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+]
 NESTED = ["*/*"]
 """Subfolders hold other formats (onnx/, original/) and are not fetched."""
 COMPANIONS = ["additional_chat_templates/*.jinja", "[0-9]_*/*"]

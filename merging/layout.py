@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from console.errors import CheckpointError, UsageError
 from merging.checkpoint import Checkpoint
 from merging.names import in_part, layer_of, role_of, stacks_of
+from merging.plan.prediction import main_depths, prediction_names
 from merging.settings import Section
 
 
@@ -52,8 +53,14 @@ class Slot:
     base: str
 
 
-def slots_of(inputs: Inputs, sections: Sequence[Section], names: Sequence[str]) -> list[Slot]:
-    """Lay out every tensor of the result; `names` are the donor's. Raises UsageError for slices that cannot be."""
+def slots_of(
+    inputs: Inputs, sections: Sequence[Section], names: Sequence[str], predicting: Collection[str] = ()
+) -> list[Slot]:
+    """Lay out every tensor of the result; `names` are the donor's.
+
+    predicting: those of the donor that predict further tokens, which a result of slices has behind its layers. Raises
+    UsageError for slices that cannot be.
+    """
     for section in sections:
         in_part("", section.module)  # a part that is not known is an error before anything else
     depths = stacks_of(names)
@@ -67,11 +74,30 @@ def slots_of(inputs: Inputs, sections: Sequence[Section], names: Sequence[str]) 
             slots += _sliced(inside, mine, inputs)
     placed = {slot.name for slot in slots}
     left = [name for name in names if name not in placed and not _in_any_part(name, sections)]
+    if any(section.layers is not None for section in sections):
+        slots = [slot for slot in slots if slot.own[1] not in predicting]
+        left = [name for name in left if name not in predicting]
+        slots += _behind(inputs.donor, slots, predicting)
     slots += [Slot(name, None, 0.0, (inputs.donor, name), (), name) for name in left]
     if all(section.layers is None for section in sections):
         order = {name: i for i, name in enumerate(names)}
         slots.sort(key=lambda slot: order[slot.name])
     return slots
+
+
+def _behind(donor: Checkpoint, slots: Sequence[Slot], predicting: Collection[str]) -> Iterator[Slot]:
+    """The donor's tensors that predict further tokens, copied; layers behind the others are renumbered."""
+    result = stacks_of(slot.name for slot in slots)
+    depths = stacks_of(name for name in donor.tensors if name not in predicting)
+    for name in donor.tensors:
+        if name not in predicting:
+            continue
+        found = layer_of(name)
+        if found and found[0] in depths:
+            place = result.get(found[0], 0) + found[1] - depths[found[0]]
+            yield Slot(f"{found[0]}{place}{found[2]}", None, 0.0, (donor, name), (), name)
+        else:
+            yield Slot(name, None, 0.0, (donor, name), (), name)
 
 
 def _in_any_part(name: str, sections: Sequence[Section]) -> bool:
@@ -133,7 +159,8 @@ def _layers(section: Section, at: int, inputs: Inputs) -> Iterator[Slot]:
 
 def _stack(model: Checkpoint, part: str | None) -> str:
     """The one stack of layers of a model (or of a part of it). Raises UsageError where there are several."""
-    stacks = stacks_of(name for name in model.tensors if in_part(name, part))
+    predicting = prediction_names(model)
+    stacks = stacks_of(name for name in model.tensors if in_part(name, part) and name not in predicting)
     if len(stacks) != 1:
         raise UsageError(
             f"{model.name} has {len(stacks)} stacks of layers ({', '.join(stacks) or 'none'}); "
@@ -143,6 +170,6 @@ def _stack(model: Checkpoint, part: str | None) -> str:
 
 
 def _check_range(model: Checkpoint, stack: str, stop: int) -> None:
-    layers = stacks_of(model.tensors).get(stack, 0)
+    layers = main_depths(model).get(stack, 0)
     if stop > layers:
         raise CheckpointError(f"A slice takes layers up to {stop} of {model.name}, which has {layers} ({stack}*).")

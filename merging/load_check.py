@@ -16,6 +16,8 @@ from common.temporary import temporary_folder
 from common.terminal_text import foreign, quoted
 from common.value_shapes import ListOf, Matching, check_shape
 from console.errors import CheckpointError
+from merging.checkpoint import Checkpoint
+from merging.plan.prediction import prediction_names
 from merging.planned import Plan
 from merging.result_config import write_configs
 from merging.shards import header_bytes
@@ -137,6 +139,12 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
     if passed is not None:
         passed.write_text(told, encoding="utf-8")
     return told or None
+
+
+def known_names(plan: Plan, donor: Checkpoint) -> set[str]:
+    """Return the tensors that a class may leave unloaded: the donor's, and parts that predict under their new names."""
+    predicting = prediction_names(donor)
+    return {*donor.tensors, *(tensor.name for tensor in plan.tensors if tensor.own.name in predicting)}
 
 
 def _config_class(folder: Path, config: Mapping[str, Any]) -> Any:

@@ -24,14 +24,23 @@ def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def ties_embeddings(config: Mapping[str, Any], names: Iterable[str]) -> bool:
     """Return whether the output embedding is the input embedding: by the config, then by the stored names."""
-    stated = stated_tie(config)
-    return not any(role_of(name) == "head" for name in names) if stated is None else stated
+    stated, has_head = stated_tie(config), any(role_of(name) == "head" for name in names)
+    return not has_head if stated is None or is_tied_within(config) else stated
 
 
 def stated_tie(config: Mapping[str, Any]) -> bool | None:
-    """Return what a config says of tying; None where it does not, since transformers 4 left defaults out."""
-    stated = text_config_of(config).get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    """Return what a config says of tying; None where it does not, since transformers 4 left defaults out.
+
+    The top level decides over the language model's part, as in transformers 5.
+    """
+    stated = config.get("tie_word_embeddings", text_config_of(config).get("tie_word_embeddings"))
     return None if stated is None else bool(stated)
+
+
+def is_tied_within(config: Mapping[str, Any]) -> bool:
+    """Return True where the top level says untied and the language model's part tied: then the tensors decide."""
+    inner = text_config_of(config)
+    return config.get("tie_word_embeddings") is False and inner is not config and bool(inner.get("tie_word_embeddings"))
 
 
 def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.checks import check_config
 from merging.exclusion import HEAD_KEYS, Exclusion
 from merging.layout import Inputs, Slot, slots_of
-from merging.names import is_computed, layer_of, role_of, stacks_of
+from merging.names import is_computed, layer_of, role_of
 from merging.orientation import transposed_names
 from merging.plan.config_meaning import compare_configs
 from merging.plan.dtypes import WideTensors
+from merging.plan.extra_tensors import ExtraTensors
 from merging.plan.layer_kinds import check_sources
+from merging.plan.prediction import main_depths, prediction_names
 from merging.planned import LayerOrigin, Plan, Source, TensorPlan, source_of
 from merging.recipe.options import DEFAULTS, PlanOptions
 from merging.settings import Section
@@ -42,8 +44,11 @@ def plan(
     for checkpoint in inputs.all:
         check_config(checkpoint)
     builder = _Builder(inputs, dtype, vocabulary, heads_of(inputs), options, exclusion)
-    slots = slots_of(inputs, sections, builder.heads.names(inputs.donor))
     sliced = any(section.layers is not None for section in sections)
+    predicting = prediction_names(inputs.donor) if sliced else frozenset[str]()
+    slots = slots_of(inputs, sections, builder.heads.names(inputs.donor), predicting)
+    if predicting:
+        slots = builder.ruled(slots, predicting)
     if not sliced:
         builder.compare_depths()
     if exclusion is not None:
@@ -53,7 +58,7 @@ def plan(
     builder.leftovers(sliced)
     builder.check_chosen_rows([tensor for tensor in tensors if tensor is not None])
     builder.refuse()
-    builder.notes += builder.wide_note()
+    builder.notes += [*builder.wide_note(), *builder.extra.notes(inputs.donor.name)]
     comparison = compare_configs(
         inputs.donor, inputs.all[1:], by_layer=not sliced, ignored=HEAD_KEYS if exclusion else ()
     )
@@ -127,6 +132,7 @@ class _Builder:
         self.inputs, self.dtype, self.vocabulary, self.heads = inputs, dtype, vocabulary, heads
         self.options, self.exclusion = options, exclusion
         self._wide, self._kept_wide = WideTensors(inputs.all), dict[str, list[str]]()
+        self.extra = ExtraTensors(options, inputs.all)
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.left_out: dict[str, tuple[str, ...]] = {}
@@ -149,12 +155,25 @@ class _Builder:
             more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
             raise CheckpointError(f"The models do not fit together: {'; '.join(found[:3])}{more}.")
 
+    def ruled(self, slots: Sequence[Slot], predicting: Collection[str]) -> list[Slot]:
+        """The layout of slices after the rule for parts that predict further tokens, which no slice takes."""
+        rule, donor = self.options.extra_tensors or "keep", self.inputs.donor
+        names = sorted(predicting)
+        if rule == "error":
+            self.problems.append(f"no slice takes {names[0]} of {donor.name}, which predicts further tokens")
+        words = {"keep": "copied behind the layers of the slices", "drop": "dropped", "error": "refused"}
+        self.notes.append(
+            f"{donor.name} predicts further tokens: {', '.join(names[:3])} ({len(names)} tensors), {words[rule]} "
+            "(--extra_tensors)."
+        )
+        return [slot for slot in slots if rule == "keep" or slot.own[1] not in predicting]
+
     def compare_depths(self) -> None:
         """Name models with another number of layers, rather than every tensor that they lack or have besides."""
         donor = self.inputs.donor
-        ours = stacks_of(donor.tensors)
+        ours = main_depths(donor)
         for other in self.inputs.all[1:]:
-            theirs = stacks_of(other.tensors)
+            theirs = main_depths(other)
             for stack in ours.keys() & theirs.keys():
                 if ours[stack] != theirs[stack]:
                     self.problems.append(
@@ -182,9 +201,16 @@ class _Builder:
         own = self._source(checkpoint, name, slot.name, shape, is_float)
         section, base = slot.section if is_float else None, self.inputs.base
         wanted = [] if section is None else [self.inputs.models[i] for i in section.models]
+        lacking = self._lacking_in(wanted, slot, base if section is not None else None)
+        rule = self.extra.rule(checkpoint, name, lacking) if lacking else "error"
+        if lacking and rule != "error":
+            self.extra.note(rule, slot.name, lacking)
+            if rule == "drop":
+                return None
+            section, wanted = None, []
         models = [
             self._source(m, n, slot.name, shape, is_float)
-            for m, n in zip(wanted, slot.models, strict=section is not None)
+            for m, n in zip(wanted, slot.models if section is not None else (), strict=True)
         ]
         from_base = (
             None if base is None or section is None else self._source(base, slot.base, slot.name, shape, is_float)
@@ -206,6 +232,12 @@ class _Builder:
             transposed=stored in self._transposed_in(checkpoint),
             positions=section.models if section is not None else (),
         )
+
+    def _lacking_in(self, models: Sequence[Checkpoint], slot: Slot, base: Checkpoint | None) -> list[Checkpoint]:
+        """The inputs that have no tensor for a tensor of the result."""
+        names = [*zip(models, slot.models, strict=False), *([(base, slot.base)] if base is not None else [])]
+        lacking = {id(c): c for c, name in names if self.heads.stored(c, name) is None}
+        return list(lacking.values())
 
     def _dtype(self, name: str, stored: str, sources: Sequence[Source]) -> str:
         """The dtype of a floating-point tensor of the result. Raises CheckpointError for float64 without a dtype."""
@@ -311,13 +343,24 @@ class _Builder:
                 and not (self.exclusion and self.exclusion.matches(name))
                 and not (sliced and layer_of(name) is not None)
             ]  # fmt: skip
+            parts = [name for name in extra if self.extra.leaves_out(checkpoint, name)]
+            if parts:
+                self.left_out[checkpoint.name] = tuple(parts)
+                self.notes.append(
+                    f"Not in {donor.name}: {', '.join(parts[:3])} ({len(parts)} tensors) of {checkpoint.name}, left "
+                    "out (--extra_tensors)."
+                )
+            extra = [name for name in extra if name not in parts]
             for name in extra:
                 info = checkpoint.tensors[name]
                 needless = info.dtype not in FLOATS or is_computed(name, info.shape) or name in self.heads.dropped
                 if not needless and role_of(name) != "head":
-                    self.problems.append(f"{checkpoint.name} has a tensor {name}, which {donor.name} has not")
+                    self.problems.append(
+                        f"{checkpoint.name} has a tensor {name}, which {donor.name} has not (--extra_tensors keep "
+                        "leaves it out)"
+                    )
             if extra and checkpoint is not donor:
-                self.left_out[checkpoint.name] = tuple(extra)
+                self.left_out[checkpoint.name] = (*self.left_out.get(checkpoint.name, ()), *extra)
                 self.notes.append(
                     f"{checkpoint.name}: left out {', '.join(extra[:3])}, which {donor.name} computes or ties."
                 )

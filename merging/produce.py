@@ -20,7 +20,7 @@ from merging.checks import check_space
 from merging.device import check_device_here
 from merging.digests import InputDigests, digest_of
 from merging.finish import Finisher
-from merging.load_check import check_loads
+from merging.load_check import check_loads, known_names
 from merging.lock import files_of
 from merging.native.bus_errors import report_bus_errors
 from merging.output.stage import Stage, recover, written_bytes
@@ -74,7 +74,9 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
         say(note, quiet)
 
     def check() -> None:
-        unloaded = check_loads(work.plan, small.configs, inputs.donor.tensors) if output.load_check else None
+        unloaded = (
+            check_loads(work.plan, small.configs, known_names(work.plan, inputs.donor)) if output.load_check else None
+        )
         if unloaded:
             say(unloaded, quiet)
 

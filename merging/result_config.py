@@ -17,6 +17,7 @@ from merging.layout import Inputs
 from merging.names import role_of
 from merging.plan.layer_config import adapt_layers
 from merging.plan.layer_kinds import check_kinds
+from merging.plan.prediction import prediction_names, without_prediction
 from merging.planned import Plan
 from merging.tied import main_of
 from merging.token_ids import token_ids
@@ -53,8 +54,14 @@ def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]],
     for part in parts:
         if rows is not None and "vocab_size" in part:
             part["vocab_size"] = rows - extra
+        if plan.tied and part.get("tie_word_embeddings") is False:
+            part["tie_word_embeddings"] = True
         if not plan.tied and ("tie_word_embeddings" in part or part is config):  # unsaid, it may be true
             part["tie_word_embeddings"] = False
+    predicting = prediction_names(donor)
+    if not any(tensor.own.name in predicting for tensor in plan.tensors):
+        config = without_prediction(config)
+        parts = list(_parts(config, (embedding_rows(donor) or 0) - extra or None))
     if plan.layer_origins:
         adapt_layers(config, donor, plan.layer_origins)
         check_kinds(config, donor, plan.layer_origins)

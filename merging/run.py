@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from console.errors import HeadersUnknownError
 from merging.chat_template import ChatTemplate, choose_template
 from merging.checkpoint import Checkpoint, open_all
+from merging.checkpoints.text_part import with_text_parts
 from merging.checks import check_distinct
 from merging.device import resolve_device
 from merging.exclusion import Exclusion
 from merging.hub import CheckpointRef
 from merging.layout import Inputs
-from merging.load_check import check_loads
+from merging.load_check import check_loads, known_names
 from merging.planned import Plan
 from merging.preflight import plan
 from merging.prepared import prepared
@@ -144,7 +145,7 @@ def _fitted(recipe: MergeRecipe, headers_only: bool, loads: bool) -> tuple[Input
         return found
     with prepared(*found, ChatTemplate(None, "")) as small:
         if loads:
-            check_loads(found[1], small.configs, found[0].donor.tensors)
+            check_loads(found[1], small.configs, known_names(found[1], found[0].donor))
     return _lay_out(recipe, open_all(names), loads)
 
 
@@ -153,7 +154,8 @@ def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint], loads: bool) -> 
     base = donor if recipe.uses_base else None
     sliced = all(section.layers is not None for section in recipe.sections)
     check_distinct(None if sliced and recipe.base_model in recipe.models else base, models)
-    inputs = Inputs(donor, tuple(models), base)
+    laid = {id(one): part for one, part in zip(models, with_text_parts(donor, models), strict=True)}
+    inputs = Inputs(donor, tuple(laid[id(model)] for model in models), base)
     others = [checkpoint for checkpoint in inputs.all if checkpoint is not donor]
     read_tokenizers([checkpoint.folder for checkpoint in inputs.all], apart=not loads)
     vocabulary = choose_vocabulary(recipe.tokenizer, donor, others, recipe.pad_to_multiple_of)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.layout import Inputs
-from merging.model_config import stated_tie
+from merging.model_config import is_tied_within, stated_tie
 from merging.names import main_embedding, role_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ def heads_of(inputs: Inputs) -> Heads:
     donor = inputs.donor
     same = {id(c): _copies(c) for c in inputs.all}
     own = {id(c): {n for n in c.tensors if role_of(n) and n not in same[id(c)]} for c in inputs.all}
-    ties = {id(c): stated_tie(c.config) is not False and _shares(c, own[id(c)]) for c in inputs.all}
+    ties = {
+        id(c): (stated_tie(c.config) is not False or is_tied_within(c.config)) and _shares(c, own[id(c)])
+        for c in inputs.all
+    }
     dropped = frozenset(n for copies in same.values() for n in copies) - {n for names in own.values() for n in names}
     heads = [name for c in inputs.all for name in sorted(own[id(c)]) if role_of(name) == "head"]
     head = heads[0] if heads and (ties[id(donor)] or heads[0] in donor.tensors) else None

@@ -42,8 +42,9 @@ LEFTOVERS = re.compile(
 def copy_companions(template: Path, name: str, result: Path, has_its_tokenizer: bool) -> list[str]:
     """Copy the companion files of the template model into a folder that has configs and tokenizer already.
 
-    name: the template model's, for messages; has_its_tokenizer: the result has the template model's. Returns the sentences on files with weights that are copied unmerged, and
-    on files that are not copied. Raises CheckpointError for modules that lie outside the folder or are missing.
+    name: the template model's, for messages; has_its_tokenizer: the result has the template model's. Returns
+    the sentences on files with weights that are copied unmerged, and on files that are not copied. Raises
+    CheckpointError for modules that lie outside the folder or are missing.
     """
     files = _companions(template, name, has_its_tokenizer)
     for file in files:
@@ -88,9 +89,9 @@ def _modules(template: Path, name: str) -> Iterable[Path]:
         return
     entries = _entries(template / "modules.json")
     for entry in entries:
-        path = entry.get("path", "") if isinstance(entry, dict) else None
-        if path == "":
+        if not isinstance(entry, dict) or entry.get("path", "") == "":
             continue
+        path = entry["path"]
         place = template / str(path)
         if not isinstance(path, str) or template.resolve() not in place.resolve().parents:
             raise CheckpointError(f"{name}: modules.json names {path!r}, which is no folder in the model's folder.")
