@@ -635,6 +635,20 @@ dtype: bfloat16
 """,
 }
 
+UPPER_LAYERS = """
+merge_method: ties
+base_model: base
+slices:
+  - sources:
+      - {model: base, layer_range: [0, 2]}
+  - sources:
+      - {model: base, layer_range: [2, 4]}
+      - {model: a, layer_range: [2, 4], parameters: {weight: 0.5, density: 0.6}}
+      - {model: b, layer_range: [2, 4], parameters: {weight: 0.5, density: 0.6}}
+dtype: bfloat16
+"""
+"""Slices of which the last has more sources than the first."""
+
 TOKENS = {
     # the example of mergekit's documentation on tokenizers: chat tokens of one model, a token of another, zeros
     "tokens of the documentation": """

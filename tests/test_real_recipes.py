@@ -16,8 +16,11 @@ import yaml
 from console.cli import run
 from console.errors import UsageError
 from merge import main
+from merging.chat_template import BUILT_IN
 from merging.recipe import make_recipe, read_config, remarks
-from tests.real_recipes import OTHER_PROGRAMS, RECIPES, REPEATED, TOKENS
+from merging.recipe.merge_recipe import BUILT_IN_TEMPLATES
+from tests.architectures import ARCHITECTURES, fine_tuned, save
+from tests.real_recipes import OTHER_PROGRAMS, RECIPES, REPEATED, TOKENS, UPPER_LAYERS
 from tests.test_recipe_parity import RANDOM, assert_close, by_us
 from tests.tiny import fine_tune, make_llama, train, weights
 
@@ -106,6 +109,66 @@ def test_public_recipes(name: str, tmp_path: Path) -> None:
     assert_close(mine, theirs)
     assert settings(tmp_path / "mine") == settings(tmp_path / "theirs")
     assert rendered(tmp_path / "mine") == rendered(tmp_path / "theirs")
+
+
+def test_a_last_slice_of_more_sources(tmp_path: Path) -> None:
+    """Layers are mergekit's; what follows the layers is merged from all sources of the last slice, as in a merge of
+    whole models, while mergekit 0.1.5 takes as many of them as the first slice has, which is reported."""
+    text = comparable(UPPER_LAYERS)
+    theirs = by_mergekit(text, tmp_path / "theirs")
+    mine = by_us(text, tmp_path / "mine")
+    whole = by_us(
+        "merge_method: ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\ndtype: float32\n"
+        "parameters: {weight: 0.5, density: 0.6}\n",
+        tmp_path / "whole",
+    )
+    for name in ("lm_head.weight", "model.norm.weight"):
+        assert torch.equal(mine.pop(name), whole[name])
+        assert torch.equal(theirs.pop(name), weights(Path("base"))[name])
+    assert_close(mine, theirs)
+    said = remarks(make_recipe({}, yaml.safe_load(text)))
+    assert any(s.startswith("slices: tensors after the layers are merged from all 3 sources") for s in said)
+
+
+def test_modules_that_list_only_the_base(tmp_path: Path) -> None:
+    """Of a vision-language model the decoder is merged, and the parts that list only the base are the base's bytes."""
+    model = ARCHITECTURES["llava"].build()
+    for name, seed in (("base", None), ("one", 1), ("two", 2)):
+        save(model if seed is None else fine_tuned(model, seed), tmp_path / name)
+    base = f"base_model: {tmp_path / 'base'}\ndtype: float32\nparameters: {{weight: 0.5, density: 0.6}}\n"
+    models = f"[{{model: {tmp_path / 'one'}}}, {{model: {tmp_path / 'two'}}}]"
+    alone = f"[{{model: {tmp_path / 'base'}}}]"
+    modules = f"text_decoder: {{models: {models}}}, vision_tower: {{models: {alone}}}, multi_modal_projector: "
+    parts = by_us(f"merge_method: ties\n{base}modules: {{{modules}{{models: {alone}}}}}\n", tmp_path / "parts")
+    whole = by_us(f"merge_method: ties\n{base}models: {models}\n", tmp_path / "whole")
+    own = weights(tmp_path / "base")
+    kept = [name for name in parts if "vision" in name or "projector" in name]
+    assert len(kept) > 10
+    assert all(torch.equal(tensor, (own if name in kept else whole)[name]) for name, tensor in parts.items())
+
+
+CONVERSATIONS = (
+    [("user", " w3 ")],
+    [("system", "s "), ("user", "w3"), ("assistant", " w4"), ("user", "w5\nw6")],
+    [("user", "w3"), ("assistant", "w4")],
+)
+
+
+@pytest.mark.parametrize("name", BUILT_IN_TEMPLATES)
+def test_chat_templates_by_name(name: str) -> None:
+    """Each template that mergekit has by name is here too, and renders the same text of every conversation."""
+    from mergekit._data import chat_templates
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    folder = Path(chat_templates.__path__[0])
+    assert {file.stem for file in folder.glob("*.jinja")} == set(BUILT_IN_TEMPLATES)
+    assert {file.stem for file in BUILT_IN.glob("*.jinja")} == set(BUILT_IN_TEMPLATES)
+    mine, theirs = (_compile_jinja_template((where / f"{name}.jinja").read_text()) for where in (BUILT_IN, folder))
+    for turns in CONVERSATIONS:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        for prompt in (True, False):
+            given = {"messages": messages, "add_generation_prompt": prompt, "bos_token": "<s>", "eos_token": "</s>"}
+            assert mine.render(**given) == theirs.render(**given)
 
 
 @pytest.mark.parametrize("name", TOKENS)

@@ -87,7 +87,7 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
         sections=tuple(_completed(section, lacking) for section in sections),
         sources=sources,
         given=given,
-        notes=tuple(dict.fromkeys((*notes, *_idle(method, groups, base), *_defaults(method, lacking)))),
+        notes=tuple(dict.fromkeys((*notes, *_idle(method, groups, base), *_defaults(method, lacking, sources)))),
     )
 
 
@@ -282,14 +282,15 @@ def _idle(method: MergeMethod, groups: Sequence[Group], base: str | None) -> Ite
             yield (f"{source.where}.parameters have no effect: {base} is the base, which the others are compared with.")
 
 
-def _defaults(method: MergeMethod, lacking: Iterable[Parameter]) -> Iterator[str]:
+def _defaults(method: MergeMethod, lacking: Iterable[Parameter], sources: Mapping[str, str]) -> Iterator[str]:
     """A sentence for each default that is not this project's own, and for a weight that mergekit requires."""
     for parameter in lacking:
+        where = "not given everywhere" if sources[parameter.name] == "config" else "not given"
         if parameter.mergekit.default is not None:
             name, theirs = written_name(parameter), plain(parameter.mergekit.default)
             yield (
-                f"{name} is not given: {theirs}, as in mergekit; without a file the default is "
+                f"{name} is {where}: {theirs}, as in mergekit; without a file the default is "
                 f"{plain(parameter.default)} ({parameter.source})."
             )
         elif parameter.name == "weights" and method.mergekit is not None:
-            yield f"weight is not given: {plain(parameter.default)} here; mergekit 0.1.5 requires it."
+            yield f"weight is {where}: {plain(parameter.default)} here; mergekit 0.1.5 requires it."

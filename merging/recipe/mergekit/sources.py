@@ -90,7 +90,7 @@ class _Reader:
         if layouts == ["modules"]:
             return list(self._modules(config["modules"], outer))
         if layouts == ["slices"]:
-            return list(self._slices(config["slices"], "slices", (outer,)))
+            return self._stack(config["slices"], "slices", (outer,))
         return [self._whole(config.get("models") or [], "models", (outer,), named)]
 
     def _scope(self, value: Any, where: str, of_model: bool = False) -> Scope:
@@ -107,7 +107,7 @@ class _Reader:
             if bool(module.get("models")) == bool(module.get("slices")):
                 raise UsageError(f"{where} should have either models or slices.")
             if module.get("slices"):
-                yield from self._slices(module["slices"], inside(where, "slices"), scopes, str(name))
+                yield from self._stack(module["slices"], inside(where, "slices"), scopes, str(name))
             else:
                 yield self._whole(module["models"], inside(where, "models"), scopes, (), str(name))
 
@@ -148,6 +148,17 @@ class _Reader:
                 module=module,
                 base=None if base is None else model_name(base, f"{at}.base_model"),
             )
+
+    def _stack(self, value: Any, where: str, scopes: tuple[Scope, ...], module: str | None = None) -> list[Group]:
+        """The groups of all slices; reports where mergekit leaves sources of the last one out after the layers."""
+        groups = list(self._slices(value, where, scopes, module))
+        first, last = len(groups[0].sources), len(groups[-1].sources)
+        if last > first:
+            self.notes.append(
+                f"{where}: tensors after the layers are merged from all {last} sources of the last slice; mergekit "
+                f"0.1.5 takes its first {first} there, as many as the first slice has."
+            )
+        return groups
 
     def _check_slice(self, content: Mapping[str, Any], at: str) -> None:
         """Check the keys of a slice; a merge_method there is idle where it is the recipe's, else refused."""
