@@ -91,12 +91,14 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 def _statement(rest: str) -> str:
     """Return the answer from what follows "answer is": the first formula of its sentence, or the sentence."""
-    rest = rest.lstrip().removeprefix("**").lstrip(" :*_\n\t\r")
+    rest = rest.lstrip(" :*_\n\t\r")
     line = rest.partition("\n")[0]
     if line.strip() in ("$$", "\\[", ""):
         line = rest[: 2 * LONGEST].replace("\n", " ")
     line = line[: 4 * LONGEST]
+    line = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", line)  # bold text, but not a power
     sentence = re.split(r"(?<=[^.])\.(?:\s|$)", line, maxsplit=1)[0]
+    sentence = re.sub(r"(?<=\w)\s{1,4}\([a-z][a-z -]+\)$", "", sentence)  # a number in words behind it
     formulas = list(_formulas(line))
     if not formulas:
         return _REASON.split(sentence, maxsplit=1)[0].strip().removesuffix("**").removesuffix(".")
