@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from eval.tasks.notation import LONGEST, clean, split_unit
+from eval.maths.notation import LONGEST, clean, split_unit
 from eval.tasks.strict import without_reasoning
 
 NUMBER = re.compile(r"-?\d*\.?\d+")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from eval.tasks.values import PAPER, same_answers
+from eval.maths.comparison import same_answers
+from eval.maths.values import PAPER
 
 RELATIVE_TOLERANCE = PAPER.relative
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")

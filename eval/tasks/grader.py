@@ -1,7 +1,7 @@
 """Grade answers within a time limit, in a worker process that is killed and replaced when it takes longer.
 
 Two graders: the paper's (`Grader.matches`: answers.py and equality.py) and that of the `lm-eval` preset
-(`Grader.verify`: strict.py). Both compare by values.py, by different rules.
+(`Grader.verify`: strict.py). Both compare by eval/maths, by different rules.
 
 sympy can think for hours about a power tower, and neither a thread nor a handler in Python stops it reliably. The
 system does: the worker asks for a signal that ends it after so much CPU time, and its successor takes the next item.
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import EvaluationError
+from eval.maths.comparison import same_answers
 from eval.tasks.answers import extract, gold_of
 from eval.tasks.equality import equal, quickly_equal
 from eval.tasks.strict import final_answer, quickly_verified, verified
-from eval.tasks.values import same_answers
 
 SECONDS = 3.0
 """CPU time for one item, so that a verdict does not depend on what else the machine does."""

@@ -1,7 +1,7 @@
 """MATH as the `lm-eval` preset grades it: the final answer of a generation, compared as a mathematician would.
 
 Nothing of the paper's leniency: no factor of 100, no digits of lists run together, no variables dropped. Formulas are
-read by math-verify's grammar; structure, units and degenerate cases, where math-verify errs, by values.py.
+read by math-verify's grammar; structure, units and degenerate cases, where math-verify errs, by eval/maths.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 
-from eval.tasks.notation import LONGEST, bare, clean
-from eval.tasks.values import EXACT, same_answers, unspaced
+from eval.maths.comparison import same_answers, unspaced
+from eval.maths.notation import LONGEST, bare, clean
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}")
 _HOPE = re.compile(r"I hope it is correct", re.IGNORECASE)
@@ -178,4 +178,4 @@ def quickly_verified(answer: str, gold: str) -> bool | None:
 
 def verified(answer: str, gold: str) -> bool:
     """Return whether two final answers are equal; may take arbitrarily long, so that callers run it in a worker."""
-    return same_answers(answer, gold, EXACT)
+    return same_answers(answer, gold)
