@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from tests.sandbox.arena import STALL_SECONDS
 from tests.sandbox.combinations import COMBINATIONS, Combination, run_arena
+from tests.sandbox.hostile import GOOD
 
 
 def run(combination: Combination, workers: int) -> list[dict[str, Any]]:
@@ -32,8 +33,10 @@ def run(combination: Combination, workers: int) -> list[dict[str, Any]]:
 def row(combination: Combination, lines: list[dict[str, Any]]) -> str:
     """Return a line of the table: layers, programs, escapes, stalls, damage, slowest program."""
     first, *results, last = lines
+    good, results = results[: len(GOOD)], results[len(GOOD) :]
     escaped = [f"{r['family']}: {r['name']}" for r in results if r["status"] == "passed"]
     stalled = [r for r in results if r["seconds"] > STALL_SECONDS]
+    escaped += [f"ordinary program failed: {r['name']}" for r in good if r["status"] != "passed"]
     counts = Counter(r["status"] for r in results)
     cells = [combination.identity, first["mode"] + (" (namespaces refused)" if combination.refused else "")]
     cells += [str(len(results)), str(len(escaped)), str(len(stalled)), str(len(last["damage"]))]

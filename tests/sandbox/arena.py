@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from eval.sandbox import supervisor  # noqa: E402
 from eval.sandbox.limits import Limits  # noqa: E402
 from eval.sandbox.verdict import Program  # noqa: E402
-from tests.sandbox.hostile import HOSTILE, Hostile  # noqa: E402
+from tests.sandbox.hostile import GOOD, HOSTILE, Hostile  # noqa: E402
 
 LIMITS = Limits(cpu_seconds=1, wall_seconds=1.0)
 STALL_SECONDS = LIMITS.wall_seconds + 15.0
@@ -179,9 +179,10 @@ def descendants() -> set[int]:
 
 
 def run(hostile: Hostile, names: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one hostile program and return its verdict and time."""
+    """Run one program and return its verdict and time."""
+    limits = Limits() if hostile.family == "good" else LIMITS
     started = time.monotonic()
-    verdict = supervisor.run_program(Program(hostile.code.format(**names), hostile.tests), LIMITS)
+    verdict = supervisor.run_program(Program(hostile.code.format(**names), hostile.tests), limits)
     return {
         "family": hostile.family,
         "name": hostile.name,
@@ -200,7 +201,7 @@ def main(folder: str, mode: str, workers: str) -> None:
     print(json.dumps({"mode": chosen.mode, "layers": chosen.layers, "refused": chosen.refused}), flush=True)
     with canaries(Path(folder)) as made, ThreadPoolExecutor(int(workers)) as pool:
         names = made.names()
-        for result in pool.map(lambda hostile: run(hostile, names), HOSTILE):
+        for result in pool.map(lambda hostile: run(hostile, names), [*GOOD, *HOSTILE]):
             print(json.dumps(result), flush=True)
         left = descendants() - {made.bystander.pid}
         damage = made.damage() + ([f"processes left: {left}"] if left else [])

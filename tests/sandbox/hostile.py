@@ -376,6 +376,22 @@ CLEANING = {
     "links": "import os\nos.symlink('/tmp', '/tmp/loop')\nos.symlink({folder!r}, '/tmp/out')\nraise ValueError",
 }
 
+GOOD = _group(
+    "good",
+    {
+        "asyncio": "import asyncio\nasync def f(): return 3\nassert asyncio.run(f()) == 3",
+        "two threads": (
+            "import threading\nt = [threading.Thread(target=print) for _ in range(2)]\n"
+            "for x in t: x.start()\nfor x in t: x.join()"
+        ),
+        "a pool of threads": "from concurrent.futures import ThreadPoolExecutor as T\nassert list(T(2).map(abs, [-1])) == [1]",
+        "signals to itself": "import signal\nsignal.signal(signal.SIGUSR1, lambda *a: None)\nsignal.raise_signal(signal.SIGUSR1)",
+        "modules": "import json, re, sqlite3, ssl, decimal, hashlib, random, uuid, zlib\nassert uuid.uuid4()",
+        "the null device": "import os\nopen(os.devnull, 'w').write('x')",
+    },
+)
+"""Programs of ordinary answers, which pass under every combination."""
+
 HOSTILE: list[Hostile] = [
     *_group("reading", READING),
     *_group("writing", WRITING),

@@ -15,7 +15,7 @@ import pytest
 
 from tests.sandbox.arena import STALL_SECONDS, canaries
 from tests.sandbox.combinations import COMBINATIONS, Combination, run_arena
-from tests.sandbox.hostile import HOSTILE
+from tests.sandbox.hostile import GOOD, HOSTILE
 
 QUICK = [c for c in COMBINATIONS if str(c) in ("root, bubblewrap", "uid 65534, namespaces refused")]
 """Two combinations for every run: the strongest layers and the weakest."""
@@ -49,6 +49,8 @@ def check(combination: Combination, folder: Path) -> None:
     first, *results, last = run_arena(combination, folder)
     assert first["mode"] == (combination.mode if combination.mode != "best" else "landlock")
     assert {"no_new_privs", "no capabilities", "seccomp", "resource limits"} <= set(first["layers"])
+    good, results = results[: len(GOOD)], results[len(GOOD) :]
+    assert [(r["name"], r["detail"]) for r in good if r["status"] != "passed"] == []
     assert len(results) == len(HOSTILE)
     assert [(r["family"], r["name"]) for r in results if r["status"] == "passed"] == []
     assert [(r["family"], r["name"], r["seconds"]) for r in results if r["seconds"] > STALL_SECONDS] == []
