@@ -17,7 +17,7 @@ from eval.sandbox.syscalls import (
     drop_capabilities,
     prctl,
 )
-from eval.sandbox.view import WORK, View, is_public, readable_paths
+from eval.sandbox.view import WORK, View, is_open, is_public, readable_paths
 
 LINUX = sys.platform == "linux"
 
@@ -51,7 +51,7 @@ def _give_up_privileges(view: View, has_own_root: bool, weak: bool) -> list[str]
     layers = ["no_new_privs", "no capabilities"]
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     drop_bounding_set()
-    if has_own_root or is_public(view):
+    if is_open(view) if has_own_root else is_public(view):
         become_nobody()
     drop_capabilities()
     prctl(PR_SET_DUMPABLE, 0)
@@ -60,7 +60,7 @@ def _give_up_privileges(view: View, has_own_root: bool, weak: bool) -> list[str]
         if has_own_root:
             landlock.restrict(("/",), (WORK, os.devnull))
         else:
-            landlock.restrict(readable_paths(view), (os.devnull,))
+            landlock.restrict(readable_paths(view), (os.devnull,), view.search_path)
         layers.append(f"Landlock {landlock.version()}")
     except OSError:
         if not has_own_root and not weak:

@@ -36,13 +36,13 @@ def version() -> int:
     return max(0, int(LIBC.syscall(ctypes.c_long(LANDLOCK_CREATE_RULESET), None, ctypes.c_size_t(0), 1)))
 
 
-def restrict(readable: Iterable[str], writable: Iterable[str] = (), scopes: bool = True) -> None:
+def restrict(readable: Iterable[str], writable: Iterable[str] = (), listable: Iterable[str] = ()) -> None:
     """Allow this process to read below `readable` and to read and write below `writable`, and no other file.
 
     Args:
         readable: files and folders; those that do not exist are skipped.
         writable: folders.
-        scopes: also refuse signals and abstract Unix sockets to processes outside (kernels with ABI 6).
+        listable: folders of which names may be read, at any depth, but no files.
 
     Raises:
         OSError: the kernel has no Landlock, or no_new_privs is not set.
@@ -51,13 +51,13 @@ def restrict(readable: Iterable[str], writable: Iterable[str] = (), scopes: bool
     if not abi:
         raise OSError("this kernel has no Landlock")
     access = ACCESS_BY_ABI[min(abi, 5)]
-    ruleset = _Ruleset(access, TCP if abi >= 4 else 0, SCOPES if abi >= 6 and scopes else 0)
+    ruleset = _Ruleset(access, TCP if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     number = syscall(
         LANDLOCK_CREATE_RULESET, "landlock_create_ruleset", ctypes.byref(ruleset), ctypes.c_size_t(size), 0
     )
     try:
-        for paths, allowed in ((readable, READ), (writable, access & ~EXECUTE)):
+        for paths, allowed in ((readable, READ), (writable, access & ~EXECUTE), (listable, READ_DIR)):
             for path in paths:
                 _allow(number, path, allowed & access)
         syscall(LANDLOCK_RESTRICT_SELF, "landlock_restrict_self", number, 0)

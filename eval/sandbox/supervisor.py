@@ -60,7 +60,9 @@ def _interpreter() -> str:
 
 
 def _environment(seed: int) -> dict[str, str]:
+    libraries = os.environ.get("LD_LIBRARY_PATH")  # some installations of Python need it to start
     return {
+        **({"LD_LIBRARY_PATH": libraries} if libraries else {}),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "PATH": os.defpath,
@@ -195,6 +197,13 @@ def containment(weak: bool = False) -> Containment:
         return _containments[weak]
 
 
+def _probe_program() -> str:
+    """Return a program that reads the standard library and every package that programs may import."""
+    names = [Path(path).stem for path in _view().packages if not path.endswith(".libs")]
+    read = "open(importlib.util.find_spec(name).origin, 'rb').read(1)"
+    return f"import asyncio, colorsys, importlib.util, wave\nfor name in {names!r}: {read}"
+
+
 def _probe(modes: Sequence[str]) -> Containment:
     refused: dict[str, str] = {}
     for mode in modes:
@@ -214,7 +223,7 @@ def _probe(modes: Sequence[str]) -> Containment:
         if mode != "weak" and sys.platform != "linux":
             refused[mode] = "needs Linux"
             continue
-        report, code = _execute(Program(""), Limits(), mode, 0)
+        report, code = _execute(Program(_probe_program()), Limits(), mode, 0)
         if report is not None and report.status == "passed":
             return Containment(mode, report.layers, refused)
         refused[mode] = report.detail.removeprefix(f"{mode}: ") if report else f"ended with exit code {code}"

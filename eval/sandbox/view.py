@@ -60,11 +60,17 @@ def view_of(prefix: str, base_prefix: str) -> View:
     return View(tuple(folders), tuple(dict.fromkeys(masks)), packages, (*search_path, site))
 
 
+def is_open(view: View) -> bool:
+    """Return whether every user may read the view's folders of Python, once it is shown; a umask of 077 closes them."""
+    paths = [Path(path) for path in (*view.search_path, *view.packages)]
+    return all(path.stat().st_mode & 0o004 for path in paths if path.exists())
+
+
 def is_public(view: View) -> bool:
     """Return whether every user may reach the folders of Python and of this project; those below /root are closed."""
     paths = (*view.search_path, str(Path(__file__).parent))
     folders = {parent for path in paths for parent in (Path(path), *Path(path).parents)}
-    return all(folder.stat().st_mode & 0o001 for folder in folders if folder.exists())
+    return is_open(view) and all(folder.stat().st_mode & 0o001 for folder in folders if folder.exists())
 
 
 def readable_paths(view: View) -> list[str]:

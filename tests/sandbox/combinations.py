@@ -127,6 +127,7 @@ def _launch(identity: str, refused: str, folder: str, mode: str, workers: str) -
     if refused == "1":
         _refuse_namespaces()
     environment = {"PATH": os.environ["PATH"], "HOME": folder, "SANDBOX_SECRET": "secret"}
+    environment["LD_LIBRARY_PATH"] = str(Path(python).parent.parent / "lib")  # a moved Python's own library
     arena = str(Path(__file__).with_name("arena.py"))
     os.execve(python, [python, "-B", arena, folder, mode, workers], environment)
 

@@ -387,6 +387,10 @@ GOOD = _group(
         "a pool of threads": "from concurrent.futures import ThreadPoolExecutor as T\nassert list(T(2).map(abs, [-1])) == [1]",
         "signals to itself": "import signal\nsignal.signal(signal.SIGUSR1, lambda *a: None)\nsignal.raise_signal(signal.SIGUSR1)",
         "modules": "import json, re, sqlite3, ssl, decimal, hashlib, random, uuid, zlib\nassert uuid.uuid4()",
+        "installed packages": (
+            "import importlib.util, os, sys\n"
+            "if any(os.path.isdir(p + '/numpy') for p in sys.path): import numpy; assert numpy.ones(3).sum() == 3"
+        ),
         "the null device": "import os\nopen(os.devnull, 'w').write('x')",
     },
 )
