@@ -17,6 +17,7 @@ from common.terminal_text import foreign, quoted
 from common.value_shapes import ListOf, Matching, check_shape
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
+from merging.names import layer_of
 from merging.plan.prediction import prediction_names
 from merging.planned import Plan
 from merging.result_config import write_configs
@@ -128,7 +129,8 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
             raise CheckpointError(
                 f"The result would not load in transformers as {name}: {foreign(str(error), 300)}."
             ) from error
-    surplus = sorted(key for key in found.get("unexpected_keys", ()) if key in known)
+    beginnings = tuple(name for name in known if name.endswith("."))
+    surplus = sorted(key for key in found.get("unexpected_keys", ()) if key in known or key.startswith(beginnings))
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         wrong = sorted(str(key) for key in found.get(kind, ()) if key not in surplus)
         if wrong:
@@ -142,9 +144,14 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
 
 
 def known_names(plan: Plan, donor: Checkpoint) -> set[str]:
-    """Return the tensors that a class may leave unloaded: the donor's, and parts that predict under their new names."""
+    """Return the tensors that a class may leave unloaded: the donor's, and those of parts that predict further tokens.
+
+    Of the latter the beginnings of their names too ("model.layers.61."), since transformers fuses experts there.
+    """
     predicting = prediction_names(donor)
-    return {*donor.tensors, *(tensor.name for tensor in plan.tensors if tensor.own.name in predicting)}
+    names = {tensor.name for tensor in plan.tensors if tensor.own.name in predicting}
+    layers = {f"{layer[0]}{layer[1]}." for name in names if (layer := layer_of(name))}
+    return {*donor.tensors, *names, *layers}
 
 
 def _config_class(folder: Path, config: Mapping[str, Any]) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 
 from console.errors import EvaluationError
 
-
 WITHOUT_BEGIN = ("mmlu", "ifeval", "mbpp", "humaneval")
 """Benchmarks that the paper ran by lm-eval, and parts of them by prefix (mmlu_anatomy, mmlu_pro)."""
 
