@@ -568,6 +568,10 @@ MISTAKES = {
     "unknown method": (BASE.replace("merge_method: ties", "merge_method: dare-ties"), "Did you mean 'dare_ties'"),
     "no method": ("models: [{model: a}]", "merge_method is missing"),
     "no base": ("merge_method: ties\nmodels: [{model: a}]", "ties needs --base_model"),
+    "no base of two": ("merge_method: slerp\nmodels: [{model: a}, {model: b}]\nparameters: {t: 0.5}",
+                       r"slerp needs --base_model \(base_model in a file\)"),
+    "t of a model": (S.replace("{t: 0.5}", "{}") + "models: [{model: a, parameters: {t: 0.5}}]",
+                     r"parameters\.t must be given: .* models\[0\]\.parameters\.t has no effect: t is one value"),
     "t left out": (S.replace("{t: 0.5}", "{}") + "models: [{model: a}]", r"parameters\.t must be given"),
     "range backwards": (S + "slices: [{sources: [{model: a, layer_range: [4, 2]}, {model: base, layer_range: [0, 2]}"
                         "]}]",

@@ -150,12 +150,14 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
         else _read_flat(flags, config)
     )
     method, given = draft.method, draft.given
+    base = given.get("base_model")
+    if base is None and method.base == "required":
+        raise UsageError(
+            f"{method.name} needs --base_model (base_model in a file): it merges what each model changed of its base."
+        )
     for section in draft.sections:
         if section.models:  # none where the base alone is listed
             _check_count(method, len(section.models))
-    base = given.get("base_model")
-    if base is None and method.base == "required":
-        raise UsageError(f"{method.name} needs --base_model: it merges what each model changed of its base.")
     numerics = _one_of("numerics", given.get("numerics", "float32"), ("float32", "reference"))
     recipe = MergeRecipe(
         method=method.name,

@@ -80,7 +80,9 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
     ]
     for parameter in lacking:
         if parameter.default is None and sources[parameter.name].startswith("default"):
-            raise UsageError(f"parameters.{written_name(parameter)} must be given: {parameter.help}.")
+            key = written_name(parameter)
+            misplaced = [f" {note}" for note in notes if f".parameters.{key} has no effect" in note]
+            raise UsageError(f"parameters.{key} must be given: {parameter.help}.{''.join(misplaced[:1])}")
     return Draft(
         method=method,
         models=models,
