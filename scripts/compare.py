@@ -20,7 +20,7 @@ from eval.report.comparison_text import to_json, to_markdown, to_text
 from eval.report.table_flags import add_measure_flags, add_names_flag, measure_of
 from eval.results.reader import parse_names, read_all
 from eval.results.result import EvalResult
-from eval.results.rows import Remark, assemble
+from eval.results.rows import Remark, assemble, known_names
 from eval.stats.comparison import DRAWS, compare
 from eval.stats.gain_comparison import compare_gains
 
@@ -54,6 +54,7 @@ def one(what: str, flag: str, known: Sequence[EvalResult], names: Mapping[str, s
     Raises UsageError where that is none or several.
     """
     called = {result.model: {result.model, Path(result.model).name} for result in known}
+    names = known_names(names, set().union(*called.values())) if known else names
     for spelled in called.values():
         spelled |= {label for model, label in names.items() if model in spelled or Path(model).name in spelled}
     found = [result for result in known if what in called[result.model]]

@@ -20,6 +20,7 @@ from eval.report.latex import escaped, to_latex
 from eval.report.page_html import tables
 from eval.report.report import Report, make_report, ranking
 from eval.report.tables import to_csv, to_markdown, to_ranking
+from eval.results.reader import parse_names
 from eval.results.result import Lineage
 from eval.results.rows import assemble
 from eval.results.store import table
@@ -165,6 +166,14 @@ def test_figures(label: str) -> None:
     assert len(text.replace(r"\$", "$").lstrip("\u200b")) <= 40
     assert not is_math_text(text)[1] if isinstance(is_math_text(text), tuple) else not is_math_text(text)
     assert not text.startswith("_")
+
+
+def test_names_with_equals_signs() -> None:
+    """A label or a path may hold an equals sign; which part is the model follows from the results."""
+    results = [replace(r, model=r.model.replace("code", "omega=0.4")) for r in family()[:3]]
+    given = parse_names(["base=omega=1", "omega=0.4=Code=x", "out/maths=Math"])
+    labels = [row.label for row in assemble(results, given, silent).sources]
+    assert sorted(labels) == ["Code=x", "Math", "omega=1"]
 
 
 def test_markdown_text_keeps_names() -> None:

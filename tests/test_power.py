@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 
 from eval.outcomes import Outcomes, TaskOutcomes
-from eval.stats.comparison import differences
+from eval.report.report import make_report
+from eval.results.rows import assemble
+from eval.stats.comparison import compare, differences
+from eval.stats.gains import HV, Measure
 from eval.stats.power import detectable_difference, detectable_share
 from eval.stats.significance import mcnemar
-from tests.made_results import made
+from tests.made_results import family, made
+
+
+def silent(sentence: str) -> None:
+    """Hear no remarks."""
 
 
 def test_by_hand() -> None:
@@ -70,3 +77,27 @@ def test_few_items(items: int) -> None:
     found = differences(*results)
     assert len(found) == min(items, 1)
     assert not any(d.beyond_noise or d.detectable for d in found)
+    assert all(d.interval[0] <= 0 <= d.interval[1] for d in found)
+
+
+def test_few_items_have_no_bootstrap() -> None:
+    """With fewer than ten items neither IFEval nor HV gain nor the mean is called different, however clear-cut."""
+    results = []
+    for result in family():
+        outcomes = {}
+        for column, whole in result.outcomes.items():
+            wins = result.model.endswith("aim")
+            tasks = {}
+            for name, o in whole.tasks.items():
+                verdicts = {m: (v[:2] if m == "instructions" else (float(wins),) * 2) for m, v in o.verdicts.items()}
+                tasks[name] = TaskOutcomes(o.items[:2], o.docs[:2], verdicts)
+            outcomes[column] = Outcomes(tasks)
+        results.append(replace(result, outcomes=outcomes))
+    report = make_report(assemble(results, {}, silent), Measure(), silent)
+    assert not report.noise.beyond
+    assert not any(column == HV for _, column in (*report.noise.intervals, *report.noise.changes))
+    found = compare(results[3], results[4])
+    assert found.mean is None
+    (ifeval,) = (d for d in found.differences if d.column == "IFEval")
+    assert ifeval.interval == (-100.0, 100.0)
+    assert ifeval.detectable is None

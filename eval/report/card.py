@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,14 @@ def _how(line: Line) -> str:
     said += ["chat template"] if settings.get("apply_chat_template") else ["no chat template"]
     said += [str(settings["dtype_used"])] if settings.get("dtype_used") else []
     used = [f"{name.replace('_', '-')} {result.versions[name]}" for name in _VERSIONS if name in result.versions]
-    return f"Scores in percent ({', '.join(said)}{'; ' + ', '.join(used) if used else ''})."
+    other = [f"{column} as {score.metric}" for column, score in result.scores.items() if not score.is_fraction]
+    units = f"percent, {', '.join(other)}" if other else "percent"
+    return markdown_text(f"Scores in {units} ({', '.join(said)}{'; ' + ', '.join(used) if used else ''}).")
+
+
+def _kind_of(metric: str) -> str:
+    """The hub's name for a metric: accuracies by that name, others by their own."""
+    return "accuracy" if metric in ("acc", "acc_norm", "exact_match", "accuracy") else metric
 
 
 _VERSIONS = ("lm_eval", "transformers", "torch", "vllm")
@@ -163,9 +171,9 @@ def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]
     found = []
     intervals = {column: cell.interval for column, cell in zip(columns, line.cells, strict=False)}
     for column, score in line.row.result.scores.items():
-        kind, dataset, split, config = DATASETS.get(column, ("accuracy", column, None, None))
+        kind, dataset, split, config = DATASETS.get(column, (_kind_of(score.metric), column, None, None))
         args: dict[str, Any] = {"n": score.n} if score.n else {}
-        args |= {"stderr": round(score.stderr, 4)} if score.stderr is not None else {}
+        args |= {"stderr": round(score.stderr, 4)} if score.stderr is not None and isfinite(score.stderr) else {}
         interval = intervals.get(column)
         args |= {"ci95": [round(end, 4) for end in interval]} if interval else {}
         for name, one, more in ((score.metric, score, args), *((n, other, {}) for n, other in score.beside.items())):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -216,6 +216,20 @@ def model_key(model: str) -> str:
     return str(Path(model))
 
 
+def known_names(names: Mapping[str, str], spellings: Collection[str]) -> dict[str, str]:
+    """Return model -> label where either may hold an equals sign: `--names` was split at the last one.
+
+    A model that `spellings` does not have is split at an earlier sign that leaves one of them.
+    """
+    found = {}
+    for model, label in names.items():
+        parts = model.split("=")
+        heads = ["=".join(parts[:n]) for n in range(len(parts), 0, -1)]
+        head = next((h for h in heads if h in spellings or model_key(h) in spellings), model)
+        found[model_key(head)] = f"{model}={label}"[len(head) + 1 :]
+    return found
+
+
 def _labeller(results: Sequence[EvalResult], names: Mapping[str, str]) -> Callable[[str], str]:
     """Return model -> label: the name given, else the last part of the path, or the whole where two share that part."""
     names = {model_key(model): label for model, label in names.items()}
@@ -225,6 +239,7 @@ def _labeller(results: Sequence[EvalResult], names: Mapping[str, str]) -> Callab
         by_last.setdefault(Path(path).name, set()).add(path)
     mentioned = [m for r in results for m in (r.model, r.lineage.base_model, *r.lineage.models) if m]
     spellings = {s for m in mentioned for s in (model_key(m), Path(m).name)}
+    names = known_names(names, spellings)
     unknown = sorted(set(names) - spellings)
     if unknown:
         raise UsageError(f"--names {unknown[0]}: no result or lineage has this model.{nearest(unknown[0], spellings)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -105,8 +106,12 @@ def details(result: EvalResult) -> list[str]:
     return found
 
 
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def _cell(score: Score | None) -> str:
     if score is None:
         return "-"
     form = ".2f" if score.is_fraction else ".4g"
-    return f"{score.value:{form}}" + ("" if score.stderr is None else f" ± {score.stderr:{form}}")
+    return f"{score.value:{form}}" + ("" if not _known(score.stderr) else f" ± {score.stderr:{form}}")

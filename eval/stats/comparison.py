@@ -23,6 +23,8 @@ from eval.stats.significance import LEVEL, Interval, holm, mcnemar, paired_inter
 
 DRAWS = 10_000
 MCNEMAR, PERMUTATION, BOOTSTRAP = "McNemar, exact", "permutation", "paired bootstrap"
+WIDEST: Interval = (-100.0, 100.0)
+"""Interval of a difference that too few items say nothing about."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,9 @@ def _difference(column: str, metric: str, a: Terms, b: Terms, family: int, draws
     changes = scores[:, 1] - scores[:, 0]
     p = permutation(a, b, draws, seed_of(seed, column))
     first, second = percentiles(changes), percentiles(changes, wider)
-    least = detectable_difference(float(changes.std()), (1 - LEVEL) / family) if n > 1 else None
+    if n < LEAST_ITEMS:
+        first = second = WIDEST
+    least = detectable_difference(float(changes.std()), (1 - LEVEL) / family) if n >= LEAST_ITEMS else None
     found = Difference(column, metric, n, score(a), score(b), first, second, PERMUTATION, p, p)
     return replace(found, detectable=least)
 
