@@ -26,6 +26,8 @@ from eval.sandbox.syscalls import unshare  # noqa: E402
 from eval.sandbox.view import View  # noqa: E402
 
 REQUEST_BYTES = 256 << 20
+STARTED = b" "
+"""Written before the report, so that a sandbox that never started is no verdict on a program."""
 
 
 def report(status: str, detail: str, layers: list[str]) -> NoReturn:
@@ -90,6 +92,7 @@ def _run(request: dict[str, Any], view: View, mode: str) -> None:
         started = read_message(from_program)
         if started != ["confined", layers[-len(started[1]) :]]:
             report("unavailable", f"{mode}: the program's process is not confined: {started}", layers)
+        os.write(1, STARTED)
         signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds)
         status, detail = test_process.run_tests(from_program, to_program, **tests)
     except ConnectionLostError as error:

@@ -29,6 +29,8 @@ from eval.sandbox.view import WORK, View, is_public, view_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHILD = Path(__file__).with_name("child.py")
+STARTED = b" "
+"""What the test process writes when both processes are confined (child.py)."""
 MODES: tuple[str, ...] = ("bubblewrap", "namespaces", "landlock")
 """Strongest first."""
 GRACE_SECONDS = 20.0
@@ -108,7 +110,8 @@ def _execute(program: Program, limits: Limits, mode: str, seed: int) -> tuple[Re
     with suppress(OSError):  # in a memory shortage the program goes first
         Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000", encoding="ascii")
     try:
-        report = parse_report(_exchange(process, request, limits.wall_seconds + GRACE_SECONDS))
+        output = _exchange(process, request, limits.wall_seconds + GRACE_SECONDS)
+        report = parse_report(output)
         if report is None:
             _await_exit(process.pid, 1.0)  # its own exit code tells why there is none
     finally:
@@ -116,6 +119,8 @@ def _execute(program: Program, limits: Limits, mode: str, seed: int) -> tuple[Re
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.wait()
+    if report is None and not output.startswith(STARTED):
+        report = Report("unavailable", f"it ended with exit code {process.returncode} before the program started", ())
     return report, process.returncode
 
 
@@ -265,6 +270,8 @@ def run_program(program: Program | str, limits: Limits = DEFAULT_LIMITS, weak: b
     chosen = containment(weak)
     task = Program(program) if isinstance(program, str) else program
     report, code = _execute(task, limits, chosen.mode, seed)
+    if report is not None and report.status == "unavailable":  # a shortage of processes or memory may have passed
+        report, code = _execute(task, limits, chosen.mode, seed)
     if report is None:
         if abs(code) in (signal.SIGKILL, signal.SIGXCPU, 128 + signal.SIGKILL, 128 + signal.SIGXCPU):
             return Verdict(

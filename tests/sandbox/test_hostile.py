@@ -117,6 +117,17 @@ def test_a_missing_layer_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         supervisor.run_program("x = 1")
 
 
+def test_a_sandbox_that_does_not_start_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process tree that ends before the program starts ends the run, and is not counted as a wrong answer."""
+    from console.errors import EvaluationError
+    from eval.sandbox import supervisor
+
+    supervisor.containment()
+    monkeypatch.setattr(supervisor, "_interpreter", lambda: "/bin/false")
+    with pytest.raises(EvaluationError, match="before the program started"):
+        supervisor.run_program("x = 1")
+
+
 def test_a_killed_run_leaves_no_process(tmp_path: Path) -> None:
     """When the grading process is killed, the programs it runs end with it."""
     root = Path(__file__).resolve().parent.parent.parent
