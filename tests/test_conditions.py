@@ -33,6 +33,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "n_samples": {"n_samples": 10},
     "temperature": {"temperature": 0.8},
     "system_instruction": {"system_instruction": "Think."},
+    "enable_thinking": {"model_args": {"enable_thinking": True}},
+    "add_bos_token": {"model_args": {"add_bos_token": True}},
 }
 
 

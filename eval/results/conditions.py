@@ -11,10 +11,10 @@ from eval.outcomes import Outcomes
 from eval.results.result import EvalResult
 
 GENERATION = ("gen_kwargs", "max_gen_toks", "n_samples", "temperature", "think_end_token", "enable_thinking")
-"""Settings of a run that change generated answers."""
+"""Settings of a run that change generated answers. Those that are part of `model_args` are found there."""
 SHARED = (
-    *("preset", "backend", "dtype_used", "apply_chat_template", "chat_template_sha256", "system_instruction"),
-    *GENERATION,
+    *("preset", "backend", "dtype_used", "apply_chat_template", "chat_template_args", "system_instruction"),
+    *("add_bos_token", *GENERATION),
 )
 """Settings of a run that change questions or answers; scores under other ones do not compare."""
 LIKELIHOOD_COLUMNS = frozenset(("MMLU",))
@@ -48,7 +48,7 @@ def run_differences(a: EvalResult, b: EvalResult) -> Differences:
 
     A limit or number of shots for one benchmark (`--limit mmlu=10`) counts where both results have that benchmark.
     """
-    found = {name: (a.settings.get(name), b.settings.get(name)) for name in (*SHARED, *OF_MODEL)}
+    found = {name: (_setting(a, name), _setting(b, name)) for name in (*SHARED, *OF_MODEL)}
     if all(MATHS_COLUMNS & set(result.scores) for result in (a, b)):
         found |= {name: (a.settings.get(name), b.settings.get(name)) for name in MATHS_ONLY}
     for setting, flag in BY_BENCHMARK.items():
@@ -68,12 +68,19 @@ def column_differences(a: EvalResult, b: EvalResult, column: str) -> Differences
     if a.published or b.published:
         return {}
     names = [name for name in SHARED if not (column in LIKELIHOOD_COLUMNS and name in GENERATION)]
-    found = {name: (a.settings.get(name), b.settings.get(name)) for name in names}
+    found = {name: (_setting(a, name), _setting(b, name)) for name in names}
     if column in MATHS_COLUMNS:
         found |= {name: (a.settings.get(name), b.settings.get(name)) for name in MATHS_ONLY}
     found["lm_eval"] = (a.versions.get("lm_eval"), b.versions.get("lm_eval"))
     found |= _of_column(a, b, column)
     return _unequal(found)
+
+
+def _setting(result: EvalResult, name: str) -> Any:
+    """A setting of a run, or the part of its `model_args` of that name."""
+    arguments = result.settings.get("model_args")
+    inside = arguments.get(name) if isinstance(arguments, Mapping) else None
+    return result.settings.get(name, inside)
 
 
 def _of_column(a: EvalResult, b: EvalResult, column: str) -> Differences:
@@ -113,7 +120,7 @@ def _unequal(found: Mapping[str, tuple[Any, Any]]) -> Differences:
     return {
         name: (a, b)
         for name, (a, b) in found.items()
-        if _key(a) != _key(b) and not (name in ("dtype_used", "backend") and {a, b} & {None, "auto"})
+        if _key(a) != _key(b) and not (name in ("dtype_used", "backend") and {a, b} & {None, "None", "auto"})
     }
 
 
