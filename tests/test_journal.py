@@ -265,6 +265,12 @@ def test_answers_are_graded_again_without_torch_or_model(
     again = EvalResult.load(new)
     assert (again.scores, again.outcomes, again.digest) == (first.scores, first.outcomes, first.digest)
     assert again.settings["rescored_from"] == old.name
+    facts = [
+        [{k: s[k] for k in ("tokens", "finish", "prompt_truncated")} for s in map(json.loads, f.open(encoding="utf-8"))]
+        for f in sorted(old.parent.glob("samples_gsm8k*"))
+    ]
+    assert len(facts) == 2
+    assert facts[0] == facts[1]
     assert again.settings["prompts_sha256"] == first.settings["prompts_sha256"]
 
 

@@ -151,7 +151,7 @@ def evaluate_share(
         for benchmark, count in truncated.items():
             report(f"{benchmark}: the prompts of {count} items lost their beginning to fit {subject.length} tokens.")
         raw = grading.grade(loaded, plan, settings)
-        _add_facts(raw["samples"], asking.facts_of(asked, journal))
+        add_facts(raw["samples"], asking.facts_of(asked, journal))
     seconds = {"total": round(time.time() - started, 1), "prepare": prepared, "load": source.seconds} | seconds
     settings_used = settings.recorded() | used | {"max_length": subject.length, "processes": ranks.count}
     settings_used |= {"remarks": remarks, "answers": known, "prompts_truncated": truncated}
@@ -273,7 +273,7 @@ def _check_thinking(asked: Mapping[Benchmark, Any], settings: Settings) -> None:
         raise UsageError(f"--model_args enable_thinking=true: {', '.join(names)} scores choices without generating.")
 
 
-def _add_facts(samples: Mapping[str, list[dict[str, Any]]], facts: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+def add_facts(samples: Mapping[str, list[dict[str, Any]]], facts: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
     """Add number of tokens, finish reason and truncation of each answer to the samples."""
     for task, items in samples.items():
         for item in items:

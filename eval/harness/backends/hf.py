@@ -89,9 +89,12 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         quantized = _quantization(arguments)
         if quantized is not None:
             arguments["quantization_config"] = quantized
-        super()._create_model(pretrained, output_loading_info=True, **arguments)
-        self._model, info = self._model
-        self.remarks += check_loading_info(info, self._label)
+        if arguments.get("autogptq") or arguments.get("gptqmodel"):
+            super()._create_model(pretrained, **arguments)
+        else:
+            super()._create_model(pretrained, output_loading_info=True, **arguments)
+            self._model, info = self._model
+            self.remarks += check_loading_info(info, self._label)
         if self._adapter is not None:
             from peft import PeftModel
 
