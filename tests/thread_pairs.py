@@ -26,6 +26,12 @@ PAPER_DISAGREES = {
     ("12\\text{ cm}", "12\\text{ cm}^2"): "the same",
     ("60 km/h", "60\\text{ mph}"): "the same",
     ("45^\\circ", "45 \\text{ radians}"): "the same",
+    ("30 \\text{ cm}", "30 \\text{ seconds}"): "the same",
+    ("100\\text{ cm}", "1\\text{ m}"): "the same, and a number equals a hundredfold of the gold",
+    ("33\\frac{1}{3}\\%", "\\frac{1}{3}"): "percent signs are dropped",
+    ("all real numbers", "\\mathbb{R}"): "spaces are dropped",
+    ("I", "i"): "upper and lower case are alike",
+    ("y-3=2(x-1)", "y=2x+1"): "a leading variable and = are dropped",
 }
 """Where the paper's grader differs from a mathematician, by the reference's rule that makes it differ."""
 
@@ -213,6 +219,21 @@ THREADS: dict[str, list[Pair]] = {
         ("1:2:3", "1:3:2", False),
         ("3:4", "\\frac{3}{4}", True),
         ("5:0", "3:0", False),
+    ],
+    "issue: sets of all numbers, units with signs, names": [
+        ("\\mathbb{R}", "(-\\infty,\\infty)", True),
+        ("all real numbers", "\\mathbb{R}", True),
+        ("-\\infty < x < \\infty", "\\mathbb{R}", True),
+        ("50¢", "50 \\text{ cents}", True),
+        ("5 sec", "5 seconds", True),
+        ("30 \\text{ cm}", "30 \\text{ seconds}", False),
+        ("No", "\\text{no}", True),
+        ("no", "\\text{yes}", False),
+        ("I", "i", False),
+        ("33\\frac{1}{3}\\%", "\\frac{1}{3}", True),
+        ("y-3=2(x-1)", "y=2x+1", True),
+        ("100\\text{ cm}", "1\\text{ m}", False),
+        ("\\$12.50", "\\$12.05", False),
     ],
     "issue: boxes and spelling": [
         ("\\boxed {73}", "73", True),

@@ -60,6 +60,9 @@ def same(a: Value, g: Value, rules: Rules = EXACT) -> bool:
         return _same_relations(a, g, rules)
     if isinstance(a, Union) or isinstance(g, Union):
         return same_sets(a, g)
+    if isinstance(a, Words) or isinstance(g, Words):
+        words = isinstance(a, Words) and isinstance(g, Words) and _plain_words(a.text) == _plain_words(g.text) != ""
+        return words or same_sets(a, g)
     if isinstance(a, Formula) and isinstance(g, Formula):
         return same_formulas(a, g, rules)
     if isinstance(a, Items) and isinstance(g, Items):
@@ -74,8 +77,6 @@ def same(a: Value, g: Value, rules: Rules = EXACT) -> bool:
         )
     if isinstance(a, Parts) or isinstance(g, Parts):
         return _same_parts(a, g, rules)
-    if isinstance(a, Words) and isinstance(g, Words):
-        return _plain_words(a.text) == _plain_words(g.text) != ""
     return isinstance(a, Numeral) and a == g
 
 

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from eval.maths.values import Formula
 
+_WORDS_OF_TWO = ("no", "or", "is", "if", "in", "on")
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 _FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|pi|infty|frac|theta|alpha|beta"
@@ -34,7 +35,7 @@ def formula(text: str) -> Formula | None:
         number = Fraction(text.rstrip("."))
         decimals = len(text.partition(".")[2]) if "." in text else None
         return Formula(sympy.Rational(number.numerator, number.denominator), decimals)
-    source = _source(text)
+    source = None if text.lower() in _WORDS_OF_TWO else _source(text)
     if source is None:
         return None
     from latex2sympy2_extended import latex2sympy
@@ -86,6 +87,7 @@ def _source(text: str) -> str | None:
     text = re.sub(r"(?<![\w.}^)_])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}(?!\^)", _mixed, arguments)
     if re.search(r"\d\s+\d", text):
         return None
+    text = re.sub(r"(?<![A-Za-z\\])I(?![A-Za-z_])", r"\\zeta_{99}", text)  # a name, not i as the grammar has it
     return re.sub(r"(?<![A-Za-z\\])([A-Za-eh-z])\s*\((?=[^()]*[-+])", r"\1 \\cdot (", text)
 
 

@@ -25,6 +25,7 @@ _SIGNS = {
     "\u03b8": r"\theta ", "\u03bb": r"\lambda ", "\u03bc": r"\mu ", "\u03c6": r"\phi ", "\u03c3": r"\sigma ",
     "\u03c9": r"\omega ", "\u00bd": r"\frac{1}{2}", "\u00bc": r"\frac{1}{4}", "\u00be": r"\frac{3}{4}",
     "\u2153": r"\frac{1}{3}", "\u2154": r"\frac{2}{3}",
+    "\u00a2": " cents",
     "\u27e8": r"\langle ", "\u27e9": r"\rangle ", "\uff1a": ":", "\uff0c": ",", "\uff08": "(", "\uff09": ")",
 }  # fmt: skip
 _UNICODE = str.maketrans(_SIGNS)
@@ -153,7 +154,7 @@ _NO_UNIT = frozenset(
     (
         *("and", "or", "if", "for", "when", "where", "mod", "modulo", "to", "than", "less", "more", "plus", "minus"),
         *("over", "is", "are", "not", "no", "choose", "divided", "multiplied", "equals", "but", "with", "without"),
-        *("sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "pi", "sqrt", "infty", "base", "infinity"),
+        *("sin", "cos", "tan", "cot", "csc", "log", "ln", "exp", "pi", "sqrt", "infty", "base", "infinity"),
         *("am", "pm", "a.m", "p.m", "times", "squared", "cubed", "through", "between", "except", "all", "any", "each"),
         *("thousand", "million", "billion", "hundred", "dozen", "half", "quarter", "percent", "st", "nd", "rd", "th"),
         *("by", "approximately", "about"),
