@@ -70,6 +70,8 @@ def _value(key: str, value: Any) -> Any:
 def _weights(value: Any) -> tuple[float, ...]:
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
     try:
+        if any(isinstance(part, bool) for part in parts):
+            raise TypeError
         return tuple(float(part) for part in parts)
     except (TypeError, ValueError):
         raise UsageError(f"calibration_weights must be numbers, one per source, found {value!r}.") from None

@@ -30,6 +30,8 @@ def parse_omegas(given: object) -> tuple[float, ...]:
     """Return the numbers of 0.4, "0.4", "0,0.2,0.4" or a list. Raises UsageError for what is no number in [0, 1]."""
     parts = given if isinstance(given, (list, tuple)) else str(given).split(",")
     try:
+        if any(isinstance(part, bool) for part in parts):
+            raise TypeError
         found = tuple(float(part) for part in parts if str(part).strip())
     except (TypeError, ValueError):
         raise UsageError(

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 
 from aim.asked import Aim
 from aim.calibration import Calibration
+from aim.flags import calibration_of
 from aim.importance import Importance, fingerprint
 from aim.measure import Settings, load_importance
+from aim.omegas import parse_omegas
 from aim.relax import relax
 from aim.run import folder_of, perform, plan_relaxation
 from console.errors import CheckpointError, UsageError
@@ -149,6 +151,15 @@ def test_omegas_that_print_alike_have_folders_of_their_own() -> None:
     assert names[:5] == ["omega-0.4", "omega-1", "omega-0", "omega-0.3", "omega-0.30000000000000004"]
     assert len(set(names)) == len(omegas)
     assert [float(name.removeprefix("omega-")) for name in names] == list(omegas)
+
+
+def test_true_is_no_number() -> None:
+    """true for an omega or a weight of calibration data is refused, alone and in a list."""
+    for value in (True, [0.4, True]):
+        with pytest.raises(UsageError, match="--omega must be a number"):
+            parse_omegas(value)
+        with pytest.raises(UsageError, match="calibration_weights must be numbers"):
+            calibration_of({"calibration": "pile", "calibration_weights": value})
 
 
 def test_della_ranks_stacked_experts_apart() -> None:
