@@ -59,7 +59,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     if asked["save_path"] is None and not dry_run:
         parser.error("--save_path is missing: the folder for the merged checkpoint")
     from merging.lora.either import merge, planned, shown
-    from merging.next_steps import finish
+    from merging.output.next_steps import finish
     from merging.work import Output
 
     given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}

@@ -17,7 +17,7 @@ from merging.recipe.options import PLAN_KEYS, PlanOptions
 from merging.work import Output
 
 if TYPE_CHECKING:
-    from merging.hub_upload import Push
+    from merging.output.hub_upload import Push
 
 DEFAULTS = {"omega": "0.4", "numerics": "float32", "device": "auto", "max_shard_size": "5GB"}
 NOT_IN_FILES = ("config", "from_lock", "dry_run", "json", "quiet", "debug", "help")
@@ -80,7 +80,7 @@ def relax(argv: Sequence[str], processes: Processes) -> int:
         parser.error(f"--{(missing or ['save_path'])[0]} is missing")
     aim = aim_of(given, reference=given["numerics"] == "reference", resume=bool(asked["resume"]), seed="seed")
     from aim.run import perform, planned_relaxation
-    from merging.next_steps import finish
+    from merging.output.next_steps import finish
 
     options = PlanOptions(**{key: given[key] for key in PLAN_KEYS if key in given})
     defaults = {key: DEFAULTS[key] for key in ("device", "max_shard_size")}

@@ -14,7 +14,7 @@ from aim.summary import Summary
 from aim.summary_text import described, kinds_table, layers_table, left_out, legend
 from merging.card import AIM_TAG, public_name
 from merging.hub import CheckpointRef
-from merging.hub_upload import explained, make_repo
+from merging.output.hub_upload import explained, make_repo
 
 PAPER = "https://arxiv.org/abs/2502.02421"
 

@@ -15,10 +15,10 @@ from console.cli import say
 from console.errors import UsageError
 from merging.bandwidths import Bandwidths
 from merging.flags import OUTPUT_KEYS
-from merging.hub_upload import Push
 from merging.lock import pinned, read_lock
 from merging.lora.either import Either, check_plan_of, make, planned, shown
-from merging.next_steps import finish
+from merging.output.hub_upload import Push
+from merging.output.next_steps import finish
 from merging.processes import Processes
 from merging.recipe import make_recipe
 from merging.recipe.options import PLAN_KEYS, PlanOptions

@@ -14,7 +14,7 @@ from merging.recipe.options import EXTRA_TENSORS
 from merging.registry import MergeMethod, all_methods
 
 if TYPE_CHECKING:
-    from merging.hub_upload import Push
+    from merging.output.hub_upload import Push
 
 RUN_KEYS = {
     "save_path": Path, "device": str, "max_shard_size": str, "overwrite": bool, "resume": bool,
@@ -98,7 +98,9 @@ def make_parser(method: MergeMethod | None) -> Parser:
     parser.add_argument(
         "--config", type=user_path, metavar="FILE", help="YAML with the same keys, or mergekit's; flags win"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the output (default: bfloat16)")
+    parser.add_argument(
+        "--dtype", choices=(*DTYPES, "auto"), help="of the output; auto: as the inputs (default: bfloat16)"
+    )
     parser.add_argument(
         "--numerics",
         choices=("float32", "reference"),
@@ -173,7 +175,7 @@ def take_push(flags: dict[str, Any], config: dict[str, Any], dry_run: bool) -> P
     repo, private = (flags.pop(key, config.pop(key, None)) for key in ("push_to_hub", "private"))
     if repo is None and not private:
         return None
-    from merging.hub_upload import Push  # loads the hub's client
+    from merging.output.hub_upload import Push  # loads the hub's client
 
     return Push.of(repo, private, dry_run)
 

@@ -8,12 +8,12 @@ from collections.abc import Collection, Sequence
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.checks import check_config
-from merging.exclusion import HEAD_KEYS, Exclusion
 from merging.layout import Inputs, Slot, slots_of
 from merging.names import is_computed, layer_of, role_of
 from merging.orientation import transposed_names
 from merging.plan.config_meaning import compare_configs
 from merging.plan.dtypes import WideTensors
+from merging.plan.exclusion import HEAD_KEYS, Exclusion
 from merging.plan.extra_tensors import ExtraTensors
 from merging.plan.layer_kinds import check_sources
 from merging.plan.prediction import main_depths, prediction_names

@@ -12,9 +12,9 @@ from console.errors import CheckpointError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
 from merging.config_ids import Numbering, renumber
-from merging.exclusion import HEAD_KEYS
 from merging.layout import Inputs
 from merging.names import role_of
+from merging.plan.exclusion import HEAD_KEYS
 from merging.plan.layer_config import adapt_layers
 from merging.plan.layer_kinds import check_kinds
 from merging.plan.prediction import prediction_names, without_prediction

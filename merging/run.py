@@ -14,10 +14,10 @@ from merging.checkpoint import Checkpoint, open_all
 from merging.checkpoints.text_part import with_text_parts
 from merging.checks import check_distinct
 from merging.device import resolve_device
-from merging.exclusion import Exclusion
 from merging.hub import CheckpointRef
 from merging.layout import Inputs
 from merging.load_check import check_loads, known_names
+from merging.plan.exclusion import Exclusion
 from merging.planned import Plan
 from merging.preflight import plan
 from merging.prepared import prepared

@@ -85,7 +85,7 @@ def check(args: Any) -> None:
     if args.private and not args.push_to_hub:
         raise UsageError("--private goes with --push_to_hub.")
     if args.push_to_hub:
-        from merging.hub_upload import check_push
+        from merging.output.hub_upload import check_push
 
         check_push(args.push_to_hub)
 

@@ -422,6 +422,15 @@ def test_general_settings(lines: str, setting: str, value: Any) -> None:
     assert getattr(recipe_of(BASE + lines), setting) == value
 
 
+def test_dtype_auto() -> None:
+    """--dtype auto keeps the models' own in either form, and a recipe without a dtype has a default by its form."""
+    flat = {"method": "ties", "base_model": "base", "models_to_merge": "a"}
+    assert make_recipe({**flat, "dtype": "auto"}, {}).stored_dtype is None
+    assert make_recipe(flat, {}).stored_dtype == "bfloat16"
+    assert recipe_of(BASE + "dtype: float16", dtype="auto").stored_dtype is None
+    assert recipe_of(BASE).stored_dtype is None
+
+
 def test_remarks() -> None:
     """Once for each parameter left out whose default this project has otherwise; for what has no effect."""
     said = remarks(recipe_of(BASE.replace("}]", "}, {model: b}]") + "parameters: {int8_mask: true}"))

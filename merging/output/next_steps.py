@@ -7,7 +7,7 @@ from pathlib import Path
 
 from console.cli import say
 from console.files import read_json
-from merging.hub_upload import Push, push_results, results_in
+from merging.output.hub_upload import Push, push_results, results_in
 from merging.work import Output
 
 
