@@ -99,7 +99,10 @@ def make_parser(method: MergeMethod | None) -> Parser:
         "--config", type=user_path, metavar="FILE", help="YAML with the same keys, or mergekit's; flags win"
     )
     parser.add_argument(
-        "--dtype", choices=(*DTYPES, "auto"), help="of the output; auto: as the inputs (default: bfloat16)"
+        "--dtype",
+        choices=(*DTYPES, "auto"),
+        help="of the output; auto: as the base, or the first model, stores it (default: bfloat16; of a recipe in "
+        "mergekit's form auto)",
     )
     parser.add_argument(
         "--numerics",
