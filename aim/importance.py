@@ -109,7 +109,9 @@ class Importance:
             with safe_open(str(file), framework="pt") as opened:
                 metadata = opened.metadata() or {}
                 activations = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+        except (OSError, RuntimeError) as error:  # torch has the latter for a file that it cannot map
+            raise CheckpointError(f"{file} cannot be read ({error}).") from error
+        except SafetensorError as error:
             raise CheckpointError(f"{file} is not a whole safetensors file ({error}).") from error
         if metadata.get("format") != FORMAT:
             told = quoted(metadata.get("format"))

@@ -155,7 +155,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if not isinstance(about, dict):
                 raise ValueError("its description is no JSON object")
             return {name: torch.clone(opened.get_tensor(name)) for name in opened.keys()}, about  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _unreadable(file, error) from error
 
 

@@ -37,9 +37,26 @@ def handle_stop_signals() -> None:
             signal.signal(number, _stop)
 
 
+def ignore_stop_signals() -> None:
+    """Let the process end in peace: its run is over, and its temporary files are about to be removed."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in STOPPING:
+        number = getattr(signal, name, None)
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def defer(number: int) -> bool:
+    """Note a signal that came within `deferred`, to be handled at its end; False outside of it."""
+    if _deferred is None:
+        return False
+    _deferred.append(number)
+    return True
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
-    if _deferred is not None:
-        _deferred.append(number)
+    if defer(number):
         return
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -60,4 +77,6 @@ def deferred() -> Iterator[None]:
     finally:
         waiting, _deferred = _deferred, None
     if waiting:
-        _stop(waiting[0], None)
+        handler = signal.getsignal(waiting[0])
+        if callable(handler):
+            handler(waiting[0], None)

@@ -80,14 +80,17 @@ class Lock:
         raise HeldError(held, "processes that come and go")
 
     def is_valid(self) -> bool:
-        """Return whether the locked file is still the one under its name."""
-        return _is_same(self._handle, self.file)
+        """Return whether the lock is held and its file is still the one under its name."""
+        return self._handle >= 0 and _is_same(self._handle, self.file)
 
     def release(self, remove: bool = False) -> None:
-        """Give the lock back; remove: remove the file first, while it is still held."""
+        """Give the lock back, once; remove: remove the file first, while it is still held."""
+        if self._handle < 0:
+            return
         if (remove or self.file.suffix == ".held") and self.is_valid():
             self.file.unlink(missing_ok=True)
-        os.close(self._handle)
+        handle, self._handle = self._handle, -1  # its number may soon be another file's
+        os.close(handle)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ LOCK, MARK = "lock", "work_folder.json"
 FORMAT = "activation-informed-merging work folder"
 OWN = (LOCK, f"{LOCK}.held", MARK)
 """Names of the files that make a folder a work folder."""
+TAKEN_UP = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+"""Errors of removing a folder that another process came into, or removed, meanwhile."""
 LOOKS, PAUSE = 10, 0.005
 """How often, at intervals of how many seconds, a folder is looked at that another process may be changing."""
 
@@ -45,9 +48,13 @@ class WorkFolder:
         self.clear()
         (self.path / MARK).unlink(missing_ok=True)
         self.lock.release(remove=True)
-        with suppress(OSError):  # another process may have come in
-            (self.path / LOCK).unlink(missing_ok=True) if self.lock.file.name != LOCK else None
+        if self.lock.file.name != LOCK:  # without flock the lock was another file
+            (self.path / LOCK).unlink(missing_ok=True)
+        try:
             self.path.rmdir()
+        except OSError as error:
+            if error.errno not in TAKEN_UP:
+                raise
 
 
 @contextmanager

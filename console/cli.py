@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from common.bounded_reading import UnreadableError
-from common.interrupts import Terminated, handle_stop_signals
+from common.interrupts import Terminated, handle_stop_signals, ignore_stop_signals
 from common.streams import protect_standard_streams
 from common.terminal_text import message_line, terminal_lines
 from console.errors import DISK_FULL, ProjectError, UsageError, nearest
@@ -156,6 +156,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             parts = [f"error: {sentence}" if sentence else "", *notes]
             print(" ".join(message_line(part) for part in parts if part), file=sys.stderr)
         return code
+    finally:
+        if argv is None:
+            ignore_stop_signals()
 
 
 def unsupported_platform(platform: str) -> str | None:

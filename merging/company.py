@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from common.interrupts import defer
 from console.errors import StoppedError
 
 BEAT = 5.0
@@ -104,11 +105,13 @@ class Company:
         sentence = f"Another process of this run stopped ({who}{', where it says why' if ending.told else ''})."
         return StoppedError("" if silent else sentence, ending.code, ending.keeps)
 
-    def terminated(self, *_: object) -> None:
+    def terminated(self, number: int = signal.SIGTERM, *_: object) -> None:
         """Handle SIGTERM: a launcher sends it when another process has ended, or when the whole run is to end.
 
         Raises StoppedError, or KeyboardInterrupt where no other has ended.
         """
+        if defer(number):
+            return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for _tick in range(40):  # what the launcher saw is here in a moment
             self.check()

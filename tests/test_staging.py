@@ -534,6 +534,40 @@ sys.exit(run(main))
     assert (tmp_path / ".out.partial" / MARK).is_file()
 
 
+def test_a_lock_is_given_back_once(tmp_path: Path) -> None:
+    """A second release does not close a file that got the number meanwhile."""
+    lock = Lock.acquire(tmp_path / "lock")
+    lock.release()
+    with (tmp_path / "other").open("w") as stream:
+        lock.release()
+        stream.write("x")
+        stream.flush()
+    assert not lock.is_valid()
+
+
+def test_signals_wait_for_the_end_of_a_short_part() -> None:
+    """A signal within `deferred` is handled at its end, by the handler that is there then."""
+    from common.interrupts import Terminated, deferred, handle_stop_signals
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    done = []
+
+    def part() -> None:
+        with deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            done.append(1)
+
+    try:
+        handle_stop_signals()
+        with pytest.raises(Terminated):
+            part()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert done
+
+
 def test_an_unwritten_stage_is_discarded_by_a_failure(tmp_path: Path) -> None:
     """A run that fails before its first tensor leaves nothing."""
     with pytest.raises(ZeroDivisionError), staged(tmp_path / "out", False, "key"):
