@@ -92,7 +92,9 @@ def importance_of(
     file = settings.importance_file
     if file is not None and file.exists():
         from aim.blocks import summary
+        from aim.progress import remove_state
 
+        remove_state(_state_of_rank(state, processes))
         found = load_importance(file, base, settings.reference)
         check_same_calibration(file, found.calibration, settings.calibration)
         say(f"Importance from {file}. {summary(dict(found.calibration))}", quiet)
@@ -176,14 +178,17 @@ def measure(
     return measured, progress
 
 
+def _state_of_rank(state: Path, processes: Processes) -> Path:
+    return state if processes.count == 1 else state.with_name(f"{state.name}-{processes.rank}")
+
+
 def _progress(settings: Settings, key: str, state: Path, quiet: bool, processes: Processes) -> Any:
     """Where the state of this process's calibration is kept; the reference's is not."""
     if settings.reference:
         return None
     from aim.progress import Progress
 
-    file = state if processes.count == 1 else state.with_name(f"{state.name}-{processes.rank}")
-    return Progress(file, key, settings.resume, quiet, processes.leads)
+    return Progress(_state_of_rank(state, processes), key, settings.resume, quiet, processes.leads)
 
 
 def _run(

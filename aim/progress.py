@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from torch import Tensor
 from aim.activations import Sums
 from common.atomic import written
 from common.safetensors_file import write_safetensors
-from common.work_folder import WorkFolder, claim
+from common.work_folder import WorkFolder, claim, claimed, is_work_folder
 from console.cli import say
-from console.errors import ProjectError, StoppedError, UsageError, causes
+from console.errors import FailureError, ProjectError, StoppedError, UsageError, causes
 
 EVERY_SECONDS = 20.0
 """Least time between two savings; and saving takes at most a twentieth of the time."""
@@ -136,14 +137,26 @@ class Progress:
 
     def clear(self) -> None:
         """Remove the state of a calibration whose result is in its place."""
-        if self._work is not None:
+        if self._work is None:
+            return
+        try:
             self._work.remove()
-            self._work = None
+        except OSError as error:
+            self._work.lock.release()
+            say(f"{self.folder} is no longer needed and cannot be removed ({error.strerror}); remove it.")
+        self._work = None
 
     def _release(self) -> None:
         if self._work is not None:
             self._work.lock.release()
             self._work = None
+
+
+def remove_state(folder: Path) -> None:
+    """Remove the state that a run left which was killed when its importance file was in its place."""
+    if is_work_folder(folder):
+        with suppress(FailureError, OSError), claimed(folder, str(folder)) as work:
+            work.remove()
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

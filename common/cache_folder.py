@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
+from common.atomic import write_file
+from console.errors import FailureError
+
 NAME = "activation-informed-merging"
+MOST_REMEMBERED = 1000
+"""Results of one kind that are kept."""
 
 
 def cache_folder() -> Path | None:
@@ -37,6 +43,22 @@ def is_private_file(file: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(status.st_mode) and _is_mine(status)
+
+
+def remember(file: Path, text: str) -> None:
+    """Write a small result into the cache, of which the newest of its kind stay; a failure costs only time later.
+
+    Args:
+        file: In the cache folder; its kind is the name up to the first hyphen.
+        text: The content.
+    """
+    kind = file.name.partition("-")[0]
+    with suppress(OSError, FailureError):
+        write_file(file, text.encode())
+        file.chmod(0o600)
+        dated = sorted(((other.stat().st_mtime_ns, other) for other in file.parent.glob(f"{kind}-*")), reverse=True)
+        for _, old in dated[MOST_REMEMBERED:]:
+            old.unlink(missing_ok=True)
 
 
 def _is_mine(status: os.stat_result) -> bool:

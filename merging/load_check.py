@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bounded_reading import UnreadableError, read_text
-from common.cache_folder import cache_folder, is_private_file
+from common.cache_folder import cache_folder, is_private_file, remember
 from common.execution_limits import time_limit
 from common.temporary import temporary_folder
 from common.terminal_text import foreign, quoted
@@ -139,7 +139,7 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
     lost = f"transformers does not load {', '.join(surplus[:3])} as {name}; the inputs have it too."
     told = lost if surplus else ""
     if passed is not None:
-        passed.write_text(told, encoding="utf-8")
+        remember(passed, told)
     return told or None
 
 

@@ -534,6 +534,21 @@ sys.exit(run(main))
     assert (tmp_path / ".out.partial" / MARK).is_file()
 
 
+def test_the_cache_stays_small_and_is_never_needed(tmp_path: Path, monkeypatch) -> None:
+    """Of what is remembered the newest stay, readable by their user alone; a cache that cannot be written is no
+    error."""
+    from common import cache_folder
+
+    monkeypatch.setattr(cache_folder, "MOST_REMEMBERED", 3)
+    (tmp_path / "kernels-x.so").write_text("another kind")
+    for i in range(6):
+        cache_folder.remember(tmp_path / f"auto-{i}", str(i))
+        os.utime(tmp_path / f"auto-{i}", (i, i))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["auto-3", "auto-4", "auto-5", "kernels-x.so"]
+    assert stat.S_IMODE((tmp_path / "auto-5").stat().st_mode) == 0o600
+    cache_folder.remember(tmp_path / "auto-5" / "auto-6", "in a file")
+
+
 def test_a_lock_is_given_back_once(tmp_path: Path) -> None:
     """A second release does not close a file that got the number meanwhile."""
     lock = Lock.acquire(tmp_path / "lock")
