@@ -32,7 +32,12 @@ class Prepared:
 
     def copy_to(self, folder: Path) -> None:
         """Put the files into the folder of the weights."""
-        shutil.copytree(self.folder, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        for file in sorted(self.folder.rglob("*")):  # shutil.copytree would give the folder the mode of this one
+            target = folder / file.relative_to(self.folder)
+            if file.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                shutil.copyfile(file, target)
 
 
 @contextmanager
