@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.dev.torture import as_text
+from tests.conftest import ROOT
+
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler")
 def test_a_sample_of_interruptions(tmp_path: Path, run_script) -> None:
@@ -18,3 +21,12 @@ def test_a_sample_of_interruptions(tmp_path: Path, run_script) -> None:
     results = json.loads((tmp_path / "torture.json").read_text())
     assert results["cases"] == sum(row["cases"] for row in results["rows"]) == 60
     assert results["problems"] == []
+
+
+def test_the_committed_figures() -> None:
+    """The figures that docs/reliability.md quotes are of every kind of run and fault, without a problem."""
+    results = json.loads((ROOT / "results" / "torture.json").read_text())
+    assert results["problems"] == []
+    tried = {row["scenario"] for row in results["rows"] if row["cases"]}
+    assert tried == {row["scenario"] for row in results["rows"]}
+    assert f"{results['cases']} cases of {results['of']}" in as_text(results)
