@@ -46,7 +46,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     if not dry_run and (as_json or "bandwidths" in flags):
         parser.error(f"--{'json' if as_json else 'bandwidths'} goes with --dry_run")
     machine = bandwidths_at(flags.pop("bandwidths")) if "bandwidths" in flags else None
-    config = read_config(flags.pop("config")) if "config" in flags else {}
+    config = read_config(flags.pop("config")) if "config" in flags and "from_lock" not in flags else {}
     push = take_push(flags, config, dry_run)
     if "from_lock" in flags:
         from aim.repeat import repeat
