@@ -61,6 +61,9 @@ def with_text_parts(template: Checkpoint, others: Sequence[Checkpoint]) -> list[
 
 
 def _has_text_part(checkpoint: Checkpoint) -> bool:
+    nested = [key for key, value in checkpoint.config.items() if key.endswith("_config") and isinstance(value, Mapping)]
+    if not set(nested) - {"quantization_config", "compression_config"}:
+        return False  # spares the import of transformers
     return isinstance(checkpoint.parsed_config.values.get("text_config"), Mapping)
 
 
