@@ -70,6 +70,13 @@ FAMILIES: dict[str, Architecture] = {
             "max_position_embeddings": 64, "attention_types": [[["global", "local"], 3]],
         },
     ),
+    "gemma3_vision": Architecture(
+        "Gemma3ForConditionalGeneration", "Gemma3Config",
+        {
+            "text_config": {**SMALL, "num_hidden_layers": 6, "sliding_window": 4, "sliding_window_pattern": 3},
+            "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 63,
+        },
+    ),
     "mllama": Architecture(
         "MllamaForConditionalGeneration", "MllamaConfig",
         {
@@ -137,7 +144,7 @@ def unlist(folder: Path, family: Architecture) -> None:
             if key not in stated:
                 part.pop(key, None)
     if "sliding_window_pattern" in stated:
-        config["sliding_window_pattern"] = stated["sliding_window_pattern"]
+        config.get("text_config", config)["sliding_window_pattern"] = stated["sliding_window_pattern"]
     if "full_attention_interval" in stated:
         config["full_attention_interval"] = stated["full_attention_interval"]
     file.write_text(json.dumps(config))
@@ -159,6 +166,7 @@ CHOSEN = {
     "gemma2": [0, 2, 3, 3, 5], "gemma3": [0, 2, 3, 5, 5], "cohere2": [2, 3, 5], "qwen2": [1, 3, 3, 5],
     "smollm3": [0, 3, 4], "llama4": [0, 3, 3, 5, 6], "qwen3_next": [0, 2, 2, 5], "qwen3_moe": [0, 1, 3, 3, 4],
     "deepseek": [0, 2, 4, 4], "jamba": [2, 3, 6, 7], "gpt_neo": [0, 0, 1, 5], "mllama": [0, 1, 2, 4],
+    "gemma3_vision": [0, 2, 2, 5],
 }  # fmt: skip
 
 
@@ -169,7 +177,7 @@ def test_each_layer_keeps_its_kind(pair, tmp_path: Path, name: str) -> None:
     base, tuned = pair(name)
     modules = {"modules": {"text_decoder": {"slices": sliced(base, tuned, CHOSEN[name], models=True)["slices"]}}}
     recipe = sliced(base, tuned, CHOSEN[name], models=True)
-    if name == "mllama":
+    if name in ("mllama", "gemma3_vision"):
         del recipe["slices"]
         whole = {"models": [{"model": str(tuned), "parameters": {"weight": 0.5}}]}
         recipe |= {"modules": {**modules["modules"], "vision_tower": whole, "multi_modal_projector": whole}}
