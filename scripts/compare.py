@@ -1,4 +1,4 @@
-"""Compare two evaluated models item by item: is one better by more than noise?
+"""Compare two evaluated models item by item, with significance tests.
 
 python scripts/compare.py results/ties results/ties_aim
 python scripts/compare.py TIES TIES_AIM --results results --format markdown

@@ -1,4 +1,4 @@
-"""Print the paper's tables (scores, relative change, HV gain, what is beyond noise) from results files; write them too.
+"""Print the paper's tables (scores, relative change, HV gain, significance) from results files, and write them.
 
 python scripts/make_tables.py results/ --names ./merges/code=Code,./merges/math=Math
 python scripts/make_tables.py results/ --with_paper --intervals --latex tables.tex

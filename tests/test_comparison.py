@@ -215,15 +215,15 @@ def test_gains_over_different_populations_are_not_compared() -> None:
 
 
 def test_marks_follow_the_comparison() -> None:
-    """A row is marked where the comparison with its merge is beyond noise after correction, and nowhere else."""
+    """A row is marked where the comparison with its merge is significant after correction, and nowhere else."""
     models = assemble(family(), {}, silent)
     gains = all_gains(models, Measure(), silent)
     noise = uncertainty(models, gains, Measure(), silent)
-    expected = {("out/ties_aim", d.column) for d in differences(*two()) if d.beyond_noise}
+    expected = {("out/ties_aim", d.column) for d in differences(*two()) if d.is_significant}
     assert ("out/ties_aim", "GSM8K") in expected
-    assert {place for place in noise.beyond if place[1] != "HV Gain"} == expected
+    assert {place for place in noise.significant if place[1] != "HV Gain"} == expected
     low, high = noise.changes["out/ties_aim", "HV Gain"]
-    assert (("out/ties_aim", "HV Gain") in noise.beyond) == (low > 0 or high < 0)
+    assert (("out/ties_aim", "HV Gain") in noise.significant) == (low > 0 or high < 0)
     assert low < gains.values["out/ties_aim"] - gains.values["out/ties"] < high
     assert (noise.compared, noise.pairs) == (1, 1)
 
@@ -235,10 +235,10 @@ def test_script_by_folder_and_by_name(tmp_path: Path) -> None:
     by_name = script("TIES", "out/ties_aim", "--results", tmp_path, "--names", "ties=TIES")
     assert (by_folder.returncode, by_name.returncode) == (0, 0), by_name.stderr
     assert "GSM8K" in by_folder.stdout
-    assert "Beyond noise: GSM8K" in by_folder.stdout
-    same = [line.split() for line in by_name.stdout.splitlines() if not line.startswith(("HV Gain", "Beyond"))]
-    assert same == [line.split() for line in by_folder.stdout.splitlines() if not line.startswith("Beyond")]
-    assert "Beyond noise: GSM8K (+10.75), HV Gain (+0.068)." in by_name.stdout.splitlines()
+    assert "Statistically significant: GSM8K" in by_folder.stdout
+    same = [line.split() for line in by_name.stdout.splitlines() if not line.startswith(("HV Gain", "Statistically"))]
+    assert same == [line.split() for line in by_folder.stdout.splitlines() if not line.startswith("Statistically")]
+    assert "Statistically significant: GSM8K (+10.75), HV Gain (+0.068)." in by_name.stdout.splitlines()
     assert "HV Gain over {code, maths}" in by_name.stdout
 
 

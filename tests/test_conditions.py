@@ -133,7 +133,7 @@ def test_tables_do_not_compare_across_conditions(name: str) -> None:
     at = report.columns.index("GSM8K")
     assert aim.cells[at].value == results[-1].scores["GSM8K"].value
     assert aim.cells[at].change is None
-    assert aim.cells[at].beyond is not True
+    assert aim.cells[at].is_significant is not True
     assert aim.cells[-1].text == "-"
     assert not any(line.cells[at].lead for line in (twin, aim))
     assert f"{name} " in report.note

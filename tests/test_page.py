@@ -97,11 +97,14 @@ def test_gain_is_in_the_summaries(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     models = assemble(sweep(), {}, silent)
     report = make_report(models, Measure(), silent)
-    beyond = {key for key, column in report.noise.beyond if column == "HV Gain"}
+    beyond = {key for key, column in report.uncertainty.significant if column == "HV Gain"}
     assert 0 < len(beyond) < 4
     first = re.search(r"<header>.*?<p>(.*?)</p>", text, re.DOTALL)
     assert first
-    assert f"HV Gain is higher beyond noise for {len(beyond)}, lower for 0 and within noise for" in first[1]
+    assert (
+        f"HV Gain is significantly higher for {len(beyond)}, significantly lower for 0 and not significantly"
+        in first[1]
+    )
     badges = re.findall(r'<span class="badge[^"]*">(.*?)</summary>', text)
     assert len(badges) == 4
     rows = models.families[0].relaxed

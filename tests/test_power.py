@@ -76,7 +76,7 @@ def test_few_items(items: int) -> None:
         results.append(replace(result, outcomes=outcomes, scores={"GSM8K": result.scores["GSM8K"]}))
     found = differences(*results)
     assert len(found) == min(items, 1)
-    assert not any(d.beyond_noise or d.detectable for d in found)
+    assert not any(d.is_significant or d.detectable for d in found)
     assert all(d.interval[0] <= 0 <= d.interval[1] for d in found)
 
 
@@ -94,8 +94,8 @@ def test_few_items_have_no_bootstrap() -> None:
             outcomes[column] = Outcomes(tasks)
         results.append(replace(result, outcomes=outcomes))
     report = make_report(assemble(results, {}, silent), Measure(), silent)
-    assert not report.noise.beyond
-    assert not any(column == HV for _, column in (*report.noise.intervals, *report.noise.changes))
+    assert not report.uncertainty.significant
+    assert not any(column == HV for _, column in (*report.uncertainty.intervals, *report.uncertainty.changes))
     found = compare(results[3], results[4])
     assert found.mean is None
     (ifeval,) = (d for d in found.differences if d.column == "IFEval")

@@ -1,4 +1,4 @@
-"""What tables say beside scores: noise, populations, rankings, the paper's rows; LaTeX, model cards, collections."""
+"""Tables: significance, populations, rankings, the paper's rows; LaTeX, model cards, collections."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[
 
 
 def test_marks_and_intervals_in_every_form() -> None:
-    """What is beyond noise is marked in Markdown, CSV and LaTeX alike; intervals stand beside numbers if asked for."""
+    """A significant change is marked in Markdown, CSV and LaTeX alike; intervals follow numbers with --intervals."""
     report = report_of(family())
     plain, wide = to_markdown(report), to_markdown(report, intervals=True)
     row = next(line for line in plain.splitlines() if line.startswith("| | Yes"))
@@ -62,9 +62,9 @@ def test_marks_and_intervals_in_every_form() -> None:
     assert "†" not in row.split(" | ")[2]
     assert re.search(r"\*\*\d+\.\d\d\*\* \[\d+\.\d\d, \d+\.\d\d\] \(\+\d+\.\d\d%\)†", wide)
     rows = list(csv.DictReader(io.StringIO(to_csv(report))))
-    assert rows[-1]["GSM8K (beyond noise)"] == "yes"
-    assert rows[-1]["HumanEval (beyond noise)"] == "no"
-    assert rows[-2]["GSM8K (beyond noise)"] == rows[-2]["GSM8K (change low)"] == ""
+    assert rows[-1]["GSM8K (significant)"] == "yes"
+    assert rows[-1]["HumanEval (significant)"] == "no"
+    assert rows[-2]["GSM8K (significant)"] == rows[-2]["GSM8K (change low)"] == ""
     low, value, high = (float(rows[-1][f"GSM8K ({name})"]) for name in ("low", "unrounded", "high"))
     assert low < value < high
     assert float(rows[-1]["GSM8K (change low)"]) > 0
@@ -73,7 +73,7 @@ def test_marks_and_intervals_in_every_form() -> None:
 
 
 def test_without_outcomes_nothing_is_marked() -> None:
-    """Published and old results have no outcomes: no mark, no interval, no word about noise; a part of them is said."""
+    """Without outcomes per item there is no mark, interval or note on significance; partial outcomes are reported."""
     bare = [replace(r, outcomes={}) for r in family()]
     assert "†" not in to_markdown(report_of(bare), intervals=True)
     other = made("ties_low", SKILLS["ties"], Lineage("ties", "out/base", ("out/code", "out/maths"), 0.2))

@@ -12,7 +12,7 @@ from typing import Any
 from console.errors import BadInputError, UsageError, nearest
 from console.escape import markdown_text
 from console.files import write_whole
-from eval.report.report import BEYOND, Line, Report
+from eval.report.report import SIGNIFICANT, Line, Report
 from eval.report.tables import OVER, markdown_cell, over, pipes
 from eval.stats.gains import HV
 
@@ -130,7 +130,9 @@ def _section(line: Line, report: Report, intervals: bool) -> str:
         population = "-" if over(other) == "-" else markdown_text(over(other))
         rows.append([name, *(cells if merged else cells[:-1]), *([population] if merged else [])])
     parts = ["## Evaluation", pipes(["Model", *columns], rows), _how(line)]
-    notes = [n for n in report.note.split("\n\n") if merged and (n.startswith(HV) or (n.startswith(BEYOND) and family))]
+    notes = [
+        n for n in report.note.split("\n\n") if merged and (n.startswith(HV) or (n.startswith(SIGNIFICANT) and family))
+    ]
     return "\n\n".join([*parts, *notes])
 
 

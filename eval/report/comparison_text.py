@@ -19,7 +19,7 @@ HEADER = (
     "verdict",
 )
 LEFT = {0, 5, 11}
-WITHIN = "within noise"
+NOT_SIGNIFICANT = "not significant"
 
 
 def to_text(found: Comparison, gain: GainDifference | None, draws: int, seed: int) -> str:
@@ -46,7 +46,7 @@ def to_markdown(found: Comparison, gain: GainDifference | None, draws: int, seed
 
 def to_json(found: Comparison, gain: GainDifference | None, draws: int, seed: int) -> str:
     """Everything that is known, unrounded."""
-    gains = {**asdict(gain), "difference": gain.b - gain.a, "beyond_noise": gain.beyond_noise} if gain else None
+    gains = {**asdict(gain), "difference": gain.b - gain.a, "is_significant": gain.is_significant} if gain else None
     whole = {
         "a": found.a,
         "b": found.b,
@@ -62,7 +62,7 @@ def to_json(found: Comparison, gain: GainDifference | None, draws: int, seed: in
 
 
 def _entry(d: Difference) -> dict[str, object]:
-    return {**asdict(d), "difference": d.value, "beyond_noise": d.beyond_noise}
+    return {**asdict(d), "difference": d.value, "is_significant": d.is_significant}
 
 
 def _rows(found: Comparison, gain: GainDifference | None) -> list[list[str]]:
@@ -71,7 +71,7 @@ def _rows(found: Comparison, gain: GainDifference | None) -> list[list[str]]:
         rows.append([*_row(found.mean, "")[:10], "", ""])
     if gain:
         interval = f"[{gain.interval[0]:+.3f}, {gain.interval[1]:+.3f}]"
-        says = _direction(gain.b - gain.a, True) if gain.beyond_noise else WITHIN
+        says = _direction(gain.b - gain.a, True) if gain.is_significant else NOT_SIGNIFICANT
         numbers = [f"{gain.a:.3f}", f"{gain.b:.3f}", f"{gain.b - gain.a:+.3f}", interval]
         rows.append(["HV Gain", "", *numbers, "", "", "", "", "", says])
     return rows
@@ -88,7 +88,7 @@ def _row(d: Difference, says: str) -> list[str]:
 
 def verdict(d: Difference) -> str:
     """Return the corrected test's verdict on a benchmark."""
-    return _direction(d.value, d.higher_is_better) if d.beyond_noise else WITHIN
+    return _direction(d.value, d.higher_is_better) if d.is_significant else NOT_SIGNIFICANT
 
 
 def _direction(value: float, higher_is_better: bool | None) -> str:
@@ -98,15 +98,15 @@ def _direction(value: float, higher_is_better: bool | None) -> str:
 
 
 def summary(differences: Sequence[Difference], gain: tuple[float, Interval] | None) -> str:
-    """Return one sentence on what is beyond noise; `gain`: the difference of HV gains and its 95 % interval."""
-    parts = [f"{d.column} ({d.value:+.2f})" for d in differences if d.beyond_noise]
+    """Return one sentence on the significant differences; `gain`: the difference of HV gains and its 95 % interval."""
+    parts = [f"{d.column} ({d.value:+.2f})" for d in differences if d.is_significant]
     if gain is not None and (gain[1][0] > 0 or gain[1][1] < 0):
         parts.append(f"{HV} ({gain[0]:+.3f})")
     if parts:
-        rest = "" if gain is None or parts[-1].startswith(HV) else f"; {HV} is within noise ({gain[0]:+.3f})"
-        return f"Beyond noise: {', '.join(parts)}{rest}."
-    within = "" if gain is None else f", {HV} included"
-    return f"No difference between these two models is beyond noise{within}."
+        rest = "" if gain is None or parts[-1].startswith(HV) else f"; {HV} is not significant ({gain[0]:+.3f})"
+        return f"Statistically significant: {', '.join(parts)}{rest}."
+    included = "" if gain is None else f", {HV} included"
+    return f"No difference between these two models is statistically significant{included}."
 
 
 def shown_p(p: float) -> str:
@@ -134,8 +134,8 @@ def _below(found: Comparison, gain: GainDifference | None, draws: int, seed: int
         )
     if gain:
         said.append(
-            f"HV Gain over {{{', '.join(gain.population)}}}: paired bootstrap over items of all models; beyond noise "
-            "where its interval leaves 0 out."
+            f"HV Gain over {{{', '.join(gain.population)}}}: paired bootstrap over items of all models; "
+            "significant where its interval excludes 0."
         )
     family_text = f", corrected for {family} benchmarks (Bonferroni)" if family > 1 else ""
     said.append(

@@ -115,4 +115,4 @@ def _cell(cell: Cell, intervals: bool) -> str:
     shown = f" [{as_printed(cell, 0)}, {as_printed(cell, 1)}]" if intervals and cell.interval else ""
     shown += f" ({cell.change})" if cell.change else ""
     behind = "".join(SPECIAL.get(c, c) for c in shown.replace("-", "−").replace("inf", "∞"))
-    return number + (rf"\,{{\tiny{behind}}}" if behind else "") + (escaped("†") if cell.beyond else "")
+    return number + (rf"\,{{\tiny{behind}}}" if behind else "") + (escaped("†") if cell.is_significant else "")

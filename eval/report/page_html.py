@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from eval.report.comparison_text import shown_p, verdict
-from eval.report.report import BEYOND, Cell, Line, Report, Table
+from eval.report.report import SIGNIFICANT, Cell, Line, Report, Table
 from eval.report.tables import OVER, as_printed, over, shown_label
 from eval.results.conditions import SHARED
 from eval.results.rows import Models
@@ -60,8 +60,8 @@ def _cell(cell: Cell) -> str:
     change = ""
     if cell.change:
         way = "" if cell.better is None else " up" if cell.better else " down"
-        mark = f'<abbr title="beyond noise">{BEYOND}</abbr>' if cell.beyond else ""
-        sure = " sure" if cell.beyond else ""
+        mark = f'<abbr title="statistically significant">{SIGNIFICANT}</abbr>' if cell.is_significant else ""
+        sure = " sure" if cell.is_significant else ""
         change = f'<span class="change{way}{sure}">{escape(cell.change)}{mark}</span>'
     return f'<td class="n" data-v="{cell.value!r}">{number}{change}{interval}</td>'
 
@@ -71,11 +71,11 @@ def comparisons(models: Models, report: Report) -> str:
     parts = []
     for family in models.families:
         for row in family.relaxed:
-            found = report.noise.differences.get(row.key)
+            found = report.uncertainty.differences.get(row.key)
             if found and family.twin:
                 omega = "" if row.lineage.omega is None else f" at omega {row.lineage.omega:g}"
                 title = f"{family.method}, {family.label}: AIM{omega}"
-                gain = report.noise.changes.get((row.key, HV))
+                gain = report.uncertainty.changes.get((row.key, HV))
                 values = [report.gains.values.get(r.key) for r in (row, family.twin)]
                 change = None if None in values else (values[0] or 0.0) - (values[1] or 0.0)
                 says, moved = _badge(found, change, gain)
@@ -92,14 +92,14 @@ def comparisons(models: Models, report: Report) -> str:
 
 
 def _badge(found: Sequence[Difference], change: float | None, gain: Interval | None) -> tuple[str, bool]:
-    """The summary of a comparison as HTML, HV gain included, and True where something is beyond noise."""
-    parts = [(f"{d.column} {d.value:+.2f}", _way(d.value, d.higher_is_better)) for d in found if d.beyond_noise]
+    """Return the summary of a comparison as HTML, HV gain included, and True where a difference is significant."""
+    parts = [(f"{d.column} {d.value:+.2f}", _way(d.value, d.higher_is_better)) for d in found if d.is_significant]
     known = change is not None and gain is not None
     if change is not None and gain is not None and not gain[0] <= 0 <= gain[1]:
         parts.append((f"{HV} {change:+.3f}", _way(change, True)))
     if parts:
         return ", ".join(f'<span class="{way}">{escape(text)}</span>' for text, way in parts), True
-    return f"nothing beyond noise{f', {HV} included' if known else ''}", False
+    return f"no significant difference{f', {HV} included' if known else ''}", False
 
 
 def _way(value: float, higher_is_better: bool | None) -> str:
@@ -111,8 +111,8 @@ def _gain(change: float | None, gain: Interval | None) -> str:
     """A sentence on the difference of HV gains."""
     if change is None or gain is None:
         return f"<p>{HV}: the two gains could not be compared item by item.</p>"
-    beyond = "within noise" if gain[0] <= 0 <= gain[1] else "beyond noise"
-    return f"<p>{HV}: {change:+.3f}, 95 % interval {gain[0]:+.3f} to {gain[1]:+.3f}, {beyond}.</p>"
+    verdict_text = "not significant" if gain[0] <= 0 <= gain[1] else "statistically significant"
+    return f"<p>{HV}: {change:+.3f}, 95 % interval {gain[0]:+.3f} to {gain[1]:+.3f}, {verdict_text}.</p>"
 
 
 def _forest(found: Sequence[Difference]) -> str:
@@ -127,7 +127,7 @@ def _forest(found: Sequence[Difference]) -> str:
             f'<rect class="dot" x="{at - 0.8:.2f}" y="4" width="1.6" height="8"/></svg>'
         )
         counts = "" if d.only_a is None else f"{d.only_a} / {d.only_b}"
-        sure = f' class="sure {_way(d.value, d.higher_is_better)}"' if d.beyond_noise else ""
+        sure = f' class="sure {_way(d.value, d.higher_is_better)}"' if d.is_significant else ""
         says = verdict(d).replace("B ", "AIM ")
         interval = f"{d.interval[0]:+.2f} to {d.interval[1]:+.2f}"
         least = "none" if d.detectable is None else f"{d.detectable:.2f}"

@@ -14,7 +14,7 @@ from eval.stats.gains import HV, Gains, Measure, all_gains, not_counted
 from eval.stats.significance import Interval
 from eval.stats.uncertainty import Uncertainty, uncertainty
 
-BEYOND, MEASURED = "†", "‡"
+SIGNIFICANT, MEASURED = "†", "‡"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Cell:
         change: Its relative change to the merge without AIM, as printed; None where nothing changed or compares.
         better: True where that change is an improvement, False where it is a loss, None where that is not known.
         lead: True for the best of its column, and for all that print alike.
-        beyond: True where the change is beyond noise, None where that is not known.
+        is_significant: True where the change is statistically significant, None where that is not known.
         interval: 95 % interval of the number.
         change_interval: 95 % interval of the difference to the merge without AIM.
     """
@@ -37,7 +37,7 @@ class Cell:
     change: str | None = None
     better: bool | None = None
     lead: bool = False
-    beyond: bool | None = None
+    is_significant: bool | None = None
     interval: Interval | None = None
     change_interval: Interval | None = None
 
@@ -75,7 +75,7 @@ class Report:
     methods: tuple[Table, ...]
     note: str
     gains: Gains
-    noise: Uncertainty
+    uncertainty: Uncertainty
     mixed: bool = False
 
     @property
@@ -86,7 +86,7 @@ class Report:
 
 
 def make_report(models: Models, measure: Measure, remark: Remark, seed: int = 0) -> Report:
-    """Compute gains and what is beyond noise, and fill the cells. `remark` hears why a cell stays empty.
+    """Compute gains and significance, and fill the cells. `remark` hears why a cell stays empty.
 
     `seed` is that of the bootstrap and the permutations. Raises UsageError for a measure that does not fit the models.
     """
@@ -123,7 +123,7 @@ def make_report(models: Models, measure: Measure, remark: Remark, seed: int = 0)
 class _Filler:
     models: Models
     gains: Gains
-    noise: Uncertainty
+    uncertainty: Uncertainty
     root: float | None
     remark: Remark
 
@@ -161,10 +161,10 @@ class _Filler:
         if number is None:
             return Cell()
         place = row.key, column
-        moved = self.noise.changes.get(place)
-        beyond = None if moved is None else place in self.noise.beyond
-        interval = self.noise.intervals.get(place)
-        return Cell(number, value, change, better if change else None, False, beyond, interval, moved)
+        moved = self.uncertainty.changes.get(place)
+        is_significant = None if moved is None else place in self.uncertainty.significant
+        interval = self.uncertainty.intervals.get(place)
+        return Cell(number, value, change, better if change else None, False, is_significant, interval, moved)
 
 
 def printed(score: Score) -> str:
@@ -246,7 +246,7 @@ def ranking(report: Report, column: str) -> list[Line]:
 def _notes(
     models: Models, measure: Measure, noise: Uncertainty, omegas: Sequence[float], as_published: bool
 ) -> Iterator[str]:
-    """What stands beside the tables: how many items, what is beyond noise, what the gain is, which omega."""
+    """Notes below the tables: numbers of items, significance, definition of HV gain, omega."""
     if models.samples is not None:
         listed = ", ".join(f"{column} {count}" for column, count in models.samples.items())
         items = f" ({listed} items)" if listed else ""
@@ -259,8 +259,9 @@ def _notes(
     if noise.compared:
         without = noise.pairs - noise.compared
         yield (
-            f"{BEYOND} The change to the merge without AIM is beyond noise: benchmarks by paired tests per item, 5 % "
-            "level, corrected by Holm for the benchmarks of a row; HV gain by a bootstrap over items, 95 % interval."
+            f"{SIGNIFICANT} The change from the merge without AIM is statistically significant: benchmarks by "
+            "paired tests per item, 5 % level, corrected by Holm for the benchmarks of a row; HV gain by a bootstrap "
+            "over items, 95 % interval."
             + (f" {without} of {noise.pairs} AIM rows have no outcomes per item to tell." if without else "")
         )
     d = len(models.gain_columns)
@@ -275,7 +276,7 @@ def _notes(
     }.get(measure.population if isinstance(measure.population, str) else "", "from the file")
     yield (
         f"{HV}: {root}hypervolume that a model adds to its population ({d} scores as fractions, reference "
-        f"{corner}). Population {over}; it stands beside each gain. Gains over different "
+        f"{corner}). Population {over}; the table names it for each gain. Gains over different "
         "populations do not compare"
         + (", although the published tables print the largest of all in bold." if as_published else ".")
         + (f" AIM at omega {omegas[0]:g}." if len(omegas) == 1 else "")

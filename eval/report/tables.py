@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from console.escape import csv_text, markdown_text
-from eval.report.report import BEYOND, MEASURED, Cell, Line, Report
+from eval.report.report import MEASURED, SIGNIFICANT, Cell, Line, Report
 from eval.stats.gains import HV
 
 OVER = "HV over"
@@ -68,16 +68,16 @@ def _cells(line: Line, intervals: bool) -> list[str]:
 
 
 def markdown_cell(cell: Cell, intervals: bool, bold: bool) -> str:
-    """A cell with its change, the mark of one beyond noise, and with `intervals` its 95 % interval."""
+    """Return a cell with its change, the mark of a significant one, and with `intervals` its 95 % interval."""
     number = f"**{cell.number}**" if cell.lead and bold else cell.number
     return number + _behind(cell, intervals)
 
 
 def _behind(cell: Cell, intervals: bool) -> str:
-    """What follows a number: its interval, its change, and the mark of a change beyond noise."""
+    """Return the text after a number: its interval, its change, and the mark of a significant change."""
     shown = f" [{as_printed(cell, 0)}, {as_printed(cell, 1)}]" if intervals and cell.interval else ""
     shown += f" ({cell.change})" if cell.change else ""
-    return shown + (BEYOND if cell.beyond else "")
+    return shown + (SIGNIFICANT if cell.is_significant else "")
 
 
 def as_printed(cell: Cell, end: int) -> str:
@@ -102,8 +102,15 @@ def to_csv(report: Report) -> str:
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\n").writerow
     extra = ["Population", "Omega", "Checkpoint", "Published", *(f"{name} (unrounded)" for name in numbers)]
-    noise = ("low", "high", "change low", "change high", "beyond noise")
-    heads = ["Method", "Model(s)", "AIM", *numbers, *extra, *(f"{name} ({what})" for name in numbers for what in noise)]
+    statistics = ("low", "high", "change low", "change high", "significant")
+    heads = [
+        "Method",
+        "Model(s)",
+        "AIM",
+        *numbers,
+        *extra,
+        *(f"{name} ({what})" for name in numbers for what in statistics),
+    ]
     write([csv_text(head) for head in heads])
     for line in report.lines:
         omega = "" if line.row.lineage.omega is None else f"{line.row.lineage.omega:g}"
@@ -112,11 +119,11 @@ def to_csv(report: Report) -> str:
         shown = [csv_text(line.method), csv_text(line.label), line.aim, *(cell.text for cell in line.cells)]
         population = csv_text("; ".join(line.population or ()))
         made = [population, omega, csv_text(line.row.model), published, *values]
-        write([*shown, *made, *(text for cell in line.cells for text in _noise(cell))])
+        write([*shown, *made, *(text for cell in line.cells for text in _statistics(cell))])
     return out.getvalue()
 
 
-def _noise(cell: Cell) -> list[str]:
+def _statistics(cell: Cell) -> list[str]:
     ends = [f"{end:.6g}" for found in (cell.interval, cell.change_interval) for end in found or ()]
     ends = ends if len(ends) == 4 else [*(ends if cell.interval else ["", ""]), "", ""]
-    return [*ends, "" if cell.beyond is None else "yes" if cell.beyond else "no"]
+    return [*ends, "" if cell.is_significant is None else "yes" if cell.is_significant else "no"]

@@ -1,4 +1,4 @@
-"""Two models, item by item: what differs by more than noise. Imports numpy only where it compares."""
+"""Comparison of two models item by item, with significance tests. Imports numpy only where it compares."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Difference:
         return self.b - self.a
 
     @property
-    def beyond_noise(self) -> bool:
+    def is_significant(self) -> bool:
         return self.corrected < 1 - LEVEL
 
 

@@ -1,4 +1,4 @@
-"""HV gains of two models over one population, and whether their difference is more than noise."""
+"""HV gains of two models over one population, with a bootstrap interval of their difference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GainDifference:
     interval: Interval
 
     @property
-    def beyond_noise(self) -> bool:
+    def is_significant(self) -> bool:
         return self.interval[0] > 0 or self.interval[1] < 0
 
 

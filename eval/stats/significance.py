@@ -80,7 +80,7 @@ def proportion_interval(right: int, n: int, level: float = LEVEL) -> Interval:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number by Holm's step-down method (1979), in the order given.
 
-    Calling those below 0.05 beyond noise makes one or more false calls with probability at most 0.05, whatever the
+    Calling those below 0.05 significant makes one or more false calls with probability at most 0.05, whatever the
     dependence between the tests.
     """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)

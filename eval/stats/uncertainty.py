@@ -1,4 +1,4 @@
-"""What a table says about noise: an interval for each number, and which changes by AIM are beyond it."""
+"""Confidence intervals of a table's numbers, and significance of the changes by AIM."""
 
 from __future__ import annotations
 
@@ -20,28 +20,34 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """`intervals` of numbers; `changes`, those of the differences to the merge without AIM (in percent points; of gains
-    in their unit); `beyond`, the differences beyond noise; `differences`, by AIM row (its key), in full; and how many
-    AIM rows could be compared, of how many pairs.
+    """Statistics of a table.
+
+    Attributes:
+        intervals: 95 % interval of each number.
+        changes: 95 % interval of each difference to the merge without AIM: percentage points, or units of HV gain.
+        significant: Places of the statistically significant differences.
+        differences: All differences of an AIM row, by the row's key.
+        compared: Number of AIM rows that could be compared with their merge.
+        pairs: Number of AIM rows that have a merge in the table.
     """
 
     intervals: Mapping[Place, Interval] = field(default_factory=dict)
     changes: Mapping[Place, Interval] = field(default_factory=dict)
-    beyond: frozenset[Place] = frozenset()
+    significant: frozenset[Place] = frozenset()
     differences: Mapping[str, Sequence[Difference]] = field(default_factory=dict)
     compared: int = 0
     pairs: int = 0
 
 
 def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, seed: int = 0) -> Uncertainty:
-    """Work it out from the outcomes per item, where there are any.
+    """Compute intervals and significance from the outcomes per item, where there are any.
 
-    Benchmarks: as `differences` does, corrected for their number within a row. HV gain: beyond noise where the 95 %
-    bootstrap interval of the difference of gains leaves 0 out, and the populations are the same.
+    Benchmarks: as `differences` does, corrected for their number within a row. HV gain: significant where the 95 %
+    bootstrap interval of the difference of gains excludes 0, and the populations are the same.
     """
     intervals: dict[Place, Interval] = {}
     changes: dict[Place, Interval] = {}
-    beyond: set[Place] = set()
+    significant: set[Place] = set()
     drawn = gain_draws(models, gains, measure, GAIN_DRAWS, seed)
     intervals |= {(model, HV): percentiles(values) for model, values in drawn.items()}
     for row in models.rows:
@@ -62,12 +68,12 @@ def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, 
             found = []
         in_full |= {row.key: found} if found else {}
         changes |= {(row.key, d.column): d.interval for d in found}
-        beyond |= {(row.key, d.column) for d in found if d.beyond_noise}
+        significant |= {(row.key, d.column) for d in found if d.is_significant}
         same = gains.populations.get(row.key) == gains.populations.get(twin.key)
         if same and row.key in drawn and twin.key in drawn:
             low, high = changes[row.key, HV] = percentiles(drawn[row.key] - drawn[twin.key])
-            beyond |= {(row.key, HV)} if low > 0 or high < 0 else set()
-    return Uncertainty(intervals, changes, frozenset(beyond), in_full, len(in_full), len(pairs))
+            significant |= {(row.key, HV)} if low > 0 or high < 0 else set()
+    return Uncertainty(intervals, changes, frozenset(significant), in_full, len(in_full), len(pairs))
 
 
 def score_interval(terms: Terms, name: str, seed: int) -> Interval | None:

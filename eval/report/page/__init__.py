@@ -50,19 +50,19 @@ def make_page(models: Models, report: Report, answers: Answers, title: str, most
 
 
 def _summary(models: Models, report: Report) -> str:
-    """One sentence: how many models and benchmarks, and for how many relaxed merges HV gain changes beyond noise."""
+    """Return one sentence: numbers of models and merges, benchmarks, and significant changes of HV gain."""
     merges = sum(1 for f in models.families if f.twin)
     relaxed = sum(len(f.relaxed) for f in models.families)
     counts = ((len(models.sources), "source model"), (merges, "merge"), (relaxed, "relaxed merge"))
     told = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count]
-    changes = [interval for (_, column), interval in report.noise.changes.items() if column == HV]
+    changes = [interval for (_, column), interval in report.uncertainty.changes.items() if column == HV]
     text = f"{', '.join(told)}; {', '.join(models.columns)}"
     if not changes:
         return f"{text}{f'; no {HV} could be compared item by item' if relaxed else ''}."
     up, down = sum(low > 0 for low, _ in changes), sum(high < 0 for _, high in changes)
     return (
-        f"{text}; with AIM {HV} is higher beyond noise for {up}, lower for {down} and within noise for "
-        f"{len(changes) - up - down} of the {len(changes)} relaxed merges that could be compared."
+        f"{text}; with AIM {HV} is significantly higher for {up}, significantly lower for {down} and not significantly "
+        f"different for {len(changes) - up - down} of the {len(changes)} relaxed merges that could be compared."
     )
 
 
