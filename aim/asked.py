@@ -13,6 +13,7 @@ from aim.flags import add_calibration_flags, calibration_of
 from aim.measure import PLACES, WAYS, Settings
 from aim.omegas import check_omegas, parse_omegas
 from aim.relaxer import Rule
+from common.terminal_text import quoted
 from console.errors import UsageError
 from console.files import user_path
 from merging.recipe import DTYPES
@@ -169,7 +170,7 @@ def _batch_size(given: Any) -> int | None:
     try:
         count = int(str(given))
     except ValueError:
-        raise UsageError(f"--batch_size must be a number of blocks or auto, found {given!r}.") from None
+        raise UsageError(f"--batch_size must be a number of blocks or auto, found {quoted(given)}.") from None
     if count < 1:
         raise UsageError(f"--batch_size must be at least 1, found {count}.")
     return count

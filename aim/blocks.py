@@ -163,8 +163,10 @@ def summary(account: Mapping[str, Any]) -> str:
         f"{source['tokens']} tokens"
         + (f" ({source['files_left_out']} files of other kinds left out)" if source.get("files_left_out") else "")
         + "."
-        for source in account["sources"]
+        for source in account.get("sources", [])
     ]
+    if not lines:
+        return "The importance file does not say what text it was measured on."
     if len(lines) == 1:
         return f"Calibration on {lines[0]}"
     total = f"Calibration on {len(lines)} sources: {account['blocks']} blocks, {account['tokens']} tokens."

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aim.calibration import KINDS, Calibration
+from common.terminal_text import quoted
 from console.errors import UsageError
 
 KEYS = ("calibration", "calibration_weights", "calibration_split", "text_field", "n_samples", "block_size", "seed")
@@ -60,10 +61,10 @@ def _value(key: str, value: Any) -> Any:
     listed = [value] if isinstance(value, str) else value
     if key in ("calibration", "calibration_split", "text_field"):
         if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
-            raise UsageError(f"{key} must be a name, or a list of names, found {value!r}.")
+            raise UsageError(f"{key} must be a name, or a list of names, found {quoted(value)}.")
         return tuple(listed) if key == "calibration" and len(listed) > 1 else ",".join(listed)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f"{key} must be a whole number, found {value!r}.")
+        raise UsageError(f"{key} must be a whole number, found {quoted(value)}.")
     return value
 
 
@@ -74,4 +75,4 @@ def _weights(value: Any) -> tuple[float, ...]:
             raise TypeError
         return tuple(float(part) for part in parts)
     except (TypeError, ValueError):
-        raise UsageError(f"calibration_weights must be numbers, one per source, found {value!r}.") from None
+        raise UsageError(f"calibration_weights must be numbers, one per source, found {quoted(value)}.") from None

@@ -19,7 +19,7 @@ from common.atomic import written
 from common.bounded_reading import UnreadableError, parse_json
 from common.safetensors_file import write_safetensors
 from common.terminal_text import quoted
-from common.value_shapes import Between, Each, Fields, Maybe, OneOf, check_shape
+from common.value_shapes import Between, Each, Fields, ListOf, Maybe, OneOf, check_shape
 from console.errors import CheckpointError
 from console.processor import usable_cores
 from merging.digests import Digest, block_bytes
@@ -40,6 +40,18 @@ STATISTICS = {"float32": "mean_abs_input", "reference": "sum_of_block_mean_abs_i
 """{numerics: statistic}: |x| averaged over tokens, or by block and summed over blocks as in the original."""
 HASHED_ELEMENTS = 1 << 24
 """Elements hashed at a time. No digest depends on it."""
+_COUNT = Between(0)
+_SOURCE = {
+    "source": str, "blocks": _COUNT, "tokens": _COUNT, "read": _COUNT, "kept": _COUNT, "asked": _COUNT,
+    "too_long": _COUNT, "empty": _COUNT,
+}  # fmt: skip
+CALIBRATION = Fields(
+    {},
+    {
+        "block_size": Between(1), "blocks": _COUNT, "tokens": _COUNT, "n_samples": _COUNT, "seed": _COUNT,
+        "sources": ListOf(Fields(_SOURCE, {"files_left_out": _COUNT})),
+    },
+)  # fmt: skip
 SHAPE = Fields(
     {
         "axes": Each(Between(-16, 16)),
@@ -47,7 +59,7 @@ SHAPE = Fields(
         "stability": dict,
         "heads": Each(str),
         "unmeasured": Each(str),
-        "calibration": dict,
+        "calibration": CALIBRATION,
         "base": Fields({"name": str, "fingerprint": str}, {"commit": Maybe(str)}),
         "versions": Each(str),
         "numerics": OneOf(("float32", "reference")),

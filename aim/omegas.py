@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.terminal_text import quoted
 from console.errors import UsageError
 
 
@@ -35,7 +36,7 @@ def parse_omegas(given: object) -> tuple[float, ...]:
         found = tuple(float(part) for part in parts if str(part).strip())
     except (TypeError, ValueError):
         raise UsageError(
-            f"--omega must be a number in [0, 1], or several with commas between, found {given!r}."
+            f"--omega must be a number in [0, 1], or several with commas between, found {quoted(given)}."
         ) from None
     check_omegas(found)
     return found

@@ -68,6 +68,8 @@ class BadInputError(EvaluationError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known word closest to `word`, or an empty string."""
+    if len(word) > 100:  # a text, no misspelt word
+        return ""
     original = {k.lower(): k for k in known}
     match = difflib.get_close_matches(word.lower(), original, n=1, cutoff=0.5)
     return f" Did you mean {original[match[0]]!r}?" if match else ""

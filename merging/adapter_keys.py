@@ -11,7 +11,8 @@ from console.errors import CheckpointError
 
 PREFIX = "base_model.model."
 FACTOR = re.compile(
-    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?!weight$|bias$)[^.]+)?(\.weight)?"
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?!weight$|bias$)[^.]+)?"
+    r"(?(embedding)(\.weight)?|\.weight)"
 )
 """`module.lora_A.weight`, `module.lora_A.default.weight` (with the adapter's name), `module.lora_embedding_A`."""
 WRAPPERS = re.compile(r"\.modules_to_save\.default\.|\.modules_to_save\.|\.base_layer\.")

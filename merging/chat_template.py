@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.bounded_reading import UnreadableError, read_text
+from common.terminal_text import quoted
 from console.errors import CheckpointError, UsageError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
@@ -74,9 +75,9 @@ def choose_template(policy: str, tokenizer: Path, donor: Checkpoint, others: Seq
     if named is None and built_in.is_file():
         return ChatTemplate(built_in.read_text(encoding="utf-8"), f"{policy}, as mergekit 0.1.5 renders it")
     if named is None:
+        names = ", ".join(m.name for m in models)
         raise UsageError(
-            f"--chat_template {policy!r} must be base, auto, one of the models ({', '.join(m.name for m in models)}) "
-            "or a Jinja template."
+            f"--chat_template {quoted(policy)} must be base, auto, one of the models ({names}) or a Jinja template."
         )
     text = template_of(named.folder)
     if text is None:

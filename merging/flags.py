@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.terminal_text import quoted
 from console.cli import Parser, add_output_flags
 from console.errors import UsageError
 from console.files import user_path
@@ -192,9 +193,9 @@ def take(key: str, flags: dict[str, Any], config: dict[str, Any]) -> Any:
     value = flags.pop(key, from_config)
     kind = RUN_KEYS[key]
     if key == "save_as" and value not in (None, *SAVE_AS):
-        raise UsageError(f"save_as must be one of {', '.join(SAVE_AS)}, found {value!r}.")
+        raise UsageError(f"save_as must be one of {', '.join(SAVE_AS)}, found {quoted(value)}.")
     if value is None or isinstance(value, kind):
         return value
     if kind is Path and isinstance(value, str):
         return user_path(value)
-    raise UsageError(f"{key} must be a {NAMES[kind]}, found {value!r}.")
+    raise UsageError(f"{key} must be a {NAMES[kind]}, found {quoted(value)}.")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from common.terminal_text import quoted
 from console.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def as_bool(value: Any) -> bool | None:
         return bool(value) if value in (0, 1) else None
     word = str(value).strip().lower()
     return True if word in TRUE else False if word in FALSE else None
+
+
+FLOAT32_MAX = 3.4028234e38
+"""The largest number in which methods compute."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,13 @@ class Parameter:
             parsed = _typed(self.type, value)
         except (TypeError, ValueError, OverflowError):
             article = "an" if self.type == "int" else "a"
-            raise UsageError(f"{self.name} must be {article} {self.type}, found {value!r}.") from None
+            raise UsageError(f"{self.name} must be {article} {self.type}, found {quoted(value)}.") from None
         if self.choices and parsed not in self.choices:
-            raise UsageError(f"{self.name} must be one of {', '.join(self.choices)}, found {value!r}.")
-        if self.type == "float" and not math.isfinite(parsed):
-            raise UsageError(f"{self.name} must be a finite number, found {value}.")
+            raise UsageError(f"{self.name} must be one of {', '.join(self.choices)}, found {quoted(value)}.")
+        if self.type == "float" and not abs(parsed) <= FLOAT32_MAX:
+            raise UsageError(f"{self.name} must be a finite number of float32, found {quoted(value)}.")
+        if self.type == "int" and abs(parsed) >= 2**63:
+            raise UsageError(f"{self.name} must be a whole number of 64 bits, found {quoted(value)}.")
         if self.type in ("float", "int") and not self._in_range(parsed):
             opening = "(" if self.exclusive else "["
             raise UsageError(f"{self.name} must be in {opening}{self.minimum:g}, {self.maximum:g}], found {value}.")
@@ -108,7 +115,7 @@ class Parameter:
     def _parse_bool(self, value: Any) -> bool:
         truth = as_bool(value)
         if truth is None:
-            raise UsageError(f"{self.name} must be true or false, found {value!r}.")
+            raise UsageError(f"{self.name} must be true or false, found {quoted(value)}.")
         return truth
 
     def for_models(self, value: Any, n_models: int) -> Any:
@@ -214,7 +221,7 @@ def find_method(name: str) -> MergeMethod:
     by_alias = {alias: method for method in methods.values() for alias in (method.name, *method.aliases)}
     if name in by_alias:
         return by_alias[name]
-    raise UsageError(f"Unknown merge method {name!r}.{nearest(name, by_alias)} Known: {', '.join(methods)}.")
+    raise UsageError(f"Unknown merge method {quoted(name)}.{nearest(name, by_alias)} Known: {', '.join(methods)}.")
 
 
 def _read_method(path: Path) -> MergeMethod:

@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from common.terminal_text import quoted
 from console.errors import CheckpointError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
@@ -115,7 +116,9 @@ def _end_ids(checkpoint: Checkpoint, plan: Plan, rows: int | None) -> list[int]:
     ids = _generation_config(checkpoint).get("eos_token_id")
     listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(isinstance(i, int) for i in listed):
-        raise CheckpointError(f"{checkpoint.name}: eos_token_id should be a number or a list of them, found {ids!r}.")
+        raise CheckpointError(
+            f"{checkpoint.name}: eos_token_id should be a number or a list of them, found {quoted(ids)}."
+        )
     numbering = _numbering(checkpoint, plan, rows)
     return [found for i in listed if (found := numbering.of(i)) is not None]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from common.terminal_text import quoted
 from console.errors import UsageError
 from merging.checkpoint import Checkpoint
 from merging.hub import CheckpointRef, locate
@@ -149,7 +150,7 @@ def _chosen(request: TokenRequest, inputs: Sequence[Checkpoint]) -> ChosenRow:
         token = request.source_token or request.token
         row = (token_ids(model.folder) or {}).get(token, rows)
         if row >= rows:
-            raise UsageError(f"{where}: {model.name} has no row for the token {token!r}.")
+            raise UsageError(f"{where}: {model.name} has no row for the token {quoted(token)}.")
     if row >= rows:
         raise UsageError(f"{where}.token_id {row} must be below {model.name}'s {rows} rows.")
     return ChosenRow(model, row, request.force)

@@ -19,7 +19,7 @@ from common.bounded_reading import MAX_TOKENIZER_VALUES, parse_json
 from common.child_process import run_python
 from common.terminal_text import foreign
 from console.errors import CheckpointError
-from merging.silence import quiet_transformers
+from merging.silence import quiet_transformers, silent_descriptors
 from merging.tokenizer_files import vocabulary_files
 
 CUTTING = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -53,7 +53,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     try:
         from transformers import AutoTokenizer
 
-        with quiet_transformers():
+        with quiet_transformers(), silent_descriptors():
             made: Any = AutoTokenizer.from_pretrained(folder.absolute(), trust_remote_code=False, local_files_only=True)
             ids = made.get_vocab()
     except Exception as error:  # the readers raise whatever a broken file makes them stumble over

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.terminal_text import quoted
 from console.errors import CheckpointError
 from console.files import read_json
 from merging.checkpoint import Checkpoint
@@ -73,10 +74,10 @@ def _difference(planned: Mapping[str, int], tokens: Mapping[str, int]) -> str | 
     """The first difference between planned ids and those that a tokenizer gives, in words."""
     for token, i in tokens.items():
         if token not in planned:
-            return f"it lists {token!r} with the id {i}, which has no row, and that cannot be taken out of it"
+            return f"it lists {quoted(token)} with the id {i}, which has no row, and that cannot be taken out of it"
     for token, i in planned.items():
         if tokens.get(token) != i:
-            return f"{token!r} should have the id {i} in it and gets {tokens.get(token, 'none')}"
+            return f"{quoted(token)} should have the id {i} in it and gets {tokens.get(token, 'none')}"
     return None
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.terminal_text import quoted
 from merging.checkpoint import Checkpoint
 from merging.names import role_of
 from merging.token_ids import read_tokenizer, token_ids, tokenizer_digest
@@ -194,5 +195,5 @@ def describe(model: str, rows: int, alignment: Alignment) -> str | None:
 
 def listed(tokens: tuple[str, ...]) -> str:
     """Return "2 tokens ('a', 'b')", naming at most three."""
-    shown = ", ".join(repr(token) for token in tokens[:3])
+    shown = ", ".join(quoted(token, 60) for token in tokens[:3])
     return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({shown}{', ...' if len(tokens) > 3 else ''})"

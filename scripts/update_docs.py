@@ -27,6 +27,7 @@ from console.errors import FailureError
 from scripts.bench_gpu import as_text as gpu
 from scripts.bench_tables import performance
 from scripts.calibration_deviation import as_text as deviation
+from scripts.dev.fuzz import summary as fuzz
 from scripts.dev.torture import as_text as torture
 from scripts.growth_report import document as growth
 from scripts.scale import as_text as scale
@@ -82,6 +83,10 @@ def _gpu(file: Path) -> str:
     return gpu(json.loads(file.read_text(encoding="utf-8")))
 
 
+def _fuzz(file: Path) -> str:
+    return fuzz(json.loads(file.read_text(encoding="utf-8")))
+
+
 def _deviation(file: Path) -> str:
     return deviation(json.loads(file.read_text(encoding="utf-8")))
 
@@ -92,7 +97,7 @@ def _torture(file: Path) -> str:
 
 RESULTS: Mapping[str, Callable[[Path], str]] = {
     "memory": memory, "calibration": calibration, "performance": _performance, "deviation": _deviation,
-    "growth": growth, "scale": scale, "gpu": _gpu, "torture": _torture,
+    "growth": growth, "scale": scale, "gpu": _gpu, "torture": _torture, "fuzz": _fuzz,
 }  # fmt: skip
 FIGURES = re.compile(
     rf"(<!-- (?P<kind>{'|'.join(RESULTS)}): (?P<file>.*?) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from common.bounded_reading import read_json
 from console.errors import UsageError
 from eval.harness.identity import WEIGHTS
 from eval.harness.references import ADAPTER_CONFIG, ModelReference
@@ -86,7 +86,7 @@ def _has_template(folder: Path) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except (ValueError, OSError) as error:
         raise UsageError(f"{path} is not readable JSON ({error}).") from error
     if not isinstance(data, dict):

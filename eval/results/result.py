@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.bounded_reading import read_json
 from console.errors import BadInputError
 from eval.metrics import NOT_FRACTIONS, direction_of
 from eval.outcomes import Outcomes
@@ -73,7 +74,7 @@ class Lineage:
         if not record.is_file():
             return cls()
         try:
-            found = json.loads(record.read_text(encoding="utf-8"))["lineage"]
+            found = read_json(record)["lineage"]
             return cls(found["method"], found["base_model"], tuple(found["models"]), found["omega"])
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{record} is not a run record of merge.py or performAIM.py ({error}).") from error

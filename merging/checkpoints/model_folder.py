@@ -17,6 +17,8 @@ PARSED = (
     "preprocessor_config.json", "processor_config.json", "chat_template.json", "adapter_config.json",
 )  # fmt: skip
 """Files that transformers or PEFT parse as they are, and that are therefore parsed within limits first."""
+SUFFIXES = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".md")
+"""Endings of files that are read; a folder of such a name would pass for an absent file."""
 READ_FOLDERS = ("additional_chat_templates",)
 """Folders inside a model folder that a tokenizer's loader reads."""
 
@@ -59,6 +61,8 @@ def _check_entry(folder: Path, file: Path, is_link: bool) -> None:
         return  # a link to nothing: whoever needs the file misses it
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise CheckpointError(f"{folder / foreign(file.name)} is a FIFO, device or socket; remove it from the model.")
+    if stat.S_ISDIR(mode) and file.suffix in SUFFIXES:
+        raise CheckpointError(f"{folder / foreign(file.name)} is a folder, and a regular file was expected.")
     if not is_link or (stat.S_ISDIR(mode) and file.name not in READ_FOLDERS):
         return
     target, home = Path(os.path.realpath(file)), Path(os.path.realpath(folder))

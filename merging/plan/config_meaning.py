@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.terminal_text import foreign, quoted
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.checkpoints.parsed_config import ParsedConfig, parse_config
@@ -93,7 +94,8 @@ class ConfigDifference:
     expected: Any
 
     def __str__(self) -> str:
-        return f"{self.key} is {self.value!r} in {self.model} and {self.expected!r} in {self.template}"
+        value, expected = quoted(self.value), quoted(self.expected)
+        return f"{foreign(self.key)} is {value} in {self.model} and {expected} in {self.template}"
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ class ConfigComparison:
         ):
             if differences:
                 template = differences[0].template
-                notes.append(f"{title}: {'; '.join(map(str, differences))}; the result has the value of {template}.")
+                shown = "; ".join(map(str, differences[:5]))
+                more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
+                notes.append(f"{title}: {shown}{more}; the result has the value of {template}.")
         return notes
 
 

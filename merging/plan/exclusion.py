@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.foreign_regex import search_foreign
+from common.terminal_text import quoted
 from console.errors import UsageError, nearest
 from merging.checkpoint import Checkpoint
 from merging.layout import Inputs, Slot
@@ -44,13 +45,13 @@ class Exclusion:
             names = [checkpoint.name for checkpoint in inputs.all]
             known = ", ".join(names)
             raise UsageError(
-                f"--exclude_from {owner!r} must be base or one of the models ({known}).{nearest(owner, names)}"
+                f"--exclude_from {quoted(owner)} must be base or one of the models ({known}).{nearest(owner, names)}"
             )
         return cls(pattern, named)
 
     def matches(self, name: str) -> bool:
         """Return whether the tensor of that name is excluded."""
-        return re.search(self.pattern, name) is not None
+        return search_foreign(self.pattern, name, "--exclude")
 
     def apply(self, slots: Sequence[Slot], inputs: Inputs, heads: Heads) -> list[Slot]:
         """Return the layout with the excluded tensors as the owner has them, and no others that match.
@@ -66,7 +67,7 @@ class Exclusion:
         placed = {slot.name for slot in slots}
         own = [name for name in self.owner.tensors if name not in placed and self.matches(name)]
         if not own and not any(self.matches(name) for name in (*placed, *self._names_elsewhere(inputs))):
-            raise UsageError(f"--exclude {self.pattern!r} matches no tensor; the first is {slots[0].name}.")
+            raise UsageError(f"--exclude {quoted(self.pattern)} matches no tensor; the first is {slots[0].name}.")
         return laid + [Slot(name, None, 0.0, (self.owner, name), (), name) for name in own]
 
     def _names_elsewhere(self, inputs: Inputs) -> list[str]:

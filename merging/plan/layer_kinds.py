@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.terminal_text import quoted
 from console.errors import CheckpointError
 from merging.checkpoint import Checkpoint
 from merging.checkpoints.parsed_config import ParsedConfig, parse_config
@@ -66,9 +67,10 @@ def check_kinds(config: Mapping[str, Any], donor: Checkpoint, origins: Mapping[s
             place, (path, attribute), value, expected, one = trouble
             what = f"{path}.{attribute}" if path else attribute
             raise CheckpointError(
-                f"Slices of {stack}*: layer {place} of the result would have {what} {value!r}, and layer {one.index} "
-                f"of {one.checkpoint.name}, which it comes from, has {expected!r}; config.json gives layers their kind "
-                f"by {keys or 'their number'}, and no value of it fits these slices: choose layers so that it does."
+                f"Slices of {stack}*: layer {place} of the result would have {what} {quoted(value)}, and layer "
+                f"{one.index} of {one.checkpoint.name}, which it comes from, has {quoted(expected)}; config.json gives "
+                f"layers their kind by {keys or 'their number'}, and no value of it fits these slices: "
+                "choose layers so that it does."
             )
 
 
@@ -86,8 +88,8 @@ def check_sources(origins: Mapping[str, tuple[LayerOrigin, ...]]) -> Iterator[st
                     if value != expected:
                         attribute = ".".join(filter(None, key))
                         yield (
-                            f"a slice merges layer {index} of {checkpoint.name} ({stack}*, {attribute} {value!r}) with "
-                            f"layer {one.index} of {one.checkpoint.name} ({expected!r})"
+                            f"a slice merges layer {index} of {checkpoint.name} ({stack}*, {attribute} "
+                            f"{quoted(value)}) with layer {one.index} of {one.checkpoint.name} ({quoted(expected)})"
                         )
                         return
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from common.terminal_text import quoted
 from console.errors import UsageError
 from merging.registry import MergeMethod, find_method
 from merging.settings import Setting
@@ -94,7 +95,7 @@ def idle_filters(recipe: MergeRecipe, names: Collection[str]) -> list[str]:
         if part is not None
     }
     return [
-        f"The filter {part!r} of {name} matches no tensor."
+        f"The filter {quoted(part)} of {name} matches no tensor."
         for name, part in filters
         if not any(part in tensor for tensor in names)
     ]

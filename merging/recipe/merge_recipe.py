@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bounded_reading import UnreadableError, read_yaml
+from common.terminal_text import quoted
 from console.errors import UsageError, nearest
 from merging.recipe.checks import check, check_values, remarks
 from merging.recipe.mergekit import writer
@@ -195,7 +196,7 @@ def _read_flat(flags: Mapping[str, Any], config: Mapping[str, Any]) -> Draft:
     for key in given:
         if key not in SETTINGS and key not in method.parameters:
             known = [*SETTINGS, *method.parameters]
-            raise UsageError(f"{method.name} has no parameter {key!r}.{nearest(key, known)}")
+            raise UsageError(f"{method.name} has no parameter {quoted(key)}.{nearest(key, known)}")
     models = _names(given.get("models_to_merge"))
     if not models:
         raise UsageError("--models_to_merge is missing: give the fine-tuned models as A,B,C.")
@@ -221,7 +222,7 @@ def _names(value: Any) -> tuple[str, ...]:
         return ()
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)):
-        raise UsageError(f"models_to_merge must be a list of names, found {value!r}.")
+        raise UsageError(f"models_to_merge must be a list of names, found {quoted(value)}.")
     listed = tuple(str(name).strip() for name in names)
     if any(listed) and not all(listed):
         raise UsageError(f"models_to_merge has an empty name among {len(listed)}: is there a comma too many?")
@@ -241,7 +242,9 @@ def _value(
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise UsageError(f"{name} must be one of {', '.join(known)}, found {value!r}.{nearest(str(value), known)}")
+        raise UsageError(
+            f"{name} must be one of {', '.join(known)}, found {quoted(value)}.{nearest(str(value), known)}"
+        )
     return str(value)
 
 
@@ -251,19 +254,19 @@ def _seed(value: Any) -> int:
             raise ValueError
         return int(value)
     except (TypeError, ValueError):
-        raise UsageError(f"seed must be a whole number, found {value!r}.") from None
+        raise UsageError(f"seed must be a whole number, found {quoted(value)}.") from None
 
 
 def _tokenizer(value: Any) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
-    raise UsageError(f"tokenizer must be base, union or a model's name, found {value!r}.")
+    raise UsageError(f"tokenizer must be base, union or a model's name, found {quoted(value)}.")
 
 
 def _multiple(value: Any) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
-    raise UsageError(f"pad_to_multiple_of must be a whole number from 1, found {value!r}.")
+    raise UsageError(f"pad_to_multiple_of must be a whole number from 1, found {quoted(value)}.")
 
 
 def _pattern(value: Any) -> str | None:
@@ -272,12 +275,12 @@ def _pattern(value: Any) -> str | None:
         return None
     parts = value if isinstance(value, list) else [value]
     if not parts or not all(isinstance(part, str) and part for part in parts):
-        raise UsageError(f"exclude must be a regular expression or a list of them, found {value!r}.")
+        raise UsageError(f"exclude must be a regular expression or a list of them, found {quoted(value)}.")
     for part in parts:
         try:
             re.compile(part)
         except re.error as error:
-            raise UsageError(f"exclude {part!r} is no regular expression ({error}).") from None
+            raise UsageError(f"exclude {quoted(part)} is no regular expression ({error}).") from None
     return "|".join(parts)
 
 
@@ -294,5 +297,5 @@ def _template(value: Any, models: tuple[str, ...]) -> str:
         return value
     raise UsageError(
         f"chat_template must be base, auto, one of {', '.join(BUILT_IN_TEMPLATES)}, the name of one of the models or a "
-        f"Jinja template, found {value!r}.{nearest(str(value), known)}"
+        f"Jinja template, found {quoted(value)}.{nearest(str(value), known)}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from common.terminal_text import quoted
 from console.errors import UsageError
 
 EXTRA_TENSORS = ("keep", "drop", "error")
@@ -27,9 +28,11 @@ class PlanOptions:
     def __post_init__(self) -> None:
         """Raises UsageError for values that are none of the choices."""
         if not isinstance(self.allow_config_mismatch, bool):
-            raise UsageError(f"allow_config_mismatch must be true or false, found {self.allow_config_mismatch!r}.")
+            raise UsageError(
+                f"allow_config_mismatch must be true or false, found {quoted(self.allow_config_mismatch)}."
+            )
         if self.extra_tensors not in (None, *EXTRA_TENSORS):
-            raise UsageError(f"extra_tensors must be {', '.join(EXTRA_TENSORS)}, found {self.extra_tensors!r}.")
+            raise UsageError(f"extra_tensors must be {', '.join(EXTRA_TENSORS)}, found {quoted(self.extra_tensors)}.")
 
     def as_yaml_dict(self) -> dict[str, object]:
         """Return the keys of a recipe that differ from the defaults."""

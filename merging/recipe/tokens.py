@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common.terminal_text import quoted
 from console.errors import UsageError
 from merging.recipe.mergekit.keys import check_keys
 from merging.recipe.mergekit.values import as_mapping, model_name
@@ -67,7 +68,7 @@ def _request(token: str, entry: Mapping[str, Any], notes: list[str]) -> TokenReq
     check_keys(entry, ("source", "force"), where, notes)
     force = as_bool(entry.get("force", False))
     if force is None:
-        raise UsageError(f"{where}.force must be true or false, found {entry['force']!r}.")
+        raise UsageError(f"{where}.force must be true or false, found {quoted(entry['force'])}.")
     source = entry.get("source")
     kind = source.get("kind") if isinstance(source, Mapping) else None
     if source is None:
@@ -79,13 +80,13 @@ def _request(token: str, entry: Mapping[str, Any], notes: list[str]) -> TokenReq
     if kind is None:
         return TokenRequest(token, model_name(source, f"{where}.source"), force=force)
     if kind != "model_token":
-        raise UsageError(f"{where}.source.kind must be model_token or zero, found {kind!r}.")
+        raise UsageError(f"{where}.source.kind must be model_token or zero, found {quoted(kind)}.")
     check_keys(source, ("kind", "model", "token", "token_id"), f"{where}.source", notes)
     by_token, by_id = source.get("token"), source.get("token_id")
     if (by_token is None) == (by_id is None):
         raise UsageError(f"{where}.source needs either token or token_id.")
     if by_id is not None and (type(by_id) is not int or by_id < 0):
-        raise UsageError(f"{where}.source.token_id must be a whole number from 0, found {by_id!r}.")
+        raise UsageError(f"{where}.source.token_id must be a whole number from 0, found {quoted(by_id)}.")
     name = model_name(source.get("model"), f"{where}.source.model")
     return TokenRequest(
         token, name, source_token=None if by_token is None else str(by_token), source_id=by_id, force=force

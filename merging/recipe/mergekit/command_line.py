@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.terminal_text import quoted
 from console.errors import UsageError
 
 ALWAYS = "is always so here"
@@ -32,7 +33,7 @@ def _shard_size(value: str) -> list[str]:
     """mergekit's 5B, 500M or a plain number of bytes as `--max_shard_size`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", value.strip().lower())
     if not found:
-        raise UsageError(f"--out-shard-size {value!r} should be a number of bytes such as 5B or 500M.")
+        raise UsageError(f"--out-shard-size {quoted(value)} should be a number of bytes such as 5B or 500M.")
     unit = {"k": "KB", "m": "MB", "b": "GB", "": "B"}[found[2]]
     return ["--max_shard_size", found[1] + unit]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from common.terminal_text import foreign
 from console.errors import UsageError
 from merging.registry import all_methods
 
@@ -45,7 +46,8 @@ def parameter_names() -> frozenset[str]:
 
 def inside(where: str, key: object) -> str:
     """Return how messages call a key: "models[1].parameters.density"."""
-    return f"{where}.{key}" if where else str(key)
+    name = foreign(str(key), 60)
+    return f"{where}.{name}" if where else name
 
 
 def check_keys(

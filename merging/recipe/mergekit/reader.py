@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common.terminal_text import quoted
 from console.errors import UsageError, nearest
 from merging.recipe.mergekit.keys import check_keys, places_of_parameters
 from merging.recipe.mergekit.sources import LAYOUTS, Group, Source, read_groups
@@ -101,7 +102,7 @@ def _method(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeMethod:
     for flag in flags:
         if flag not in SETTINGS and flag not in method.parameters:
             known = [*SETTINGS, *method.parameters]
-            raise UsageError(f"{method.name} has no parameter {flag!r}.{nearest(flag, known)}")
+            raise UsageError(f"{method.name} has no parameter {quoted(flag)}.{nearest(flag, known)}")
     return method
 
 
@@ -156,7 +157,7 @@ def _seed(method: MergeMethod, flags: Mapping[str, Any], config: Mapping[str, An
 def _dtype(value: Any, key: str) -> str:
     name = str(value).removeprefix("torch.")
     if name not in (*DTYPES, "auto"):
-        raise UsageError(f"{key} must be one of {', '.join(DTYPES)}, found {value!r}.{nearest(name, DTYPES)}")
+        raise UsageError(f"{key} must be one of {', '.join(DTYPES)}, found {quoted(value)}.{nearest(name, DTYPES)}")
     return name
 
 

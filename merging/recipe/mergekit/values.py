@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.terminal_text import quoted
 from console.errors import UsageError
 from merging.recipe.mergekit.keys import (
     inside,
@@ -27,14 +28,14 @@ def as_mapping(value: Any, where: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise UsageError(f"{where} should hold keys and values, found {value!r}.")
+        raise UsageError(f"{where} should hold keys and values, found {quoted(value)}.")
     return value
 
 
 def as_list(value: Any, where: str) -> list[Any]:
     """Return a list that is not empty. Raises UsageError for anything else."""
     if not isinstance(value, list) or not value:
-        raise UsageError(f"{where} should be a list with at least one entry, found {value!r}.")
+        raise UsageError(f"{where} should be a list with at least one entry, found {quoted(value)}.")
     return value
 
 
@@ -43,7 +44,7 @@ def model_name(value: Any, where: str) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     if not isinstance(value, Mapping):
-        raise UsageError(f"{where} should be the name of a model, found {value!r}.")
+        raise UsageError(f"{where} should be the name of a model, found {quoted(value)}.")
     if value.get("override_architecture") is not None:
         raise UsageError(f"{where}.override_architecture is not supported: tensors are matched by their own names.")
     if "path" in value and "model" not in value:
@@ -57,7 +58,7 @@ def _path(value: Any, where: str) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     if not isinstance(value, Mapping) or not value.get("path"):
-        raise UsageError(f"{where} should be a name, or a path and a revision, found {value!r}.")
+        raise UsageError(f"{where} should be a name, or a path and a revision, found {quoted(value)}.")
     _only(value, ("path", "revision"), where)
     return str(value["path"]) + (f"@{value['revision']}" if value.get("revision") is not None else "")
 
@@ -94,7 +95,7 @@ def with_revision(name: str, revision: Any, where: str, notes: list[str]) -> str
 def layer_range(value: Any, where: str) -> tuple[int, int]:
     """Return [from, to) of a slice. Raises UsageError for what is no range of layers."""
     if not isinstance(value, list) or len(value) != 2 or not all(type(end) is int for end in value):
-        raise UsageError(f"{where} should be two whole numbers, [from, to), found {value!r}.")
+        raise UsageError(f"{where} should be two whole numbers, [from, to), found {quoted(value)}.")
     if not 0 <= value[0] < value[1]:
         raise UsageError(f"{where} should be [from, to) with 0 <= from < to, found {value}.")
     return value[0], value[1]
@@ -139,15 +140,15 @@ def read_scope(method: MergeMethod, value: Any, where: str, notes: list[str], of
                 scope[parameter.name] = tuple(_rules(parameter, setting, at))
         elif key in method.parameters:
             theirs = written_name(method.parameters[key])
-            raise UsageError(f"{at}: {method.name} has no parameter {key!r}; mergekit calls it {theirs!r}.")
+            raise UsageError(f"{at}: {method.name} has no parameter {quoted(key)}; mergekit calls it {quoted(theirs)}.")
         elif key in places_of_general():
             raise UsageError(f"{at}: mergekit does not read {key} there; write it {places_of_general()[key]}.")
         elif key in parameter_names():
-            notes.append(f"{at} has no effect: {method.name} has no parameter {key!r}.")
+            notes.append(f"{at} has no effect: {method.name} has no parameter {quoted(key)}.")
         elif not is_label(key) and (hint := misspelt(str(key), [*known, *idle])):
-            raise UsageError(f"{at}: {method.name} has no parameter {key!r}.{hint}")
+            raise UsageError(f"{at}: {method.name} has no parameter {quoted(key)}.{hint}")
         else:
-            notes.append(f"{at} has no effect: {method.name} has no parameter {key!r}, nor has any other method.")
+            notes.append(f"{at} has no effect: {method.name} has no parameter {quoted(key)}, nor has any other method.")
     return scope
 
 
@@ -158,7 +159,9 @@ def _rules(parameter: Parameter, value: Any, where: str) -> Iterable[Rule]:
     elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
         for i, entry in enumerate(value):
             if not isinstance(entry, Mapping):
-                raise UsageError(f"{where}[{i}] should be `filter` and `value`, as its neighbours, found {entry!r}.")
+                raise UsageError(
+                    f"{where}[{i}] should be `filter` and `value`, as its neighbours, found {quoted(entry)}."
+                )
             yield _conditional(parameter, entry, f"{where}[{i}]")
     else:
         yield None, _values(parameter, value, where)
@@ -168,7 +171,7 @@ def _conditional(parameter: Parameter, entry: Mapping[str, Any], where: str) -> 
     _only(entry, ("filter", "value"), where)
     part = entry.get("filter")
     if part is not None and not isinstance(part, str):
-        raise UsageError(f"{where}.filter should be a part of tensors' names, found {part!r}.")
+        raise UsageError(f"{where}.filter should be a part of tensors' names, found {quoted(part)}.")
     return (None if part in (None, "", "*") else part), _values(parameter, entry.get("value"), f"{where}.value")
 
 

@@ -1,0 +1,592 @@
+"""Merge mutated inputs: each is refused in one sentence, or gives the result that its content says.
+
+    python scripts/dev/fuzz.py --cases 20000 --results results/fuzz.json      the long run: an hour
+    python scripts/dev/fuzz.py --cases 500                                    what the tests run
+
+Kinds: safetensors headers, indexes, configs, tokenizers, adapters, importance files, locks and recipes. A case changes
+one file of a small real input in one to three places (odd types, duplicate and renamed keys, deep nesting, long and
+hostile text, flipped and missing bytes), or puts a FIFO, a device, a folder, a link out of the model or an endless file
+in its place, and merges. A case is a problem where it hangs, ends in "Unexpected ...", prints more than one line or
+control characters or more than 300 characters of the input, or gives other tensors than an independent computation.
+Case i of a kind is the same for the same --seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import faulthandler
+import importlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from common.terminal_text import escape_controls
+from console.cli import Parser, add_output_flags, run, say
+from console.files import user_path, write_whole
+
+KINDS = ("header", "index", "config", "tokenizer", "adapter", "importance", "lock", "recipe")
+SECONDS = 30.0
+"""Time after which a case counts as hung; on an idle machine the slowest take less than one."""
+MARK = "\u0436"
+HOSTILE = "\x1b[31m\u202e\x9b" + (MARK * 40 + " ") * 125
+"""Text of an input that must not reach the terminal as it is: ANSI, a bidirectional override, 5000 characters."""
+POOL: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 2, 7, 64, 1.5, -0.5, 1e308, float("nan"), float("inf"), 2**31, 2**63, 2**64, 10**30,
+    "", "a", "x" * 300, HOSTILE, "..", "/etc/passwd", "../../x", "(a+)+$", "((((a{99}){99}){99}){99})", "F32", "I64",
+    "llama", "gpt2", "LlamaForCausalLM", [], {}, [[]], [{}], {"a": {}}, [0], [-1], [1, 2], ["a", "b"], [None],
+    {"": 0}, {HOSTILE: 1}, [HOSTILE], [1] * 5000, {"a": [1, {"b": [2]}]},
+)  # fmt: skip
+
+
+INSERTED = (b"\x00", b'"', b"{", b"}", b"[", b",", b":", b"\xff", b"1", b"-", b"&a *a")
+
+
+class HangError(BaseException):
+    """A case took longer than SECONDS; no handler of the program catches it."""
+
+
+@dataclass
+class Tally:
+    """What became of the cases of a kind."""
+
+    cases: int = 0
+    refused: int = 0
+    identical: int = 0
+    verified: int = 0
+    hangs: int = 0
+    unexpected: int = 0
+    wrong: int = 0
+    slowest: float = 0.0
+    peak_mib: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts for JSON."""
+        return {**vars(self), "slowest": round(self.slowest, 2), "problems": self.problems[:20]}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a kind mutates and runs.
+
+    files: of which one is mutated in each case; command: flags of merge.py; expected(out) raises AssertionError where
+    an accepted mutant gave a result that its content does not say; reference: the tensors without a mutation.
+    """
+
+    files: Sequence[Path]
+    command: Sequence[str]
+    expected: Callable[[Path], None]
+    reference: Mapping[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the cases, print the table; exit code 1 where there is a problem."""
+    parser = Parser(prog="scripts/dev/fuzz.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cases", type=int, default=500, help="in all, the kinds share them")
+    parser.add_argument("--seed", type=int, default=15, help="of the mutations")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="some of them, with commas between")
+    parser.add_argument("--only", type=int, help="this case of each kind alone, with what it prints")
+    parser.add_argument("--results", type=user_path, metavar="FILE", help="write the counts as JSON")
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
+    kinds = args.kinds.split(",")
+    tallies = fuzz(kinds, args.cases // len(kinds), args.seed, args.only, args.quiet)
+    print(table({kind: tally.as_dict() for kind, tally in tallies.items()}))
+    for kind, tally in tallies.items():
+        for problem in tally.problems[:20]:
+            print(f"{kind} {problem}")
+    if args.results:
+        found = {"seed": args.seed, "kinds": {kind: tally.as_dict() for kind, tally in tallies.items()}}
+        write_whole(args.results, (json.dumps(found, indent=2) + "\n").encode())
+    return int(any(tally.problems for tally in tallies.values()))
+
+
+def table(kinds: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the counts as Markdown."""
+    lines = [
+        "| kind | cases | refused in one sentence | accepted, same result | accepted, result as the mutant says "
+        '| hang | "Unexpected" | wrong | peak memory |',
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    keys = ("cases", "refused", "identical", "verified", "hangs", "unexpected", "wrong")
+    rows = {**kinds, "all": {key: sum(tally[key] for tally in kinds.values()) for key in keys}}
+    rows["all"] = {**rows["all"], "peak_mib": max(tally["peak_mib"] for tally in kinds.values())}
+    for kind, tally in rows.items():
+        counts = " | ".join(str(tally[key]) for key in keys)
+        lines.append(f"| {kind} | {counts} | {tally['peak_mib']} MiB |")
+    return "\n".join(lines)
+
+
+def fuzz(kinds: Sequence[str], cases: int, seed: int, only: int | None = None, quiet: bool = True) -> dict[str, Tally]:
+    """Run `cases` cases of each kind and return what became of them."""
+    tallies = {}
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch, _at(Path(scratch)):
+        inputs = Inputs(Path(scratch))
+        for kind in kinds:
+            target, tally = getattr(inputs, kind)(), Tally()
+            tallies[kind] = tally
+            for number in [only] if only is not None else range(cases):
+                _case(Path(scratch), kind, target, number, random.Random(f"{seed}-{kind}-{number}"), tally, only)
+            tally.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            say(f"{kind}: {tally.cases} cases, {len(tally.problems)} problems, slowest {tally.slowest:.1f} s", quiet)
+    return tallies
+
+
+@contextlib.contextmanager
+def _at(folder: Path) -> Iterator[None]:
+    """Work in a folder, without the hub, and with its own cache."""
+    before, variables = Path.cwd(), dict(os.environ)
+    os.environ |= {"HF_HUB_OFFLINE": "1"}
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        os.environ.clear()
+        os.environ.update(variables)
+
+
+def _case(
+    scratch: Path, kind: str, target: Target, number: int, chance: random.Random, tally: Tally, only: int | None
+) -> None:
+    file = chance.choice(target.files)
+    before = file.read_bytes()
+    what = mutate(file, chance, scratch)
+    out = scratch / "out"
+    began = time.monotonic()
+    code, printed, errors, hung = _run([*target.command, "--save_path", str(out)])
+    tally.cases += 1
+    tally.slowest = max(tally.slowest, time.monotonic() - began)
+    try:
+        problem = _judge(code, printed, errors, hung, target, out, tally)
+    finally:
+        if file.is_dir() and not file.is_symlink():
+            file.rmdir()
+        else:
+            file.unlink(missing_ok=True)
+        file.write_bytes(before)
+        for left in (*scratch.glob("out*"), *scratch.glob(".out*")):
+            shutil.rmtree(left, ignore_errors=True)
+    if only is not None:
+        print(what, code, printed, errors, sep="\n")
+    if problem:
+        tally.problems.append(f"case {number} ({file.name}: {what}): {escape_controls(problem)[:400]}")
+
+
+def _judge(code: int, printed: str, errors: str, hung: bool, target: Target, out: Path, tally: Tally) -> str | None:
+    """Count a case; returns what is wrong with it, if anything is."""
+    if hung:
+        tally.hangs += 1
+        return f"hung: {errors[-200:]}"
+    if "Unexpected " in errors:
+        tally.unexpected += 1
+        return errors
+    shown = printed + errors
+    if shown.count(MARK) > 300 or escape_controls(shown) != shown:
+        tally.wrong += 1
+        return f"prints text of the input as it is: {shown[:300]!r}"
+    if code == 0:
+        try:
+            target.expected(out)
+        except Exception as error:  # also of the libraries that read the result
+            tally.wrong += 1
+            return f"accepted with a wrong result: {type(error).__name__} {error}; {errors[:200]}"
+        identical = _tensors(out) == target.reference
+        tally.identical += identical
+        tally.verified += not identical
+        return None
+    complaint = [line for line in errors.splitlines() if line.startswith("error: ")]
+    if len(complaint) != 1 or errors.splitlines()[-1:] != complaint or code not in (1, 2) or len(complaint[0]) > 1300:
+        tally.wrong += 1
+        return f"refused with code {code} in other than one sentence: {errors[:300]}"
+    if out.exists():
+        tally.wrong += 1
+        return f"refused, and left {out.name}"
+    tally.refused += 1
+    return None
+
+
+def _run(command: Sequence[str]) -> tuple[int, str, str, bool]:
+    """Run merge.py in this process: exit code, standard output and error, and whether it hung."""
+    import merge
+
+    def expire(number: int, frame: FrameType | None) -> None:
+        raise HangError
+
+    printed, errors = io.StringIO(), io.StringIO()
+    signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    faulthandler.dump_traceback_later(10 * SECONDS, exit=True)  # where only C code runs
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+            return run(merge.main, list(command)), printed.getvalue(), errors.getvalue(), False
+    except HangError:
+        return 1, printed.getvalue(), errors.getvalue(), True
+    except SystemExit as leaving:
+        return int(leaving.code or 0), printed.getvalue(), errors.getvalue(), False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+
+
+# mutations
+
+
+def mutate(file: Path, chance: random.Random, scratch: Path) -> str:
+    """Change a file in place; returns what was done."""
+    if chance.random() < 0.04:
+        return _replace(file, chance, scratch)
+    data = file.read_bytes()
+    if file.suffix == ".safetensors" or data[8:9] == b"{":
+        (length,) = struct.unpack("<Q", data[:8])
+        head, what = _mutated(data[8 : 8 + length], chance)
+        claimed = chance.choice(POOL[9:20]) if chance.random() < 0.05 else len(head)
+        claimed = claimed if isinstance(claimed, int) and 0 <= claimed < 2**64 else len(head)
+        tail = data[8 + length :]
+        if chance.random() < 0.05:
+            tail = tail[: chance.randrange(len(tail) + 1)]
+        file.write_bytes(struct.pack("<Q", claimed) + head + tail)
+        return what
+    changed, what = _mutated(data, chance, is_yaml=file.suffix == ".yaml")
+    file.write_bytes(changed)
+    return what
+
+
+def _replace(file: Path, chance: random.Random, scratch: Path) -> str:
+    """Put something that is no regular file of the model in its place."""
+    way = chance.choice(["FIFO", "folder", "device", "link out", "empty", "endless", "deep", "bomb"])
+    file.unlink()
+    if way == "FIFO":
+        os.mkfifo(file)
+    elif way == "folder":
+        file.mkdir()
+    elif way == "device":
+        file.symlink_to("/dev/zero")
+    elif way == "link out":
+        (scratch / "secret").write_text("{}")
+        file.symlink_to(scratch / "secret")
+    elif way == "endless":
+        with file.open("wb") as stream:
+            stream.truncate(1 << 40)
+    elif way == "deep":
+        file.write_text('{"a":' * 50_000)
+    else:
+        names = ["a: &a0 [x]"] + [f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+        file.write_text("\n".join(names) if way == "bomb" else "")
+    return way
+
+
+def _mutated(data: bytes, chance: random.Random, is_yaml: bool = False) -> tuple[bytes, str]:
+    """Return text changed as bytes or by its structure, and what was done."""
+    if chance.random() < 0.25:
+        return _flipped(data, chance)
+    import yaml
+
+    value = yaml.safe_load(data) if is_yaml else json.loads(data)
+    done = [_edit(value, chance) for _ in range(chance.choice([1, 1, 1, 2, 3]))]
+    if is_yaml:
+        return yaml.safe_dump(value, sort_keys=False, allow_unicode=False).encode(), "; ".join(done)
+    text = json.dumps(value)
+    if chance.random() < 0.05 and isinstance(value, dict) and value:
+        key = chance.choice(list(value))
+        text = f"{text[:-1]}, {json.dumps(key)}: {json.dumps(chance.choice(POOL))}}}"
+        done.append(f"{key[:40]} twice")
+    return text.encode(), "; ".join(done)
+
+
+def _flipped(data: bytes, chance: random.Random) -> tuple[bytes, str]:
+    changed, place = bytearray(data), chance.randrange(len(data) + 1)
+    way = chance.choice(["flip", "cut", "insert", "repeat", "remove"])
+    if way == "flip" and place < len(data):
+        changed[place] ^= 1 << chance.randrange(8)
+    elif way == "cut":
+        del changed[place:]
+    elif way == "insert":
+        changed[place:place] = chance.choice(
+            [b"\x00", b'"', b"{", b"}", b"[", b",", b":", b"\xff", b"1", b"-", b"&a *a"]
+        )
+    elif way == "repeat":
+        changed[place:place] = changed[max(0, place - 50) : place]
+    else:
+        del changed[place : place + chance.randrange(1, 40)]
+    return bytes(changed), f"{way} at byte {place}"
+
+
+def _edit(value: Any, chance: random.Random) -> str:
+    """Change one place of a JSON value; returns what was done."""
+    places = list(_places(value))
+    if not places:
+        return "nothing"
+    holder, key = chance.choice(places)
+    way = chance.choice(["replace", "replace", "replace", "remove", "rename", "number", "copy"])
+    name = str(key)[:40]
+    if way == "remove":
+        del holder[key]
+    elif way == "rename" and isinstance(holder, dict):
+        holder[chance.choice([f"{key}x", "", HOSTILE, "0", str(key).upper()])] = holder.pop(key)
+    elif way == "number" and isinstance(holder[key], int | float):
+        holder[key] = chance.choice(
+            [holder[key] + 1, holder[key] - 1, -holder[key], holder[key] * 1000, float(holder[key])]
+        )
+    elif way == "copy":
+        other, other_key = chance.choice(places)
+        holder[key] = json.loads(json.dumps(other.get(other_key) if isinstance(other, dict) else None))
+    else:
+        holder[key] = copy.deepcopy(chance.choice(POOL))  # a later edit may change it in place
+        return f"{name} = {holder[key]!r}"[:120]
+    return f"{way} {name}"
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
+
+
+# inputs, and what their content says
+
+
+class Inputs:
+    """Small real inputs in a folder: models, a sharded one, an adapter, an importance file, a lock and a recipe."""
+
+    def __init__(self, folder: Path) -> None:
+        make_llama = importlib.import_module("tests.tiny").make_llama
+
+        self.folder = folder
+        for seed, name in enumerate(("base", "a", "b")):
+            make_llama(folder / name, seed=seed, vocab=32, layers=1, hidden=16)
+        make_llama(folder / "sharded", seed=1, vocab=32, layers=1, hidden=16, max_shard_size="4KB")
+        self._adapter()
+        recipe = {
+            "merge_method": "linear",
+            "models": [{"model": "a", "parameters": {"weight": 0.5}}, {"model": "b", "parameters": {"weight": 1.5}}],
+            "parameters": {"normalize": True},
+            "dtype": "float32",
+        }
+        import yaml
+
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+    def _adapter(self) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        torch.manual_seed(9)
+        (self.folder / "lora").mkdir()
+        prefix = "base_model.model.model.layers.0."
+        tensors = {}
+        for module, rows, columns in (("self_attn.q_proj", 16, 16), ("mlp.down_proj", 16, 32)):
+            tensors[f"{prefix}{module}.lora_A.weight"] = torch.randn(4, columns)
+            tensors[f"{prefix}{module}.lora_B.weight"] = torch.randn(rows, 4)
+        save_file(tensors, self.folder / "lora" / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"],
+                  "bias": "none",
+                  "rank_pattern": {}, "alpha_pattern": {"down_proj": 4}, "base_model_name_or_path": "base",
+                  "use_rslora": False, "fan_in_fan_out": False, "modules_to_save": None}  # fmt: skip
+        (self.folder / "lora" / "adapter_config.json").write_text(json.dumps(config))
+
+    def _target(self, name: str, files: Sequence[Path], command: Sequence[str], expected: Any = None) -> Target:
+        """Make the reference result of a command; an accepted mutant must give it unless `expected` says otherwise."""
+        reference = self.folder / f"reference-{name}"
+        code, _, errors, _ = _run([*command, "--save_path", str(reference)])
+        assert code == 0, errors
+        wanted = _tensors(reference)
+
+        def same(out: Path) -> None:
+            assert _tensors(out) == wanted, "other tensors than before"
+
+        return Target(list(files), list(command), expected or same, wanted)
+
+    def _pair(self, first: str, second: str = "b") -> list[str]:
+        return ["--method", "linear", "--models_to_merge", f"{first},{second}", "--dtype", "float32", "--no-load_check"]
+
+    def _mean(self, first: str) -> Callable[[Path], None]:
+        """The mean of two models as safetensors' own library reads them."""
+
+        def expected(out: Path) -> None:
+            import torch
+
+            ours, theirs, result = (_loaded(self.folder / name) for name in (first, "b", "out"))
+            assert set(result) == set(theirs) == set(ours), "other names of tensors"
+            for name, tensor in result.items():
+                wanted = (ours[name].double() + theirs[name].double()) / 2
+                assert torch.allclose(tensor.double(), wanted, rtol=1e-5, atol=1e-6), f"{name} is not the mean"
+
+        return expected
+
+    def header(self) -> Target:
+        """Headers of safetensors files."""
+        return self._target("header", [self.folder / "a" / "model.safetensors"], self._pair("a"), self._mean("a"))
+
+    def index(self) -> Target:
+        """Indexes of sharded models."""
+        files = [self.folder / "sharded" / "model.safetensors.index.json"]
+        return self._target("index", files, self._pair("sharded"), self._mean("sharded"))
+
+    def config(self) -> Target:
+        """config.json and generation_config.json of the model that the result's come from."""
+        files = [self.folder / "a" / name for name in ("config.json", "config.json", "generation_config.json")]
+        command = ["--method", "linear", "--models_to_merge", "a,b", "--dtype", "float32"]
+
+        def expected(out: Path) -> None:
+            from transformers import AutoConfig
+
+            self._mean("a")(out)
+            AutoConfig.from_pretrained(out, trust_remote_code=False, local_files_only=True)
+
+        return self._target("config", files, command, expected)
+
+    def tokenizer(self) -> Target:
+        """Tokenizer files of the model that the result's come from: rows are matched by token."""
+        files = [self.folder / "a" / name for name in ("tokenizer.json", "tokenizer_config.json")]
+
+        def expected(out: Path) -> None:
+            import torch
+            from transformers import AutoTokenizer
+
+            AutoTokenizer.from_pretrained(out, trust_remote_code=False, local_files_only=True)
+            result, first = _loaded(out), _loaded(self.folder / "a")
+            other = _loaded(self.folder / "b")
+            for name, tensor in result.items():
+                if tensor.shape == first[name].shape and "embed" not in name and "head" not in name:
+                    wanted = (first[name].double() + other[name].double()) / 2
+                    assert torch.allclose(tensor.double(), wanted, rtol=1e-5, atol=1e-6), f"{name} is not the mean"
+
+        return self._target("tokenizer", files, self._pair("a"), expected)
+
+    def adapter(self) -> Target:
+        """Configs and headers of LoRA adapters."""
+        files = [self.folder / "lora" / name for name in ("adapter_config.json",) * 2 + ("adapter_model.safetensors",)]
+        command = ["--method", "passthrough", "--models_to_merge", "base+lora", "--dtype", "float32", "--no-load_check"]
+        return self._target("adapter", files, command, self._adapted)
+
+    def _adapted(self, out: Path) -> None:
+        """theta_0 + alpha / r B A, in float64, as the adapter's config says."""
+        import re
+
+        import torch
+
+        config = json.loads((self.folder / "lora" / "adapter_config.json").read_text())
+        base, adapter, result = (_loaded(self.folder / name) for name in ("base", "lora", "out"))
+        factors = {key.removeprefix("base_model.model."): tensor for key, tensor in adapter.items()}
+        changed = {key.partition(".lora_A")[0] for key in factors if ".lora_A" in key}
+        for name, tensor in result.items():
+            wanted, module = base[name].double(), name.removesuffix(".weight")
+            if module in changed:
+                a, b = factors[f"{module}.lora_A.weight"].double(), factors[f"{module}.lora_B.weight"].double()
+                values = {"r": config["r"], "lora_alpha": config["lora_alpha"]}
+                for key, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+                    for expression, value in (config.get(pattern) or {}).items():
+                        if re.match(rf"(.*\.)?({expression})$", module):
+                            values[key] = value
+                            break
+                root = values["r"] ** 0.5 if config.get("use_rslora") else values["r"]
+                wanted = wanted + values["lora_alpha"] / root * (b @ a)
+            assert torch.allclose(tensor.double(), wanted, rtol=1e-4, atol=1e-5), f"{name} is not theta + s B A"
+
+    def importance(self) -> Target:
+        """Headers and metadata of importance files."""
+        import torch
+
+        from aim.importance import Importance, fingerprint
+        from merging.checkpoint import open_checkpoint
+
+        with open_checkpoint("base") as base:
+            mark = fingerprint(base)
+            measured = {n: i.shape[1] for n, i in base.tensors.items() if "proj" in n}
+        made = {
+            name: torch.rand(channels, generator=torch.Generator().manual_seed(1))
+            for name, channels in measured.items()
+        }
+        file = self.folder / "base.importance"
+        fields = {"unmeasured": {}, "calibration": {}, "base": {"name": "base", "commit": None, "fingerprint": mark}}
+        Importance(made, dict.fromkeys(made, 1), **fields, tokens=dict.fromkeys(made, 100)).save(file)  # type: ignore[arg-type]
+        command = ["--method", "task_arithmetic", "--base_model", "base", "--models_to_merge", "a", "--omega", "0.4",
+                   "--importance", str(file), "--dtype", "float32", "--no-load_check"]  # fmt: skip
+        return self._target("importance", [file], command)
+
+    def lock(self) -> Target:
+        """Locks, whose result must have the digests in them."""
+        code, _, errors, _ = _run([*self._pair("a"), "--save_path", str(self.folder / "locked")])
+        assert code == 0, errors
+        file = self.folder / "locked" / "merge.lock.json"
+        return self._target("lock", [file], ["--from_lock", str(file), "--no-load_check"])
+
+    def recipe(self) -> Target:
+        """Recipes in mergekit's YAML."""
+        file = self.folder / "recipe.yaml"
+        return self._target("recipe", [file], ["--config", str(file), "--no-load_check"], self._by_recipe)
+
+    def _by_recipe(self, out: Path) -> None:
+        """The weighted mean that the YAML says, where it is still one of two whole models with one weight each."""
+        import torch
+        import yaml
+
+        content = yaml.safe_load((self.folder / "recipe.yaml").read_bytes())
+        parts = content.get("models") or []
+        try:
+            weights = {str(part["model"]): float(part["parameters"]["weight"]) for part in parts}
+        except (KeyError, TypeError, ValueError):
+            return
+        normalize = (content.get("parameters") or {}).get("normalize", True)
+        plain = content.get("merge_method") == "linear" and set(content) <= {
+            "merge_method",
+            "models",
+            "parameters",
+            "dtype",
+        }
+        if not plain or not isinstance(normalize, bool) or content.get("dtype") != "float32":
+            return
+        models, result = {name: _loaded(self.folder / name) for name in weights}, _loaded(out)
+        total = sum(weights.values()) if normalize else 1.0
+        for name, tensor in result.items():
+            wanted = sum(weight * models[model][name].double() for model, weight in weights.items()) / total
+            assert torch.allclose(tensor.double(), torch.as_tensor(wanted), rtol=1e-4, atol=1e-5), f"{name} is not it"
+
+
+def _loaded(folder: Path) -> dict[str, Any]:
+    """Every tensor of a folder by safetensors' own library."""
+    from safetensors.torch import load_file
+
+    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    """Shape, dtype and bytes of every tensor of a result, by name."""
+    import torch
+
+    return {
+        name: (
+            tuple(t.shape),
+            str(t.dtype),
+            t.contiguous().view(torch.uint8).numpy().tobytes() if t.dim() else t.item(),
+        )
+        for name, t in _loaded(folder).items()
+    }
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """Return the table of a results file, for docs/reliability.md."""
+    return table(found["kinds"])
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
