@@ -23,7 +23,8 @@ class Served:
     """The running server: its address and model, every request body so far, and how it is to misbehave.
 
     failures: statuses that the next requests get; most_stops: more stop strings are refused; log_likelihoods: whether
-    it gives them; key: the key it wants; card: further entries of its model's card; template: how it renders chats.
+    it gives them; key: the key it wants; card: further entries of its model's card; template: how it renders chats;
+    texts: its answers to these prompts (None is no content), in place of its model's.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Served:
     key: str | None = None
     card: dict[str, Any] = field(default_factory=dict)
     template: str = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    texts: dict[str | tuple[int, ...], str | None] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ids(self, prompt: str | list[int] | list[list[int]]) -> list[int]:
@@ -45,8 +47,11 @@ class Served:
             return list(self.tokenizer.encode(prompt))
         return [int(i) for one in prompt for i in (one if isinstance(one, list) else [one])]
 
-    def generated(self, prompt: Any, body: dict[str, Any]) -> str:
+    def generated(self, prompt: Any, body: dict[str, Any]) -> str | None:
         """The greedy continuation of a prompt, not cut at stop strings that came within its last token."""
+        key = prompt if isinstance(prompt, str) else tuple(self.ids(prompt))
+        if key in self.texts:
+            return self.texts[key]
         ids = torch.tensor([self.ids(prompt)])
         options: dict[str, Any] = {"max_new_tokens": body["max_tokens"], "do_sample": body.get("temperature", 0) > 0}
         if body.get("stop"):

@@ -56,6 +56,13 @@ def plain(model: Any, tokenizer: Any, **options: Any) -> Any:
     return HFLM(model, tokenizer=tokenizer, **options)
 
 
+def hf_instance(method: Any, *arguments: Any) -> Any:
+    """One of lm-eval's own requests."""
+    from lm_eval.api.instance import Instance
+
+    return Instance(method, {}, arguments, 0)
+
+
 def answers(lm: Any, *requests: Request) -> dict[str, tuple[Any, Facts]]:
     found: dict[str, tuple[Any, Facts]] = {}
     LMBackend(lm, dict).answer(requests, lambda r, a, f: found.update({r.key: (a, f)}))
@@ -174,6 +181,25 @@ def test_draws_follow_the_probabilities() -> None:
             assert abs(drawn.count(i) / 1000 - p) <= 4 * (p * (1 - p) / 1000) ** 0.5
 
 
+def test_draws_depend_on_the_batch_in_plain_lm_eval(loaded: tuple[Any, Any]) -> None:
+    """Plain HFLM draws all rows from one generator: the same request gets another draw after another one, and a
+    second run in the process gets others; here neither changes a draw."""
+    settings = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+    instance = hf_instance("generate_until", "a prompt", settings)
+    other = hf_instance("generate_until", "another prompt, which is longer", settings)
+    theirs = plain(*loaded, batch_size=2)
+    torch.manual_seed(7)
+    alone = theirs.generate_until([instance], disable_tqdm=True)[0]
+    again = theirs.generate_until([instance], disable_tqdm=True)[0]
+    torch.manual_seed(7)
+    beside = theirs.generate_until([instance, other], disable_tqdm=True)[0]
+    assert len({alone, again, beside}) == 3
+    requests = [generate(f"{i}", "a prompt" * i, 12, number=i, temperature=1.0, seed=7) for i in (1, 2)]
+    lm = hf_model(*loaded)
+    both, first, second = answers(lm, *requests), answers(lm, requests[0]), answers(lm, requests[0])
+    assert both["1"] == first["1"] == second["1"]
+
+
 def test_a_generation_config_changes_no_answer(loaded: tuple[Any, Any]) -> None:
     """With repetition_penalty and suppress_tokens in generation_config.json answers are those without; plain HFLM's
     are others. What is left out is reported; asked for by a request, it applies."""
@@ -232,7 +258,12 @@ def test_missing_tensors_end_the_run(checkpoint: Path, tmp_path: Path) -> None:
     broken = edited(checkpoint, tmp_path / "broken", lambda t: t.pop(name))
     with pytest.raises(EvaluationError, match=name):
         load(broken)
-    assert HFLM(str(broken), device="cpu", dtype="float32").model is not None
+    scored = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        theirs = HFLM(str(broken), device="cpu", dtype="float32", batch_size=1)
+        scored += theirs.loglikelihood([hf_instance("loglikelihood", "hello", " a")], disable_tqdm=True)
+    assert scored[0] != scored[1]
     with pytest.raises(EvaluationError, match=r"lm_head\.weight"):
         load(edited(checkpoint, tmp_path / "headless", lambda t: t.pop("lm_head.weight")))
     more = load(edited(checkpoint, tmp_path / "more", lambda t: t.update({"value_head.weight": torch.ones(2)})))
@@ -327,6 +358,11 @@ def test_batches_do_not_change_answers(loaded: tuple[Any, Any], name: str) -> No
                 parameter.mul_(3)  # so that attention and states matter beside the residual
     lm = hf_model(model, loaded[1], max_length=200)
     requests = [generate(f"g{i}", "word " * (1 + 11 * (i % 3)) + str(i), 6) for i in range(6)]
+    if name in ("rwkv", "longrope"):
+        theirs = plain(model, loaded[1], max_length=200, batch_size=6)
+        instances = [hf_instance("generate_until", r.context, {"until": [], "max_gen_toks": 6}) for r in requests]
+        alone = [theirs.generate_until([i], disable_tqdm=True)[0] for i in instances]
+        assert theirs.generate_until(instances, disable_tqdm=True) != alone
     pairs = [("word " * (1 + 11 * i), c) for i in range(3) for c in (" a", " then")]
     requests += [Request(f"s{i}", "task", i, 0, "score", a, b) for i, (a, b) in enumerate(pairs)]
     together = answers(lm, *requests)
@@ -385,6 +421,7 @@ def test_no_prompt_ends_with_an_appended_end_token(checkpoint: Path, loaded: tup
     assert lm.tok_encode("hello</s>") == [0, *bare, 1]
     before, after = lm._encode_pair("hello", " there")
     assert before == [0, *bare]
+    assert theirs._encode_pair("hello", " there")[0] == [0, *bare, 1]
     assert after == tokenizer.encode("hello there", add_special_tokens=False)[len(bare) :]
 
 
@@ -393,7 +430,8 @@ def test_no_prompt_ends_with_an_appended_end_token(checkpoint: Path, loaded: tup
 
 @pytest.mark.parametrize("kind", ["generate", "score"])
 def test_logits_that_are_not_finite_end_the_run(checkpoint: Path, kind: str) -> None:
-    """NaN in a weight, and an overflow in float16, name the dtype and what to do; plain HFLM answers."""
+    """NaN in a weight, and an overflow in float16, name the dtype and what to do; plain HFLM gives NaN as a score and
+    id 0 as each token."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from eval.harness.corrections.logits import check_logits
@@ -404,9 +442,111 @@ def test_logits_that_are_not_finite_end_the_run(checkpoint: Path, kind: str) -> 
     request = generate("g", "hello") if kind == "generate" else Request("s", "t", 0, 0, "score", "hello", " a")
     with pytest.raises(EvaluationError, match=r"NaN or infinite in bfloat16; try --dtype float32"):
         answers(hf_model(model, tokenizer), request)
+    lm = hf_model(AutoModelForCausalLM.from_pretrained(checkpoint, dtype="bfloat16"), tokenizer)
+    lm.model.model.norm.weight.data[0] = float("nan")  # after the load, so that the batches themselves are checked
+    with pytest.raises(EvaluationError, match="NaN or infinite"):
+        answers(lm, request)
+    theirs = plain(model, tokenizer)
+    if kind == "generate":
+        settings = {"until": ["Q"], "max_gen_toks": 3}
+        (text,) = theirs.generate_until([hf_instance("generate_until", "hello", settings)], disable_tqdm=True)
+        assert text == tokenizer.decode([0, 0, 0], skip_special_tokens=True)
+    else:
+        ((score, _),) = theirs.loglikelihood([hf_instance("loglikelihood", "hello", " a")], disable_tqdm=True)
+        assert score != score
     check_logits(torch.tensor([1.0, -3e38]), torch.float32)
     with pytest.raises(EvaluationError, match="float16"):
         check_logits(torch.tensor([1e6]).half(), torch.float16)
+
+
+def test_masked_entries_of_the_vocabulary_are_no_fault(checkpoint: Path, loaded: tuple[Any, Any]) -> None:
+    """Minus infinity at padded entries changes no answer that does not need them; in a whole row, or at a token of a
+    choice, it ends the run, as plus infinity does anywhere."""
+    from transformers import AutoModelForCausalLM
+
+    from eval.harness.corrections.logits import check_logits
+
+    requests = [generate("g", "hello", 6), Request("s", "t", 0, 0, "score", "hello", " a")]
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32")
+    unused = max(
+        set(range(len(loaded[1]))) - set(loaded[1].encode("hello a" + answers(hf_model(*loaded), requests[0])["g"][0]))
+    )
+    masked = torch.zeros(len(loaded[1]))
+    masked[unused] = -torch.inf
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output + masked)
+    lm = hf_model(model, loaded[1])
+    found, free = answers(lm, *requests), answers(hf_model(*loaded), *requests)
+    assert found["g"] == free["g"]
+    assert found["s"][0][0] == pytest.approx(free["s"][0][0], abs=0.05)
+    assert lm.remarks == []
+    masked[loaded[1].encode("hello a")[-1]] = -torch.inf
+    with pytest.raises(EvaluationError, match="no probability at all"):
+        answers(lm, requests[1])
+    nothing, infinite = torch.full((2, 3), -torch.inf), torch.tensor([[0.0, -torch.inf], [torch.inf, 0.0]])
+    for logits in (nothing, infinite):
+        with pytest.raises(EvaluationError):
+            check_logits(logits, torch.float32)
+
+
+# Tokenizers without special tokens, and encoders
+
+
+def test_tokenizers_without_special_tokens(loaded: tuple[Any, Any]) -> None:
+    """Without pad, begin and end token, or with a pad token that the model has no row for, batches give the same
+    answers; plain HFLM reads a row that is not there. An empty prompt then needs a token named for it."""
+    from transformers import PreTrainedTokenizerFast
+
+    model, tokenizer = loaded
+    requests = [generate(f"g{i}", "word " * (1 + 5 * i), 6, until=("Q",)) for i in range(3)]
+    requests += [Request(f"s{i}", "t", i, 0, "score", "word " * (1 + 5 * i), " a") for i in range(3)]
+    tokenizers = [PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer) for _ in range(2)]
+    padded = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>", bos_token="<s>")
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    assert padded.pad_token_id == model.config.vocab_size
+    expected = {r.key: answers(hf_model(model, tokenizer), r)[r.key] for r in requests}
+    for other in (tokenizers[0], padded):
+        found = answers(hf_model(model, other), *requests)
+        assert {k: a for k, (a, _) in found.items() if isinstance(a, str)} == {
+            k: a for k, (a, _) in expected.items() if isinstance(a, str)
+        }
+        for key in ("s0", "s1", "s2"):
+            assert found[key][0][0] == pytest.approx(expected[key][0][0], abs=1e-4)
+    instances = [hf_instance("generate_until", r.context, {"until": ["Q"], "max_gen_toks": 6}) for r in requests[:3]]
+    with pytest.raises(IndexError):
+        plain(model, padded, batch_size=3).generate_until(instances, disable_tqdm=True)
+    for request in (generate("e", ""), Request("e", "t", 0, 0, "score", "", " a")):
+        with pytest.raises(EvaluationError, match="prefix_token_id"):
+            answers(hf_model(model, tokenizers[1]), request)
+        assert answers(hf_model(model, tokenizers[1], prefix_token_id=3), request)
+
+
+def test_an_encoder_that_counts_positions_answers_as_alone(loaded: tuple[Any, Any]) -> None:
+    """BART's encoder numbers positions from the left: prompts are padded on the right, so that a batch changes no
+    generation; plain HFLM pads on the left and changes some."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    tokenizer = loaded[1]
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    shape |= {
+        f"{part}_{name}": size
+        for part in ("encoder", "decoder")
+        for name, size in (("attention_heads", 2), ("ffn_dim", 16))
+    }
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 1}
+    model = BartForConditionalGeneration(
+        BartConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **shape, **ids)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    requests = [generate(f"g{i}", "word " * (1 + 5 * i) + str(i), 8) for i in range(4)]
+    together = answers(hf_model(model, tokenizer), *requests)
+    assert together == {r.key: answers(hf_model(model, tokenizer), r)[r.key] for r in requests}
+    instances = [hf_instance("generate_until", r.context, {"until": [], "max_gen_toks": 8}) for r in requests]
+    theirs = plain(model, tokenizer, batch_size=4, backend="seq2seq")
+    alone = [theirs.generate_until([i], disable_tqdm=True)[0] for i in instances]
+    assert theirs.generate_until(instances, disable_tqdm=True) != alone
 
 
 def test_truncated_prompts_are_counted(loaded: tuple[Any, Any]) -> None:

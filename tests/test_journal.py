@@ -194,7 +194,9 @@ def test_killed_runs_go_on_to_the_same_scores(checkpoint: Path, data_dir: Path, 
 
     for stop in (signal.SIGKILL, signal.SIGINT):
         least = len(lines("killed")) + 8  # answers of this run, so that the signal does not meet its imports
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background inherit "ignored"
         process = subprocess.Popen([sys.executable, "evaluate_model.py", *killed], cwd=ROOT, stderr=subprocess.PIPE)
+        signal.signal(signal.SIGINT, handler)
         try:
             _until(lambda least=least: len(lines("killed")) > least, process)
             process.send_signal(stop)

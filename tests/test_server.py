@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,6 +146,104 @@ def test_a_server_that_fails_now_and_then_is_asked_again(served: Served, setting
     served.failures.clear()
     assert evaluate("tiny-llama", settings, save_path=tmp_path).scores == expected
     assert Journal(model_folder(tmp_path, "tiny-llama")).answers
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_a_refused_request_is_not_repeated(
+    served: Served, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """A request that the server refuses (400, 404, 413, 422) is sent once and ends the run with the server's words,
+    where plain lm-eval sends it again and again; 429 and 503 are sent again by both."""
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from eval.harness.evaluation import evaluate
+
+    one = replace(
+        settings, benchmarks=(), limits={"": 1}, model_args={**settings.model_args, "num_concurrent": at_once}
+    )
+    for status in (400, 404, 413, 422):
+        monkeypatch.setattr(served, "failures", [status] * 20)
+        served.requests.clear()
+        with pytest.raises(EvaluationError, match=f"refused a request: {status}: .*not now"):
+            evaluate("tiny-llama", one, save_path=tmp_path)
+        assert len(served.requests) == 1
+    for status in (429, 503):
+        monkeypatch.setattr(served, "failures", [status] * 3)
+        served.requests.clear()
+        evaluate("tiny-llama", replace(one, regenerate=True), save_path=tmp_path)
+        assert len(served.requests) == 4
+    monkeypatch.setattr(served, "failures", [400] * 20)
+    served.requests.clear()
+    theirs = LocalCompletionsAPI(
+        base_url=f"{served.url}/completions", model="tiny-llama", tokenizer_backend=None, num_concurrent=at_once,
+        max_retries=3, tokenized_requests=False,
+    )  # fmt: skip
+    with pytest.raises(Exception, match="400"):
+        theirs.generate_until([_instance("hello", ["Q"])], disable_tqdm=True)
+    assert len(served.requests) == 3
+
+
+def _instance(context: str, until: list[str]) -> Any:
+    from lm_eval.api.instance import Instance
+
+    return Instance("generate_until", {}, (context, {"until": until, "max_gen_toks": 8}), 0)
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+@pytest.mark.parametrize("tokenized", [True, False])
+def test_canonical_solutions_round_trip(
+    checkpoint: Path, served: Served, settings: Settings, tokenized: bool, at_once: int
+) -> None:
+    """HumanEval's 164 and MBPP's 500 solutions, decoded by a server after their prompts, arrive as they are: with
+    their first spaces and last newlines, and without the stop string and what follows it, where the server sends
+    these; plain lm-eval keeps both."""
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from eval.harness.backends.openai import make
+    from eval.harness.request_types import Facts, Request
+    from tests.test_corrections import solutions
+
+    pairs = [(f"{i}\n{prompt[-200:]}", solution) for i, (prompt, solution) in enumerate(solutions())]
+    pairs = pairs if at_once == 8 else pairs[::20]
+    if at_once == 8 and len(pairs) < 664:
+        pytest.skip("no MBPP; set AIM_DATA_DIR")
+    rest = ("", "[DONE]", "[DONE]\n  more", "\n#Q")
+    served.texts.clear()
+    for i, (prompt, solution) in enumerate(pairs):
+        before, after = (served.tokenizer.encode(text) for text in (prompt, solution + rest[i % 4]))
+        start = len(served.tokenizer.decode(before))
+        key = tuple(before) if tokenized else prompt
+        served.texts[key] = served.tokenizer.decode([*before, *after])[start:]
+    until = ("[DONE]", "\n#Q")
+    requests = [
+        Request(str(i), "t", i, 0, "generate", prompt, until=until, max_tokens=8) for i, (prompt, _) in enumerate(pairs)
+    ]
+    options = {"num_concurrent": at_once, **(settings.model_args if tokenized else {})}
+    backend = make("tiny-llama", 4096, replace(settings, model_args=options))
+    found: dict[str, tuple[Any, Facts]] = {}
+    backend.answer(requests, lambda r, a, f: found.update({r.key: (a, f)}))
+    assert len(served.requests) == len(pairs)
+    assert [found[r.key][0] for r in requests] == [solution for _, solution in pairs]
+    assert all(found[str(i)][1].finish == ("stop" if i % 4 else "length") for i in range(len(pairs)))
+    theirs = LocalCompletionsAPI.parse_generations({"choices": [{"index": 0, "text": " x[DONE]"}]})
+    assert theirs == [" x[DONE]"]
+    served.texts.clear()
+
+
+def test_no_content_is_an_empty_answer(served: Served, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message without content, as of a reasoning model that was cut, is "", not lm-eval's placeholder."""
+    from eval.harness.evaluation import evaluate_with_samples
+
+    def nothing(prompt: Any, body: dict[str, Any]) -> None:
+        return None
+
+    monkeypatch.setattr(served, "generated", nothing)
+    for is_chat in (True, False):
+        for at_once in (1, 8):
+            options = {**settings.model_args, "num_concurrent": at_once}
+            one = replace(settings, benchmarks=(), limits={"": 1}, apply_chat_template=is_chat, model_args=options)
+            _, samples = evaluate_with_samples("tiny-llama", one)
+            assert samples["gsm8k_paper"][0]["resps"] == [[""]]
 
 
 def test_a_server_with_few_stop_strings_gives_the_same(

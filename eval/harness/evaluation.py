@@ -130,6 +130,12 @@ def evaluate_share(
             journal.forget()
         ranks.wait()  # before anybody adds to the journal: the shares follow from what it lacks
         known = _known(asked, journal)
+        superseded = journal.superseded(r for pairs in asked.values() for _, requests in pairs for r in requests)
+        if superseded:
+            report(
+                f"The journal holds {superseded} answers to these items from another checkpoint, prompt, setting or "
+                "version; they are not used."
+            )
         prepared = round(time.time() - started, 1)  # imports, tokenizer, tasks, prompts: what comes before the weights
         source = _Lazy(subject, settings, who, journal, report)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ class Journal:
         self.answers: dict[str, Answer] = {}
         self.facts: dict[str, Facts] = {}
         self._times: dict[str, float] = {}
+        self._places: set[tuple[str, int, int]] = set()
         self.spent: dict[str, float] = {}
         """Seconds that earlier runs spent on each benchmark, as far as they came."""
         self.reread()
@@ -76,6 +77,15 @@ class Journal:
         self.answers.clear()
         self.facts.clear()
         self.spent.clear()
+        self._places.clear()
+
+    def superseded(self, requests: Iterable[Request]) -> int:
+        """Return how many requests have no answer, while an earlier run's item and sample of the same number has one.
+
+        Those answers are of another checkpoint, prompt, setting or version, or of an older format.
+        """
+        lacking = (r for r in requests if r.key not in self.answers)
+        return sum((r.task, r.item, r.number) in self._places for r in lacking)
 
     def _read(self, path: Path) -> dict[str, float]:
         """Take a file's answers where they are newer; return the seconds of each benchmark, summed over its runs."""
@@ -107,6 +117,7 @@ class Journal:
         self.answers[key] = (float(answer[0]), bool(answer[1])) if isinstance(answer, list) else answer
         self.facts[key] = Facts(**{name: entry.get(name) for name in FACTS})
         self._times[key] = written
+        self._places.add((entry.get("task", ""), entry.get("item", -1), entry.get("n", 0)))
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self._path is None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from console.errors import EvaluationError
 from eval.harness.corrections.logits import check_log_likelihood
 from eval.harness.corrections.sampling import seed_of
+from eval.harness.corrections.stop_strings import cut
 from eval.harness.request_types import Answer, Answered, Facts, Request
 
 METHODS = {"score": "loglikelihood", "rolling": "loglikelihood_rolling", "generate": "generate_until"}
@@ -54,8 +56,11 @@ class AnswerHook:
         if request is None:
             return
         checked = _checked(request, answer, self._dtype)
+        facts = facts or Facts()
+        if isinstance(checked, str) and len(checked) < len(answer):
+            facts = replace(facts, finish="stop")
         del self.waiting[key]
-        self._answered(request, checked, facts or Facts())
+        self._answered(request, checked, facts)
 
 
 class LMBackend:
@@ -130,8 +135,8 @@ def _identity(method: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _checked(request: Request, answer: Any, dtype: Any) -> Answer:
-    if request.kind == "generate":
-        return str(answer)
+    if request.kind == "generate":  # servers leave text behind a stop string, or cannot take all of them
+        return cut(answer, request.until)
     if request.kind == "rolling":
         check_log_likelihood(float(answer), dtype)
         return float(answer)

@@ -41,6 +41,15 @@ def vocabulary(config: Mapping[str, Any]) -> int:
     return int(text.get("vocab_size") or 0)
 
 
+def padding_id(tokenizer: Any, size: int) -> int:
+    """Return an id for padded places that a model of `size` token embeddings has.
+
+    Tokenizers hold padding tokens that were added without a row in the model; what stands in padded places is masked.
+    """
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return next((i for i in ids if i is not None and (not size or i < size)), 0)
+
+
 def _power_of_two(rows: int, most: int) -> int:
     return 1 << (max(1, min(most, rows)).bit_length() - 1)
 

@@ -69,6 +69,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         self._kind = self.device.type if self.device.type in batches.MOST_ROWS else "cpu"
         self._settings = self.config.to_dict()
         self._decoder = ContextDecoder(self.tokenizer)
+        self._pad = batches.padding_id(self.tokenizer, batches.vocabulary(self._settings))
         if isinstance(self.think_end_token, str):
             self.think_end_token = self.tokenizer.convert_tokens_to_ids(self.think_end_token)
         config = getattr(self.model, "generation_config", None)
@@ -78,8 +79,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         self.invariance = batch_invariance.Invariance()
         if self.backend == "causal":
             size = min(len(self.tokenizer), batches.vocabulary(self._settings) or len(self.tokenizer))
-            pad = self.tokenizer.pad_token_id
-            self.invariance = batch_invariance.probe(self.model, size, pad, self.max_length)
+            self.invariance = batch_invariance.probe(self.model, size, self._pad, self.max_length)
             self.remarks += self.invariance.sentences()
 
     # Loading
@@ -182,6 +182,17 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
 
     # Answers
 
+    @property
+    def prefix_token_id(self) -> int:
+        """Id before an empty prompt. Raises EvaluationError where the tokenizer has neither begin nor end token."""
+        prefix: int | None = super().prefix_token_id
+        if prefix is None:
+            raise EvaluationError(
+                f"The tokenizer of {self._label} has no begin or end token to stand before an empty prompt; name one "
+                "with --model_args prefix_token_id=ID."
+            )
+        return prefix
+
     def arguments(self, request: Request) -> tuple[Any, ...]:
         """Return lm-eval's arguments of a request."""
         return arguments_of(request)
@@ -197,11 +208,15 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         return Facts(prompt_truncated=tuple(arguments) in self._truncated)
 
     def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
-        """Return the logits of a batch. Raises EvaluationError where they are not finite."""
+        """Return the logits of a batch."""
         self._note_batch("score", inps.shape[0], inps.shape[1])
-        logits = super()._model_call(inps, attn_mask, labels)
-        check_logits(logits, self.model.dtype)
-        return logits
+        return super()._model_call(inps, attn_mask, labels)
+
+    def _select_cont_toks(self, logits: Any, contlen: int | None = None, inplen: int | None = None) -> Any:
+        """Return the log-probabilities of one row's choice. Raises EvaluationError where they are not finite."""
+        selected = super()._select_cont_toks(logits, contlen=contlen, inplen=inplen)
+        check_logits(selected, self.model.dtype)
+        return selected
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
         for key, context, continuation in requests:
@@ -247,11 +262,12 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         prompts = [one.prompt[-room:] for one in batch]
         width = max(map(len, prompts))
         self._note_batch("generate", len(batch), width + most)
-        ids = torch.full((len(batch), width), self.tokenizer.pad_token_id, dtype=torch.long)
+        ids = torch.full((len(batch), width), self._pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
+            first = width - len(prompt) if self.backend == "causal" else 0  # encoders may count positions from the left
+            ids[row, first : first + len(prompt)] = torch.tensor(prompt)
+            mask[row, first : first + len(prompt)] = 1
         start = width if self.backend == "causal" else 1
         ends = end_ids(self.tokenizer, self._ends, until)
         stops = StopCriteria(self._decoder, start, len(batch), until, ends, self.think_end_token)
@@ -270,7 +286,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
                 max_new_tokens=most,
                 do_sample=False,
                 use_cache=True,
-                pad_token_id=self.tokenizer.pad_token_id,
+                pad_token_id=self._pad,
                 eos_token_id=sorted(ends) or None,
                 stopping_criteria=StoppingCriteriaList([stops] if beams == 1 else []),
                 logits_processor=processors,

@@ -6,7 +6,8 @@ A server needs no tokenizer for generations; log-likelihoods need it, to know wh
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from console.errors import EvaluationError, first_line
 from eval.harness.backends.answering import LMBackend, arguments_of
 from eval.harness.corrections.encoding import CorrectedEncoding
 from eval.harness.corrections.sampling import settings_without_seed
-from eval.harness.corrections.stop_strings import cut
 from eval.harness.request_types import Facts, Request
 from eval.harness.server import Server
 from eval.harness.settings import Settings
@@ -28,6 +28,48 @@ FEW_STOPS = 4
 """OpenAI's own servers take no more stop strings; the text is cut at the others here."""
 
 
+PASSING = (408, 425, 429)
+"""Statuses below 500 that another attempt may not get."""
+
+
+class RefusedRequest(BaseException):
+    """A status that another attempt would get again. Not an Exception: lm-eval repeats a request after each of those.
+
+    Never leaves this module: `adapt` is asked about it as an error of the server.
+    """
+
+    def __init__(self, status: int, answer: str) -> None:
+        super().__init__(f"{status}: {' '.join(answer.split())[:300]}")
+        self.status = status
+
+
+class _Session:
+    """An aiohttp session whose `post` raises RefusedRequest for lasting refusals."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    @asynccontextmanager
+    async def post(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        """Send a request; the answer's status is below 400, or another attempt may succeed."""
+        async with self._session.post(*arguments, **options) as response:
+            if _is_lasting(response.status):
+                raise RefusedRequest(response.status, await response.text())
+            yield response
+
+
+def _is_lasting(status: int) -> bool:
+    return 400 <= status < 500 and status not in PASSING
+
+
+class ServerRefusal(Exception):
+    """A request that the server refused for good, with its status and words."""
+
+    def __init__(self, refusal: RefusedRequest) -> None:
+        super().__init__(str(refusal))
+        self.status = refusal.status
+
+
 class _Served:
     """What both kinds of a served model share."""
 
@@ -35,6 +77,7 @@ class _Served:
     max_length: int
     tokenized_requests: bool
     _fewer_stops = False
+    _most_stops = 0
     _last = Facts()
     _number = 0
 
@@ -67,22 +110,45 @@ class _Served:
         Raises:
             EvaluationError: The server failed again and again.
         """
-        if getattr(error, "status", None) == 400 and not self._fewer_stops:
-            self._fewer_stops = True
-            return True
+        if isinstance(error, ServerRefusal):
+            if error.status in (400, 422) and self._most_stops > FEW_STOPS and not self._fewer_stops:
+                self._fewer_stops = True
+                return True
+            raise EvaluationError(f"{self.base_url} refused a request: {error}") from error
         if isinstance(error, EvaluationError):
             return False
-        status = getattr(error, "status", None)
-        if status in (400, 401, 403, 404, 422):
-            raise EvaluationError(f"{self.base_url} refused a request: {first_line(error)}") from error
         raise EvaluationError(
             f"The server at {self.base_url} stopped answering ({first_line(error)}); its answers are kept: run again "
             "to continue."
         ) from error
 
+    def model_call(self, *arguments: Any, **options: Any) -> Any:
+        """Ask as lm-eval does for one request at a time, without a second attempt after a lasting refusal."""
+        import requests
+
+        try:
+            return super().model_call(*arguments, **options)  # type: ignore[misc]
+        except requests.HTTPError as error:
+            if error.response is None or not _is_lasting(error.response.status_code):
+                raise
+            raise RefusedRequest(error.response.status_code, error.response.text) from error
+
+    async def amodel_call(self, session: Any, *arguments: Any, **options: Any) -> Any:
+        """Ask as lm-eval does for several requests at a time, without a second attempt after a lasting refusal."""
+        return await super().amodel_call(_Session(session), *arguments, **options)  # type: ignore[misc]
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Raise ServerRefusal for a RefusedRequest, once lm-eval can no longer repeat it."""
+        try:
+            yield
+        except RefusedRequest as refusal:
+            raise ServerRefusal(refusal) from refusal
+
     def _payload(self, payload: dict[str, Any], prompt: str) -> dict[str, Any]:
         """Return a payload with the stop strings and the seed that this prompt gets."""
         stops = [s for s in payload.get("stop") or () if s]
+        self._most_stops = max(self._most_stops, len(stops))
         payload["stop"] = stops[:FEW_STOPS] if self._fewer_stops else stops
         if not payload["stop"]:
             del payload["stop"]
@@ -149,19 +215,19 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
         return self.__dict__.setdefault("_text_of", {})
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Generate as lm-eval does, and cut texts at stop strings that the server left."""
+        """Generate as lm-eval does."""
         if self.tokenized_requests:
             most = max(r.args[1]["max_gen_toks"] for r in requests)
             for r in requests:
                 ids = self.tok_encode(r.args[0])
                 self._texts[tuple(ids[-(self.max_length - most) :])] = r.args[0]
-        texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
-        return [cut(text, r.args[1]["until"]) for text, r in zip(texts, requests, strict=True)]
+        with self.refusals():
+            return list(super().generate_until(requests, disable_tqdm=disable_tqdm))
 
     def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]
-        """Return the texts of an answer and note its facts."""
+        """Return the texts of an answer and note its facts; no text, as of an answer that is all reasoning, is ""."""
         self._note(outputs)
-        return list(LocalCompletionsAPI.parse_generations(outputs, **kwargs))
+        return [text or "" for text in LocalCompletionsAPI.parse_generations(outputs, **kwargs)]
 
     def facts(self, method: str, arguments: Sequence[Any]) -> Facts:
         """Return what is known of an answer besides its text or number."""
@@ -187,7 +253,8 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
         }
         if not self._is_probed and requests:
             self._probe([*requests[0][1], *requests[0][2]][-self.max_length :])
-        return super()._loglikelihood_tokens(requests, **kwargs)
+        with self.refusals():
+            return super()._loglikelihood_tokens(requests, **kwargs)
 
     def _probe(self, ids: list[int]) -> None:
         """Raise EvaluationError where the server gives no log-likelihoods of prompts."""
@@ -231,14 +298,14 @@ class ChatModel(_Served, LocalChatCompletion):  # type: ignore[misc]
         return self._payload(payload, messages_as_json(messages))
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Generate as lm-eval does, and cut texts at stop strings that the server left."""
-        texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
-        return [cut(text, r.args[1]["until"]) for text, r in zip(texts, requests, strict=True)]
+        """Generate as lm-eval does."""
+        with self.refusals():
+            return list(super().generate_until(requests, disable_tqdm=disable_tqdm))
 
     def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]
-        """Return the texts of an answer and note its facts."""
+        """Return the texts of an answer and note its facts; no text, as of an answer that is all reasoning, is ""."""
         self._note(outputs)
-        return list(super().parse_generations(outputs, **kwargs))
+        return [text or "" for text in super().parse_generations(outputs, **kwargs)]
 
     def facts(self, method: str, arguments: Sequence[Any]) -> Facts:
         """Return what is known of an answer besides its text."""

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.harness.corrections.logits import check_logits
+
 SHORT, LONG, STEPS = 7, 24, 2
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Root mean square of the logits' change over that of the logits, by dtype of the weights, that rounding explains."""
@@ -71,6 +73,9 @@ def probe(model: Any, vocabulary: int, pad: int, max_length: int) -> Invariance:
         vocabulary: Number of token ids to choose probe rows from.
         pad: Id that fills padded places of generation batches; scoring batches are filled with 0, as lm-eval does.
         max_length: Most tokens of a row in this evaluation.
+
+    Raises:
+        EvaluationError: The model's logits are NaN or infinite.
     """
     long = min(_long_row(model.config, max_length), max_length - STEPS)
     short = min(SHORT, max(1, long - 1))
@@ -140,7 +145,12 @@ def _generated(model: Any, ids: Tensor, mask: Tensor, pad: int) -> tuple[Tensor,
 
 
 def _change(alone: Tensor, beside: Tensor) -> float:
-    """Root mean square of the difference over that of the centered logits."""
-    alone, beside = alone.float(), beside.float()
-    size = (alone - alone.mean(dim=-1, keepdim=True)).pow(2).mean().sqrt()
-    return float((beside - alone).pow(2).mean().sqrt() / size.clamp(min=1e-12))
+    """Root mean square of the difference over that of the centered logits; entries masked in both do not count."""
+    for logits in (alone, beside):
+        check_logits(logits, logits.dtype)
+    is_used = torch.isfinite(alone) | torch.isfinite(beside)
+    count = is_used.sum(dim=-1, keepdim=True)
+    alone, beside = (torch.where(is_used, logits.float(), 0.0) for logits in (alone, beside))
+    centered = torch.where(is_used, alone - alone.sum(dim=-1, keepdim=True) / count, 0.0)
+    size = (centered.pow(2).sum() / count.sum()).sqrt()
+    return float(((beside - alone).pow(2).sum() / count.sum()).sqrt() / size.clamp(min=1e-12))

@@ -43,11 +43,15 @@ class CorrectedEncoding:
 
     tokenizer: Any
     backend: str
+    add_bos_token: bool | None
     _appended: tuple[int, ...] | None = None
 
     def tok_encode(self, string: Any, add_special_tokens: bool | None = None, **kwargs: Any) -> Any:
         """Encode one text or a list of texts, without ids that the tokenizer appends."""
-        ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)  # type: ignore[misc]
+        if self._has_prefix():
+            ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)  # type: ignore[misc]
+        else:  # lm-eval looks at the start of each text for the begin token that this tokenizer lacks
+            ids = self._encoded_without_prefix(string, add_special_tokens)
         if self._appended is None:
             self._appended = appended_ids(self.tokenizer) if self.backend == "causal" else ()
         if not self._appended:
@@ -55,6 +59,18 @@ class CorrectedEncoding:
         if isinstance(string, str):
             return self._without_appended(string, ids)
         return [self._without_appended(text, one) for text, one in zip(string, ids, strict=True)]
+
+    def _has_prefix(self) -> bool:
+        prefixes = (getattr(self, "custom_prefix_token_id", None), self.tokenizer.bos_token_id,
+                    self.tokenizer.eos_token_id)  # fmt: skip
+        return any(i is not None for i in prefixes)
+
+    def _encoded_without_prefix(self, string: Any, add_special_tokens: bool | None) -> Any:
+        rule = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        options = {} if rule is None else {"add_special_tokens": rule}
+        if isinstance(string, str):
+            return list(self.tokenizer.encode(string, **options))
+        return [list(self.tokenizer.encode(text, **options)) for text in string]
 
     def _without_appended(self, text: str, ids: list[int]) -> list[int]:
         count = len(self._appended or ())
@@ -73,7 +89,7 @@ class CorrectedEncoding:
             raise empty_choice(context)
         before, after = super()._encode_pair(context, continuation)  # type: ignore[misc]
         if not after:
-            whole: Sequence[int] = self.tok_encode(context.rstrip() + context[len(context.rstrip()) :] + continuation)
+            whole: Sequence[int] = self.tok_encode(context + continuation)
             before, after = list(whole[:-1]), list(whole[-1:])
             if not before:
                 before = [self.prefix_token_id]  # type: ignore[attr-defined]

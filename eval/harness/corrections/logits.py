@@ -1,4 +1,8 @@
-"""Finite logits: NaN or infinity ends the run, since an argmax over NaN is a wrong answer without a word."""
+"""Finite logits: NaN or infinity ends the run, since an argmax over NaN is a wrong answer without a word.
+
+Some models mask entries of their vocabulary, such as padded ones, with minus infinity. That is no fault as long as a
+row has a finite entry: its largest logit decides.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,26 @@ from console.errors import EvaluationError
 
 
 def check_logits(logits: Tensor, dtype: Any) -> None:
-    """Raise EvaluationError where logits of any shape hold NaN or infinity; `dtype` is that of the weights."""
-    if not bool(torch.isfinite(logits).all()):
+    """Check logits or log-probabilities.
+
+    Args:
+        logits: Shape (..., vocabulary).
+        dtype: That of the weights, for the message.
+
+    Raises:
+        EvaluationError: A row holds NaN or infinity, or minus infinity in every entry.
+    """
+    if not bool(torch.isfinite(logits.amax(dim=-1)).all()):  # the maximum is NaN where an entry is
         raise non_finite(dtype)
 
 
 def check_log_likelihood(value: float, dtype: Any) -> None:
     """Raise EvaluationError for a log-likelihood that is not a finite number."""
+    if value == -math.inf:
+        raise EvaluationError(
+            "The model gives a token of a choice no probability at all (logit minus infinity); unmask that entry of "
+            "its vocabulary, or leave out benchmarks of multiple choice."
+        )
     if not math.isfinite(value):
         raise non_finite(dtype)
 
