@@ -24,10 +24,9 @@ HEADS = {
     "stability": "stability",
 }
 LEGEND = (
-    "top 1 %: what the largest hundredth of the channels (at least one) has of the sum of all activations; maximum: "
-    "the largest activation; mean s: the mean importance, the part of the merge that is taken back at omega 0; "
-    "entropy: of the channels' shares, 1 where all are alike; stability: rank correlation between two halves of the "
-    "calibration set."
+    "top 1 %: share of the sum of activations in the largest 1 % of the channels (at least one); maximum: largest "
+    "activation; mean s: mean importance, the fraction of the merge that omega 0 reverts; entropy: of the channels' "
+    "shares, 1 for equal shares; stability: rank correlation between two halves of the calibration set."
 )
 EXPERTS = "Experts of a layer are one row: means, the largest maximum, the lowest stability, the fewest tokens."
 

@@ -26,14 +26,16 @@ class Formatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
-        if action.default in (None, False, argparse.SUPPRESS) or "(default" in text:
+        if action.default in (None, False, [], argparse.SUPPRESS) or "(default" in text:
             return text
         return f"{text} (default: %(default)s)"
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Keep the lines of a description that has several, which argparse would run together."""
+        """Fill paragraphs of a program's description; keep each line of a group's (a list) on its own."""
         if "\n" not in text:
             return super()._fill_text(text, width, indent)
+        if not indent:
+            return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n"))
         return "\n".join(
             textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent + " " * 18)
             for line in text.splitlines()

@@ -91,7 +91,7 @@ def _scored(
     stderr = results.get(f"{metric}_stderr,{filter_name}")
     if not isinstance(stderr, int | float):
         stderr = standard_error(outcomes.verdicts(label)) if outcomes and not outcomes.macro else None
-    elif fraction:
+    if stderr is not None and fraction:
         stderr *= 100
     items = {(s["task"], s["doc_id"]) for leaf in leaves for s in samples.get(leaf, ())}
     n = len(items) or results.get("sample_len")

@@ -164,7 +164,7 @@ def as_text(plan: Mapping[str, Any]) -> str:
     )
     lines.append(
         f"  tokenizer of {result['vocabulary']} ({result['tokens'] or 'no'} tokens), chat template: "
-        f"{result['chat_template']}, licence: {result['license'] or 'not told by the inputs'}"
+        f"{result['chat_template']}, licence: {result['license'] or 'not stated by the inputs'}"
     )
     lines.append("Cost")
     lines.append(

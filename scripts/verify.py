@@ -1,6 +1,6 @@
 """Check an output against its lock: the digest of every tensor and file, and with --recompute the merge itself.
 
-Exit code 0: all is as the lock says. 1: something is not. 3: it could not be checked
+Exit code 0: everything matches the lock. 1: something is not. 3: it could not be checked
 (no lock, or inputs that are gone).
 """
 
@@ -54,7 +54,7 @@ def check(args: Any) -> int:
     parts = len(lock["tensors"]) + len(lock["files"])
     if bad(damage(args.folder, lock), f"of {parts} parts differ from {LOCK_FILE}"):
         return 1
-    say(f"{len(lock['tensors'])} tensors and {len(lock['files'])} files are as the lock says.", args.quiet)
+    say(f"{len(lock['tensors'])} tensors and {len(lock['files'])} files match the lock.", args.quiet)
     if args.recompute or args.tensors:
         names = chosen(lock, args.recompute or "all", args.tensors, args.seed)
         if bad(recomputed(lock, names, args), f"of {len(names)} tensors do not come out of the inputs"):

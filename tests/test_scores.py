@@ -284,3 +284,20 @@ def test_results_without_direction_are_read() -> None:
     }
     assert Score.from_json(old) == Score("word_perplexity", 12.5, higher_is_better=False, is_fraction=False)
     assert Score.from_json({**old, "metric": "acc"}) == Score("acc", 12.5)
+
+
+def test_standard_error_without_one_of_lm_eval(checkpoint: Path, tmp_path: Path) -> None:
+    """A group of one-item tasks, for which lm-eval gives no standard error, has that of its items in percent."""
+    write_tasks(tmp_path, weight_by_size=True)
+    row = {"question": "shapes 0?", "choices": ["red", "a square"], "answer": 1}  # the other answer than colors 0
+    write_jsonl(tmp_path / "shapes.jsonl", [row])
+    settings = Settings(
+        benchmarks=("looks",), math_benchmarks=(), include_path=tmp_path, quiet=True, backend="hf", limits={"": 2}
+    )
+    result, _ = evaluate_with_samples(str(checkpoint), settings)
+    verdicts = [v for task in result.outcomes["looks"].tasks.values() for v in task.verdicts["acc"]]
+    assert len(verdicts) == 2
+    share = sum(verdicts) / 2
+    expected = 100 * (share * (1 - share)) ** 0.5
+    assert result.scores["looks"].stderr == pytest.approx(expected)
+    assert verdicts[0] != verdicts[1]

@@ -91,8 +91,8 @@ def _newest(sources: Sequence[Source], remark: Remark) -> EvalResult:
         reason = _unlike(source, newest)
         if reason:
             remark(
-                f"{newest.file} counts for {result.model} and lacks {', '.join(lacking)} of {source.file}, which is "
-                f"not joined with it: {reason}."
+                f"{source.file} is left out ({', '.join(lacking)} of {result.model}): its conditions are not those of "
+                f"the newest result, {newest.file}: {reason}."
             )
             continue
         machines = [r.hardware.get("cpu") for r in (source.result, result)]

@@ -68,7 +68,7 @@ def adapter_as_text(plan: Mapping[str, Any]) -> str:
         lines.append(f"  stored whole: {', '.join(result['whole'][:3])} ({len(result['whole'])} tensors)")
     lines.append(
         f"  tokenizer: {result['tokenizer'] or 'none, the base has it'}, licence: "
-        f"{result['license'] or 'not told by the inputs'}"
+        f"{result['license'] or 'not stated by the inputs'}"
     )
     lines.append("Cost")
     lines.append(f"  writes {size_of(plan['bytes_to_write'])} ({size_of(plan['bytes_free'])} free)")
