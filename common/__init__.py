@@ -1,2 +1,2 @@
-"""What merging and evaluation both need and that knows no models: files that appear whole, locks, signals, streams,
+"""Utilities of merging and evaluation that know no models: atomic files, locks, signals, streams,
 bounded reading of foreign files, text for terminals."""

@@ -12,7 +12,7 @@ from console.errors import CheckpointError
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells one version of a file from another."""
+    """Size, modification time, inode and device of a file, which tell its versions apart."""
 
     size: int
     modified: int

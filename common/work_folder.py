@@ -23,7 +23,7 @@ OWN = (LOCK, f"{LOCK}.held", MARK)
 TAKEN_UP = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
 """Errors of removing a folder that another process came into, or removed, meanwhile."""
 LOOKS, PAUSE = 10, 0.005
-"""How often, at intervals of how many seconds, a folder is looked at that another process may be changing."""
+"""Number of attempts, and seconds between them, for a folder that another process may be changing."""
 
 
 class WorkFolder:

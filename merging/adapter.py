@@ -40,7 +40,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter does to one tensor besides adding a product.
+    """Change of one tensor by an adapter, other than an added product.
 
     kind: its name in messages; apply: from the tensor's rows so far and the adapter's weights to its rows.
     """

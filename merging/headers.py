@@ -96,7 +96,7 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name can stand in messages and files as it is."""
+    """Return whether a name can be printed and stored unescaped."""
     return 0 < len(name) <= MAX_NAME and escape_controls(name) == name and "\n" not in name and "\t" not in name
 
 

@@ -321,7 +321,7 @@ PAPER_DISAGREES = {
     ("5", "500"): "the same",
     ("50\\%", "0.5\\%"): "the same",
 }
-"""Where the paper's grader differs from a mathematician, by the reference's rule that makes it differ."""
+"""Pairs on which the paper's grader differs from a mathematician, by the rule of the reference that decides them."""
 
 LENIENT = [
     ("50", "0.5", "a factor of 100 either way", False),

@@ -133,7 +133,7 @@ def write_safetensors(file: Path, header: Any, data: int = 32) -> Path:
 
 
 def library_reads(file: Path) -> bool:
-    """Whether safetensors' own library reads every tensor of a file."""
+    """Return whether safetensors' own library reads every tensor of a file."""
     try:
         with safetensors.safe_open(file, framework="np") as opened:
             return all(opened.get_slice(name).get_shape() is not None for name in opened.keys())  # noqa: SIM118

@@ -53,7 +53,7 @@ def test_lm_eval_is_met_in_few_places() -> None:
 
 
 def test_answers_are_graded_without_torch() -> None:
-    """What reads, grades and rescores imports no torch or transformers at any depth; models live in the backends."""
+    """Reading, grading and rescoring import no torch or transformers at any depth; models live in the backends."""
     names = (
         "loading",
         "protocol",

@@ -70,7 +70,7 @@ def by_mergekit(text: str, out: Path) -> dict[str, torch.Tensor]:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """What the config says of the shape of a result."""
+    """Return the config keys that state the shape of a result."""
     config = json.loads((folder / "config.json").read_text())
     return {key: config[key] for key in ("num_hidden_layers", "vocab_size", "tie_word_embeddings", "architectures")}
 

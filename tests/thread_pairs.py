@@ -33,7 +33,7 @@ PAPER_DISAGREES = {
     ("I", "i"): "upper and lower case are alike",
     ("y-3=2(x-1)", "y=2x+1"): "a leading variable and = are dropped",
 }
-"""Where the paper's grader differs from a mathematician, by the reference's rule that makes it differ."""
+"""Pairs on which the paper's grader differs from a mathematician, by the rule of the reference that decides them."""
 
 THREADS: dict[str, list[Pair]] = {
     "huggingface/Math-Verify#14: tiny numbers, lists behind a name, times, sequences": [

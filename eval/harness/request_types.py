@@ -14,7 +14,7 @@ Answer = str | tuple[float, bool] | float
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of an answer besides itself; None where the model does not tell.
+    """Length, finish and prompt truncation of an answer; None where the backend does not report them.
 
     `tokens` is the number of generated tokens, `finish` is "stop" (end token or stop string) or "length" (the limit),
     and `prompt_truncated` is True where the prompt lost its beginning to fit the model.

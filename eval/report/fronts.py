@@ -26,7 +26,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Panel:
-    """What was drawn, in data coordinates, as far as labels must know: texts to place, markers, points along lines."""
+    """Drawn elements that labels must avoid, in data coordinates: texts to place, markers, points along lines."""
 
     labels: tuple[Label, ...] = ()
     markers: tuple[Point, ...] = ()

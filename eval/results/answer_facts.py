@@ -12,7 +12,7 @@ from eval.results.result import COLUMNS, EvalResult
 from eval.tasks.strict import without_reasoning
 
 FACTS = ("tokens", "finish", "prompt_truncated")
-"""What a sample holds of its answers besides their texts: lists like its `resps`, as far as the backend knows."""
+"""Keys of a sample with facts of its answers: lists in the order of `resps`, None where the backend reports none."""
 HEADINGS = {"tokens": "tokens", "characters": "characters", "cut": "cut (%)", "empty": "empty (%)"}
 
 

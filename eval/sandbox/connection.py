@@ -165,7 +165,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "str": str,
     "repr": repr,
 }
-"""What either side does for the other."""
+"""Operations that both processes offer."""
 
 
 def _set_item(value: Any, key: Any, item: Any) -> None:
@@ -180,7 +180,7 @@ PROGRAM_OPERATIONS: dict[str, Callable[..., Any]] = {
     "eq": lambda one, other: bool(one == other),
     **{name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "add", "sub", "mul")},
 }
-"""What the program's process does for the tests."""
+"""Operations that the program's process offers to the tests."""
 
 
 class Peer:
@@ -200,7 +200,7 @@ class Peer:
         self._remotes: dict[int, Remote] = {}
         self._classes: dict[tuple[str, ...], type[Remote]] = {}
         self.lost = ""
-        """Why the connection ended, also where the tests' code caught the error."""
+        """Reason for the end of the connection, also where the tests' code caught the error."""
 
     def ask(self, operation: str, *arguments: Any, **keywords: Any) -> Any:
         """Have the other side do an operation and return its result.

@@ -30,7 +30,7 @@ from eval.sandbox.view import WORK, View, is_public, view_of
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHILD = Path(__file__).with_name("child.py")
 STARTED = b" "
-"""What the test process writes when both processes are confined (child.py)."""
+"""Output of the test process when both processes are confined (child.py)."""
 MODES: tuple[str, ...] = ("bubblewrap", "namespaces", "landlock")
 """Strongest first."""
 GRACE_SECONDS = 20.0

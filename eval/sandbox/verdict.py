@@ -30,7 +30,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a program ended.
+    """Verdict on one program.
 
     Attributes:
         status: passed, failed or timed out.

@@ -16,7 +16,7 @@ REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Push:
-    """Where results are uploaded: `repo` ORG/NAME, and whether new repositories are private."""
+    """Destination of uploads: `repo` is ORG/NAME, `private` applies to new repositories."""
 
     repo: str
     private: bool = False

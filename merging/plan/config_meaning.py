@@ -76,7 +76,7 @@ ROPE_KEYS = {
 ROPE_PARTS = ("rope_parameters", "rope_scaling")
 ROPE_TYPES = ("rope.rope_type", "rope.factor", "rope.low_freq_factor", "rope.high_freq_factor",
               "rope.original_max_position_embeddings")  # fmt: skip
-"""What a .gguf file holds as a tensor."""
+"""RoPE keys whose values a .gguf file stores as a tensor."""
 BY_LENGTH = ("dynamic", "longrope", "su")
 """Rotary embeddings that depend on the longest text."""
 FUNCTION_TOLERANCE = 1e-6

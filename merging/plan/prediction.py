@@ -12,7 +12,7 @@ from merging.names import layer_of, stacks_of
 PARTS = re.compile(r"(^|\.)(mtp(_\w+)?|nextn\w*|model_mtp)\.")
 """Names of such parts: `mtp.layers.0...` (Qwen3-Next), `model.mtp_layers.0...` (MiMo, Ernie)."""
 LAYER_PARTS = re.compile(r"\.(eh_proj|enorm|hnorm|shared_head)\.")
-"""What a layer of DeepSeek-V3 or GLM-4 has that predicts, stored behind the others."""
+"""Modules of a multi-token prediction layer of DeepSeek-V3 or GLM-4, which is stored after the decoder layers."""
 COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules",
           "mtp_num_layers", "num_nextn_layers")  # fmt: skip
 """Keys that hold how many there are."""

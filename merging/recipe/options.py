@@ -14,7 +14,7 @@ PLAN_KEYS = ("allow_config_mismatch", "extra_tensors")
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """How a plan treats inputs that differ.
+    """Rules for inputs that differ.
 
     allow_config_mismatch: merge models whose configs give equal weights another meaning. extra_tensors: rule for
     tensors that not every input has, "keep" (as in the base), "drop" or "error"; None keeps parts that predict further

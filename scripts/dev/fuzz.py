@@ -64,7 +64,7 @@ class HangError(BaseException):
 
 @dataclass
 class Tally:
-    """What became of the cases of a kind."""
+    """Outcomes of the cases of one kind."""
 
     cases: int = 0
     refused: int = 0

@@ -1,4 +1,4 @@
-"""What scripts/dev/torture.py interrupts: runs of the scripts on tiny checkpoints, and what each must leave."""
+"""Scenarios of scripts/dev/torture.py: runs of the scripts on tiny checkpoints, and the files that each must leave."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ IPC_CREAT, IPC_RMID = 0o1000, 0
 
 
 class Canaries:
-    """What programs must not reach, and what would show that they did."""
+    """Canaries: objects that programs must not reach, with the state that shows a contact."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -71,7 +71,7 @@ class ServerRefusal(Exception):
 
 
 class _Served:
-    """What both kinds of a served model share."""
+    """Base class of served models, completions and chat."""
 
     base_url: str
     max_length: int

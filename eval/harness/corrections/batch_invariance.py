@@ -54,7 +54,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Invariance:
-    """How scoring and generation depend on the batch."""
+    """Changes of scoring and of generation by the batch."""
 
     scoring: Change = Change()
     generation: Change = Change()

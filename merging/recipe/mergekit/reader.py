@@ -162,7 +162,7 @@ def _dtype(value: Any, key: str) -> str:
 
 
 def _tokenizer_name(value: Any, where: str) -> str:
-    """Whose tokenizer: base, union, or a model (`model:NAME` in mergekit's early versions)."""
+    """Return the tokenizer source: base, union, or a model (`model:NAME` in mergekit's early versions)."""
     return model_name(value, where).removeprefix("model:")
 
 

@@ -1,4 +1,4 @@
-"""Which models mergekit's YAML names, whole or by layers: `models`, `slices` or `modules` as groups of sources."""
+"""Models in mergekit's YAML, whole or by layers: `models`, `slices` or `modules` as groups of sources."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Group:
 
     @property
     def is_slice(self) -> bool:
-        """Whether the layers are given."""
+        """True where the sources have layer ranges."""
         return self.sources[0].layers is not None
 
     @property
