@@ -4,48 +4,69 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from console.cli import run, say
+from console.cli import explain, run, say
 from console.errors import BadInputError, UsageError
 from eval.harness.flags import models_of, parser, settings_of
 from eval.harness.ranks import Ranks
 from eval.results.result import EvalResult
+
+Results = list[tuple[EvalResult, Path]]
 
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate as the flags say; print a row per model, and on stderr where the results are."""
     a = parser().parse_args(argv)
     try:
-        results = rescored(a) if a.rescore is not None else evaluated(a)
+        results, failures = rescored(a) if a.rescore is not None else evaluated(a)
     except (UsageError, BadInputError) as error:
         if Ranks.of_run().first:
             raise
         return error.exit_code  # the first process of the launch says it
     if results:
         show(results, a.quiet, a.answers)
+    for failure in failures[:-1]:
+        print("error:", explain(failure)[0], *failure.__notes__, file=sys.stderr)
+    if failures:
+        raise failures[-1]
     return 0
 
 
-def evaluated(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
-    """Evaluate every model, all checked before the first is loaded; nothing in other processes than the first."""
+def evaluated(a: argparse.Namespace) -> tuple[Results, list[Exception]]:
+    """Evaluate every model, all checked before the first is loaded.
+
+    Returns:
+        The results, none in other processes than the first, and the errors of models that could not be evaluated. A
+        single model, and one of several processes that wait for each other, raises its error instead.
+    """
     settings, models = settings_of(a), models_of(a)
     from eval.harness.evaluation import evaluate_share, preflight
     from eval.results.store import save
 
     checked = [(model, preflight(model, settings, a.save_path)) for model in models]
-    results = []
+    results: Results = []
+    failures: list[Exception] = []
     for model, benchmarks in checked:
         if len(models) > 1:
             say(f"{model}:", a.quiet or not Ranks.of_run().first)
-        found = evaluate_share(model, settings, save_path=a.save_path, benchmarks=benchmarks)
+        try:
+            found = evaluate_share(model, settings, save_path=a.save_path, benchmarks=benchmarks)
+        except Exception as error:  # of the project, or of third-party code that ran the model
+            if len(models) == 1 or Ranks.of_run().count > 1:
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the failed model
+            error.add_note(f"Model: {model}.")
+            failures.append(error)
+            continue
         if found is not None:
             results.append((found[0], save(*found, a.save_path)))
-    return results
+    return results, failures
 
 
-def rescored(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
+def rescored(a: argparse.Namespace) -> tuple[Results, list[Exception]]:
     """Grade the answers of an earlier result again."""
     from eval.harness.references import label_of
     from eval.rescore import rescore, source_of
@@ -53,10 +74,10 @@ def rescored(a: argparse.Namespace) -> list[tuple[EvalResult, Path]]:
 
     source = source_of(a.rescore, label_of(a.model) if a.model else None, a.save_path)
     found = rescore(source, a.data_dir, a.include_path, a.allow_code_execution, a.sandbox, a.quiet, a.debug)
-    return [(found[0], save(*found, a.save_path))]
+    return [(found[0], save(*found, a.save_path))], []
 
 
-def show(results: Sequence[tuple[EvalResult, Path]], quiet: bool, answers: bool = False) -> None:
+def show(results: Results, quiet: bool, answers: bool = False) -> None:
     """Print the table, on request that of the answers, and what explains the numbers; on stderr where the files are."""
     from eval.results.answer_facts import answers_table
     from eval.results.store import details, table

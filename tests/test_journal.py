@@ -168,6 +168,9 @@ def test_what_is_known_is_not_asked_again(
     weights["model.norm.weight"][0] += 1.0
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     changed = harness.evaluate(str(model), settings, save_path=out)
+    (reported,) = [r for r in changed.settings["remarks"] if "The journal holds" in r]
+    assert f"holds {total} answers to these items" in reported
+    assert not [r for r in again.settings["remarks"] if "The journal holds" in r]
     assert changed.digest != first.digest
     assert changed.settings["answers"]["new"] == total
 

@@ -218,6 +218,23 @@ def test_several_models_are_a_row_each(
     assert len({json.loads(f.read_text())["aim"]["digest"] for f in (tmp_path / "out").rglob("results_*.json")}) == 1
     assert run(main, ["--model", f"{checkpoint},{tmp_path / 'none'}", *flags]) == 2
     assert "none does not exist" in capsys.readouterr().err
+    broken, nan = tmp_path / "broken", tmp_path / "nan"
+    for folder in (broken, nan):
+        shutil.copytree(checkpoint, folder)
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file(
+        {k: t for k, t in tensors.items() if k != "model.norm.weight"}, broken / "model.safetensors", {"format": "pt"}
+    )
+    save_file({k: t * float("nan") for k, t in tensors.items()}, nan / "model.safetensors", {"format": "pt"})
+    assert run(main, ["--model", f"{broken},{checkpoint},{nan},{second}", *flags, "--regenerate"]) == 1
+    out, err = capsys.readouterr()
+    assert [row.split("|")[1].strip() for row in out.splitlines()[2:4]] == ["tiny", "second"]
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert ["model.norm.weight" in lines[0], "NaN or infinite" in lines[1], len(lines)] == [True, True, 2]
+    assert f"Model: {nan}." in lines[1]
+    assert "Traceback" not in err
     assert run(main, ["--model", str(second), *flags, "--preset", "lm-eval", "--math_prompt_type", "cot"]) == 2
     assert "--math_prompt_type is of the paper's preset" in capsys.readouterr().err
 
