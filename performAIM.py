@@ -37,13 +37,15 @@ def make_parser() -> Parser:
     parser.add_argument("--save_path", type=user_path, help="folder for the relaxed checkpoint")
     parser.add_argument("--config", type=user_path, metavar="FILE", help="YAML with the flags as keys; flags win")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the output (default: the merged model's or adapter's)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the output (default: the merged model's or adapter's)"
+    )
     parser.add_argument(
         "--numerics",
         choices=("float32", "reference"),
         help="reference: the original's bf16 arithmetic, batch 1, tied embeddings relaxed (default: float32)",
     )
-    parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
+    parser.add_argument("--max_shard_size", help="largest size of one weights file (default: 5GB)")
     add_aim_flags(parser, seed="seed")
     add_plan_flags(parser)
     add_run_flags(parser)

@@ -24,13 +24,13 @@ def add_calibration_flags(parser: argparse.ArgumentParser, seed: str = "seed") -
         f"folders of them; chats (messages) in the base's template (default: {Calibration.source})",
     )
     group.add_argument(
-        "--calibration_weights", metavar="X,Y", help="how the sources share --n_samples (default: equally)"
+        "--calibration_weights", metavar="X,Y", help="share of each source in --n_samples (default: equal)"
     )
     group.add_argument(
-        "--calibration_split", metavar="SPLIT", help="of hub data sets (default: train; of pile, validation)"
+        "--calibration_split", metavar="SPLIT", help="split of hub data sets (default: train; of pile, validation)"
     )
     group.add_argument(
-        "--text_field", help=f"that holds the text or chat (default: {Calibration.text_field}, else messages)"
+        "--text_field", help=f"field with the text or chat (default: {Calibration.text_field}, else messages)"
     )
     group.add_argument("--n_samples", type=int, help=f"texts to keep (default: {Calibration.n_samples})")
     group.add_argument(
@@ -38,7 +38,7 @@ def add_calibration_flags(parser: argparse.ArgumentParser, seed: str = "seed") -
         type=int,
         help=f"tokens a block; longer texts are dropped (default: {Calibration.block_size})",
     )
-    group.add_argument(f"--{seed}", type=int, help=f"of the shuffling of the texts (default: {Calibration.seed})")
+    group.add_argument(f"--{seed}", type=int, help=f"seed of the shuffling of the texts (default: {Calibration.seed})")
 
 
 def calibration_of(given: Mapping[str, Any], seed: str = "seed") -> Calibration:

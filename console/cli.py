@@ -58,7 +58,8 @@ class Parser(argparse.ArgumentParser):
         parsed, rest = self.parse_known_args(argv, namespace)
         if rest:
             known = [flag for action in self._actions for flag in action.option_strings]
-            self.error(f"unknown argument {rest[0]!r}.{nearest(rest[0], known)}")
+            unknown = next((word for word in rest if word.startswith("-")), rest[0])
+            self.error(f"unknown argument {unknown!r}.{nearest(unknown, known)}")
         return parsed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is in --save_path")
     parser.add_argument(
-        "--resume", action="store_true", default=None, help="go on with an interrupted run, to the same bytes"
+        "--resume", action="store_true", default=None, help="resume an interrupted run, to the same bytes"
     )
     parser.add_argument(
         "--health", action="store_true", default=None, help="print norms, sign conflicts and drops per layer"
     )
     parser.add_argument(
-        "--allow_nonfinite", action="store_true", default=None, help="write NaN and infinity, and say where they are"
+        "--allow_nonfinite", action="store_true", default=None, help="write NaN and infinity, and report the tensors"
     )
     parser.add_argument(
         "--push_to_hub",
@@ -102,7 +103,7 @@ def make_parser(method: MergeMethod | None) -> Parser:
     parser.add_argument(
         "--dtype",
         choices=(*DTYPES, "auto"),
-        help="of the output; auto: as the base, or the first model, stores it (default: bfloat16; of a recipe in "
+        help="dtype of the output; auto: as the base, or the first model, stores it (default: bfloat16; of a recipe in "
         "mergekit's form auto)",
     )
     parser.add_argument(
@@ -110,15 +111,13 @@ def make_parser(method: MergeMethod | None) -> Parser:
         choices=("float32", "reference"),
         help="float32: one rounding at the end (default); reference: the original's bf16 arithmetic, bit for bit",
     )
-    parser.add_argument("--seed", type=int, help="of DARE's masks (default: 42)")
-    parser.add_argument(
-        "--tokenizer", metavar="base|union|MODEL", help="whose vocabulary the result has, by token (default: base)"
-    )
+    parser.add_argument("--seed", type=int, help="seed of random masks (DARE, DELLA) (default: 42)")
+    parser.add_argument("--tokenizer", metavar="base|union|MODEL", help="vocabulary of the result (default: base)")
     parser.add_argument(
         "--pad_to_multiple_of",
         type=int,
         metavar="N",
-        help="round the vocabulary's rows up to a multiple of N, a row for every token among them",
+        help="round the rows of embedding and head up to a multiple of N, at least one row per token",
     )
     parser.add_argument(
         "--chat_template",
@@ -132,43 +131,54 @@ def make_parser(method: MergeMethod | None) -> Parser:
         help="tensors whose name matches are not merged but taken from --exclude_from (classifier heads and the like)",
     )
     parser.add_argument(
-        "--exclude_from", metavar="base|MODEL", help="whose the excluded tensors are (default: base, else the first)"
+        "--exclude_from",
+        metavar="base|MODEL",
+        help="source of the excluded tensors (default: base, else the first model)",
     )
     add_plan_flags(parser)
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--max_shard_size", help="of one weights file (default: 5GB)")
+    parser.add_argument("--max_shard_size", help="largest size of one weights file (default: 5GB)")
     add_run_flags(parser)
     parser.add_argument(
         "--bandwidths",
         metavar="FILE[:MACHINE]",
-        help="with --dry_run: what the merge would take on a machine of a file such as configs/bandwidths.json",
+        help="with --dry_run: estimated time of the merge on a machine of a file such as configs/bandwidths.json",
     )
     add_look_flags(parser, "repeat the merge of a merge.lock.json to the same bytes")
     add_output_flags(parser)
     if method is None:
         parser.add_argument_group("methods", "\n".join(f"{m.name:18}{m.summary}" for m in all_methods().values()))
     group = parser.add_argument_group(f"parameters of {method.name}" if method else "parameters of the methods")
-    for name, parameter, users in method_flags(method):
+    for name, by_method in method_flags(method).items():
+        parameter = next(iter(by_method.values()))
         given = f"default: {parameter.default}; " if parameter.default is not None else ""
-        default = "" if method is None else f" ({given}{parameter.source})"
-        whose = "" if method else f" [{', '.join(users)}]"
-        text = (parameter.help + default + whose).replace("%", "%%")
+        text = f"{parameter.help} ({given}{parameter.source})" if method else _help_of_all(by_method)
+        text = text.replace("%", "%%")
         if parameter.type == "bool":
             group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            plain = f"{{{','.join(parameter.choices)}}}" if parameter.choices else parameter.type.upper()
+            choices = dict.fromkeys(choice for p in by_method.values() for choice in p.choices or ())
+            plain = f"{{{','.join(choices)}}}" if choices else parameter.type.upper()
             metavar = "X or X,Y,Z" if parameter.per_model else plain
             group.add_argument(f"--{name}", metavar=metavar, help=text)
     return parser
 
 
-def method_flags(method: MergeMethod | None) -> list[tuple[str, Any, list[str]]]:
-    """Return (name, parameter, methods that have it) for the chosen method, or for all."""
-    flags: dict[str, tuple[str, Any, list[str]]] = {}
+def method_flags(method: MergeMethod | None) -> dict[str, dict[str, Any]]:
+    """Return {parameter name: {method name: parameter}} of the chosen method, or of all."""
+    flags: dict[str, dict[str, Any]] = {}
     for m in [method] if method else all_methods().values():
         for name, parameter in m.parameters.items():
-            flags.setdefault(name, (name, parameter, []))[2].append(m.name)
-    return list(flags.values())
+            flags.setdefault(name, {})[m.name] = parameter
+    return flags
+
+
+def _help_of_all(by_method: Mapping[str, Any]) -> str:
+    """Each distinct help of a parameter with the methods that it is for."""
+    methods: dict[str, list[str]] = {}
+    for name, parameter in by_method.items():
+        methods.setdefault(parameter.help, []).append(name)
+    return "; ".join(f"{text} [{', '.join(names)}]" for text, names in methods.items())
 
 
 def take_push(flags: dict[str, Any], config: dict[str, Any], dry_run: bool) -> Push | None:

@@ -14,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "REPRODUCTION.md"]
-WITH_COMMANDS = [*DOCUMENTS, "docs/scale.md", "docs/reliability.md", "docs/recipes.md"]
+WITH_COMMANDS = [
+    *DOCUMENTS,
+    *(f"docs/{name}.md" for name in ("evaluation", "flags", "inputs", "recipes", "reliability", "scale")),
+]
 COMMAND = re.compile(r"^(?:\$ )?((?:python |\./)?(?:scripts/)?[\w./]+\.(?:py|sh)\b.*)$")
 
 
@@ -97,3 +100,13 @@ def test_original_commands_are_in_the_readme() -> None:
     ):
         assert command in text
     assert importlib.util.find_spec("mergekit"), "the parity tests need mergekit (requirements-dev.txt)"
+
+
+@pytest.mark.parametrize("script", ["merge.py", "performAIM.py", "evaluate_model.py"])
+def test_every_flag_is_documented(script: str) -> None:
+    """Each flag in a script's --help is named in README.md or in a page of docs/."""
+    text = "\n".join(file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    flags = set(re.findall(r"^ +(--[a-z]\w*)", done.stdout, re.MULTILINE)) - {"--help"}
+    assert len(flags) > 30
+    assert [flag for flag in sorted(flags) if not re.search(rf"(?<![\w-]){flag}(?![\w-])", text)] == []

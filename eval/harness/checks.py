@@ -30,7 +30,7 @@ def check_model(model: str, apply_chat_template: bool, max_model_len: int | None
         if folder.exists():
             raise UsageError(f"--model {model} is a file; give the folder that holds config.json.")
         if model.startswith((".", "/", "~")) or not HUB_ID.fullmatch(model):
-            raise UsageError(f"--model {model} does not exist, and is no hub id (organisation/name) either.")
+            raise UsageError(f"--model {model} does not exist, and is no hub id (organization/name) either.")
         return
     if not (folder / "config.json").is_file() and (folder / ADAPTER_CONFIG).is_file():
         base = _json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"

@@ -26,7 +26,7 @@ def parser() -> Parser:
 
 def _what(p: Parser) -> None:
     g = p.add_argument_group("what is evaluated")
-    g.add_argument("--model", help="checkpoint folder or hub id (organisation/name, with @revision); several by commas")
+    g.add_argument("--model", help="checkpoint folder or hub id (organization/name, with @revision); several by commas")
     g.add_argument(
         "--preset",
         choices=PRESETS,
@@ -64,18 +64,18 @@ def _how(p: Parser) -> None:
     g.add_argument("--math_max_tokens", type=int, default=1024, help="new tokens per answer of the paper's maths")
     g.add_argument("--max_gen_toks", type=int, help="fewer new tokens per answer of lm-eval's generation tasks")
     g.add_argument("--n_samples", type=int, default=1, help="answers per item, for pass@k; needs --temperature")
-    g.add_argument("--temperature", type=float, default=0.0, help="of drawn answers; 0 is greedy")
+    g.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 is greedy")
     g.add_argument("--gen_kwargs", help="generation settings of every task: top_p=0.9,repetition_penalty=1.1,...")
     g.add_argument("--system_instruction", help="system message, or text before each prompt without a chat template")
     g.add_argument(
         "--allow_code_execution",
         action="store_true",
-        help="let HumanEval and MBPP run what the model writes, contained",
+        help="run the code that the model writes for HumanEval and MBPP, in a sandbox",
     )
     weak = "weak: run it with resource limits alone where the machine gives no sandbox (auto: refuse)"
     g.add_argument("--sandbox", choices=SANDBOXES, default="auto", help=weak)
     g.add_argument("--answers", action="store_true", help="also print length, cut and empty answers by benchmark")
-    g.add_argument("--seed", type=int, default=1234, help="of every random choice")
+    g.add_argument("--seed", type=int, default=1234, help="seed of every random choice")
 
 
 def _where(p: Parser) -> None:
@@ -86,13 +86,17 @@ def _where(p: Parser) -> None:
     g.add_argument(
         "--model_args", help="arguments of lm-eval's model: trust_remote_code=true,attn_implementation=eager,..."
     )
-    g.add_argument("--base_url", help="of an OpenAI-compatible server, for --backend openai: http://localhost:8000/v1")
+    g.add_argument(
+        "--base_url", help="URL of an OpenAI-compatible server, for --backend openai: http://localhost:8000/v1"
+    )
     g.add_argument("--n_gpu", type=int, help="GPUs to use; 0 for the CPU (default: all visible)")
     g.add_argument("--data_parallel", type=int, default=1, help="copies of the model that share vllm's GPUs")
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    dtype = "of the weights (default: bfloat16, float32 on a CPU that emulates it; by lm-eval, auto: the checkpoint's)"
+    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    dtype = (
+        "dtype of the weights (default: bfloat16, float32 on a CPU that emulates it; lm-eval: auto, the checkpoint's)"
+    )
     g.add_argument("--dtype", choices=DTYPES, help=dtype)
-    length = f"tokens of prompt and answer (default: the model's own, at most {PAPER_LENGTH})"
+    length = f"largest number of tokens of prompt and answer (default: the model's own, at most {PAPER_LENGTH})"
     g.add_argument("--max_model_len", type=int, help=length)
     g.add_argument(
         "--batch_size", default="auto", help="rows per batch, or requests at a time; auto or auto:N: as many as fit"

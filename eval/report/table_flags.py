@@ -31,7 +31,7 @@ def add_report_flags(p: Parser) -> None:
     p.add_argument("--with_paper", action="store_true", help="put the results into the paper's tables, marked by ‡")
     add_only_flag(p)
     add_measure_flags(p)
-    p.add_argument("--seed", type=int, default=0, help="of the bootstrap and the permutations")
+    p.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and the permutations")
 
 
 def models_of(args: argparse.Namespace, remark: Remark, with_paper: bool = False) -> Models:
@@ -48,7 +48,7 @@ def report_of(args: argparse.Namespace, remark: Remark) -> tuple[Models, Report]
 
 
 def add_names_flag(p: Parser) -> None:
-    p.add_argument("--names", action="append", default=[], metavar="PATH=LABEL,...", help="what to call models")
+    p.add_argument("--names", action="append", default=[], metavar="PATH=LABEL,...", help="labels of models")
 
 
 def add_measure_flags(p: Parser) -> None:
@@ -57,14 +57,14 @@ def add_measure_flags(p: Parser) -> None:
         "--population",
         default="merged",
         metavar="RULE",
-        help="what HV gain is measured over: merged (the models merged), paper (the published map), or a YAML or JSON "
+        help="population of HV gain: merged (the models merged), paper (the published map), or a YAML or JSON "
         "file: row label or checkpoint -> list of labels",
     )
     p.add_argument(
         "--reference",
         default="0",
         metavar="FRACTION",
-        help="corner that volumes are measured from: a fraction for all benchmarks, or MMLU=0.25,... and 0 elsewhere",
+        help="reference point of volumes: a fraction for all benchmarks, or MMLU=0.25,... and 0 elsewhere",
     )
     p.add_argument(
         "--root", type=float, metavar="K", help="root taken of the volume (default: as many as there are benchmarks)"
