@@ -122,12 +122,32 @@ def _split(tokenizer: Any, prompt: str, solution: str) -> tuple[list[int], list[
 
 def test_stop_strings_are_found_in_the_text_after_the_prompt() -> None:
     """A stop string that begins with a space ends an answer whose first token it is; lm-eval's text begins without."""
+    from eval.harness.corrections.stop_strings import StopCriteria
+
     tokenizer = make_tokenizer("metaspace", ["the cat", "sat on", "a mat", "dog ran"], 80)
     lm = hf_model(tiny_llama(tokenizer), tokenizer)
     before = tokenizer.encode("the cat", add_special_tokens=False)
     after = tokenizer.encode("the cat sat on", add_special_tokens=False)[len(before) :]
     assert lm._text(before, after, [" sat"], frozenset()) == ("", len(after), True)
     assert plain(lm.model, tokenizer).tok_decode(after).startswith("sat")
+    stops = StopCriteria(lm._decoder, len(before), 1, [" sat"], frozenset())
+    ends = [bool(stops(torch.tensor([[*before, *after[:n]]]), None)) for n in range(1, len(after) + 1)]
+    assert ends.index(True) == next(
+        n for n in range(len(after)) if " sat" in tokenizer.decode([*before, *after[: n + 1]])
+    )
+
+
+def test_a_stop_string_is_not_seen_where_a_window_begins() -> None:
+    """A WordPiece decoder writes ## before a piece without its word: no stop string, whatever the window's start."""
+    from eval.harness.corrections.stop_strings import StopCriteria
+
+    tokenizer = make_tokenizer("wordpiece", ["internationalization of words"], 60)
+    pieces = sorted(i for token, i in tokenizer.get_vocab().items() if token.startswith("##"))
+    ids = [tokenizer.convert_tokens_to_ids("w"), *pieces[:6]]
+    assert tokenizer.decode(ids[1:]).startswith("##")
+    lm = hf_model(tiny_llama(tokenizer), tokenizer)
+    stops = StopCriteria(lm._decoder, 1, 1, ["##"], frozenset())
+    assert not any(bool(stops(torch.tensor([ids[: n + 1]]), None)) for n in range(1, len(ids)))
 
 
 def test_rows_end_for_themselves(loaded: tuple[Any, Any]) -> None:

@@ -342,7 +342,8 @@ def make(name: str, length: int, settings: Settings) -> LMBackend:
     lm: Any
     remarks: list[str] = []
     if settings.apply_chat_template:
-        arguments.pop("tokenizer", None)
+        for name in ("tokenizer", "tokenizer_backend", "tokenized_requests"):  # the server renders and encodes chats
+            arguments.pop(name, None)
         lm = ChatModel(base_url=f"{address}/chat/completions", **common, **arguments)
     else:
         tokenizer = arguments.pop("tokenizer", None) or _served_folder(settings, name)

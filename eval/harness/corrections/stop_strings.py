@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from eval.harness.corrections.decoding import ContextDecoder
+from eval.harness.corrections.decoding import CONTEXT, ContextDecoder
 
 
 class StopCriteria(StoppingCriteria):  # type: ignore[misc]
@@ -38,25 +38,27 @@ class StopCriteria(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Return which rows have ended, shape (rows,)."""
         start = max(self._width, input_ids.shape[1] - self._tail)
-        tails = input_ids[:, start:].tolist()
+        first = max(0, start - CONTEXT)
+        rows = input_ids[:, first:].tolist()
         for row, reason in enumerate(self.reasons):
             if reason is None:
                 self.lengths[row] += 1
-                if self._has_ended(row, tails[row]):
+                if self._has_ended(row, rows[row], start - first):
                     self.reasons[row] = "stop"
         return torch.tensor([r is not None for r in self.reasons], device=input_ids.device)
 
-    def _has_ended(self, row: int, tail: list[int]) -> bool:
-        if tail[-1] in self._ends:
+    def _has_ended(self, row: int, ids: list[int], start: int) -> bool:
+        """Look at the last ids of a row, of which those from `start` on are generated."""
+        if ids[-1] in self._ends:
             return True
         if self._thinking[row]:
-            self._thinking[row] = tail[-1] != self._think_end
+            self._thinking[row] = ids[-1] != self._think_end
             return False
-        if self._think_end in tail:
-            tail = tail[tail.index(self._think_end) + 1 :]
-        if not self._strings or not tail:
+        if self._think_end in ids[start:]:
+            start += ids[start:].index(self._think_end) + 1
+        if not self._strings or start == len(ids):
             return False
-        text = self._decoder.plain(tail)
+        text = self._decoder.decode(ids[:start], ids[start:])
         return any(s in text for s in self._strings)
 
 
