@@ -116,6 +116,9 @@ def test_mistakes(trio: dict[str, Path], family, tmp_path: Path, capsys: pytest.
         assert (returned, len(errors)) == (code, 1), (what, said)
         assert sentence in errors[0], (what, errors[0])
         assert "Traceback" not in said, what
+        if what == "nothing left":  # the measurement is good, and is not thrown away for a wrong pattern
+            assert f"The calibration is kept in {tmp_path / '.out.calibration'}" in said
+            shutil.rmtree(tmp_path / ".out.calibration")
         assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before, what
 
 

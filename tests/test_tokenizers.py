@@ -130,6 +130,7 @@ def copy_of(folder: Path, name: str, out: Path) -> Path:
 def merged(base: Path, other: Path, out: Path, quiet: bool = True, **more: object) -> Path:
     """The base merged with another model, in float32."""
     flags = {"method": "task_arithmetic", "base_model": str(base), "models_to_merge": str(other), "dtype": "float32"}
+    flags |= {"allow_config_mismatch": True}  # a layout may name another model type, for its tokenizer class
     return merge(make_recipe({**flags, **more}, {}), Output(out, quiet=quiet, load_check=False))
 
 
