@@ -580,6 +580,16 @@ def test_truncated_prompts_are_counted(loaded: tuple[Any, Any]) -> None:
     assert found == {"fits": False, "cut": True, "short": False, "long": True}
 
 
+def test_a_choice_longer_than_the_model_is_refused(loaded: tuple[Any, Any]) -> None:
+    """It cannot be scored whole; plain HFLM ends with an assertion that says nothing."""
+    choice = " word" * 200
+    with pytest.raises(EvaluationError, match=r"A choice of \d+ tokens does not fit the 40 positions"):
+        answers(hf_model(*loaded, max_length=40), Request("s", "t", 0, 0, "score", "hello", choice))
+    theirs = plain(*loaded, max_length=40)
+    with pytest.raises(AssertionError):
+        theirs.loglikelihood([hf_instance("loglikelihood", "hello", choice)], disable_tqdm=True)
+
+
 def test_a_choice_without_a_token_of_its_own_is_scored_by_its_last(loaded: tuple[Any, Any]) -> None:
     """Where context and choice join into one token, that token is scored: never 0.0; an empty choice is refused. Plain
     HFLM stops with an assertion."""

@@ -85,6 +85,26 @@ def test_spellings_of_a_path_are_one_model(
         assert sample["prompt_truncated"] == [[False]]
 
 
+def test_answers_of_an_older_format_are_reported_and_not_used(
+    checkpoint: Path, settings: Settings, tmp_path: Path
+) -> None:
+    """Lines with keys of another scheme and without facts are no answers to this run, which says so; broken and
+    unknown lines change nothing."""
+    from eval.harness.evaluation import evaluate
+
+    asked = replace(settings, benchmarks=())
+    expected = evaluate(str(checkpoint), asked, save_path=tmp_path / "new")
+    folder = model_folder(tmp_path / "old", str(checkpoint))
+    folder.mkdir(parents=True)
+    lines = [{"run": {"model": "tiny"}}, *({"key": f"{i:032x}", "task": "gsm8k_paper", "item": i, "n": 0, "of": "GSM8K",
+             "s": 1.0, "answer": "#### 2"} for i in range(4)), {"key": "no answer"}, {"unknown": 1}]  # fmt: skip
+    write_jsonl(folder / "generations.jsonl", lines)
+    found = evaluate(str(checkpoint), asked, save_path=tmp_path / "old")
+    assert (found.scores, found.outcomes) == (expected.scores, expected.outcomes)
+    assert found.settings["answers"] == expected.settings["answers"]
+    assert any("The journal holds 2 answers to these items from another" in r for r in found.settings["remarks"])
+
+
 def test_a_line_cut_short_is_skipped_and_ended(tmp_path: Path) -> None:
     """A file cut at any byte gives the whole lines before the cut, and what is added then is found."""
     with Journal(tmp_path) as journal:

@@ -20,7 +20,7 @@ from eval.harness.backends import batches
 from eval.harness.backends.answering import arguments_of, not_enough_memory
 from eval.harness.corrections import VERSION, batch_invariance, generation_config
 from eval.harness.corrections.decoding import ContextDecoder
-from eval.harness.corrections.encoding import CorrectedEncoding
+from eval.harness.corrections.encoding import CorrectedEncoding, check_choice_lengths
 from eval.harness.corrections.logits import FiniteLogits, check_logits
 from eval.harness.corrections.sampling import settings_without_seed, take_sampling
 from eval.harness.corrections.stop_strings import StopCriteria, cut, end_ids
@@ -219,6 +219,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         return selected
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
+        check_choice_lengths(requests, self.max_length)
         for key, context, continuation in requests:
             if key is not None and self.backend == "causal" and len(context) + len(continuation) > self.max_length + 1:
                 self._truncated.add(tuple(key))

@@ -16,7 +16,7 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 
 from console.errors import EvaluationError, first_line
 from eval.harness.backends.answering import LMBackend, arguments_of
-from eval.harness.corrections.encoding import CorrectedEncoding
+from eval.harness.corrections.encoding import CorrectedEncoding, check_choice_lengths
 from eval.harness.corrections.sampling import settings_without_seed
 from eval.harness.request_types import Facts, Request
 from eval.harness.server import Server
@@ -248,6 +248,7 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
         return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm))
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
+        check_choice_lengths(requests, self.max_length - 1)  # lm-eval's model needs an id before a choice
         self._truncated |= {
             tuple(key) for key, a, b in requests if key is not None and len(a) + len(b) > self.max_length
         }

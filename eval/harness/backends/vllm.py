@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.models.vllm_causallms import VLLM
 
 from eval.harness.backends.answering import arguments_of
-from eval.harness.corrections.encoding import CorrectedEncoding
+from eval.harness.corrections.encoding import CorrectedEncoding, check_choice_lengths
 from eval.harness.request_types import Facts, Request
 
 AT_ONCE = 512
@@ -65,5 +65,6 @@ class VLLMModel(CorrectedEncoding, VLLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False) -> Any:
         most = self.max_length - 1
+        check_choice_lengths(requests, most)
         self._truncated |= {tuple(key) for key, a, b in requests if key is not None and len(a) + len(b) > most}
         return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm)

@@ -6,7 +6,7 @@ that appends an end token does not end prompts with it. A choice that has no tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from console.errors import EvaluationError
@@ -94,6 +94,16 @@ class CorrectedEncoding:
             if not before:
                 before = [self.prefix_token_id]  # type: ignore[attr-defined]
         return before, after
+
+
+def check_choice_lengths(requests: Iterable[Any], most: int) -> None:
+    """Raise EvaluationError for a choice of more than `most` tokens; requests are (key, context ids, choice ids)."""
+    longest = max((len(choice) for _, _, choice in requests), default=0)
+    if longest > most:
+        raise EvaluationError(
+            f"A choice of {longest} tokens does not fit the {most} positions of --max_model_len; give more, or leave "
+            "out its benchmark."
+        )
 
 
 def empty_choice(context: str) -> EvaluationError:
