@@ -286,6 +286,8 @@ def test_missing_tensors_end_the_run(checkpoint: Path, tmp_path: Path) -> None:
     assert scored[0] != scored[1]
     with pytest.raises(EvaluationError, match=r"lm_head\.weight"):
         load(edited(checkpoint, tmp_path / "headless", lambda t: t.pop("lm_head.weight")))
+    with pytest.raises(EvaluationError, match=r"model\.norm\.weight \(8,\), not \(16,\)"):
+        load(edited(checkpoint, tmp_path / "short", lambda t: t.update({"model.norm.weight": torch.ones(8)})))
     more = load(edited(checkpoint, tmp_path / "more", lambda t: t.update({"value_head.weight": torch.ones(2)})))
     assert any("value_head.weight" in remark for remark in more.remarks)
 
@@ -534,6 +536,10 @@ def test_tokenizers_without_special_tokens(loaded: tuple[Any, Any]) -> None:
     instances = [hf_instance("generate_until", r.context, {"until": ["Q"], "max_gen_toks": 6}) for r in requests[:3]]
     with pytest.raises(IndexError):
         plain(model, padded, batch_size=3).generate_until(instances, disable_tqdm=True)
+    padded.add_tokens(["<new>"])
+    for request in (generate("n", "a <new>"), Request("n", "t", 0, 0, "score", "a", " <new>")):
+        with pytest.raises(EvaluationError, match="holds token 401, but the model has 400 token embeddings"):
+            answers(hf_model(model, padded), request)
     for request in (generate("e", ""), Request("e", "t", 0, 0, "score", "", " a")):
         with pytest.raises(EvaluationError, match="prefix_token_id"):
             answers(hf_model(model, tokenizers[1]), request)

@@ -20,7 +20,7 @@ from eval.harness.backends import batches
 from eval.harness.backends.answering import arguments_of, not_enough_memory
 from eval.harness.corrections import VERSION, batch_invariance, generation_config
 from eval.harness.corrections.decoding import ContextDecoder
-from eval.harness.corrections.encoding import CorrectedEncoding, check_choice_lengths
+from eval.harness.corrections.encoding import CorrectedEncoding, check_choice_lengths, check_vocabulary
 from eval.harness.corrections.logits import FiniteLogits, check_logits
 from eval.harness.corrections.sampling import settings_without_seed, take_sampling
 from eval.harness.corrections.stop_strings import StopCriteria, cut, end_ids
@@ -69,7 +69,9 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         self._kind = self.device.type if self.device.type in batches.MOST_ROWS else "cpu"
         self._settings = self.config.to_dict()
         self._decoder = ContextDecoder(self.tokenizer)
-        self._pad = batches.padding_id(self.tokenizer, batches.vocabulary(self._settings))
+        embeddings = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        self._embeddings = int(embeddings or batches.vocabulary(self._settings))
+        self._pad = batches.padding_id(self.tokenizer, self._embeddings)
         if isinstance(self.think_end_token, str):
             self.think_end_token = self.tokenizer.convert_tokens_to_ids(self.think_end_token)
         config = getattr(self.model, "generation_config", None)
@@ -78,7 +80,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         self.remarks += [s for s in [generation_config.sentence(self.left_out)] if s]
         self.invariance = batch_invariance.Invariance()
         if self.backend == "causal":
-            size = min(len(self.tokenizer), batches.vocabulary(self._settings) or len(self.tokenizer))
+            size = min(len(self.tokenizer), self._embeddings or len(self.tokenizer))
             self.invariance = batch_invariance.probe(self.model, size, self._pad, self.max_length)
             self.remarks += self.invariance.sentences()
 
@@ -92,7 +94,8 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         if arguments.get("autogptq") or arguments.get("gptqmodel"):
             super()._create_model(pretrained, **arguments)
         else:
-            super()._create_model(pretrained, output_loading_info=True, **arguments)
+            # mismatched tensors are then listed too, and refused by name below
+            super()._create_model(pretrained, output_loading_info=True, ignore_mismatched_sizes=True, **arguments)
             self._model, info = self._model
             self.remarks += check_loading_info(info, self._label)
         if self._adapter is not None:
@@ -221,6 +224,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
         check_choice_lengths(requests, self.max_length)
         for key, context, continuation in requests:
+            check_vocabulary([*context, *continuation], self._embeddings, self._label)
             if key is not None and self.backend == "causal" and len(context) + len(continuation) > self.max_length + 1:
                 self._truncated.add(tuple(key))
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
@@ -262,6 +266,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
             raise EvaluationError(f"{most} new tokens leave no room for a prompt in {self.max_length}; ask for fewer.")
         prompts = [one.prompt[-room:] for one in batch]
         width = max(map(len, prompts))
+        check_vocabulary((i for prompt in prompts for i in prompt), self._embeddings, self._label)
         self._note_batch("generate", len(batch), width + most)
         ids = torch.full((len(batch), width), self._pad, dtype=torch.long)
         mask = torch.zeros_like(ids)

@@ -106,6 +106,16 @@ def check_choice_lengths(requests: Iterable[Any], most: int) -> None:
         )
 
 
+def check_vocabulary(ids: Iterable[int], size: int, label: str) -> None:
+    """Raise EvaluationError for an id that a model of `size` token embeddings lacks; size 0 is not known."""
+    largest = max(ids, default=0)
+    if size and largest >= size:
+        raise EvaluationError(
+            f"A prompt holds token {largest}, but {label} has {size} token embeddings; give the tokenizer that it was "
+            "trained with (--model_args tokenizer=FOLDER)."
+        )
+
+
 def empty_choice(context: str) -> EvaluationError:
     """The error for a choice without text, whose log-likelihood would be 0, the best of all."""
     return EvaluationError(

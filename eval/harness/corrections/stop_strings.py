@@ -58,6 +58,9 @@ class StopCriteria(StoppingCriteria):  # type: ignore[misc]
             start += ids[start:].index(self._think_end) + 1
         if not self._strings or start == len(ids):
             return False
+        near = " " + self._decoder.plain(ids[start:])  # a decoder may drop the first space of a text
+        if not any(s in near for s in self._strings):
+            return False
         text = self._decoder.decode(ids[:start], ids[start:])
         return any(s in text for s in self._strings)
 
