@@ -70,7 +70,7 @@ def relax(argv: Sequence[str], processes: Processes) -> int:
     if as_json and not dry_run:
         parser.error("--json goes with --dry_run")
     if {"from_lock", "config"} <= flags.keys():
-        parser.error("--from_lock repeats a relaxation as it is; take --config away")
+        parser.error("--from_lock repeats a relaxation as it is; leave out --config")
     config = config_values(parser, read_config(flags.pop("config")), NOT_IN_FILES) if "config" in flags else {}
     push = take_push(flags, config, dry_run)
     if "from_lock" in flags:

@@ -34,7 +34,7 @@ def plan_adapter_relaxation(
     dtype: None keeps the adapter's. Raises UsageError, CheckpointError.
     """
     if aim.settings.reference:
-        raise UsageError("--save_as adapter: the original's arithmetic (--numerics reference) is one of whole models.")
+        raise UsageError("--save_as adapter does not work with --numerics reference, which is for whole models.")
     merged, base = open_all([merged_name, base_name])
     if merged.ref.adapter is None:
         raise UsageError(f"--save_as adapter needs --merged_model as BASE+ADAPTER; {merged.name} is a whole model.")

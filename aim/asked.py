@@ -89,7 +89,7 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") 
         "--relax_tied",
         action="store_true",
         default=None,
-        help="relax a tied embedding as the output head it also is",
+        help="relax a tied embedding, as the output head",
     )
     group.add_argument(
         "--min_tokens",
@@ -103,7 +103,7 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") 
         help="run the whole base, or one layer at a time in little memory (default: auto, the whole where it fits)",
     )
     group.add_argument(
-        "--hidden_states", choices=PLACES, help="where a layerwise calibration keeps them (default: auto)"
+        "--hidden_states", choices=PLACES, help="place of the hidden states in a layerwise calibration (default: auto)"
     )
     group.add_argument(
         "--batch_size",
@@ -113,7 +113,7 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") 
     group.add_argument(
         "--calibration_dtype",
         choices=("auto", *DTYPES),
-        help="what the base is run in (default: auto, as it is stored; float32 on a CPU that only emulates bfloat16)",
+        help="dtype of the base in calibration (default: auto, as it is stored; float32 if the CPU emulates bfloat16)",
     )
     add_calibration_flags(parser, seed)
 

@@ -68,7 +68,7 @@ class BatchSize:
             self.size = len(take) // 2
             take = take[: self.size]
             _free()
-            say(f"Out of memory: going on with {self.size} blocks at a time.", self._quiet)
+            say(f"Out of memory: continuing with {self.size} blocks at a time.", self._quiet)
 
 
 def _free() -> None:

@@ -179,7 +179,8 @@ def _check_source(given: str) -> None:
     if path is None:
         if given != "pile" and not HUB_SET.fullmatch(given):
             raise UsageError(
-                f"--calibration {given} is no file here; give pile, a hub data set (org/name, org/name:config@revision)"
+                f"--calibration {given} is not a local file; give pile, a hub data set (org/name, "
+                f"org/name:config@revision)"
                 f" or a local {KINDS} file, or a folder of them."
             )
     elif not path.exists():

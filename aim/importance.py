@@ -142,11 +142,11 @@ class Importance:
         if found.statistic != STATISTICS.get(found.numerics):
             raise CheckpointError(
                 f"{file} holds the statistic {found.statistic} of --numerics {found.numerics}, expected "
-                f"{STATISTICS.get(found.numerics)}; make it anew."
+                f"{STATISTICS.get(found.numerics)}; measure it again."
             )
         found._check_activations(file)
         if found.digest != metadata.get("digest"):
-            raise CheckpointError(f"{file} was changed since it was written (its digest differs); make it anew.")
+            raise CheckpointError(f"{file} was changed since it was written (its digest differs); measure it again.")
         return found
 
     def _check_activations(self, file: Path) -> None:
@@ -160,7 +160,7 @@ class Importance:
             elif name not in self.axes:
                 problem = "no axis in the metadata"
             if problem:
-                raise CheckpointError(f"{file}: the activation of {name} has {problem}; make the file anew.")
+                raise CheckpointError(f"{file}: the activation of {name} has {problem}; measure it again.")
 
     def check_base(self, fingerprint: str, name: str, file: Path) -> None:
         """Raise CheckpointError where this was measured on another base than `name`."""

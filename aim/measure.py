@@ -65,7 +65,7 @@ class Settings:
             if value not in known:
                 raise UsageError(f"--{flag} must be one of {', '.join(known)}, found {value!r}.{nearest(value, known)}")
         if self.reference and self.way == "layerwise":
-            raise UsageError("--numerics reference runs the whole base; take --calibrate layerwise away.")
+            raise UsageError("--numerics reference runs the whole base; leave out --calibrate layerwise.")
 
     def key(self, base_fingerprint: str, dtype: str, digest: str, processes: Processes) -> str:
         """Return what an interrupted calibration must have in common with the one that goes on with it."""
@@ -99,7 +99,7 @@ def importance_of(
         check_same_calibration(file, found.calibration, settings.calibration)
         say(f"Importance from {file}. {summary(dict(found.calibration))}", quiet)
         return found
-    report_bus_errors("What was saved of the calibration is kept: the same command with --resume goes on from it.")
+    report_bus_errors("The saved state of the calibration is kept; the same command with --resume continues from it.")
     measured, progress = measure(base, settings, device, quiet, state, processes)
     try:
         if file is not None and processes.leads:

@@ -70,7 +70,7 @@ class Progress:
                 say("There is no interrupted calibration to resume; starting from the beginning.", self.quiet)
             return Sums(), {}, {}
         if not self.resume:
-            say("An interrupted calibration is discarded (--resume would have gone on with it).", self.quiet)
+            say("An interrupted calibration is discarded (--resume would have continued it).", self.quiet)
             self.file.unlink()
             return Sums(), {}, {}
         tensors, about = _read(self.file)
@@ -132,7 +132,9 @@ class Progress:
             self.clear()
             return
         if self.notes:
-            error.add_note(f"The calibration is kept in {self.folder}: the same command with --resume goes on from it.")
+            error.add_note(
+                f"The calibration is kept in {self.folder}: the same command with --resume continues from it."
+            )
         self._release()
 
     def clear(self) -> None:

@@ -99,7 +99,7 @@ def repeat(
     where = {key: flags.pop(key) for key in OUTPUT_KEYS if key in flags and key != "save_as"}
     models, base = flags.pop("models_to_merge", ""), flags.pop("base_model", None)
     if flags:
-        raise UsageError(f"--from_lock repeats a recipe as it is; take --{next(iter(flags))} away.")
+        raise UsageError(f"--from_lock repeats a recipe as it is; leave out --{next(iter(flags))}.")
     if "save_path" not in where and not dry_run:
         raise UsageError("--save_path is missing: the folder for the repeated checkpoint.")
     given = {"save_path": Path(), "max_shard_size": lock["max_shard_size"], "device": lock["device"], **where}

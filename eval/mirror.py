@@ -155,7 +155,7 @@ def check_nltk(offline: bool) -> None:
         return
     why = "could not be downloaded" if allowed else "may not be downloaded here"
     raise BadInputError(
-        f"ifeval needs nltk's punkt_tab, which is not here and {why}: put it into nltk_data/tokenizers/punkt_tab of "
+        f"ifeval needs nltk's punkt_tab, which is missing and {why}: put it into nltk_data/tokenizers/punkt_tab of "
         "the folder that --data_dir gives (scripts/fetch_benchmarks.py does) or of your home folder."
     )
 

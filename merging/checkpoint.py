@@ -128,7 +128,7 @@ class Checkpoint:
         trained = getattr(self.weights, "trained_on", None)
         if not trained or Path(trained).name == Path(self.ref.alone.path).resolve().name:
             return self.reading
-        other = f"{self.ref.adapter} says that it was trained on {trained}; here it is added to {self.ref.alone}."
+        other = f"{self.ref.adapter} was trained on {trained}, by its config; it is added to {self.ref.alone}."
         return (*self.reading, other)
 
     def rows(self, name: str) -> Rows:
@@ -195,7 +195,7 @@ def _find(ref: CheckpointRef) -> _Found:
         return _Found(ref, (base,), (place,), gguf, config, {})
     home = locate(ref.adapter)
     check_folder(home)
-    missing = f"{ref.adapter} is no adapter (it has no adapter_config.json); list a model of its own after a comma."
+    missing = f"{ref.adapter} is not an adapter (it has no adapter_config.json); separate models by commas."
     adapter_config = read_json(home / "adapter_config.json", missing)
     check_adapter(str(ref.adapter), adapter_config)
     return _Found(ref, (base, Part(ref.adapter, home, True)), (place, home), gguf, config, adapter_config)
@@ -228,7 +228,7 @@ def _open(found: _Found, headers_only: bool, base_headers_only: bool) -> Checkpo
     note: str | None = None
     if found.gguf is not None:
         if base_headers_only and not found.gguf.exists():
-            raise HeadersUnknownError(f"{label}: what is in a .gguf file cannot be told without downloading it.")
+            raise HeadersUnknownError(f"{label}: the tensors of a .gguf file are unknown before it is downloaded.")
         from merging.gguf import open_gguf
 
         weights, config, folder = open_gguf(label, found.gguf)

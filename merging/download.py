@@ -46,7 +46,7 @@ def small_files(ref: CheckpointRef) -> Path:
     if folder is not None and (whole or constants.HF_HUB_OFFLINE):
         return folder
     if constants.HF_HUB_OFFLINE:
-        raise _offline(ref, "is no folder here and not in the hub's cache")
+        raise _offline(ref, "is neither a local folder nor in the hub's cache")
     try:
         found = _snapshot(ref, ref.revision, SMALL_FILES)
         if (found / "modules.json").is_file() or (found / "chat_template.jinja").is_file():
@@ -192,7 +192,7 @@ def _remote_header(part: Part, name: str) -> dict[str, TensorInfo]:
 
     if not name.endswith(".safetensors"):
         raise HeadersUnknownError(
-            f"{part.ref}: what is in {name} cannot be told without downloading it; run `{_command(part.ref)}` first."
+            f"{part.ref}: the tensors in {name} are unknown before it is downloaded; run `{_command(part.ref)}` first."
         )
     try:
         found = HfApi().parse_safetensors_file_metadata(part.ref.repo, name, revision=part.folder.name)
@@ -233,12 +233,12 @@ def explained(error: BaseException, ref: CheckpointRef) -> ProjectError:
     if status == 404:
         name = ref.repo.split("/")[-1]
         return UsageError(
-            f"Model {ref} is no folder here and not on the hub (404): check the spelling "
+            f"Model {ref} is neither a local folder nor on the hub (404): check the spelling "
             f"(`hf models ls --search {name}` lists what is there)."
         )
     what = f"status {status}" if status else type(chain[-1]).__name__
     return Unreachable(
-        f"Model {ref} is not here or not whole in the hub's cache, and the hub cannot be reached ({what}); "
+        f"Model {ref} is missing or incomplete in the hub's cache, and the hub cannot be reached ({what}); "
         f"run `{_command(ref)}` where there is internet, or give a local folder."
     )
 

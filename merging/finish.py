@@ -85,7 +85,7 @@ class Finisher:
             write_mergekit(stage.folder, *self.work.mergekit)
         for entry in stage.journal.entries:
             if "nonfinite" in entry:
-                self.said.append(f"Tensor {entry['name']}: not finite in {entry['nonfinite']} places.")
+                self.said.append(f"Tensor {entry['name']}: {entry['nonfinite']} entries are not finite.")
 
     def _health(self, stage: Stage) -> list[dict[str, Any]]:
         merged = {tensor.name for tensor in self.work.plan.tensors if tensor.is_merged}

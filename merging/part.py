@@ -84,7 +84,7 @@ def agreed(work: Work, output: Output, job: Job, lanes: Iterable[Sequence[Path]]
         for what in ("command", "inputs", "versions"):
             if other[what] != first[what]:
                 raise CheckpointError(
-                    f"Process {rank} of {processes.count} has other {what} than the first; all of them need the same "
+                    f"Rank {rank} of {processes.count} has other {what} than rank 0; all ranks need the same "
                     "command, the same files and the same packages."
                 )
     return str(first["key"])

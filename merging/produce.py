@@ -106,7 +106,7 @@ def _weights(
 
     check: what is tried while the first digests are taken, before torch is loaded.
     """
-    report_bus_errors("What is finished is kept: the same command with --resume goes on from there.")
+    report_bus_errors("Finished tensors are kept; the same command with --resume continues from there.")
     lanes = [files_of(checkpoint) for checkpoint in work.inputs.all]
     writers: list[ShardedWriter] = []
     with InputDigests(own_files(lanes, output.processes), lambda: writers[0].part if writers else 0.0) as digests:

@@ -104,7 +104,7 @@ def plan_merge(
         whole_matrix=any(method.whole_matrix),
         finished=relaxing.finished if relaxing else lambda _: None,
         preview=(lambda: relaxing.preview(donor, merge_plan)) if relaxing else tuple,
-        mergekit=(document, [*unsaid, *(["AIM: the result was relaxed besides."] if relaxing else [])]),
+        mergekit=(document, [*unsaid, *(["AIM: the result was also relaxed."] if relaxing else [])]),
     )
 
 

@@ -421,7 +421,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an angle for each row": ({"method": "model_stock", "filter_wise": True}, "take filter_wise away"),
     "no base for an arc": ({"method": "nuslerp", "base_model": None}, "only with --base_model"),
     "rows for the base": ({"pad_to_multiple_of": 64}, "pad_to_multiple_of gives the base more rows"),
-    "the original's numerics": ({"numerics": "reference"}, "is one of whole models"),
+    "the original's numerics": ({"numerics": "reference"}, "which is for whole models"),
 }
 
 

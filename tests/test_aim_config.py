@@ -128,10 +128,10 @@ def test_from_lock(
     assert run(main, ["--from_lock", str(tmp_path / "out"), "--dry_run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["omega"] == [0.3]
     assert run(main, [*again, str(tmp_path / "x"), "--omega", "0.1"]) == 2
-    assert "take --omega away" in capsys.readouterr().err
+    assert "leave out --omega" in capsys.readouterr().err
     for script in (main, merge.main):
         assert run(script, [*again, str(tmp_path / "x"), "--config", "r.yml"]) == 2
-        assert "take --config away" in capsys.readouterr().err
+        assert "leave out --config" in capsys.readouterr().err
     models = ["--base_model", str(family["base"]), "--models_to_merge", str(family["a"]), "--method", "ties"]
     assert run(merge.main, ["--quiet", *models, "--save_path", str(tmp_path / "merged")]) == 0
     assert run(main, ["--from_lock", str(tmp_path / "merged"), "--save_path", str(tmp_path / "y")]) == 2

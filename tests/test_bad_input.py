@@ -168,7 +168,7 @@ CASES: list[tuple[Break, str]] = [
     (lambda p: [*GSM8K, "--gen_kwargs", "top_kk=3"], "Did you mean 'top_k'?"),
     (lambda p: [*GSM8K, "--gen_kwargs", "num_beams=2,temperature=1"], "exclude each other"),
     (lambda p: [*GSM8K, "--backend", "vllm"], "--backend vllm needs a GPU and the package vllm"),
-    (lambda p: [*GSM8K, "--device", "mps"], "--device mps is not here"),
+    (lambda p: [*GSM8K, "--device", "mps"], "--device mps is not available"),
     (lambda p: [*GSM8K, "--batch_size", "auto:0"], "--batch_size is auto, auto:N"),
     (own_code, "allow it with --model_args trust_remote_code=true"),
     (lambda p: [*GSM8K, "--model", f"{p.model}+{p.out / 'none'}"], "does not exist"),

@@ -449,7 +449,7 @@ def test_bad_calibration_file(tmp_path: Path, name: str, content: bytes, message
     [
         ({"calibration": "none.jsonl"}, "none.jsonl does not exist"),
         ({"calibration": "./nothing"}, "./nothing does not exist"),
-        ({"calibration": "t.csv"}, r"t.csv is no file here; give pile, a hub data set"),
+        ({"calibration": "t.csv"}, r"t.csv is not a local file; give pile, a hub data set"),
         ({"calibration": "README.md"}, r"README.md must be a .jsonl, .json, .parquet or .txt file"),
         ({"calibration": "pile,"}, "has an empty name"),
         ({"calibration": "pile,pile"}, "lists pile twice"),

@@ -209,7 +209,7 @@ def test_mistakes(family, tmp_path: Path, run_script) -> None:
         ([*without, "--bandwidths", SHIPPED], "--bandwidths goes with --dry_run"),
         (command(family["base"], family["a"], "--bandwidths", f"{SHIPPED}:laptpo"), "Did you mean 'laptop'?"),
         (["merge.py", "--method", "linear", "--models_to_merge", adapted, "--save_as", "adapter", "--dry_run",
-          "--bandwidths", SHIPPED], "of adapters nothing was measured"),
+          "--bandwidths", SHIPPED], "estimates merges of models, not of adapters"),
     ):  # fmt: skip
         done = run_script(*words)
         assert done.returncode == 2, done.stderr

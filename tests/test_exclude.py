@@ -117,7 +117,7 @@ def test_a_head_that_only_some_have(llamas: dict[str, Path], classifiers: dict[s
     [
         (["--exclude", "nowhere"], "--exclude 'nowhere' matches no tensor; the first is "),
         (["--exclude", "("], "exclude '(' is no regular expression"),
-        (["--exclude_from", "a"], "exclude_from says whose the excluded tensors are: give exclude too."),
+        (["--exclude_from", "a"], "exclude_from is the source of the excluded tensors: give exclude too."),
         (["--exclude", "lm_head", "--exclude_from", "nobody"], "--exclude_from 'nobody' must be base or one of the"),
     ],
 )

@@ -186,7 +186,7 @@ REFUSALS: list[tuple[list[str], int, str]] = [
     (["--benchmarks", "", "--batch_size", "many"], 2, "--batch_size"),
     (["--benchmarks", "", "--max_model_len", "513"], 2, "more than the 512 positions"),
     (["--benchmarks", "", "--apply_chat_template"], 2, "no chat template"),
-    (["--benchmarks", "", "--device", "cuda:99"], 2, "--device cuda:99 is not here"),
+    (["--benchmarks", "", "--device", "cuda:99"], 2, "--device cuda:99 is not available"),
     (["--benchmarks", "", "--n_gpu", "99"], 2, "--n_gpu 99"),
     (["--benchmarks", "", "--data_dir", "no_such_folder"], 2, "is not a folder"),
     (["--benchmarks", "arc_easy"], 2, "has no allenai/ai2_arc"),

@@ -73,7 +73,7 @@ JSON_BOMBS = [
     ("[" * 1_000_000, "nested more than"),
     ("[" * 100 + "]" * 100, "nested more than"),
     ('{"a":' * 70 + "1" + "}" * 70, "nested more than"),
-    ('{"a": 1, "a": 2}', "the key 'a' stands in it twice"),
+    ('{"a": 1, "a": 2}', "the key 'a' is in it twice"),
     ("[" + "[]," * 1_000_000 + "[]]", "values"),
     ('"\\ud800"', "surrogate"),
     ("1" * 5000, "5000 digits"),

@@ -163,7 +163,11 @@ def test_what_is_not_there(hub: Hub, run: Run, models: dict[str, Path]) -> None:
     bare = shutil.copytree(models["a"], models["a"].parent / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     hub.repos |= {"org/base": Repo(models["base"]), "org/bare": Repo(bare)}
     for model, code, sentence in (
-        ("org/nmae", 2, "Model org/nmae is no folder here and not on the hub (404): check the spelling (`hf models ls"),
+        (
+            "org/nmae",
+            2,
+            "Model org/nmae is neither a local folder nor on the hub (404): check the spelling (`hf models ls",
+        ),
         ("org/base@v9", 2, "Model org/base has no revision 'v9' on the hub (404)"),
         ("org/bare", 1, "org/bare holds no weights (model.safetensors or pytorch_model.bin"),
     ):
@@ -177,7 +181,7 @@ def test_no_way_to_the_hub(hub: Hub, run: Run, models: dict[str, Path]) -> None:
     internet; neither waits for long, and --revision is in the command."""
     done = run("org/base", "org/a@v1", HF_HUB_OFFLINE="1")
     assert done.returncode == 1
-    assert "not in the hub's cache, and HF_HUB_OFFLINE is set; run `hf download org/a --revision v1` wh" in done.stderr
+    assert "in the hub's cache, and HF_HUB_OFFLINE is set; run `hf download org/a --revision v1` wh" in done.stderr
     done = run("org/base", "org/a", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1
     assert "the hub cannot be reached (Connect" in done.stderr

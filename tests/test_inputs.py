@@ -282,7 +282,7 @@ REFUSED_ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"does not fit .*llama: the base has no tensor model\.layers\.7\..*; it was trained on ",
     ),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "holds no weights"),
-    "no config": (lambda f: (f / "adapter_config.json").unlink(), "is no adapter .*list a model of its own"),
+    "no config": (lambda f: (f / "adapter_config.json").unlink(), "is not an adapter .*separate models by commas"),
 }
 
 
@@ -305,7 +305,7 @@ def test_adapter_for_another_base(bases: dict[str, Path], tmp_path: Path) -> Non
         open_checkpoint(f"{narrow}+{tmp_path / 'lora'}")
     other = open_checkpoint(f"{bases['llama']}+{tmp_path / 'lora'}")  # another name alone is reported, not refused
     assert other.notes == (
-        f"{tmp_path / 'lora'} says that it was trained on org/wide; here it is added to {bases['llama']}.",
+        f"{tmp_path / 'lora'} was trained on org/wide, by its config; it is added to {bases['llama']}.",
     )
     spoil(tmp_path / "lora", base_model_name_or_path=f"org/{bases['llama'].name}")
     assert open_checkpoint(f"{bases['llama']}+{tmp_path / 'lora'}").notes == ()

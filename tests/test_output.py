@@ -220,7 +220,7 @@ def test_from_lock_takes_no_other_setting(done: Path, tmp_path: Path, run_script
     """A flag that would change the recipe is refused with exit code 2."""
     finished = run_script("merge.py", "--from_lock", done, "--density", 0.5, "--save_path", tmp_path / "out")
     assert finished.returncode == 2
-    assert "take --density away" in finished.stderr
+    assert "leave out --density" in finished.stderr
 
 
 # verify
@@ -396,7 +396,7 @@ def test_allow_nonfinite(tmp_path: Path, capsys) -> None:
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight of the result is not finite"):
         merge(make_recipe(flags, {}), Output(tmp_path / "out", quiet=True))
     out = merge(make_recipe(flags, {}), Output(tmp_path / "out", allow_nonfinite=True))
-    assert "model.norm.weight: not finite in 3 places" in capsys.readouterr().err
+    assert "model.norm.weight: 3 entries are not finite" in capsys.readouterr().err
     assert json.loads((out / "run_record.json").read_text())["tensors"]["nonfinite"] == {"model.norm.weight": 3}
 
 

@@ -92,7 +92,7 @@ def evaluate_share(
     ranks = Ranks.of_run()
     benchmarks = preflight(model, settings) if benchmarks is None else benchmarks
     if ranks.count > 1 and save_path is None:
-        raise EvaluationError("Several processes meet in their journal: give a save_path.")
+        raise EvaluationError("Several processes share answers through the journal in save_path; give one.")
     screen = sys.stderr
     with ExitStack() as stack:
         stack.enter_context(environment(settings, local=not isinstance(model, str) or Path(model).is_dir()))

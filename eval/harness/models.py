@@ -146,9 +146,9 @@ def resolve_device(settings: Settings, model: Any, ranks: Ranks) -> Settings:
     if settings.n_gpu is not None and settings.n_gpu > visible:
         raise UsageError(f"--n_gpu {settings.n_gpu} is more than the {visible} GPUs visible here.")
     if kind == "cuda" and (not visible or int(index or 0) >= visible):
-        raise UsageError(f"--device {settings.device} is not here: {visible} GPUs are visible.")
+        raise UsageError(f"--device {settings.device} is not available: {visible} GPUs are visible.")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps is not here: torch finds no Metal device.")
+        raise UsageError("--device mps is not available: torch finds no Metal device.")
     gpu = kind not in ("cpu", "mps") and visible > 0 and settings.n_gpu != 0
     if kind == "cuda" and not gpu:
         raise UsageError(f"--device {settings.device} and --n_gpu 0 contradict each other.")
@@ -222,7 +222,7 @@ def load_config(folder: Path, label: str, settings: Settings) -> Any:
 def _not_loaded(part: str, label: str, error: Exception) -> BadInputError:
     if "trust_remote_code" in str(error):
         return BadInputError(
-            f"The {part} of {label} needs code of its own; read it, and allow it with --model_args "
+            f"The {part} of {label} needs code of its own; review it, and allow it with --model_args "
             "trust_remote_code=true."
         )
     return BadInputError(f"The {part} of {label} could not be loaded: {first_line(error)}")

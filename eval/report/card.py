@@ -73,9 +73,9 @@ def _line(path: Path, model: str | None, report: Report) -> Line:
         return found[0]
     names = [line.row.name for line in lines]
     hint = (
-        nearest(model, names) if model else f" Say whose with --card_model: {', '.join(names) or 'none was measured'}."
+        nearest(model, names) if model else f" Choose one with --card_model: {', '.join(names) or 'none was measured'}."
     )
-    raise UsageError(f"{wanted}: {len(found) or 'no'} models of these results are meant.{hint}")
+    raise UsageError(f"{wanted}: {len(found) or 'no'} models of these results match.{hint}")
 
 
 def updated(text: str, line: Line, report: Report, intervals: bool, source: str) -> str:

@@ -238,7 +238,7 @@ def ranking(report: Report, column: str) -> list[Line]:
         )
     directions = {r.scores[column].higher_is_better for r in results if column in r.scores} if column != HV else {True}
     if directions - {True, False} or len(directions) > 1:
-        raise UsageError(f"--rank {column}: it is not known whether more of it is better.")
+        raise UsageError(f"--rank {column}: its direction (higher or lower is better) is unknown.")
     sign = 1 if directions == {False} else -1
     return sorted(lines, key=lambda line: sign * (line.cells[at].value or 0.0))
 
@@ -287,7 +287,7 @@ def _column_notes(models: Models) -> Iterator[str]:
     """Sentences on columns that have no best score: other directions and scales, rows under several conditions."""
     others = [f"{c} ({not_counted(models, c)})" for c in models.columns if c not in models.gain_columns]
     if others:
-        yield f"Scores are percentages of which more is better, except {'; '.join(others)}: no bold, no part in {HV}."
+        yield f"Scores are percentages, higher is better, except {'; '.join(others)}: no bold, no part in {HV}."
     conditions: dict[str, list[str]] = {}
     for column in models.columns:
         for name, pair in column_conflicts([row.result for row in models.rows], column).items():

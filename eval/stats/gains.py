@@ -81,7 +81,7 @@ def all_gains(models: Models, measure: Measure, remark: Remark) -> Gains:
 
     columns = models.gain_columns
     if models.families and not columns:
-        once("No HV gain: no benchmark's scores are fractions of which more is better.")
+        once("No HV gain: no benchmark's scores are fractions with higher is better.")
     for family in models.families if columns else ():
         for row in family.rows:
             labels = population_of(measure.population, family.label, row.name, family.members)
@@ -149,7 +149,7 @@ def not_counted(models: Models, column: str) -> str:
         return f"less of {metric} is better"
     if any(not score.is_fraction for score in scores):
         return f"{metric} is no fraction"
-    return f"it is not known whether more of {metric} is better"
+    return f"the direction of {metric} (higher or lower is better) is unknown"
 
 
 def gain_draws(models: Models, gains: Gains, measure: Measure, draws: int, seed: int) -> dict[str, Array]:

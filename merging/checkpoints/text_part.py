@@ -101,7 +101,7 @@ def _first_layer(text: Checkpoint) -> tuple[str, str]:
         found = layer_of(name)
         if found and found[1] == 0:
             return found[0], found[2]
-    raise CheckpointError(f"{text.name} has no layers that could be laid over a language part.")
+    raise CheckpointError(f"{text.name} has no layers that match a language part.")
 
 
 def _outside(template: Checkpoint, name: str) -> str:

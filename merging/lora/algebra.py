@@ -32,7 +32,7 @@ def check_recipe(recipe: MergeRecipe) -> None:
             f"matrices; use {', '.join((*PLAIN, *ANGULAR))}, or leave --save_as adapter out to save the whole model."
         )
     if recipe.numerics == "reference":
-        raise UsageError("--save_as adapter: the original's arithmetic (--numerics reference) is one of whole models.")
+        raise UsageError("--save_as adapter does not work with --numerics reference, which is for whole models.")
     if recipe.pad_to_multiple_of is not None:
         raise UsageError(
             "--save_as adapter: pad_to_multiple_of gives the base more rows, which an adapter over it does not have; "

@@ -64,7 +64,7 @@ def shown(work: Either, output: Output, as_json: bool, machine: Bandwidths | Non
     parse_size(output.max_shard_size)
     if isinstance(work, AdapterWork):
         if machine is not None:
-            raise UsageError("--bandwidths tells what a merge of models takes; of adapters nothing was measured.")
+            raise UsageError("--bandwidths estimates merges of models, not of adapters; leave it out.")
         if output.save_path != Path():
             check_adapter_output(work, output)
         with prepared_tokenizer(work):
@@ -94,7 +94,7 @@ def check_inputs_of(work: Either, lock: Mapping[str, Any]) -> None:
         check_inputs(lock, [describe_input(checkpoint, files) for checkpoint in work.inputs.distinct])
     for name, file in work.files.items():
         if not file.is_file():
-            raise FailureError(f"The {name} file {file} is not there.")
+            raise FailureError(f"The {name} file {file} does not exist.")
     check_others(lock, {name: digest_of(file) for name, file in work.files.items()})
 
 

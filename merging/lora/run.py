@@ -148,4 +148,6 @@ def _other_bases(models: Sequence[Checkpoint], configs: Sequence[Mapping[str, An
     if len(stated) < 2:
         return []
     told = "; ".join(f"{model.ref.adapter} on {name}" for name, model in stated.items())
-    return [f"The adapters say that they were trained on bases of different names ({told}); they are taken for one."]
+    return [
+        f"The adapters say that they were trained on bases of different names ({told}); they are treated as one base."
+    ]

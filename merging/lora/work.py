@@ -77,14 +77,14 @@ class AdapterWork:
 
     @property
     def remarks(self) -> list[str]:
-        """What the user of the result has to know."""
+        """Return the reports for the user of the result."""
         said = (
             ["The adapter brings a tokenizer of its own, to be loaded from its folder."] if self.has_tokenizer else []
         )
         if self.rows is not None:
             said.append(
-                f"The adapter has embeddings of {self.rows} rows, which its base has not: "
-                f"`model.resize_token_embeddings({self.rows})` comes before it is loaded."
+                f"The adapter has embeddings of {self.rows} rows, its base has another number: call "
+                f"`model.resize_token_embeddings({self.rows})` before you load the adapter."
             )
         return said
 

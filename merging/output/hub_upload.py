@@ -123,7 +123,7 @@ def explained(error: Exception, repo: str, again: str) -> ProjectError:
         return FailureError(f"The hub does not accept the token here (401): run `hf auth login`. {again}")
     if status == 403:
         return FailureError(
-            f"The token here may not write to {repo} (403): take one with the right to write, and an organisation that "
+            f"The token here may not write to {repo} (403): take one with the right to write, and an organization that "
             f"it belongs to. {again}"
         )
     reason = " ".join(str(error).split())

@@ -143,7 +143,9 @@ def _keep_or_discard(work: WorkFolder, parts: Sequence[str], error: BaseExceptio
     if not done or _is_lasting(error):
         work.remove()
         return
-    error.add_note(f"{_tensors(done)} done and kept in {work.path}: the same command with --resume goes on from there.")
+    error.add_note(
+        f"{_tensors(done)} done and kept in {work.path}: the same command with --resume continues from there."
+    )
 
 
 def _is_lasting(error: BaseException) -> bool:
@@ -178,7 +180,7 @@ def _prepare(
     if resume:
         say("There is no interrupted run to resume; starting from the beginning.", quiet)
     elif lines and finished(work.path):
-        say("An interrupted run for this folder is discarded (--resume would have gone on with it).", quiet)
+        say("An interrupted run for this folder is discarded (--resume would have continued it).", quiet)
     work.clear()
     _make_result(result, save_path.resolve())
     for part in parts:
@@ -283,7 +285,7 @@ def _recover(work: WorkFolder, target: Path, quiet: bool) -> None:
         elif not os.path.lexists(target):
             os.rename(replaced, target)
             atomic.sync_folder(target.parent)
-            say(f"{target}: a killed run had moved the earlier result away; it is back.", quiet)
+            say(f"{target}: the earlier result, which a killed run had moved away, is restored.", quiet)
         else:
             raise UsageError(
                 f"{replaced} is the earlier result of {target}, which a killed run moved away, and something else is "
@@ -292,7 +294,7 @@ def _recover(work: WorkFolder, target: Path, quiet: bool) -> None:
     if new is None:
         return
     if is_published or (os.path.lexists(result) and _identity(result) != new):  # it holds what was replaced
-        say(f"{target}: removing what a killed run left when the result was in its place.", quiet)
+        say(f"{target}: removing the leftovers of a killed run.", quiet)
         work.clear()
     else:
         (work.path / PUBLISHING).unlink()

@@ -30,7 +30,7 @@ def check(recipe: MergeRecipe, method: MergeMethod) -> None:
         )
     switches = {name: recipe.parameters.get(name) for name in ("zero_sum", "trim_scope")}
     if recipe.numerics == "reference" and switches["zero_sum"] == "majority":
-        raise UsageError("--numerics reference repeats the original program, where zero_sum is positive; take it away.")
+        raise UsageError("--numerics reference repeats the original program, where zero_sum is positive; leave it out.")
     if switches["trim_scope"] == "model" and any(setting.constant is None for setting in _densities(recipe)):
         raise UsageError(
             "trim_scope model ranks all tensors of a model together, and needs one density for each model; leave out "

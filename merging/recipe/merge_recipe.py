@@ -287,7 +287,7 @@ def _pattern(value: Any) -> str | None:
 def _owner(given: Mapping[str, Any]) -> str:
     owner = given.get("exclude_from")
     if owner is not None and given.get("exclude") is None:
-        raise UsageError("exclude_from says whose the excluded tensors are: give exclude too.")
+        raise UsageError("exclude_from is the source of the excluded tensors: give exclude too.")
     return "base" if owner is None else str(owner)
 
 

@@ -73,7 +73,7 @@ def _request(token: str, entry: Mapping[str, Any], notes: list[str]) -> TokenReq
     kind = source.get("kind") if isinstance(source, Mapping) else None
     if source is None:
         if force:
-            raise UsageError(f"{where}.force needs a source: whose row replaces the models' own.")
+            raise UsageError(f"{where}.force needs a source, the row that replaces the models' own.")
         return TokenRequest(token)
     if kind == "zero":
         return TokenRequest(token, zero=True, force=force)

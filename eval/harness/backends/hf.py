@@ -191,7 +191,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         prefix: int | None = super().prefix_token_id
         if prefix is None:
             raise EvaluationError(
-                f"The tokenizer of {self._label} has no begin or end token to stand before an empty prompt; name one "
+                f"The tokenizer of {self._label} has no begin or end token for an empty prompt; name one "
                 "with --model_args prefix_token_id=ID."
             )
         return prefix

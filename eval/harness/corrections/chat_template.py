@@ -10,7 +10,7 @@ from typing import Any
 
 from console.errors import EvaluationError, first_line
 
-MOVED = "The chat template takes no system message: its text stands at the beginning of the first user turn."
+MOVED = "The chat template takes no system message: its text is put at the beginning of the first user turn."
 Chat = list[dict[str, str]]
 
 

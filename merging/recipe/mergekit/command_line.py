@@ -57,7 +57,9 @@ OPTIONS = {
         answer="tensors are matched by name whatever the architecture; configs that differ in what changes the "
         "function of a weight are refused"
     ),
-    "--unsafe-truncate-embeddings": Option(answer="rows are matched by token string (--tokenizer says whose)"),
+    "--unsafe-truncate-embeddings": Option(
+        answer="rows are matched by token string (--tokenizer chooses the vocabulary)"
+    ),
     "--lora-merge-cache": Option(takes_value=True, answer="adapters are added while tensors are read, without a cache"),
     "--lora-merge-dtype": Option(takes_value=True, answer="adapters are added in float32"),
     "--low-cpu-memory": Option(answer="tensors are streamed in blocks, so that memory does not grow with the model"),

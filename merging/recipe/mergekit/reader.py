@@ -127,7 +127,7 @@ def _general(
         name = model_name(config["base_model"], "base_model")
         given["base_model"] = with_revision(name, config.get("revision"), "revision", notes)
     elif config.get("revision") is not None:
-        notes.append("revision has no effect: it stands beside no model.")
+        notes.append("revision has no effect: it belongs to no model.")
     if config.get("base_model") is None and bases:
         given["base_model"] = bases[0][1]
     given |= {key: value for key, value in flags.items() if key in SETTINGS}

@@ -84,7 +84,7 @@ def with_revision(name: str, revision: Any, where: str, notes: list[str]) -> str
         return name
     path, _, present = model.partition("@")
     if present and present != str(revision):
-        raise UsageError(f"{where} is {revision}, and the model's name has the revision {present}; take one away.")
+        raise UsageError(f"{where} is {revision}, and the model's name has the revision {present}; leave one out.")
     notes.append(
         f"{where}: {path}@{revision} is merged; mergekit 0.1.5 ignores a revision beside the name and takes the "
         "default branch."
