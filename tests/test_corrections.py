@@ -634,7 +634,8 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 
 @pytest.mark.parametrize("template", [REFUSES + "{{ m['content'] }}|{% endfor %}", DROPS])
 def test_a_system_message_is_never_lost(checkpoint: Path, template: str) -> None:
-    """A template that refuses or leaves out a system message gets its text in the first user turn, and it is said."""
+    """A template that refuses or leaves out a system message gets its text in the first user turn, and it is said;
+    plain HFLM drops it."""
     from transformers import AutoTokenizer
 
     from eval.harness.corrections.chat_template import MOVED, render
@@ -643,6 +644,7 @@ def test_a_system_message_is_never_lost(checkpoint: Path, template: str) -> None
     tokenizer.chat_template = template
     reports: list[str] = []
     assert render(tokenizer, CHAT, True, {}, reports.append) == "Be brief.\n\nHi|"
+    assert plain(tiny_llama(tokenizer), tokenizer).apply_chat_template(CHAT) == "Hi|"
     assert reports == [MOVED]
     assert render(tokenizer, CHAT[1:], True, {}, reports.append) == "Hi|"
     assert len(reports) == 1
