@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aim.summary import Row, Summary
 from console.escape import figure_text
-from console.figures import COLOURS, DPI, MARKERS, WIDTH, in_style, legend_rows
+from console.figures import COLORS, DPI, MARKERS, WIDTH, in_style, legend_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def plot_summary(found: Summary, title: str) -> Figure:
         figure.suptitle(figure_text(title, 70))
         axes = figure.subplots(3, 2, sharex=True).flatten()
         axes[-1].set_axis_off()
-        looks = zip(itertools.cycle(MARKERS), itertools.cycle(COLOURS), strict=False)
+        looks = zip(itertools.cycle(MARKERS), itertools.cycle(COLORS), strict=False)
         handles = []
         for label, rows, (marker, color) in zip(names, kinds.values(), looks, strict=False):
             look: dict[str, Any] = {"marker": marker, "color": color, "ms": 3.0, "lw": 1.0, "label": label}

@@ -24,7 +24,7 @@ WIDTH = 5.5
 SMALL = 7.0
 """Size in points of the smallest text."""
 DPI = 300
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS: tuple[Marker, ...] = (
     *("o", "^", "D", "v", "P", "X", "p", "h", "<", ">", "*", "d", "H", "8"),
     *((4, 1, 0), (6, 1, 0), (3, 1, 0), (4, 1, 45), (5, 0, 180), (3, 0, 45), (7, 1, 0), (5, 1, 180)),
@@ -88,7 +88,7 @@ def method_looks(methods: Iterable[str]) -> dict[str, tuple[Marker, str]]:
         free = [i for i in range(len(MARKERS)) if i not in looks.values()] or list(range(len(MARKERS)))
         wanted = len(METHODS) + zlib.crc32(method.encode("utf-8", "replace")) % max(1, len(MARKERS) - len(METHODS))
         looks[method] = wanted if wanted in free else free[wanted % len(free)]
-    return {method: (MARKERS[i], COLOURS[i % len(COLOURS)]) for method, i in looks.items()}
+    return {method: (MARKERS[i], COLORS[i % len(COLORS)]) for method, i in looks.items()}
 
 
 def ordered_colors(count: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The model card: front matter for the hub's model tree, licences of the inputs, method, recipe and health figures."""
+"""The model card: front matter for the hub's model tree, licenses of the inputs, method, recipe and health figures."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NAMELESS = "licenses-of-the-inputs"
 
 
 @dataclass(frozen=True)
-class Licences:
-    """The licences of the inputs by model (those that state one), and the one that the result carries.
+class Licenses:
+    """The licenses of the inputs by model (those that state one), and the one that the result carries.
 
     details: `license`, `license_name` and `license_link` of the result's front matter.
     """
@@ -33,16 +33,16 @@ class Licences:
     details: Mapping[str, str] = field(default_factory=dict)
 
 
-def licences_of(checkpoints: Sequence[Checkpoint]) -> Licences:
-    """Read what the inputs' model cards say. The result has a licence only where all that state one agree."""
+def licenses_of(checkpoints: Sequence[Checkpoint]) -> Licenses:
+    """Read what the inputs' model cards say. The result has a license only where all that state one agree."""
     by_model = {checkpoint.name: checkpoint.licenses for checkpoint in checkpoints if checkpoint.licenses}
-    found = list(dict.fromkeys(licence for licences in by_model.values() for licence in licences))
+    found = list(dict.fromkeys(license for licenses in by_model.values() for license in licenses))
     if len(found) > 1:
-        told = "; ".join(f"{name}: {', '.join(licences)}" for name, licences in by_model.items())
-        warning = f"The inputs have different licences ({told}); the result's must satisfy them all."
-        return Licences(by_model, None, warning, {"license": "other", "license_name": NAMELESS})
+        told = "; ".join(f"{name}: {', '.join(licenses)}" for name, licenses in by_model.items())
+        warning = f"The inputs have different licenses ({told}); the result's must satisfy them all."
+        return Licenses(by_model, None, warning, {"license": "other", "license_name": NAMELESS})
     details = [detail for checkpoint in checkpoints for detail in checkpoint.license_details]
-    return Licences(by_model, found[0] if found else None, None, details[0] if found else {})
+    return Licenses(by_model, found[0] if found else None, None, details[0] if found else {})
 
 
 def write_card(
@@ -50,7 +50,7 @@ def write_card(
     title: str,
     lineage: Mapping[str, Any],
     recipe: Mapping[str, Any],
-    licences: Licences,
+    licenses: Licenses,
     pipeline_tag: str | None,
     health: str | None = None,
     reading: Sequence[str] = (),
@@ -64,14 +64,14 @@ def write_card(
     named = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
     parents = [part.repo for ref in named for part in (ref.alone, ref.adapter) if part and part.is_hub_id]
     parts = [
-        _front(licences, parents, "transformers", pipeline_tag, _tags(lineage)),
+        _front(licenses, parents, "transformers", pipeline_tag, _tags(lineage)),
         f"# {title}",
         _method(lineage),
         f"Base model: {public_name(lineage['base_model']) if lineage['base_model'] else 'none'}",
         "Merged models:",
         "\n".join(f"- {public_name(model)}" for model in lineage["models"]),
         *reading,
-        *([licences.warning] if licences.warning else []),
+        *([licenses.warning] if licenses.warning else []),
         *_recipes(recipe, merge_recipe),
         *([f"## Health\n\n{health}"] if health else []),
     ]
@@ -83,7 +83,7 @@ def write_adapter_card(
     title: str,
     lineage: Mapping[str, Any],
     recipe: Mapping[str, Any],
-    licences: Licences,
+    licenses: Licenses,
     pipeline_tag: str | None,
     base: str,
     remarks: Sequence[str],
@@ -95,7 +95,7 @@ def write_adapter_card(
     """
     parents = [base] if CheckpointRef(base).is_hub_id else []
     parts = [
-        _front(licences, parents, "peft", pipeline_tag, ("lora", *_tags(lineage))),
+        _front(licenses, parents, "peft", pipeline_tag, ("lora", *_tags(lineage))),
         f"# {title}",
         f"A LoRA adapter for {public_name(base)}: PEFT adds it to that model "
         "(`PeftModel.from_pretrained(base, folder)`).",
@@ -103,18 +103,18 @@ def write_adapter_card(
         "Adapters:",
         "\n".join(f"- {public_name(model)}" for model in lineage["models"]),
         *remarks,
-        *([licences.warning] if licences.warning else []),
+        *([licenses.warning] if licenses.warning else []),
         *_recipes(recipe, merge_recipe),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _front(
-    licences: Licences, parents: Sequence[str], library: str, pipeline_tag: str | None, tags: Sequence[str]
+    licenses: Licenses, parents: Sequence[str], library: str, pipeline_tag: str | None, tags: Sequence[str]
 ) -> str:
     """The front matter, which the hub reads."""
     front = {
-        **licences.details,
+        **licenses.details,
         **({"base_model": list(parents)} if parents else {}),
         "library_name": library,
         **({"pipeline_tag": pipeline_tag} if pipeline_tag else {}),

@@ -18,7 +18,7 @@ from merging.checkpoints.parsed_config import ParsedConfig, parse_config
 from merging.checkpoints.quantized.weights import dequantized
 from merging.headers import read_headers
 from merging.hub import CheckpointRef, Part, locate
-from merging.model_config import license_details, stated_licences, text_config_of, ties_embeddings, with_changes
+from merging.model_config import license_details, stated_licenses, text_config_of, ties_embeddings, with_changes
 from merging.scratch import overlay
 from merging.stored import CODES, FLOATS, StoredWeights, TensorInfo, Weights, tensor_bytes
 from merging.tokenizer_files import tokenizer_files
@@ -89,8 +89,8 @@ class Checkpoint:
 
     @cached_property
     def licenses(self) -> tuple[str, ...]:
-        """The licences that the model cards of its parts state, each once."""
-        stated = (licence for part in self.parts for licence in stated_licences(part.folder / "README.md"))
+        """The licenses that the model cards of its parts state, each once."""
+        stated = (license for part in self.parts for license in stated_licenses(part.folder / "README.md"))
         return tuple(dict.fromkeys(stated))
 
     @cached_property

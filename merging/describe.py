@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from merging.bandwidths import Bandwidths
-from merging.card import licences_of
+from merging.card import licenses_of
 from merging.checkpoint import Checkpoint
 from merging.checks import free_space
 from merging.estimate import Amounts, as_sentence, estimate
@@ -37,7 +37,7 @@ def describe(
     """
     plan, inputs = work.plan, work.inputs
     merged = [tensor for tensor in plan.tensors if tensor.is_merged]
-    licences = licences_of(inputs.all)
+    licenses = licenses_of(inputs.all)
     method = work.recipe.get("method") or work.recipe.get("merge_method")
     return {
         "program": work.program,
@@ -58,14 +58,14 @@ def describe(
             "vocabulary": plan.vocabulary.name,
             "tokens": None if plan.vocabulary.tokens is None else len(plan.vocabulary.tokens),
             "chat_template": work.template.origin,
-            "license": licences.result or ("other" if licences.warning else None),
+            "license": licenses.result or ("other" if licenses.warning else None),
         },
         "bytes_to_read": plan.bytes_read,
         "bytes_to_write": work.bytes,
         "bytes_free": free_space(save_path or Path()),
         "peak_memory_bytes": peak_memory(plan, find_method(method) if method else None),
         **({"estimate": estimate(amounts_of(work), machine).as_dict()} if machine else {}),
-        "notes": [*work.notes, *work.preview(), *remarks, *([licences.warning] if licences.warning else [])],
+        "notes": [*work.notes, *work.preview(), *remarks, *([licenses.warning] if licenses.warning else [])],
     }
 
 
@@ -131,7 +131,7 @@ def _model(checkpoint: Checkpoint, work: Work) -> dict[str, Any]:
 def as_text(plan: Mapping[str, Any]) -> str:
     """Return the description for people."""
     lines = ["Models"]
-    heads = ("", "role", "architecture", "tensors", "dtypes", "rows", "tokens", "tied", "licence", "commit")
+    heads = ("", "role", "architecture", "tensors", "dtypes", "rows", "tokens", "tied", "license", "commit")
     table = [heads]
     for model in plan["models"]:
         table.append(
@@ -164,7 +164,7 @@ def as_text(plan: Mapping[str, Any]) -> str:
     )
     lines.append(
         f"  tokenizer of {result['vocabulary']} ({result['tokens'] or 'no'} tokens), chat template: "
-        f"{result['chat_template']}, licence: {result['license'] or 'not stated by the inputs'}"
+        f"{result['chat_template']}, license: {result['license'] or 'not stated by the inputs'}"
     )
     lines.append("Cost")
     lines.append(

@@ -222,7 +222,7 @@ def explained(error: BaseException, ref: CheckpointRef) -> ProjectError:
         )
     if status == 403:
         return CheckpointError(
-            f"Model {ref} is not open to this account (403): open {constants.ENDPOINT}/{ref.repo}, accept its licence "
+            f"Model {ref} is not open to this account (403): open {constants.ENDPOINT}/{ref.repo}, accept its license "
             "as the account that `hf auth whoami` names, and run this again."
         )
     if any(isinstance(e, hub.RevisionNotFoundError) for e in chain):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merging.card import Licences, pipeline_tag_of, public_name, write_card
+from merging.card import Licenses, pipeline_tag_of, public_name, write_card
 from merging.health import as_markdown, by_layer
 from merging.lock import (
     FORMAT,
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Finisher:
     """Finishes the results of a work whose weights are written, each in its stage."""
 
-    def __init__(self, work: Work, output: Output, job: Job, small: Prepared, licences: Licences) -> None:
-        self.work, self.output, self.job, self.small, self.licences = work, output, job, small, licences
+    def __init__(self, work: Work, output: Output, job: Job, small: Prepared, licenses: Licenses) -> None:
+        self.work, self.output, self.job, self.small, self.licenses = work, output, job, small, licenses
         self.said: list[str] = []
         self.tables: list[str] = []
 
@@ -54,7 +54,7 @@ class Finisher:
         tag = pipeline_tag_of(self.small.configs["config.json"])
         names = {str(checkpoint.ref.alone): checkpoint.reading for checkpoint in work.inputs.all}
         reading = [note.replace(name, public_name(name)) for name, notes in names.items() for note in notes]
-        write_card(stage.folder, title, lineage, recipe, self.licences, tag, table, reading, work.merge_recipe)
+        write_card(stage.folder, title, lineage, recipe, self.licenses, tag, table, reading, work.merge_recipe)
         write_lock(stage.folder, self._lock(recipe, stage, digests))
         details = {
             "recipe": recipe,

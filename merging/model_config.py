@@ -56,7 +56,7 @@ def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     return {**config, **outer, "text_config": {**nested, **inner}}
 
 
-def stated_licences(card: Path) -> tuple[str, ...]:
+def stated_licenses(card: Path) -> tuple[str, ...]:
     """Return the licenses in a model card's front matter; none where there is no card or it cannot be read.
 
     A license that the hub has no id for (`other`) is called by its name. Raises CheckpointError for front matter that
@@ -67,16 +67,16 @@ def stated_licences(card: Path) -> tuple[str, ...]:
     if found == "other":
         found = front.get("license_name", found)
     listed = found if isinstance(found, list) else [found]
-    return tuple(foreign(licence) for licence in listed if isinstance(licence, str) and licence.strip())
+    return tuple(foreign(license) for license in listed if isinstance(license, str) and license.strip())
 
 
 def license_details(card: Path, ref: CheckpointRef) -> dict[str, Any]:
     """Return `license`, `license_name` and `license_link` of a model card, as far as it states them.
 
-    A link to a file of a repository on the hub is made a whole address. Raises CheckpointError as `stated_licences`.
+    A link to a file of a repository on the hub is made a whole address. Raises CheckpointError as `stated_licenses`.
     """
     front = _front_matter(card)
-    if not stated_licences(card):
+    if not stated_licenses(card):
         return {}
     listed = {"license": front["license"]} if isinstance(front["license"], list) else {}
     texts = {key: front[key] for key in LICENSE_KEYS if isinstance(front.get(key), str) and front[key].strip()}

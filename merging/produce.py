@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from common.file_state import check_unchanged, states_of
 from console.cli import say
 from console.errors import UsageError
-from merging.card import licences_of
+from merging.card import licenses_of
 from merging.checks import check_space
 from merging.device import check_device_here
 from merging.digests import InputDigests, digest_of
@@ -69,8 +69,8 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
     """Make the rest: all but the tokenizer and the configs, which are made and tried already."""
     started = time.perf_counter()
     inputs, quiet = work.inputs, output.quiet
-    licences = licences_of(inputs.all)
-    for note in (*work.notes, *small.notes, *([licences.warning] if licences.warning else [])):
+    licenses = licenses_of(inputs.all)
+    for note in (*work.notes, *small.notes, *([licenses.warning] if licenses.warning else [])):
         say(note, quiet)
 
     def check() -> None:
@@ -81,7 +81,7 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
             say(unloaded, quiet)
 
     with _weights(work, output, check) as (job, stages, found):
-        finisher = Finisher(work, output, job, small, licences)
+        finisher = Finisher(work, output, job, small, licenses)
         for variant, stage in zip(work.variants, stages, strict=True):
             finisher.finish(variant, stage, found, time.perf_counter() - started)
         if len(stages) > 1:

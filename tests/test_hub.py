@@ -125,10 +125,10 @@ REFUSALS: dict[str, tuple[Repo, int, str]] = {
         "then run `hf auth login`",
     ),
     "files that need a login": (Repo(files_refusal=(401, "GatedRepo", "Access is restricted")), 1, "`hf auth login`"),
-    "licence not accepted": (
+    "license not accepted": (
         Repo(files_refusal=(403, "GatedRepo", "Access to model org/b is restricted")),
         1,
-        "/org/b, accept its licence as the account that `hf auth whoami` names",
+        "/org/b, accept its license as the account that `hf auth whoami` names",
     ),
     "token without the right": (Repo(refusal=(403, "", "Forbidden")), 1, "is not open to this account (403)"),
     "the hub is down": (
@@ -265,7 +265,7 @@ def test_a_tokenizer_that_cannot_serve_costs_no_download(
 def test_headers_without_weights(
     hub: Hub, models: dict[str, Path], tmp_path: Path, run_script: Run, settings: dict[str, str]
 ) -> None:
-    """Opened by headers alone, models of the hub have their true shapes, commit and licence, and no weight file was
+    """Opened by headers alone, models of the hub have their true shapes, commit and license, and no weight file was
     fetched whole: only ranges of them were asked for, and none is in the cache. Reading one says so."""
     hub.repos |= {"org/base": Repo(models["base"]), "org/a": Repo(models["a"])}
     code = (

@@ -187,7 +187,7 @@ def test_adapters_merge_like_the_models_they_make(bases: dict[str, Path], tmp_pa
 
 
 def test_what_an_adapted_checkpoint_says(bases: dict[str, Path], tmp_path: Path) -> None:
-    """Adapted tensors count as fp32, the others as stored; files, licences and fingerprint are of base and adapter."""
+    """Adapted tensors count as fp32, the others as stored; files, licenses and fingerprint are of base and adapter."""
     base, lora = shutil.copytree(bases["llama"], tmp_path / "base"), tmp_path / "lora"
     train(base, lora)
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
@@ -210,7 +210,7 @@ def test_what_an_adapted_checkpoint_says(bases: dict[str, Path], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("card", "licences"),
+    ("card", "licenses"),
     [
         ("---\nlicense: mit\n---\n", ("mit",)),
         ("---\nlicense: other\nlicense_name: my-own\n---\n", ("my-own",)),
@@ -221,11 +221,11 @@ def test_what_an_adapted_checkpoint_says(bases: dict[str, Path], tmp_path: Path)
         ("", ()),
     ],
 )
-def test_licences_of_broken_cards(bases: dict[str, Path], tmp_path: Path, card: str, licences: tuple[str, ...]) -> None:
-    """A card's front matter that is missing, open, or no YAML mapping states no licence and stops nothing."""
+def test_licenses_of_broken_cards(bases: dict[str, Path], tmp_path: Path, card: str, licenses: tuple[str, ...]) -> None:
+    """A card's front matter that is missing, open, or no YAML mapping states no license and stops nothing."""
     model = shutil.copytree(bases["llama"], tmp_path / "model")
     (model / "README.md").write_text(card)
-    assert open_checkpoint(str(model)).licenses == licences
+    assert open_checkpoint(str(model)).licenses == licenses
 
 
 def test_adapter_with_more_tokens_than_its_base(bases: dict[str, Path], tmp_path: Path) -> None:

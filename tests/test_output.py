@@ -447,23 +447,23 @@ def test_card_has_no_places(family, done: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("licences", "front", "warned"),
+    ("licenses", "front", "warned"),
     [
         ({"base": "mit", "a": "mit", "b": "mit"}, "license: mit", False),
         ({"base": "llama2", "a": "cc-by-nc-4.0"}, "license: other", True),
         ({}, None, False),
     ],
 )
-def test_licence_of_the_result(family, tmp_path: Path, capsys, licences, front, warned) -> None:
-    """The inputs' licences go into the card where they agree; where they differ it is a warning that names them all,
+def test_license_of_the_result(family, tmp_path: Path, capsys, licenses, front, warned) -> None:
+    """The inputs' licenses go into the card where they agree; where they differ it is a warning that names them all,
     on the screen and in the card; where none is stated none is made up."""
     folders = {name: shutil.copytree(family[name], tmp_path / name) for name in ("base", "a", "b")}
-    for name, licence in licences.items():
-        (folders[name] / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    for name, license in licenses.items():
+        (folders[name] / "README.md").write_text(f"---\nlicense: {license}\n---\n")
     out = merge(recipe_of(folders), Output(tmp_path / "out"))
     card, said = (out / "README.md").read_text(), capsys.readouterr().err
     assert (front in card) if front else ("license:" not in card)
-    assert ("different licences" in said) == ("different licences" in card) == warned
+    assert ("different licenses" in said) == ("different licenses" in card) == warned
     if warned:
         assert "cc-by-nc-4.0" in said
         assert "llama2" in said

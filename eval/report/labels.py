@@ -29,7 +29,7 @@ DISTANCES = (0.0, 5.0, 12.0, 20.0, 30.0, 45.0, 65.0, 90.0)
 class Label:
     text: str
     point: Point
-    colour: str
+    color: str
     bold: bool = False
 
 
@@ -82,7 +82,7 @@ def _write(ax: Axes, label: Label, offset: tuple[float, float], width: int, lead
         va="center",
         fontsize=SMALL,
         linespacing=0.95,
-        color=label.colour,
+        color=label.color,
         fontweight="bold" if label.bold else "normal",
         bbox={
             "boxstyle": "square,pad=0.1",
@@ -90,7 +90,7 @@ def _write(ax: Axes, label: Label, offset: tuple[float, float], width: int, lead
             "alpha": 0.75,
             "lw": 0,
         },  # an outline would end text as text in SVG
-        arrowprops={"arrowstyle": "-", "color": label.colour, "lw": 0.5, "shrinkA": 0.0, "shrinkB": 2.5}
+        arrowprops={"arrowstyle": "-", "color": label.color, "lw": 0.5, "shrinkA": 0.0, "shrinkB": 2.5}
         if leader
         else None,
         zorder=6,

@@ -86,9 +86,9 @@ def coefficients(
 
         g = products()
         return arc(g[0, 0], g[1, 1], g[0, 1], turn(parameters["weights"])).tolist()
-    from merging.methods.multislerp import barycentre
+    from merging.methods.multislerp import barycenter
 
-    return [1.0] if count == 1 else barycentre(name, products(), parameters)
+    return [1.0] if count == 1 else barycenter(name, products(), parameters)
 
 
 def _plain(method: str, parameters: Mapping[str, Any]) -> list[float]:

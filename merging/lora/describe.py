@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merging.card import licences_of
+from merging.card import licenses_of
 from merging.checks import free_space
 from merging.describe import size_of
 from merging.lora.whole import adapted
@@ -16,7 +16,7 @@ from merging.lora.work import AdapterWork
 
 def describe_adapter(work: AdapterWork, save_path: Path | None) -> dict[str, Any]:
     """Return the plan as data for JSON."""
-    planned, licences = work.plan, licences_of(work.inputs.all)
+    planned, licenses = work.plan, licenses_of(work.inputs.all)
     return {
         "program": work.program,
         "save_as": "adapter",
@@ -40,12 +40,12 @@ def describe_adapter(work: AdapterWork, save_path: Path | None) -> dict[str, Any
             "dtypes": sorted({entry.dtype for entry in planned.tensors}),
             "results": len(work.variants),
             "tokenizer": planned.of_model.vocabulary.name if work.has_tokenizer else None,
-            "license": licences.result,
+            "license": licenses.result,
         },
         "settings": dict(work.settings),
         "bytes_to_write": work.bytes,
         "bytes_free": free_space(save_path or Path()),
-        "notes": [*work.notes, *work.remarks, *([licences.warning] if licences.warning else [])],
+        "notes": [*work.notes, *work.remarks, *([licenses.warning] if licenses.warning else [])],
     }
 
 
@@ -54,8 +54,8 @@ def adapter_as_text(plan: Mapping[str, Any]) -> str:
     lines = ["Adapters", f"  base: {plan['base']['name']}"]
     for one in plan["adapters"]:
         whole = f", {one['whole']} whole tensors" if one["whole"] else ""
-        licence = f", licence {', '.join(one['licenses'])}" if one["licenses"] else ""
-        lines.append(f"  {one['name']}: {one['factors']} matrices{whole}{licence}")
+        license = f", license {', '.join(one['licenses'])}" if one["licenses"] else ""
+        lines.append(f"  {one['name']}: {one['factors']} matrices{whole}{license}")
     lines.append("Recipe")
     for key, value in plan["recipe"].items():
         source = plan["sources"].get(key)
@@ -67,7 +67,7 @@ def adapter_as_text(plan: Mapping[str, Any]) -> str:
     if result["whole"]:
         lines.append(f"  stored whole: {', '.join(result['whole'][:3])} ({len(result['whole'])} tensors)")
     lines.append(
-        f"  tokenizer: {result['tokenizer'] or 'none, the base has it'}, licence: "
+        f"  tokenizer: {result['tokenizer'] or 'none, the base has it'}, license: "
         f"{result['license'] or 'not stated by the inputs'}"
     )
     lines.append("Cost")

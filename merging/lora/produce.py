@@ -16,7 +16,7 @@ from typing import Any
 from common.file_state import check_unchanged, states_of
 from console.cli import say
 from console.errors import CheckpointError, UsageError
-from merging.card import Licences, licences_of, pipeline_tag_of, write_adapter_card
+from merging.card import Licenses, licenses_of, pipeline_tag_of, write_adapter_card
 from merging.checks import check_space
 from merging.digests import digest_of
 from merging.lock import (
@@ -82,8 +82,8 @@ def _make(work: AdapterWork, output: Output, tokenizer: Sequence[Path]) -> Path:
     """Make the rest: all but the tokenizer."""
     started = time.perf_counter()
     quiet = output.quiet
-    licences = licences_of(work.inputs.all)
-    for note in (*work.notes, *work.remarks, *([licences.warning] if licences.warning else [])):
+    licenses = licenses_of(work.inputs.all)
+    for note in (*work.notes, *work.remarks, *([licenses.warning] if licenses.warning else [])):
         say(note, quiet)
     configs, _ = make_configs(work.inputs, work.plan.of_model)
     config = configs["config.json"]
@@ -99,7 +99,7 @@ def _make(work: AdapterWork, output: Output, tokenizer: Sequence[Path]) -> Path:
         inputs = _inputs(work, output.expected)
         for variant, stage in zip(work.variants, stages, strict=True):
             seconds = time.perf_counter() - started
-            _finish(work, output, variant, stage, inputs, licences, pipeline_tag_of(config), tokenizer, seconds)
+            _finish(work, output, variant, stage, inputs, licenses, pipeline_tag_of(config), tokenizer, seconds)
         if len(stages) > 1:
             write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
         for stage in stages:
@@ -185,7 +185,7 @@ def _finish(
     variant: Variant,
     stage: Stage,
     inputs: Mapping[str, Any],
-    licences: Licences,
+    licenses: Licenses,
     tag: str | None,
     tokenizer: Sequence[Path],
     seconds: float,
@@ -198,7 +198,7 @@ def _finish(
     name = output.save_path.name
     title = name if variant.folder == "." else f"{name} {variant.folder}"
     base = str(work.settings["base_model_name_or_path"])
-    write_adapter_card(stage.folder, title, lineage, recipe, licences, tag, base, work.remarks, work.merge_recipe)
+    write_adapter_card(stage.folder, title, lineage, recipe, licenses, tag, base, work.remarks, work.merge_recipe)
     tensors = tensors_of(work.plan, stage.journal.entries)
     if output.expected is not None:
         check_tensors(output.expected, tensors)

@@ -19,11 +19,11 @@ def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlo
     """Compute each model's coefficient from the inner products of the tensors (of the task vectors, with a base)."""
     if len(group.finetuned) == 1:
         return lambda block: {"coefficients": [1.0]}
-    found = barycentre(group.name, gram(group, relative=group.base is not None), parameters)
+    found = barycenter(group.name, gram(group, relative=group.base is not None), parameters)
     return lambda block: {"coefficients": found}
 
 
-def barycentre(name: str, products: Tensor, parameters: Mapping[str, Any]) -> list[float]:
+def barycenter(name: str, products: Tensor, parameters: Mapping[str, Any]) -> list[float]:
     """Return the coefficient of each of n vectors from their inner products (n, n) fp64.
 
     u_i = x_i / |x_i|; m = sum w_i u_i normalised; v = sum w_i (u_i - <u_i, m> m); the result is
