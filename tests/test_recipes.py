@@ -564,7 +564,7 @@ MISTAKES = {
                               r"slices\[0\]\.layer_range: .* under `slices\[0\]\.sources`"),
     "method of a slice": (S + "slices: [{merge_method: linear, sources: [{model: a, layer_range: [0, 2]}]}]",
                           r"slices\[0\]\.merge_method is linear; a recipe has one method"),
-    "two revisions": (BASE.replace("{model: a}", "{model: o/a@v1, revision: v2}"), "has the revision v1; take one"),
+    "two revisions": (BASE.replace("{model: a}", "{model: o/a@v1, revision: v2}"), "has the revision v1; leave one"),
     "models of flags": (BASE + "models_to_merge: [a]", "models_to_merge: .* write it under `models`"),
     "key of a model": (BASE.replace("{model: a}", "{model: a, parameter: {}}"), r"models\[0\]\.parameter is no key"),
     "models and slices": (BASE + "slices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
