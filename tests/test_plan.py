@@ -111,7 +111,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path, extra: tuple[str, 
             generator = torch.Generator().manual_seed(seed)
             tensor = torch.randn(rows, 4096, generator=generator).bfloat16()
             save_file({"body.weight": tensor}, folder / "model.safetensors", {"format": "pt"})
-            (folder / "config.json").write_text("{}")
+            (folder / "config.json").write_text('{"model_type": "synthetic"}')
         models = f"{tmp_path / f'a-{rows}'},{tmp_path / f'b-{rows}'}"
         peaks.append(peak_anonymous(["merge.py", *extra, "--base_model", tmp_path / f"base-{rows}", "--models_to_merge",
                                      models, "--save_path", tmp_path / f"out-{rows}", "--no-load_check"]))  # fmt: skip
@@ -127,7 +127,7 @@ def test_memory_of_stacked_experts(tmp_path: Path) -> None:
         generator = torch.Generator().manual_seed(seed)
         tensor = torch.randn(2, 4096, 4096, generator=generator).bfloat16()
         save_file({"mlp.experts.up_proj": tensor}, tmp_path / name / "model.safetensors", {"format": "pt"})
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text('{"model_type": "synthetic"}')
     models = ",".join(str(tmp_path / name) for name in "abcd")
     peak = peak_anonymous(["merge.py", "--method", "task_arithmetic", "--base_model", tmp_path / "base",
                            "--models_to_merge", models, "--save_path", tmp_path / "out",
