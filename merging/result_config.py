@@ -50,6 +50,9 @@ def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]],
     if len(dtypes) == 1:
         config.pop("torch_dtype", None)
         config["dtype"] = dtypes.pop()
+    predicting = prediction_names(donor)
+    if not any(tensor.own.name in predicting for tensor in plan.tensors):
+        config = without_prediction(config)
     rows, extra = rows_of(donor, plan), extra_rows(donor)
     parts = list(_parts(config, (embedding_rows(donor) or 0) - extra or None))
     for part in parts:
@@ -59,10 +62,6 @@ def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]],
             part["tie_word_embeddings"] = True
         if not plan.tied and ("tie_word_embeddings" in part or part is config):  # unsaid, it may be true
             part["tie_word_embeddings"] = False
-    predicting = prediction_names(donor)
-    if not any(tensor.own.name in predicting for tensor in plan.tensors):
-        config = without_prediction(config)
-        parts = list(_parts(config, (embedding_rows(donor) or 0) - extra or None))
     if plan.layer_origins:
         adapt_layers(config, donor, plan.layer_origins)
         check_kinds(config, donor, plan.layer_origins)
