@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from console.errors import HeadersUnknownError
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
 """Place, among the eight numbers of a word, of output channel 0, 1, ... (Lin et al. 2023, arXiv:2306.00978)."""
+
+
+def _quantized_modules(stored: StoredTensors) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (module, qweight, scales, qzeros) of GPTQ's and AWQ's modules. Raises CheckpointError for missing parts."""
+    for module in stored.ending(".qweight"):
+        packed = f"{module}.qweight"
+        yield module, packed, stored.part(f"{module}.scales", packed), stored.part(f"{module}.qzeros", packed)
 
 
 class Gptq:
@@ -28,10 +35,7 @@ class Gptq:
     def validate(self, stored: StoredTensors) -> list[QuantizedTensor]:
         """Return each module's weight whose scales are as wide as its qweight."""
         weights = []
-        for module in stored.ending(".qweight"):
-            packed = f"{module}.qweight"
-            scales = stored.part(f"{module}.scales", packed)
-            zeros = stored.part(f"{module}.qzeros", packed)
+        for module, packed, scales, zeros in _quantized_modules(stored):
             shape, grid = stored.tensors[packed].shape, stored.tensors[scales].shape
             if len(shape) != 2 or len(grid) != 2 or shape[1] != grid[1]:
                 continue  # AWQ packs along the outputs
@@ -79,10 +83,7 @@ class Awq:
     def validate(self, stored: StoredTensors) -> list[QuantizedTensor]:
         """Return each module's weight whose scales are eight times as wide as its qweight."""
         weights = []
-        for module in stored.ending(".qweight"):
-            packed = f"{module}.qweight"
-            scales = stored.part(f"{module}.scales", packed)
-            zeros = stored.part(f"{module}.qzeros", packed)
+        for module, packed, scales, zeros in _quantized_modules(stored):
             shape, grid = stored.tensors[packed].shape, stored.tensors[scales].shape
             if len(shape) == 2 and len(grid) == 2 and shape[1] == grid[1]:
                 continue  # GPTQ
