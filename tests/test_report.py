@@ -239,7 +239,7 @@ def test_newest_result_counts(family: Path) -> None:
     models = load([family], {}, remarks.append)
     assert models.find("one").scores["adding"] == 90.0  # type: ignore[union-attr]
     assert models.columns == TASKS
-    assert any("lacks MMLU" in remark for remark in remarks)
+    assert any("is left out (MMLU of" in remark for remark in remarks)
     models = load([family, old], {}, remarks.append)
     assert models.find("one").scores == {"adding": 1.0, "reversing": 25.0, "coding": 20.0, "MMLU": 9.0}  # type: ignore[union-attr]
     assert any("several results for adding" in remark for remark in remarks)

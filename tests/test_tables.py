@@ -381,4 +381,4 @@ def test_results_of_the_same_weights_are_put_together(tmp_path: Path) -> None:
     remarks: list[str] = []
     (found,) = read_all([tmp_path], remarks.append)[0]
     assert set(found.scores) == {"GSM8K"}
-    assert any("lacks MMLU" in remark for remark in remarks)
+    assert any("is left out (MMLU of" in remark for remark in remarks)
