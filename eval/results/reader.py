@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from console.errors import BadInputError, UsageError
 from eval.results.collection import COLLECTION, unpacked
 from eval.results.conditions import BY_BENCHMARK, listed, run_differences
-from eval.results.result import COLUMNS, PUBLISHED, EvalResult, Lineage, Score
+from eval.results.result import COLUMNS, PUBLISHED, EvalResult, Lineage, Score, read_json_file
 from eval.results.rows import Models, Remark, assemble
 
 PAPER = Path(__file__).resolve().parent.parent.parent / "configs" / "paper_results.json"
@@ -150,12 +149,7 @@ def _read(path: Path, argument: int) -> tuple[list[Source], Mapping[str, str]]:
         return [_source(_checked(EvalResult.load(file), file), file, argument) for file in files], {}
     if not path.is_file():
         raise UsageError(f"{path} does not exist; give results files of evaluate_model.py or a folder of them.")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInputError(f"{path} is not JSON, perhaps cut short ({error}).") from error
-    except OSError as error:
-        raise BadInputError(f"{path} cannot be read ({error.strerror}).") from error
+    data = read_json_file(path)
     results: list[EvalResult]
     labels: Mapping[str, str] = {}
     if isinstance(data, Mapping) and data.get("format") == "paper_results":

@@ -162,10 +162,14 @@ class EvalResult:
     @classmethod
     def load(cls, path: Path) -> EvalResult:
         """Read a results file. Raises BadInputError for a file that is cut short or of another kind."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInputError(f"{path} cannot be read ({error.strerror}).") from error
-        except ValueError as error:
-            raise BadInputError(f"{path} is not JSON, perhaps cut short ({error}).") from error
-        return cls.from_json(data, str(path))
+        return cls.from_json(read_json_file(path), str(path))
+
+
+def read_json_file(path: Path) -> Any:
+    """Return the content of a JSON file. Raises BadInputError for a file that is cut short or cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise BadInputError(f"{path} is not JSON, perhaps cut short ({error}).") from error

@@ -133,5 +133,5 @@ def _experts(pattern: str, layer: int, stored: Mapping[str, tuple[int, ...]]) ->
 
 
 def _number(version: str | None) -> tuple[int, ...]:
-    """Return a version as numbers; (0,) where there is none, as PEFT wrote none before 0.18."""
+    """Return a version as numbers; (0,), older than any, where an adapter's config states none."""
     return tuple(int(n) for n in re.findall(r"\d+", version or "0")[:3])

@@ -82,14 +82,16 @@ class DequantizedWeights:
     ) -> None:
         self._label, self._stored, self._weights = label, stored, weights
         used = {part: name for name, (_, tensor) in weights.items() for part in tensor.parts.values()}
-        self.left_out = tuple(name for name in stored.tensors if name not in used and RUNTIME.search(name))
+        self.left_out: list[str] = []
         self.formats = Counter(converter.label for converter, _ in weights.values())
         tensors: dict[str, TensorInfo] = {}
         for name, info in stored.tensors.items():
             if name in used:
                 weight = used[name]
                 tensors[weight] = TensorInfo(weights[weight][1].shape, "float32", info.file, is_calculated=True)
-            elif name not in self.left_out:
+            elif RUNTIME.search(name):
+                self.left_out.append(name)
+            else:
                 tensors[name] = info
         self.tensors: Mapping[str, TensorInfo] = tensors
 
