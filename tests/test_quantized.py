@@ -15,7 +15,7 @@ import merge as merge_script
 from console.cli import run as run_main
 from console.errors import CheckpointError
 from merging.checkpoint import open_checkpoint
-from merging.checkpoints.quantized.converter import unpack_bits
+from merging.checkpoints.quantized.converter import unpack_bits, unpack_slice
 from tests.tiny import fine_tune, make_llama, weights
 
 Tensors = dict[str, torch.Tensor]
@@ -305,6 +305,8 @@ def test_unpacking_is_the_inverse_of_packing(bits: int) -> None:
     numbers = torch.randint(0, 1 << bits, (45,), generator=torch.Generator().manual_seed(bits)).tolist()
     words = torch.tensor(_words(numbers, bits), dtype=torch.int32)
     assert unpack_bits(words, bits, 0, 45).tolist() == numbers
+    for start, stop in ((0, 45), (0, 1), (31, 34), (32, 45), (40, 44), (7, 7)):
+        assert unpack_slice(words, bits, 0, start, stop).tolist() == numbers[start:stop]
 
 
 def test_partial_blocks_of_fp8_follow_the_stated_size(tmp_path: Path) -> None:

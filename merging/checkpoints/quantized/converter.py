@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -106,6 +107,13 @@ def unpack_bits(packed: Tensor, bits: int, dim: int, count: int) -> Tensor:
         following = words.index_select(-1, (index + 1).clamp(max=words.shape[-1] - 1))
         values = torch.where(crossing, values | (following << (32 - offset)), values)
     return (values & ((1 << bits) - 1)).to(torch.int32).movedim(-1, dim)
+
+
+def unpack_slice(packed: Tensor, bits: int, dim: int, start: int, stop: int) -> Tensor:
+    """Return numbers start:stop along `dim` as `unpack_bits` does, from the words that hold them alone."""
+    first = start // 32 * 32  # 32 numbers fill whole words at any width
+    words = packed.narrow(dim, first * bits // 32, math.ceil(stop * bits / 32) - first * bits // 32)
+    return unpack_bits(words, bits, dim, stop - first).narrow(dim, start - first, stop - start)
 
 
 def unpack_fp4(packed: Tensor) -> Tensor:

@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from console.errors import HeadersUnknownError
-from merging.checkpoints.quantized.converter import QuantizedTensor, StoredTensors, per_column, unpack_bits
+from merging.checkpoints.quantized.converter import (
+    QuantizedTensor,
+    StoredTensors,
+    per_column,
+    unpack_bits,
+    unpack_slice,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,8 +70,9 @@ class Gptq:
         import torch
 
         bits, (outputs, inputs) = tensor.settings["bits"], tensor.shape
+        start, stop, _ = rows.indices(outputs)
         codes = unpack_bits(parts["weight"][:, rows], bits, 0, inputs)
-        zeros = unpack_bits(parts["zero"], bits, 1, outputs)[:, rows] + tensor.settings["offset"]
+        zeros = unpack_slice(parts["zero"], bits, 1, start, stop) + tensor.settings["offset"]
         zeros &= (1 << bits) - 1
         scales = parts["scale"][:, rows].to(torch.float32)
         group = parts["group"].long() if "group" in parts else torch.arange(inputs) // (inputs // len(scales))
