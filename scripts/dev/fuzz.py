@@ -6,9 +6,10 @@
 Kinds: safetensors headers, indexes, configs, tokenizers, adapters, importance files, locks and recipes. A case changes
 one file of a small real input in one to three places (odd types, duplicate and renamed keys, deep nesting, long and
 hostile text, flipped and missing bytes), or puts a FIFO, a device, a folder, a link out of the model or an endless file
-in its place, and merges. A case is a problem where it hangs, ends in "Unexpected ...", prints more than one line or
-control characters or more than 300 characters of the input, or gives other tensors than an independent computation.
-Case i of a kind is the same for the same --seed.
+in its place, and merges. A case is a problem where it hangs, ends in "Unexpected ...", takes more than 1 GiB, prints
+more than one line or control characters or more than 300 characters of the input, or gives other tensors than an
+independent computation. Case i of a kind is the same for the same --seed. The cases run one after another in a process
+of their own, which is started again after a case that hangs in it or ends it.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import faulthandler
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import random
-import resource
+import re
 import shutil
-import signal
 import struct
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,11 @@ from console.files import user_path, write_whole
 
 KINDS = ("header", "index", "config", "tokenizer", "adapter", "importance", "lock", "recipe")
 SECONDS = 30.0
-"""Time after which a case counts as hung; on an idle machine the slowest take less than one."""
+"""Time after which a case counts as hung and its process is ended; on an idle machine the slowest take three."""
+MAX_MIB = 1024
+"""Memory of the process that runs a case; torch and transformers alone take about 400 MiB."""
+STARTING = 300.0
+"""Seconds that a process has to import the libraries and make the inputs of a kind."""
 MARK = "\u0436"
 HOSTILE = "\x1b[31m\u202e\x9b" + (MARK * 40 + " ") * 125
 """Text of an input that must not reach the terminal as it is: ANSI, a bidirectional override, 5000 characters."""
@@ -58,13 +63,19 @@ POOL: tuple[Any, ...] = (
 INSERTED = (b"\x00", b'"', b"{", b"}", b"[", b",", b":", b"\xff", b"1", b"-", b"&a *a")
 
 
-class HangError(BaseException):
-    """A case took longer than SECONDS; no handler of the program catches it."""
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one case: its counter in Tally, the problem if it is one, seconds, and peak memory in MiB."""
+
+    counter: str
+    problem: str | None = None
+    seconds: float = 0.0
+    peak_mib: int = 0
 
 
 @dataclass
 class Tally:
-    """Outcomes of the cases of one kind."""
+    """Outcomes of the cases of one kind. peak_mib: of the case that took most; memory: cases over MAX_MIB."""
 
     cases: int = 0
     refused: int = 0
@@ -73,9 +84,18 @@ class Tally:
     hangs: int = 0
     unexpected: int = 0
     wrong: int = 0
+    memory: int = 0
     slowest: float = 0.0
     peak_mib: int = 0
     problems: list[str] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a case."""
+        self.cases += 1
+        setattr(self, outcome.counter, getattr(self, outcome.counter) + 1)
+        self.slowest, self.peak_mib = max(self.slowest, outcome.seconds), max(self.peak_mib, outcome.peak_mib)
+        if outcome.problem:
+            self.problems.append(outcome.problem)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts for JSON."""
@@ -87,13 +107,15 @@ class Target:
     """What a kind mutates and runs.
 
     files: of which one is mutated in each case; command: flags of merge.py; expected(out) raises AssertionError where
-    an accepted mutant gave a result that its content does not say; reference: the tensors without a mutation.
+    an accepted mutant gave a result that its content does not say; reference: the tensors without a mutation;
+    run(command) returns the exit code, standard output and standard error.
     """
 
     files: Sequence[Path]
     command: Sequence[str]
     expected: Callable[[Path], None]
     reference: Mapping[str, Any]
+    run: Callable[[Sequence[str]], tuple[int, str, str]]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -122,31 +144,119 @@ def table(kinds: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the counts as Markdown."""
     lines = [
         "| kind | cases | refused in one sentence | accepted, same result | accepted, result as the mutant says "
-        '| hang | "Unexpected" | wrong | peak memory |',
-        "|---|---|---|---|---|---|---|---|---|",
+        '| hang | "Unexpected" | wrong | over 1 GiB | peak memory |',
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    keys = ("cases", "refused", "identical", "verified", "hangs", "unexpected", "wrong")
-    rows = {**kinds, "all": {key: sum(tally[key] for tally in kinds.values()) for key in keys}}
+    keys = ("cases", "refused", "identical", "verified", "hangs", "unexpected", "wrong", "memory")
+    rows = {**kinds, "all": {key: sum(tally.get(key, 0) for tally in kinds.values()) for key in keys}}
     rows["all"] = {**rows["all"], "peak_mib": max(tally["peak_mib"] for tally in kinds.values())}
     for kind, tally in rows.items():
-        counts = " | ".join(str(tally[key]) for key in keys)
+        counts = " | ".join(str(tally.get(key, 0)) for key in keys)
         lines.append(f"| {kind} | {counts} | {tally['peak_mib']} MiB |")
     return "\n".join(lines)
 
 
-def fuzz(kinds: Sequence[str], cases: int, seed: int, only: int | None = None, quiet: bool = True) -> dict[str, Tally]:
-    """Run `cases` cases of each kind and return what became of them."""
+def fuzz(
+    kinds: Sequence[str],
+    cases: int,
+    seed: int,
+    only: int | None = None,
+    quiet: bool = True,
+    inputs: Callable[[Path], Inputs] | None = None,
+    seconds: float = SECONDS,
+) -> dict[str, Tally]:
+    """Run `cases` cases of each kind and return what became of them.
+
+    Args:
+        kinds: names of KINDS.
+        cases: number of cases of each kind.
+        seed: of the mutations.
+        only: number of the one case of each kind to run, with what it prints.
+        quiet: no remark after each kind.
+        inputs: maker of the inputs in a folder, importable by name; Inputs by default.
+        seconds: time after which a case counts as hung.
+    """
     tallies = {}
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch, _at(Path(scratch)):
-        inputs = Inputs(Path(scratch))
+    runner = Runner(inputs or Inputs, seed, seconds, only is not None)
+    try:
         for kind in kinds:
-            target, tally = getattr(inputs, kind)(), Tally()
-            tallies[kind] = tally
+            tallies[kind] = tally = Tally()
             for number in [only] if only is not None else range(cases):
-                _case(Path(scratch), kind, target, number, random.Random(f"{seed}-{kind}-{number}"), tally, only)
-            tally.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+                tally.add(runner.run(kind, number))
             say(f"{kind}: {tally.cases} cases, {len(tally.problems)} problems, slowest {tally.slowest:.1f} s", quiet)
+    finally:
+        runner.close()
     return tallies
+
+
+class Runner:
+    """A process that runs cases, started again after one that hangs in it or ends it."""
+
+    def __init__(self, inputs: Callable[[Path], Inputs], seed: int, seconds: float, is_shown: bool) -> None:
+        self._inputs, self._seed, self._seconds, self._is_shown = inputs, seed, seconds, is_shown
+        self._process: Any = None
+        self._ready: set[str] = set()
+
+    def run(self, kind: str, number: int) -> Outcome:
+        """Run a case. Raises RuntimeError where the inputs of its kind cannot be made."""
+        if self._process is None:
+            self._start()
+        if kind not in self._ready:
+            self._connection.send((kind, None))
+            if not self._connection.poll(STARTING) or self._connection.recv() != kind:
+                raise RuntimeError(f"The inputs of the kind {kind} cannot be made.")
+            self._ready.add(kind)
+        self._connection.send((kind, number))
+        try:
+            if self._connection.poll(2 * self._seconds):  # the process ends itself after half of that, with a traceback
+                outcome: Outcome = self._connection.recv()
+                return outcome
+        except (EOFError, ConnectionResetError):
+            self._process.join(self._seconds)
+        where, code = " ".join(self._log.read_text(errors="replace").split())[:300], self._process.exitcode
+        self.close()
+        if where or code is None:
+            return Outcome("hangs", f"case {number} hung for {self._seconds:.0f} s: {where}", self._seconds)
+        return Outcome("unexpected", f"case {number} ended the process with exit code {code}")
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        self._log = self._folder / "hung"
+        self._connection, theirs = context.Pipe()
+        arguments = (theirs, self._folder, self._inputs, self._seed, self._seconds, self._is_shown)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def close(self) -> None:
+        """End the process and remove its folder."""
+        if self._process is None:
+            return
+        self._connection.close()
+        self._process.kill()
+        self._process.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._process, self._ready = None, set()
+
+
+def _serve(
+    connection: Connection, folder: Path, make: Callable[[Path], Inputs], seed: int, seconds: float, is_shown: bool
+) -> None:
+    """Run the cases that the connection names, until it is closed."""
+    (scratch := folder / "scratch").mkdir()
+    with (folder / "hung").open("w") as log, _at(scratch), contextlib.suppress(EOFError):
+        inputs, targets = make(scratch), dict[str, Target]()
+        while True:
+            kind, number = connection.recv()
+            if number is None:
+                targets[kind] = getattr(inputs, kind)()
+                connection.send(kind)
+                continue
+            faulthandler.dump_traceback_later(seconds, exit=True, file=log)
+            outcome = _case(scratch, kind, targets[kind], number, random.Random(f"{seed}-{kind}-{number}"), is_shown)
+            faulthandler.cancel_dump_traceback_later()
+            connection.send(outcome)
 
 
 @contextlib.contextmanager
@@ -163,19 +273,18 @@ def _at(folder: Path) -> Iterator[None]:
         os.environ.update(variables)
 
 
-def _case(
-    scratch: Path, kind: str, target: Target, number: int, chance: random.Random, tally: Tally, only: int | None
-) -> None:
+def _case(scratch: Path, kind: str, target: Target, number: int, chance: random.Random, is_shown: bool) -> Outcome:
+    """Mutate a file, run the target, judge how it ended, and put the file back."""
     file = chance.choice(target.files)
     before = file.read_bytes()
     what = mutate(file, chance, scratch)
     out = scratch / "out"
     began = time.monotonic()
-    code, printed, errors, hung = _run([*target.command, "--save_path", str(out)])
-    tally.cases += 1
-    tally.slowest = max(tally.slowest, time.monotonic() - began)
+    _forget_peak()
+    code, printed, errors = target.run([*target.command, "--save_path", str(out)])
+    seconds, peak = time.monotonic() - began, _peak_mib()
     try:
-        problem = _judge(code, printed, errors, hung, target, out, tally)
+        counter, problem = _judge(code, printed, errors, target, out)
     finally:
         if file.is_dir() and not file.is_symlink():
             file.rmdir()
@@ -184,66 +293,61 @@ def _case(
         file.write_bytes(before)
         for left in (*scratch.glob("out*"), *scratch.glob(".out*")):
             shutil.rmtree(left, ignore_errors=True)
-    if only is not None:
-        print(what, code, printed, errors, sep="\n")
+    if is_shown:
+        print(what, code, printed, errors, f"{seconds:.2f} s, {peak} MiB", sep="\n", flush=True)
+    if not problem and peak > MAX_MIB:
+        counter, problem = "memory", f"took {peak} MiB"
     if problem:
-        tally.problems.append(f"case {number} ({file.name}: {what}): {escape_controls(problem)[:400]}")
+        problem = f"case {number} ({file.name}: {what}): {escape_controls(problem)[:400]}"
+    return Outcome(counter, problem, seconds, peak)
 
 
-def _judge(code: int, printed: str, errors: str, hung: bool, target: Target, out: Path, tally: Tally) -> str | None:
-    """Count a case; returns what is wrong with it, if anything is."""
-    if hung:
-        tally.hangs += 1
-        return f"hung: {errors[-200:]}"
+def _forget_peak() -> None:
+    """Let the system count this process's peak memory from now on, where it can (Linux)."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def _peak_mib() -> int:
+    """Return the peak resident memory of this process in MiB since _forget_peak, 0 where it is unknown."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) // 1024 if found else 0
+
+
+def _judge(code: int, printed: str, errors: str, target: Target, out: Path) -> tuple[str, str | None]:
+    """Return the counter of a case, and what is wrong with it, if anything is."""
     if "Unexpected " in errors:
-        tally.unexpected += 1
-        return errors
+        return "unexpected", errors
     shown = printed + errors
     if shown.count(MARK) > 300 or escape_controls(shown) != shown:
-        tally.wrong += 1
-        return f"prints text of the input as it is: {shown[:300]!r}"
+        return "wrong", f"prints text of the input as it is: {shown[:300]!r}"
     if code == 0:
         try:
             target.expected(out)
         except Exception as error:  # also of the libraries that read the result
-            tally.wrong += 1
-            return f"accepted with a wrong result: {type(error).__name__} {error}; {errors[:200]}"
-        identical = _tensors(out) == target.reference
-        tally.identical += identical
-        tally.verified += not identical
-        return None
+            return "wrong", f"accepted with a wrong result: {type(error).__name__} {error}; {errors[:200]}"
+        return "identical" if _tensors(out) == target.reference else "verified", None
     complaint = [line for line in errors.splitlines() if line.startswith("error: ")]
     if len(complaint) != 1 or errors.splitlines()[-1:] != complaint or code not in (1, 2) or len(complaint[0]) > 1300:
-        tally.wrong += 1
-        return f"refused with code {code} in other than one sentence: {errors[:300]}"
+        return "wrong", f"refused with code {code} in other than one sentence: {errors[:300]}"
     if out.exists():
-        tally.wrong += 1
-        return f"refused, and left {out.name}"
-    tally.refused += 1
-    return None
+        return "wrong", f"refused, and left {out.name}"
+    return "refused", None
 
 
-def _run(command: Sequence[str]) -> tuple[int, str, str, bool]:
-    """Run merge.py in this process: exit code, standard output and error, and whether it hung."""
+def run_merge(command: Sequence[str]) -> tuple[int, str, str]:
+    """Run merge.py in this process; returns exit code, standard output and standard error."""
     import merge
 
-    def expire(number: int, frame: FrameType | None) -> None:
-        raise HangError
-
     printed, errors = io.StringIO(), io.StringIO()
-    signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    faulthandler.dump_traceback_later(10 * SECONDS, exit=True)  # where only C code runs
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
-            return run(merge.main, list(command)), printed.getvalue(), errors.getvalue(), False
-    except HangError:
-        return 1, printed.getvalue(), errors.getvalue(), True
+            return run(merge.main, list(command)), printed.getvalue(), errors.getvalue()
     except SystemExit as leaving:
-        return int(leaving.code or 0), printed.getvalue(), errors.getvalue(), False
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
+        return int(leaving.code or 0), printed.getvalue(), errors.getvalue()
 
 
 # mutations
@@ -406,14 +510,14 @@ class Inputs:
     def _target(self, name: str, files: Sequence[Path], command: Sequence[str], expected: Any = None) -> Target:
         """Make the reference result of a command; an accepted mutant must give it unless `expected` says otherwise."""
         reference = self.folder / f"reference-{name}"
-        code, _, errors, _ = _run([*command, "--save_path", str(reference)])
+        code, _, errors = run_merge([*command, "--save_path", str(reference)])
         assert code == 0, errors
         wanted = _tensors(reference)
 
         def same(out: Path) -> None:
             assert _tensors(out) == wanted, "other tensors than before"
 
-        return Target(list(files), list(command), expected or same, wanted)
+        return Target(list(files), list(command), expected or same, wanted, run_merge)
 
     def _pair(self, first: str, second: str = "b") -> list[str]:
         return ["--method", "linear", "--models_to_merge", f"{first},{second}", "--dtype", "float32", "--no-load_check"]
@@ -525,7 +629,7 @@ class Inputs:
 
     def lock(self) -> Target:
         """Locks, whose result must have the digests in them."""
-        code, _, errors, _ = _run([*self._pair("a"), "--save_path", str(self.folder / "locked")])
+        code, _, errors = run_merge([*self._pair("a"), "--save_path", str(self.folder / "locked")])
         assert code == 0, errors
         file = self.folder / "locked" / "merge.lock.json"
         return self._target("lock", [file], ["--from_lock", str(file), "--no-load_check"])
