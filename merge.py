@@ -13,7 +13,6 @@ from aim.asked import SEED, Aim, add_aim_flags, aim_of
 from aim.omegas import parse_omegas
 from console.cli import Parser, run, say, value_flags
 from console.errors import UsageError
-from merging.bandwidths import bandwidths_at
 from merging.flags import OUTPUT_KEYS, make_parser, take, take_push
 from merging.processes import Processes, together
 from merging.recipe import make_recipe, read_config
@@ -43,15 +42,14 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")
     flags.pop("debug")
     quiet |= not processes.leads
-    if not dry_run and (as_json or "bandwidths" in flags):
-        parser.error(f"--{'json' if as_json else 'bandwidths'} goes with --dry_run")
-    machine = bandwidths_at(flags.pop("bandwidths")) if "bandwidths" in flags else None
+    if as_json and not dry_run:
+        parser.error("--json goes with --dry_run")
     config = read_config(flags.pop("config")) if "config" in flags and "from_lock" not in flags else {}
     push = take_push(flags, config, dry_run)
     if "from_lock" in flags:
         from aim.repeat import repeat
 
-        return repeat(flags, quiet, dry_run, as_json, processes, machine, push=push)
+        return repeat(flags, quiet, dry_run, as_json, processes, push=push)
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
     aim = aim_asked({key: flags.pop(key, config.pop(key, None)) for key in AIM_KEYS}, bool(asked["resume"]))
     recipe = make_recipe(flags, config)
@@ -70,7 +68,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
 
         relaxing = relaxing_of(recipe, aim, output)
     if dry_run:
-        print(shown(planned(recipe, output, relaxing, headers_only=True), output, as_json, machine))
+        print(shown(planned(recipe, output, relaxing, headers_only=True), output, as_json))
         return 0
     folder = merge(recipe, output, relaxing)
     count = len(recipe.models)

@@ -13,7 +13,6 @@ from aim.asked import aim_of
 from aim.run import plan_relaxation, relaxing_by, relaxing_of
 from console.cli import say
 from console.errors import UsageError
-from merging.bandwidths import Bandwidths
 from merging.flags import OUTPUT_KEYS
 from merging.lock import pinned, read_lock
 from merging.lora.either import Either, check_plan_of, make, planned, shown
@@ -75,7 +74,6 @@ def repeat(
     dry_run: bool,
     as_json: bool,
     processes: Processes,
-    machine: Bandwidths | None = None,
     program: str | None = None,
     push: Push | None = None,
 ) -> int:
@@ -86,7 +84,6 @@ def repeat(
         quiet: whether remarks are left out.
         dry_run: whether the plan alone is printed, as JSON if `as_json`.
         processes: this process's place among those of the run.
-        machine: one for which the time is estimated.
         program: the script whose locks alone are repeated; None for any.
         push: where the result is uploaded.
 
@@ -109,7 +106,7 @@ def repeat(
         work = work_of(lock, output, models.split(",") if models else (), base)
         check_plan_of(work, lock)
     if dry_run:
-        print(shown(work, output, as_json, machine))
+        print(shown(work, output, as_json))
         return 0
     folder = make(work, output)
     say(f"{folder} repeats the lock: every tensor has its digest.", quiet)

@@ -10,11 +10,9 @@ from typing import Any
 
 import yaml
 
-from merging.bandwidths import Bandwidths
 from merging.card import licenses_of
 from merging.checkpoint import Checkpoint
 from merging.checks import free_space
-from merging.estimate import Amounts, as_sentence, estimate
 from merging.planned import Plan
 from merging.registry import MergeMethod, find_method
 from merging.stored import tensor_bytes
@@ -28,13 +26,8 @@ BLOCK = 4 << 20
 """Bytes of a block in fp32 (merging.tensors.BLOCK_ELEMENTS of them)."""
 
 
-def describe(
-    work: Work, save_path: Path | None, remarks: Sequence[str] = (), machine: Bandwidths | None = None
-) -> dict[str, Any]:
-    """Return the plan as data for JSON.
-
-    remarks: what is to be said besides the notes of the work; machine: one for which the time is estimated.
-    """
+def describe(work: Work, save_path: Path | None, remarks: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the plan as data for JSON; `remarks` are added to the notes of the work."""
     plan, inputs = work.plan, work.inputs
     merged = [tensor for tensor in plan.tensors if tensor.is_merged]
     licenses = licenses_of(inputs.all)
@@ -64,27 +57,8 @@ def describe(
         "bytes_to_write": work.bytes,
         "bytes_free": free_space(save_path or Path()),
         "peak_memory_bytes": peak_memory(plan, find_method(method) if method else None),
-        **({"estimate": estimate(amounts_of(work), machine).as_dict()} if machine else {}),
         "notes": [*work.notes, *work.preview(), *remarks, *([licenses.warning] if licenses.warning else [])],
     }
-
-
-def amounts_of(work: Work) -> Amounts:
-    """Return the bytes that a work moves, and whose rate holds for it.
-
-    A method's rate was measured for a plain merge: not with AIM, nor with whole bf16 tensors, nor with thresholds over
-    the whole model.
-    """
-    recipe = work.recipe
-    plain = recipe.get("numerics") != "reference" and recipe.get("trim_scope") != "model"
-    plain = plain and not any(variant.recipe for variant in work.variants)
-    method = recipe.get("method") or recipe.get("merge_method")
-    return Amounts(work.plan.bytes_read, work.bytes, find_method(method).name if method and plain else None)
-
-
-def blocks_memory(models: int) -> int:
-    """Return the bytes that a merge by blocks holds, the interpreter's among them, whatever the models' size."""
-    return INTERPRETER + BLOCK * (4 * models + 8)
 
 
 def peak_memory(plan: Plan, method: MergeMethod | None) -> int:
@@ -97,7 +71,7 @@ def peak_memory(plan: Plan, method: MergeMethod | None) -> int:
         if any(file.suffix == ".gguf" for file in checkpoint.files)
         for info in checkpoint.tensors.values()
     )
-    least = blocks_memory(models) + held
+    least = INTERPRETER + BLOCK * (4 * models + 8) + held
     if method is None or not any(method.whole_matrix):
         return least
     matrices, squares = method.whole_matrix
@@ -171,8 +145,6 @@ def as_text(plan: Mapping[str, Any]) -> str:
         f"  reads {size_of(plan['bytes_to_read'])}, writes {size_of(plan['bytes_to_write'])} "
         f"({size_of(plan['bytes_free'])} free), peak memory about {size_of(plan['peak_memory_bytes'])}"
     )
-    if "estimate" in plan:
-        lines.append(f"  {as_sentence(plan['estimate'])}")
     if plan["notes"]:
         lines += ["Notes", *(f"  {note}" for note in plan["notes"])]
     return "\n".join(lines)

@@ -139,11 +139,6 @@ def make_parser(method: MergeMethod | None) -> Parser:
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--max_shard_size", help="largest size of one weights file (default: 5GB)")
     add_run_flags(parser)
-    parser.add_argument(
-        "--bandwidths",
-        metavar="FILE[:MACHINE]",
-        help="with --dry_run: estimated time of the merge on a machine of a file such as configs/bandwidths.json",
-    )
     add_look_flags(parser, "repeat the merge of a merge.lock.json to the same bytes")
     add_output_flags(parser)
     if method is None:

@@ -22,11 +22,11 @@ from console.errors import UsageError
 from console.figures import check_figure_file, write_figure
 from console.files import user_path, write_whole
 from console.processor import usable_cores
-from scripts.bench_memory import SHAPES
+from scripts.bench_memory import SHAPES, parameters
 from scripts.bench_merge import Bench, machine, measured, warmed
-from scripts.growth_report import AXES, METHODS, as_text, bandwidths_of, plots, read_growth
-from scripts.scale import BF16, amounts, parameters
+from scripts.growth_report import AXES, METHODS, as_text, plots, read_growth
 
+BF16 = 2
 MODELS = 3
 MOST_MODELS = 8
 DENSITIES = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -94,24 +94,28 @@ def shortage(folder: Path, shape: str, models: int) -> str | None:
 
 def measure(step: Step, bench: Bench, shape: str, runs: int, cores: int) -> dict[str, Any]:
     """Return a point: what was run, on how many bytes, and its cost."""
-    moved = amounts(SHAPES[shape], step.models, step.method)
-    cached = step.axis != "cold" and moved.read < 0.8 * _memory()
+    written = BF16 * parameters(SHAPES[shape])
+    read = (step.models + 1) * written
+    cached = step.axis != "cold" and read < 0.8 * _memory()
     ready: Callable[[Bench], object] = warmed if cached else _dropped
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // step.processes))
     cost = measured(bench, step.command(bench), runs, ready, step.processes > 1)
     shutil.rmtree(bench.out, ignore_errors=True)
-    sizes = {"read": moved.read, "written": moved.written}
+    amounts = {"read": read, "written": written}
     return {
         "axis": step.axis, "x": step.x, "method": step.method, "shape": shape, "models": step.models,
-        "processes": step.processes, "cached": cached, "amounts": sizes, "cost": asdict(cost),
+        "processes": step.processes, "cached": cached, "amounts": amounts, "cost": asdict(cost),
     }  # fmt: skip
 
 
 def _dropped(bench: Bench) -> None:
-    from scripts.bandwidth_parts import drop
-
-    if not drop(bench.weights(len(bench.models))):
+    """Take the weights out of the page cache, once they are on the disk."""
+    if not hasattr(os, "posix_fadvise"):
         raise UsageError("This system cannot drop files from its cache; take `cold` out of --axes.")
+    for file in bench.weights(len(bench.models)):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _memory() -> int:
@@ -149,10 +153,9 @@ def main(argv: Sequence[str]) -> int:
         found["points"] = [*others, point]
         _keep(found, args.json)
     _keep(found, args.json)  # what was left out at the end too
-    bandwidths = bandwidths_of(found)
-    print(as_text(found, bandwidths))
+    print(as_text(found))
     if args.plot is not None and found["points"]:
-        for axis, figure in plots(found, bandwidths).items():
+        for axis, figure in plots(found).items():
             file = args.plot.with_stem(f"{args.plot.stem}_{axis}")
             write_figure(figure, file)
             say(f"Plot written to {file}.", args.quiet)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 import subprocess
@@ -53,6 +54,11 @@ def tensors_of(shape: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{layer}post_attention_layernorm.weight", (hidden,)
     yield "model.norm.weight", (hidden,)
     yield "lm_head.weight", (shape["vocab"], hidden)
+
+
+def parameters(shape: dict[str, int]) -> int:
+    """Return the number of parameters of a Llama of that shape, its head not tied."""
+    return sum(math.prod(size) for _, size in tensors_of(shape))
 
 
 def make(folder: Path, shape: dict[str, int], seed: int | None) -> Path:

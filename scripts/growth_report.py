@@ -1,10 +1,9 @@
-"""The figures of scripts/bench_growth.py as text and as a plot, beside the estimates for the same machine."""
+"""Tables and plots of the measurements of scripts/bench_growth.py."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,6 @@ from console.errors import FailureError
 from console.figures import DPI, WIDTH, in_style, method_looks
 from console.files import read_json
 from console.tables import markdown
-from merging.bandwidths import Bandwidths, read_bandwidths
-from merging.estimate import LANES, Amounts, Estimate, estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,10 +27,6 @@ METHODS = ("task_arithmetic", "ties")
 """What is merged by."""
 STRAIGHT = ("size", "cold", "models")
 """Axes along which time should be a straight line."""
-ESTIMATED = ("size", "cold", "models", "ranks")
-"""Axes that an estimate knows of: rates are measured at one density and one size of block."""
-ROOT = Path(__file__).resolve().parent.parent
-BANDWIDTHS = ROOT / "configs" / "bandwidths.json"
 
 
 def read_growth(file: Path) -> dict[str, Any]:
@@ -44,30 +37,18 @@ def read_growth(file: Path) -> dict[str, Any]:
     return found
 
 
-def bandwidths_of(found: Mapping[str, Any], file: Path = BANDWIDTHS) -> Bandwidths | None:
-    """Return the bandwidths measured on the machine of the results, None where they are another's or not there."""
-    if not file.is_file():
-        return None
-    told = read_json(file, "").get("machines", {}).get("here", {}).get("measured", {})
-    same = all(told.get(key) == found["machine"].get(key) for key in ("processor", "cores"))
-    return read_bandwidths(file, "here") if same else None
-
-
 def document(file: Path) -> str:
     """Return the results as they stand in docs/scale.md."""
     found = read_growth(file)
     about = found["machine"]
-    return f"{about['processor']}, {about['cores']} cores, {about['date']}:\n\n{as_text(found, bandwidths_of(found))}"
+    return f"{about['processor']}, {about['cores']} cores, {about['date']}:\n\n{as_text(found)}"
 
 
-def as_text(found: Mapping[str, Any], machine: Bandwidths | None) -> str:
-    """Return a table for each axis, and below it the straight lines through its points.
-
-    machine: whose estimates stand beside the measured seconds; None for no estimates.
-    """
+def as_text(found: Mapping[str, Any]) -> str:
+    """Return a table for each axis, and below it the straight lines through its points."""
     parts = []
     for axis, points in by_axis(found["points"]).items():
-        parts.append(_table(axis, points, machine))
+        parts.append(_table(axis, points))
         if axis in STRAIGHT:
             lines = [_line(method, series) for method, series in by_method(points).items()]
             parts += [line for line in lines if line]
@@ -85,12 +66,6 @@ def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
     """Return the points of each method."""
     methods = dict.fromkeys(point["method"] for point in points)
     return {method: [point for point in points if point["method"] == method] for method in methods}
-
-
-def estimated(point: Point, machine: Bandwidths) -> Estimate:
-    """Return what a point would take on a machine, as `merge.py --dry_run` computes it."""
-    amounts = Amounts(**point["amounts"], method=point["method"], cached=point["cached"])
-    return estimate(amounts, replace(machine, processes=point["processes"]))
 
 
 def fitted(points: Sequence[Point]) -> tuple[float, float, float] | None:
@@ -117,9 +92,8 @@ def _line(method: str, points: Sequence[Point]) -> str | None:
     return f"{method}: {intercept:.2f} s and {slope:.2f} s for {each}, R² {r2:.4f}."
 
 
-def _table(axis: str, points: Sequence[Point], machine: Bandwidths | None) -> str:
-    guessed = machine is not None and axis in ESTIMATED
-    heads = [AXES[axis], "method", "s", "least to most", "peak MiB", *(["estimate s", "of it", "binds"] * guessed)]
+def _table(axis: str, points: Sequence[Point]) -> str:
+    heads = [AXES[axis], "method", "s", "least to most", "peak MiB"]
     rows = []
     for point in points:
         cost = point["cost"]
@@ -127,17 +101,14 @@ def _table(axis: str, points: Sequence[Point], machine: Bandwidths | None) -> st
         x = f"{point['x']:.3g}" if axis != "block" else f"{point['x'] >> 10}k"
         note = " (not cached)" if axis == "size" and not point["cached"] else ""
         row = [f"{x}{note}", point["method"], f"{cost['wall']:.1f}", spread, f"{cost['anonymous_mib']:.0f}"]
-        if guessed and machine is not None:
-            guess = estimated(point, machine)
-            row += [f"{guess.total:.1f}", f"{cost['wall'] / guess.total:.2f}", LANES[guess.binding]]
         rows.append(row)
     return markdown(heads, rows, left=2)
 
 
-def plots(found: Mapping[str, Any], machine: Bandwidths | None) -> dict[str, Figure]:
+def plots(found: Mapping[str, Any]) -> dict[str, Figure]:
     """Draw a figure for each axis: seconds on the left, peak memory on the right.
 
-    Lines are fits where time should be a straight line, else they join the points; open markers are estimates.
+    Lines are fits where time should be a straight line, else they join the points.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -148,7 +119,7 @@ def plots(found: Mapping[str, Any], machine: Bandwidths | None) -> dict[str, Fig
             figure = Figure(figsize=(WIDTH, 2.6), dpi=DPI, layout="constrained")
             left, right = figure.subplots(1, 2)
             for method, series in by_method(points).items():
-                _draw(left, right, method, series, machine)
+                _draw(left, right, method, series)
             for ax in (left, right):
                 if axis == "block":
                     ax.set_xscale("log", base=2)
@@ -165,7 +136,7 @@ def plots(found: Mapping[str, Any], machine: Bandwidths | None) -> dict[str, Fig
     return figures
 
 
-def _draw(left: Axes, right: Axes, label: str, points: Sequence[Point], machine: Bandwidths | None) -> None:
+def _draw(left: Axes, right: Axes, label: str, points: Sequence[Point]) -> None:
     """Draw one method along one axis, in its color and with its marker."""
     marker, color = method_looks([label])[label]
     look: dict[str, Any] = {"color": color, "marker": marker, "ms": 4}
@@ -177,7 +148,4 @@ def _draw(left: Axes, right: Axes, label: str, points: Sequence[Point], machine:
     if line is not None:
         ends = [min(x), max(x)]
         left.plot(ends, [line[1] + line[0] * end for end in ends], lw=1.0, color=color)
-    if machine is not None and points[0]["axis"] in ESTIMATED:
-        guesses = [estimated(point, machine).total for point in points]
-        left.plot(x, guesses, ls="none", mfc="none", mew=0.8, label=f"{label}, estimate", **{**look, "ms": 6.5})
     right.plot(x, [point["cost"]["anonymous_mib"] for point in points], lw=1.0, **look)

@@ -4,8 +4,8 @@ A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`
 `python scripts/make_tables.py ARGUMENTS` prints. `<!-- memory: FILE -->` holds the runs of scripts/bench_memory.py,
 `<!-- calibration: FILE -->` those of scripts/bench_calibration.py, `<!-- performance: FILE -->` those of
 scripts/bench_merge.py, `<!-- deviation: FILE -->` those of scripts/calibration_deviation.py, `<!-- growth: FILE -->`
-those of scripts/bench_growth.py, `<!-- torture: FILE -->` those of scripts/dev/torture.py; `<!-- scale: FILE -->` holds
-what scripts/scale.py prints for a file of bandwidths. A test fails where a document differs from its results.
+those of scripts/bench_growth.py, `<!-- torture: FILE -->` those of scripts/dev/torture.py. A test fails where a
+document differs from its results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from scripts.calibration_deviation import as_text as deviation
 from scripts.dev.fuzz import summary as fuzz
 from scripts.dev.torture import as_text as torture
 from scripts.growth_report import document as growth
-from scripts.scale import as_text as scale
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md", "docs/performance.md", "docs/reliability.md", "docs/scale.md")
 TABLES = re.compile(r"(<!-- tables: (?P<arguments>.*?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
@@ -97,7 +96,7 @@ def _torture(file: Path) -> str:
 
 RESULTS: Mapping[str, Callable[[Path], str]] = {
     "memory": memory, "calibration": calibration, "performance": _performance, "deviation": _deviation,
-    "growth": growth, "scale": scale, "gpu": _gpu, "torture": _torture, "fuzz": _fuzz,
+    "growth": growth, "gpu": _gpu, "torture": _torture, "fuzz": _fuzz,
 }  # fmt: skip
 FIGURES = re.compile(
     rf"(<!-- (?P<kind>{'|'.join(RESULTS)}): (?P<file>.*?) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL

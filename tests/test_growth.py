@@ -1,8 +1,7 @@
-"""The benchmarks of growth and of bandwidths run whole on small things, and say what they measured."""
+"""The benchmark of growth runs whole on small checkpoints and reports its measurements."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import pytest
 
 from console.errors import FailureError, UsageError
-from merging.bandwidths import Bandwidths, Rate, read_bandwidths
 from scripts import bench_growth
 from scripts.bench_growth import Step, shortage, steps_of
 from scripts.bench_memory import SHAPES
 from scripts.bench_merge import Bench, machine
-from scripts.growth_report import as_text, bandwidths_of, by_axis, estimated, fitted, read_growth
-from tests.conftest import ROOT
+from scripts.growth_report import as_text, by_axis, fitted, read_growth
 
 
 def point(axis: str, x: float, wall: float, method: str = "ties", cached: bool = True) -> dict[str, Any]:
@@ -95,7 +92,7 @@ def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
     assert said is not None
     assert said.startswith("13b: it needs ")
     assert "GB are free" in said
-    assert "Left out: 13b" in as_text({"points": [], "skipped": [said]}, None)
+    assert "Left out: 13b" in as_text({"points": [], "skipped": [said]})
 
 
 def test_straight_line() -> None:
@@ -104,23 +101,8 @@ def test_straight_line() -> None:
     slope, intercept, r2 = fitted([*points, point("size", 8, 99, cached=False)]) or (0, 0, 0)
     assert (slope, intercept, r2) == pytest.approx((3, 2, 1))
     assert fitted(points[:2]) is None
-    text = as_text({"points": points}, None)
+    text = as_text({"points": points})
     assert "ties: 2.00 s and 3.00 s for each billion parameters, R² 1.0000." in text
-
-
-def test_estimates_stand_beside_the_measured(tmp_path: Path) -> None:
-    """A point's estimate is that of --dry_run for its bytes, and beside it stands measured over estimated; bandwidths
-    of another machine are not used."""
-    made = Bandwidths("here", 1, read=1.0, write=1e9, digest=1e9, output=1e9, start=1.0, methods={"ties": Rate(1e9)})
-    cold = point("cold", 2, 42, cached=False)
-    assert estimated(cold, made).total == pytest.approx(21)
-    (row,) = [line for line in as_text({"points": [cold]}, made).splitlines() if " 21.0 |" in line]
-    assert [cell.strip() for cell in row.split("|")][-4:-1] == ["21.0", "2.00", "reading"]
-    file = tmp_path / "b.json"
-    entry = dict.fromkeys(("cores", "read", "write", "digest", "output", "start"), 1)
-    for told, known in ((machine(), True), ({**machine(), "processor": "another"}, False)):
-        file.write_text(json.dumps({"machines": {"here": {**entry, "measured": told}}}))
-        assert (bandwidths_of({"machine": machine()}, file) is not None) == known
 
 
 def test_mistakes(tmp_path: Path) -> None:
@@ -135,23 +117,3 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(FailureError, match="holds no results"):
         read_growth(tmp_path / "other.json")
-
-
-def test_bandwidth_measures_and_keeps_the_others(tmp_path: Path, run_script) -> None:
-    """A machine is measured into the file beside those that stand there, as `--dry_run --bandwidths` reads it, and no
-    path of this machine gets into it."""
-    file = tmp_path / "b.json"
-    file.write_text(json.dumps({"machines": {"laptop": {"like": "here", "cores": 8}}}))
-    done = run_script(
-        "scripts/bandwidth.py", "--folder", tmp_path / "bench", "--out", file, "--runs", "1", "--shape", "tiny",
-        "--layers", "1", "--methods", "task_arithmetic,ties", "--quiet",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    here, laptop = read_bandwidths(file), read_bandwidths(file, "laptop")
-    assert set(here.methods) == {"task_arithmetic", "ties"}
-    assert min(here.read, here.write, here.digest, here.output, here.start, here.cached) > 0
-    assert here.methods["ties"].before < here.methods["ties"].blocks * 1e3
-    assert (laptop.cores, laptop.digest) == (8, here.digest)
-    assert json.loads(file.read_text())["machines"]["here"] == json.loads(done.stdout)
-    assert str(tmp_path) not in file.read_text()
-    assert str(ROOT) not in file.read_text()

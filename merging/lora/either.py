@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console.errors import FailureError, UsageError
+from console.errors import FailureError
 from merging.digests import digest_of
 from merging.lock import check_inputs, check_others, check_planned, describe_input, files_of
 from merging.lora.describe import adapter_as_text, describe_adapter
@@ -23,8 +23,6 @@ from merging.writer import parse_size
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from merging.bandwidths import Bandwidths
 
 Either = Work | AdapterWork
 
@@ -53,18 +51,13 @@ def make(work: Either, output: Output) -> Path:
     return produce_adapter(work, output) if isinstance(work, AdapterWork) else produce(work, output)
 
 
-def shown(work: Either, output: Output, as_json: bool, machine: Bandwidths | None = None) -> str:
-    """Return a plan in words or as JSON, after the checks that the run would make.
-
-    machine: one for which the time is estimated. Raises UsageError for the time of an adapter.
-    """
+def shown(work: Either, output: Output, as_json: bool) -> str:
+    """Return a plan in words or as JSON, after the checks that the run would make."""
     from merging.describe import as_text, describe
     from merging.prepared import prepared
 
     parse_size(output.max_shard_size)
     if isinstance(work, AdapterWork):
-        if machine is not None:
-            raise UsageError("--bandwidths estimates merges of models, not of adapters; leave it out.")
         if output.save_path != Path():
             check_adapter_output(work, output)
         with prepared_tokenizer(work):
@@ -73,7 +66,7 @@ def shown(work: Either, output: Output, as_json: bool, machine: Bandwidths | Non
     if output.save_path != Path():
         check_output(work, output)
     with prepared(work.inputs, work.plan, work.template) as small:
-        found = describe(work, output.save_path, small.notes, machine)
+        found = describe(work, output.save_path, small.notes)
     return json.dumps(found, indent=2) if as_json else as_text(found)
 
 
