@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from console.cli import explain, run, say
-from console.errors import BadInputError, UsageError
+from common.cli import explain, run, say
+from common.errors import BadInputError, UsageError
 from eval.harness.flags import models_of, parser, settings_of
 from eval.harness.ranks import Ranks
 from eval.results.result import EvalResult
@@ -69,7 +69,7 @@ def evaluated(a: argparse.Namespace) -> tuple[Results, list[Exception]]:
 def rescored(a: argparse.Namespace) -> tuple[Results, list[Exception]]:
     """Grade the answers of an earlier result again."""
     from eval.harness.references import label_of
-    from eval.rescore import rescore, source_of
+    from eval.harness.rescore import rescore, source_of
     from eval.results.store import save
 
     source = source_of(a.rescore, label_of(a.model) if a.model else None, a.save_path)

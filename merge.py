@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aim.asked import KEYS as AIM_KEYS
-from aim.asked import SEED, Aim, add_aim_flags, aim_of
+from aim.config import KEYS as AIM_KEYS
+from aim.config import SEED, Aim, add_aim_flags, aim_of
 from aim.omegas import parse_omegas
-from console.cli import Parser, run, say, value_flags
-from console.errors import UsageError
-from merging.flags import OUTPUT_KEYS, make_parser, take, take_push
+from common.cli import Parser, run, say, value_flags
+from common.errors import UsageError
 from merging.processes import Processes, together
 from merging.recipe import make_recipe, read_config
+from merging.recipe.flags import OUTPUT_KEYS, make_parser, take, take_push
 from merging.recipe.mergekit.command_line import translate
-from merging.registry import find_method
+from merging.recipe.method_registry import find_method
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +47,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     config = read_config(flags.pop("config")) if "config" in flags and "from_lock" not in flags else {}
     push = take_push(flags, config, dry_run)
     if "from_lock" in flags:
-        from aim.repeat import repeat
+        from aim.replay import repeat
 
         return repeat(flags, quiet, dry_run, as_json, processes, push=push)
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
@@ -57,14 +57,14 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     if asked["save_path"] is None and not dry_run:
         parser.error("--save_path is missing: the folder for the merged checkpoint")
     from merging.lora.either import merge, planned, shown
-    from merging.output.next_steps import finish
-    from merging.work import Output
+    from merging.output.records.next_steps import finish
+    from merging.plan.merge_plan import Output
 
     given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
     output = Output(**{"save_path": Path(), **given}, quiet=quiet, processes=processes)
     relaxing = None
     if aim is not None:
-        from aim.run import relaxing_of
+        from aim.pipeline import relaxing_of
 
         relaxing = relaxing_of(recipe, aim, output)
     if dry_run:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aim.asked import add_aim_flags, aim_of
-from console.cli import Parser, add_output_flags, config_values, run, say
-from console.files import user_path
-from merging.flags import OUTPUT_KEYS, add_look_flags, add_plan_flags, add_run_flags, take, take_push
+from aim.config import add_aim_flags, aim_of
+from common.cli import Parser, add_output_flags, config_values, run, say
+from common.files.paths import user_path
+from merging.plan.merge_plan import Output
 from merging.processes import Processes, together
 from merging.recipe import DTYPES, read_config
+from merging.recipe.flags import OUTPUT_KEYS, add_look_flags, add_plan_flags, add_run_flags, take, take_push
 from merging.recipe.options import PLAN_KEYS, PlanOptions
-from merging.work import Output
 
 if TYPE_CHECKING:
     from merging.output.hub_upload import Push
@@ -81,8 +81,8 @@ def relax(argv: Sequence[str], processes: Processes) -> int:
     if missing or (asked["save_path"] is None and not dry_run):
         parser.error(f"--{(missing or ['save_path'])[0]} is missing")
     aim = aim_of(given, reference=given["numerics"] == "reference", resume=bool(asked["resume"]), seed="seed")
-    from aim.run import perform, planned_relaxation
-    from merging.output.next_steps import finish
+    from aim.pipeline import perform, planned_relaxation
+    from merging.output.records.next_steps import finish
 
     options = PlanOptions(**{key: given[key] for key in PLAN_KEYS if key in given})
     defaults = {key: DEFAULTS[key] for key in ("device", "max_shard_size")}
@@ -106,7 +106,7 @@ def repeat_lock(
     flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool, processes: Processes, push: Push | None
 ) -> int:
     """Repeat the relaxation of a lock; --merged_model and --pretrained_model_name say where its inputs lie now."""
-    from aim.repeat import repeat
+    from aim.replay import repeat
 
     names = {"merged_model": "models_to_merge", "pretrained_model_name": "base_model"}
     flags = {names.get(key, key): value for key, value in flags.items()}

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from aim.asked import Aim
-from aim.run import PAPER, merged_alone
-from console.errors import UsageError
-from merging.chat_template import choose_template
-from merging.checkpoint import open_all
-from merging.layout import Inputs
+from aim.config import Aim
+from aim.pipeline import PAPER, merged_alone
+from common.errors import UsageError
+from merging.checkpoints.checkpoint import open_all
 from merging.lora.plan import lay_out
 from merging.lora.run import adapter_configs, base_modules, check_same_base
 from merging.lora.settings import adapter_settings
 from merging.lora.work import AdapterWork
-from merging.preflight import plan
+from merging.output.records.run_record import read_lineage, read_merge_recipe
+from merging.plan.merge_plan import Relaxing
+from merging.plan.planner import plan
+from merging.plan.slices import Inputs
 from merging.recipe.options import DEFAULTS, PlanOptions
-from merging.settings import Section, Setting
-from merging.sidefiles import read_lineage, read_merge_recipe
-from merging.token_ids import read_tokenizers, token_ids
-from merging.tokenizer import choose_vocabulary
-from merging.work import Relaxing
+from merging.recipe.schedules import Section, Setting
+from merging.tokenizers.chat_template import choose_template
+from merging.tokenizers.choice import choose_vocabulary
+from merging.tokenizers.token_ids import read_tokenizers, token_ids
 
 
 def plan_adapter_relaxation(

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from common.atomic import written
-from common.bounded_reading import UnreadableError, parse_json
-from common.safetensors_file import write_safetensors
+from common.errors import CheckpointError
+from common.files.atomic import written
+from common.files.bounded_reading import UnreadableError, parse_json
+from common.files.json_types import Between, Each, Fields, ListOf, Maybe, OneOf, check_shape
+from common.files.safetensors_file import write_safetensors
+from common.processor import usable_cores
 from common.terminal_text import quoted
-from common.value_shapes import Between, Each, Fields, ListOf, Maybe, OneOf, check_shape
-from console.errors import CheckpointError
-from console.processor import usable_cores
-from merging.digests import Digest, block_bytes
-from merging.headers import safetensors_header
-from merging.tensors import cut
+from merging.checkpoints.headers import safetensors_header
+from merging.ops.tensor_blocks import cut
+from merging.output.digests import Digest, block_bytes
 
 if TYPE_CHECKING:
-    from merging.checkpoint import Checkpoint
+    from merging.checkpoints.checkpoint import Checkpoint
 
 FORMAT = "aim-importance-3"
 DESCRIBED = (

@@ -11,25 +11,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aim.calibration import Calibration, contradiction
+from aim.calibration.config import Calibration, contradiction
+from common.cli import say
+from common.errors import CalibrationError, CheckpointError, UsageError, nearest
+from common.processor import product_dtype
 from common.terminal_text import foreign
-from console.cli import say
-from console.errors import CalibrationError, CheckpointError, UsageError, nearest
-from console.processor import product_dtype
-from merging.card import public_name
-from merging.checkpoint import FLOATS, Checkpoint
-from merging.native.bus_errors import report_bus_errors
+from merging.checkpoints.checkpoint import FLOATS, Checkpoint
+from merging.ops.kernels.bus_errors import report_bus_errors
+from merging.output.records.card import public_name
+from merging.output.records.run_record import versions
 from merging.processes import Processes
 from merging.recipe import DTYPES
-from merging.sidefiles import versions
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from aim.activations import Activations
+    from aim.capture.state import Progress
+    from aim.capture.statistics import Activations
     from aim.importance import Importance
-    from aim.progress import Progress
 
 WAYS = ("auto", "whole", "layerwise")
 PLACES = ("auto", "host", "disk")
@@ -91,8 +91,8 @@ def importance_of(
     processes = processes or Processes()
     file = settings.importance_file
     if file is not None and file.exists():
-        from aim.blocks import summary
-        from aim.progress import remove_state
+        from aim.calibration.packing import summary
+        from aim.capture.state import remove_state
 
         remove_state(_state_of_rank(state, processes))
         found = load_importance(file, base, settings.reference)
@@ -128,10 +128,10 @@ def measure(
     """
     from transformers import AutoTokenizer
 
-    from aim.attribution import by_stored_tensor
-    from aim.blocks import cut, summary
+    from aim.calibration.packing import cut, summary
+    from aim.calibration.text_sources import load_texts
+    from aim.capture.attribution import by_stored_tensor
     from aim.importance import STATISTICS, fingerprint
-    from aim.texts import load_texts
 
     if not base.loads_from_folder:
         raise CalibrationError(
@@ -186,7 +186,7 @@ def _progress(settings: Settings, key: str, state: Path, quiet: bool, processes:
     """Where the state of this process's calibration is kept; the reference's is not."""
     if settings.reference:
         return None
-    from aim.progress import Progress
+    from aim.capture.state import Progress
 
     return Progress(_state_of_rank(state, processes), key, settings.resume, quiet, processes.leads)
 
@@ -196,7 +196,7 @@ def _run(
     processes: Processes,
 ) -> tuple[str, Activations, nn.Module]:  # fmt: skip
     """Run the base in the way that was asked for; returns the way, the statistics, and the model (or its skeleton)."""
-    from aim import base_model, calibrate, layerwise, reference
+    from aim.capture import base_model, layerwise, reference_statistic, whole_model
 
     way, spread = chosen_way(base, settings, device, dtype, processes)
     if way == "layerwise":
@@ -215,8 +215,8 @@ def _run(
         return way, found, skeleton.model
     model = base_model.load_whole(base, dtype, device, spread)
     if settings.reference:
-        return way, reference.collect(model, blocks, quiet), model
-    found = calibrate.calibrate(
+        return way, reference_statistic.collect(model, blocks, quiet), model
+    found = whole_model.calibrate(
         model, blocks, batch_size=settings.batch_size, processes=processes, progress=progress, quiet=quiet
     )
     return way, found, model
@@ -231,8 +231,8 @@ def chosen_way(
     """
     import torch
 
-    from aim.base_model import weight_bytes
-    from aim.memory import available
+    from aim.capture.base_model import weight_bytes
+    from common.available_memory import available
 
     needed = ROOM * weight_bytes(base, dtype)
     fits = needed < available(device)

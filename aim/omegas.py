@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.errors import UsageError
 from common.terminal_text import quoted
-from console.errors import UsageError
 
 
 def omega_text(omega: float) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from merging.consensus import add_to
+from merging.ops.consensus import add_to
 
 
 def importance(activation: Tensor) -> Tensor:

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aim.blocks import without_ids
-from common.bounded_reading import UnreadableError
-from common.foreign_regex import check_pattern, search_foreign
+from aim.calibration.packing import without_ids
+from common.errors import CheckpointError, UsageError
+from common.files.bounded_reading import UnreadableError
+from common.processes.bounded_regex import check_pattern, search_foreign
 from common.terminal_text import quoted
-from console.errors import CheckpointError, UsageError
-from merging.names import layer_of
-from merging.planned import Plan, TensorPlan
+from merging.checkpoints.tensor_names import layer_of
+from merging.plan.types import Plan, TensorPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from aim.importance import Importance
-    from merging.native.kernels import Kernels
-    from merging.tensors import Block
+    from merging.ops.kernels.kernels import Kernels
+    from merging.ops.tensor_blocks import Block
 
 MIN_TOKENS = 64
 """Tokens that an expert needs: the mean of |x| over 64 has a standard error of about a tenth."""

@@ -1,2 +1,1 @@
-"""Utilities of merging and evaluation that know no models: atomic files, locks, signals, streams,
-bounded reading of foreign files, text for terminals."""
+"""Utilities that know no models: command line, errors, tables, figures, hardware. No merging, no evaluation."""

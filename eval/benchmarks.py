@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from console.errors import UsageError, nearest
-from eval.outcomes import IFEVAL_MEAN
+from common.errors import UsageError, nearest
+from eval.results.outcomes import IFEVAL_MEAN
 
 PRESETS = ("paper", "lm-eval")
 UNFENCED = "pass@1 without code fences"

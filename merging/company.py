@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from common.interrupts import defer
-from console.errors import StoppedError
+from common.errors import StoppedError
+from common.processes.interrupts import defer
 
 BEAT = 5.0
 """Seconds between two signs of life."""

@@ -13,7 +13,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
-from console.errors import FailureError
+from common.errors import FailureError
 from merging.company import Company
 
 JOIN = 600.0

@@ -10,9 +10,9 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from common.cli import explain
+from common.errors import ProjectError, StoppedError, UsageError
 from common.launcher import LauncherError, launcher_ranks
-from console.cli import explain
-from console.errors import ProjectError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor

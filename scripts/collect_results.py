@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console.cli import Parser, add_output_flags, run, say
-from console.files import write_whole
+from common.cli import Parser, add_output_flags, run, say
+from common.files.paths import write_whole
 from eval.results.collection import packed
 from eval.results.reader import parse_names, read_results
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console.cli import Parser, add_output_flags, run, say
-from console.errors import UsageError, nearest
+from common.cli import Parser, add_output_flags, run, say
+from common.errors import UsageError, nearest
 from eval.report.comparison_text import to_json, to_markdown, to_text
 from eval.report.table_flags import add_measure_flags, add_names_flag, measure_of
 from eval.results.reader import parse_names, read_all

@@ -18,10 +18,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console.cli import Parser, add_output_flags, run, say
-from console.errors import FailureError, UsageError, nearest
-from console.files import file_digest, user_path, write_whole
-from eval.pins import FILE, FORMAT, MANIFEST, SCHEMA, Pinned, check_manifest, pinned
+from common.cli import Parser, add_output_flags, run, say
+from common.errors import FailureError, UsageError, nearest
+from common.files.paths import file_digest, user_path, write_whole
+from eval.data.dataset_revisions import FILE, FORMAT, MANIFEST, SCHEMA, Pinned, check_manifest, pinned
 
 PUNKT = Path("nltk_data") / "tokenizers" / "punkt_tab"
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aim.asked import add_aim_flags, rule_of, settings_of
-from console.cli import Parser, add_output_flags, run, say
-from console.errors import UsageError
-from console.figures import check_figure_file
-from console.files import user_path
+from aim.config import add_aim_flags, rule_of, settings_of
+from common.cli import Parser, add_output_flags, run, say
+from common.errors import UsageError
+from common.figures import check_figure_file
+from common.files.paths import user_path
 from merging.processes import Processes, together
 
 if TYPE_CHECKING:
     from aim.importance import Importance
     from aim.measure import Settings
-    from aim.summary import Summary
+    from aim.report.summary import Summary
 
 
 ABOUT = ("base", "calibration", "versions", "numerics", "statistic")
@@ -58,8 +58,8 @@ def measure_and_show(argv: Sequence[str], processes: Processes) -> int:
     importance = loaded_or_measured(args, settings, processes)
     if not processes.leads:
         return 0
-    from aim.summary import summarise
-    from aim.summary_text import as_text
+    from aim.report.summary import summarise
+    from aim.report.text import as_text
 
     found = summarise(importance, rule)
     print(json.dumps(as_record(importance, found), indent=2) if args.json else as_text(importance, found))
@@ -67,7 +67,7 @@ def measure_and_show(argv: Sequence[str], processes: Processes) -> int:
         draw(importance, found, args.plot)
         say(f"Plot written to {args.plot}.", args.quiet)
     if args.push_to_hub:
-        from aim.publish import card, push
+        from aim.report.hub_upload import card, push
 
         text = card(importance, found, args.push_to_hub, args.importance.name)
         url = push(args.importance, text, args.push_to_hub, args.private)
@@ -97,9 +97,9 @@ def loaded_or_measured(args: Any, settings: Settings, processes: Processes) -> I
     if args.base is None:
         return Importance.load(args.importance)
     from aim.measure import importance_of
-    from aim.run import state_file
-    from merging.checkpoint import open_all
-    from merging.device import resolve_device
+    from aim.pipeline import state_file
+    from common.device import resolve_device
+    from merging.checkpoints.checkpoint import open_all
 
     with processes.first_ahead():
         (base,) = open_all([args.base])
@@ -114,9 +114,9 @@ def as_record(importance: Importance, found: Summary) -> dict[str, Any]:
 
 def draw(importance: Importance, found: Summary, file: Path) -> None:
     """Write the figure."""
-    from aim.summary_plot import plot_summary
-    from console.figures import write_figure
-    from merging.card import public_name
+    from aim.report.plot import plot_summary
+    from common.figures import write_figure
+    from merging.output.records.card import public_name
 
     write_figure(plot_summary(found, f"Importance of {public_name(importance.base['name'])}"), file)
 

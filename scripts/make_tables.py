@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console.cli import Parser, add_output_flags, run, say
-from console.files import user_path, write_whole
+from common.cli import Parser, add_output_flags, run, say
+from common.files.paths import user_path, write_whole
 from eval.report.card import update_card
 from eval.report.latex import to_latex
 from eval.report.report import ranking

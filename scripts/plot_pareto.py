@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console.cli import Parser, add_output_flags, run, say
-from console.errors import UsageError, nearest
+from common.cli import Parser, add_output_flags, run, say
+from common.errors import UsageError, nearest
 from eval.report.plots import curved, plot_omega_curves, plot_pareto, save
 from eval.report.table_flags import add_measure_flags, add_only_flag, add_results_flags, measure_of, models_of
 from eval.stats.gains import all_gains

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console.cli import Parser, add_output_flags, run, say
-from console.errors import UsageError
-from console.figures import DPI, MARKERS, WIDTH, check_figure_file, in_style, legend_rows, ordered_colors, write_figure
-from console.files import read_json, user_path
-from console.tables import markdown
-from merging.target import RECORD
+from common.cli import Parser, add_output_flags, run, say
+from common.errors import UsageError
+from common.figures import DPI, MARKERS, WIDTH, check_figure_file, in_style, legend_rows, ordered_colors, write_figure
+from common.files.paths import read_json, user_path
+from common.tables import markdown
+from merging.output.staging.output_path import RECORD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh requirements.txt
 export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
-exec .venv/bin/python scripts/quickstart.py "$@"
+exec .venv/bin/python scripts/quickstart/main.py "$@"

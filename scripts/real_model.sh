@@ -21,7 +21,7 @@ if [ -n "${DATA_DIR:-}" ]; then
   CALIBRATION=${CALIBRATION:-$DATA_DIR/text/stdlib_docstrings.jsonl}
 fi
 
-$python scripts/real_model.py --save_path "$OUT" --base "$BASE" "${data[@]}"
+$python scripts/smollm/main.py --save_path "$OUT" --base "$BASE" "${data[@]}"
 
 merged=$OUT/TIES_InstructMathCode
 relaxed=$OUT/TIES_AIM_InstructMathCode

@@ -12,13 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console.cli import Parser, add_output_flags, run, say
-from console.errors import UsageError
-from console.files import write_whole
+from common.cli import Parser, add_output_flags, run, say
+from common.errors import UsageError
+from common.files.paths import write_whole
 from eval.report.page import make_page
 from eval.report.table_flags import add_report_flags, report_of
 from eval.results.rows import model_key
-from eval.samples import answers_of, sample_files
+from eval.results.samples import answers_of, sample_files
 
 
 def parser() -> Parser:

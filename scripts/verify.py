@@ -16,14 +16,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console.cli import Parser, add_output_flags, run, say
-from console.errors import FailureError, ProjectError
-from console.files import read_json, user_path
-from merging.digests import tensor_digest
-from merging.headers import header_of
-from merging.lock import LOCK_FILE, read_lock, small_files
-from merging.shards import INDEX
-from merging.stored import StoredWeights, TensorInfo
+from common.cli import Parser, add_output_flags, run, say
+from common.errors import FailureError, ProjectError
+from common.files.paths import read_json, user_path
+from merging.checkpoints.headers import header_of
+from merging.checkpoints.storage import StoredWeights, TensorInfo
+from merging.output.digests import tensor_digest
+from merging.output.records.lock import LOCK_FILE, read_lock, small_files
+from merging.output.shards import INDEX
 
 COULD_NOT = 3
 
@@ -129,9 +129,9 @@ def chosen(lock: Mapping[str, Any], count: str, pattern: str | None, seed: int) 
 
 def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list[str]:
     """Return a sentence for each of the tensors that the inputs do not give."""
-    from aim.repeat import work_of
+    from aim.replay import work_of
     from merging.lora.either import check_inputs_of, remade
-    from merging.work import Output
+    from merging.plan.merge_plan import Output
 
     models = args.models_to_merge.split(",") if args.models_to_merge else ()
     output = Output(args.folder, device=lock["device"], quiet=True, load_check=False)

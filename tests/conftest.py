@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
-from tests.tiny import fine_tune, make_llama, write_texts
+from tests.helpers.tiny import fine_tune, make_llama, write_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +40,7 @@ def run_script():  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mirror with a few made items of every benchmark."""
-    from tests.evaluation import make_data  # loads lm-eval, which a machine that only tests its GPU may lack
+    from tests.helpers.evaluation import make_data  # loads lm-eval, which a machine that only tests its GPU may lack
 
     return make_data(tmp_path_factory.mktemp("data"))
 
@@ -48,6 +48,6 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny real Llama of 512 positions with its tokenizer."""
-    from tests.evaluation import make_checkpoint
+    from tests.helpers.evaluation import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.tiny import make_llama, weights
+from tests.helpers.tiny import make_llama, weights
 
 
 def models(family: dict[str, Path]) -> str:

@@ -39,7 +39,7 @@ def test_tables_come_from_results() -> None:
         assert "<!-- tables: results/" in text, name
         assert not re.search(r"\b[A-Z]+_(TEXT|SECTION)\b", text), name
     done = subprocess.run(
-        [sys.executable, "scripts/update_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "scripts/dev/update_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from common.bounded_reading import read_json
-from console.errors import UsageError
+from common.errors import UsageError
+from common.files.bounded_reading import read_json
 from eval.harness.identity import WEIGHTS
 from eval.harness.references import ADAPTER_CONFIG, ModelReference
-from eval.harness.settings import PAPER_LENGTH
+from eval.settings import PAPER_LENGTH
 
 HUB_ID = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?(?:@[\w./-]+)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")

@@ -14,28 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from console.cli import say
-from console.errors import EvaluationError, UsageError
+from common.cli import say
+from common.errors import EvaluationError, UsageError
+from common.versions import versions
 from eval.benchmarks import Benchmark
+from eval.data.data_sources import check_data
 from eval.harness import identity, models
 from eval.harness.checks import check_model
 from eval.harness.journal import Journal
-from eval.harness.model_args import SAMPLING
 from eval.harness.models import EvaluatedModel
 from eval.harness.ranks import Ranks
 from eval.harness.references import label_of
-from eval.harness.request_types import Backend
 from eval.harness.server import Server
-from eval.harness.settings import Settings
-from eval.mirror import check_data
+from eval.log_filters import environment, muted
+from eval.model_args import SAMPLING
 from eval.progress import Progress
-from eval.quiet import environment, muted
+from eval.request_types import Backend
 from eval.results.answer_facts import answer_facts
 from eval.results.result import EvalResult, Lineage
 from eval.results.store import check_save_path, model_folder, save
 from eval.sandbox.supervisor import containment
 from eval.seeding import seeded
-from eval.versions import versions
+from eval.settings import Settings
 
 Samples = dict[str, list[dict[str, Any]]]
 
@@ -99,10 +99,10 @@ def evaluate_share(
         stack.enter_context(muted(settings))
         settings = models.resolve_device(settings, model, ranks)
         subject = models.describe(model, settings, tokenizer, name)
-        from eval import grading
+        from eval.data.loading import load
+        from eval.data.protocol import configure, plan_items
+        from eval.harness import grading
         from eval.harness import requests as asking
-        from eval.loading import load
-        from eval.protocol import configure, plan_items
 
         loaded = load(tuple(benchmarks), settings)
         remarks = configure(loaded, settings, subject.length)
@@ -175,8 +175,8 @@ def assembled(
     started: float,
 ) -> tuple[EvalResult, Samples]:
     """Put lm-eval's dictionary, scores, outcomes and circumstances into one result; samples by benchmark."""
-    from eval.protocol import prompt_hashes
-    from eval.scores import scores_of
+    from eval.data.protocol import prompt_hashes
+    from eval.results.scores import scores_of
     from eval.tasks.code import CODE_EVAL
     from eval.tasks.scoring import sizes_of
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from console.cli import Parser, add_output_flags
-from console.errors import UsageError
-from console.files import user_path
+from common.cli import Parser, add_output_flags
+from common.errors import UsageError
+from common.files.paths import user_path
 from eval.benchmarks import PRESETS
-from eval.harness.model_args import parse
-from eval.harness.settings import BACKENDS, DTYPE_OF, DTYPES, PAPER_LENGTH, SANDBOXES, Settings, parse_numbers
+from eval.model_args import parse
+from eval.settings import BACKENDS, DTYPE_OF, DTYPES, PAPER_LENGTH, SANDBOXES, Settings, parse_numbers
 from eval.tasks.prompts import TEMPLATES
 
 

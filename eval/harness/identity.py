@@ -13,9 +13,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from console.errors import BadInputError
-from console.files import file_digest, known_digest
-from console.processor import usable_cores
+from common.errors import BadInputError
+from common.files.paths import file_digest, known_digest
+from common.processor import usable_cores
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 BESIDE = (

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from console.errors import BadInputError
-from eval.harness.request_types import Answer, Facts, Request
+from common.errors import BadInputError
+from eval.request_types import Answer, Facts, Request
 
 NAME = "generations"
 FACTS = tuple(f.name for f in fields(Facts))

@@ -10,19 +10,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from console.errors import BadInputError, EvaluationError, ProjectError, UsageError, first_line
-from console.processor import product_dtype
+from common.errors import BadInputError, EvaluationError, ProjectError, UsageError, first_line
+from common.processor import product_dtype
 from eval.benchmarks import Benchmark
 from eval.harness import identity, references
 from eval.harness.checks import check_length, own_length, usable_length
 from eval.harness.corrections import VERSION
 from eval.harness.corrections.chat_template import render
 from eval.harness.corrections.encoding import adds_special_tokens
-from eval.harness.model_args import answer_changing
 from eval.harness.ranks import Ranks
-from eval.harness.request_types import Backend, digest
 from eval.harness.server import Server
-from eval.harness.settings import Settings
+from eval.model_args import answer_changing
+from eval.request_types import Backend, digest
+from eval.settings import Settings
 
 PACKAGES = {
     "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes", "autogptq": "auto_gptq", "gptqmodel": "gptqmodel",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+from common.errors import UsageError
 from common.launcher import LauncherError, launcher_ranks
-from console.errors import UsageError
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from console.errors import BadInputError, UsageError, first_line
+from common.errors import BadInputError, UsageError, first_line
 from eval.harness.identity import WEIGHTS
 
 HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py")

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
-from console.errors import EvaluationError, ProjectError
+from common.errors import EvaluationError, ProjectError
 from eval.benchmarks import Benchmark
+from eval.data.protocol import Loaded
 from eval.harness.journal import FACTS, Journal
 from eval.harness.ranks import Ranks
-from eval.harness.request_types import Answer, Backend, Facts, Request, digest, key_of
-from eval.harness.settings import Settings
 from eval.progress import Progress
-from eval.protocol import Loaded
+from eval.request_types import Answer, Backend, Facts, Request, digest, key_of
+from eval.settings import Settings
 
 Template = Callable[..., str]
 KINDS: Mapping[str, Literal["generate", "score", "rolling"]] = {

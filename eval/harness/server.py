@@ -13,7 +13,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request as HTTPRequest
 from urllib.request import urlopen
 
-from console.errors import BadInputError, EvaluationError, nearest
+from common.errors import BadInputError, EvaluationError, nearest
 
 KEY = "OPENAI_API_KEY"
 CLOCK = 60.0

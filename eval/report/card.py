@@ -9,9 +9,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from console.errors import BadInputError, UsageError, nearest
-from console.escape import markdown_text
-from console.files import write_whole
+from common.errors import BadInputError, UsageError, nearest
+from common.escape import markdown_text
+from common.files.paths import write_whole
 from eval.report.report import SIGNIFICANT, Line, Report
 from eval.report.tables import OVER, markdown_cell, over, pipes
 from eval.stats.gains import HV

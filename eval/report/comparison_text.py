@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from console.escape import markdown_text, plain
+from common.escape import markdown_text, plain
 from eval.report.tables import pipes
 from eval.stats.comparison import BOOTSTRAP, MCNEMAR, PERMUTATION, Comparison, Difference
 from eval.stats.gain_comparison import GainDifference

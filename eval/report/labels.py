@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from console.figures import SMALL
+from common.figures import SMALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from console.escape import plain
+from common.escape import plain
 from eval.report.report import Cell, Line, Report, Table
 from eval.report.tables import OVER, as_printed, over, shown_label
 from eval.stats.gains import HV

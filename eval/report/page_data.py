@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from console.figures import marker_polygon, method_looks
-from eval.outcomes import IFEVAL_MEAN, Outcomes
+from common.figures import marker_polygon, method_looks
 from eval.report.fronts import Variant, pareto_front, variants
 from eval.report.plots import curved
 from eval.report.report import Report
+from eval.results.outcomes import IFEVAL_MEAN, Outcomes
 from eval.results.rows import Family, Models, Row
-from eval.samples import Answer, Item
+from eval.results.samples import Answer, Item
 from eval.stats.gains import HV
 
 Answers = Mapping[str, Mapping[str, Mapping[Item, Answer]]]

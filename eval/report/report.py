@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from console.errors import UsageError, nearest
+from common.errors import UsageError, nearest
 from eval.results.conditions import column_conflicts, column_differences, listed
 from eval.results.result import Score
 from eval.results.rows import Models, Remark, Row

@@ -6,8 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
-from console.cli import Parser
-from console.errors import UsageError
+from common.cli import Parser
+from common.errors import UsageError
 from eval.report.report import Report, make_report
 from eval.results.reader import load, parse_names
 from eval.results.rows import Models, Remark, only

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from console.escape import csv_text, markdown_text
+from common.escape import csv_text, markdown_text
 from eval.report.report import MEASURED, SIGNIFICANT, Cell, Line, Report
 from eval.stats.gains import HV
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from console.errors import BadInputError
+from common.errors import BadInputError
 from eval.results.conditions import RECORDED
 from eval.results.result import EvalResult, Lineage
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from console.errors import BadInputError, UsageError
+from common.errors import BadInputError, UsageError
 from eval.results.collection import COLLECTION, unpacked
 from eval.results.conditions import BY_BENCHMARK, listed, run_differences
 from eval.results.result import COLUMNS, PUBLISHED, EvalResult, Lineage, Score, read_json_file

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.bounded_reading import read_json
-from console.errors import BadInputError
-from eval.metrics import NOT_FRACTIONS, direction_of
-from eval.outcomes import Outcomes
+from common.errors import BadInputError
+from common.files.bounded_reading import read_json
+from eval.results.metrics import NOT_FRACTIONS, direction_of
+from eval.results.outcomes import Outcomes
 
 SCHEMA = 3
 READ = (1, 2, 3)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from console.errors import UsageError, nearest
+from common.errors import UsageError, nearest
 from eval.results.result import COLUMNS, PUBLISHED, EvalResult, Lineage, Score
 
 Remark = Callable[[str], None]

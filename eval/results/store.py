@@ -11,9 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from console.errors import UsageError
-from console.escape import markdown_text
-from console.files import write_whole
+from common.errors import UsageError
+from common.escape import markdown_text
+from common.files.paths import write_whole
 from eval.results.result import COLUMNS, EvalResult, Score
 
 

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from console.errors import EvaluationError
-from console.processor import usable_cores
+from common.errors import EvaluationError
+from common.processor import usable_cores
 from eval.sandbox.connection import pack_message
 from eval.sandbox.limits import Limits
 from eval.sandbox.namespaces import NOBODY

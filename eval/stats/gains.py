@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from console.errors import UsageError, nearest
+from common.errors import UsageError, nearest
 from eval.results.conditions import column_differences, listed
 from eval.results.rows import Models, Remark, Row
 from eval.stats.hypervolume import hv_gain, population_of

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from console.errors import UsageError, nearest
+from common.errors import UsageError, nearest
 
 PAPER_POPULATION: Mapping[frozenset[str], tuple[str, ...]] = MappingProxyType(
     {

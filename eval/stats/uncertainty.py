@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from console.errors import ProjectError
+from common.errors import ProjectError
 from eval.results.conditions import column_differences
 from eval.results.rows import Models, Remark
 from eval.stats.comparison import DRAWS, Difference, differences, right_or_wrong

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any
 
-from console.errors import EvaluationError
+from common.errors import EvaluationError
 from eval.sandbox.separation import defined_names, obstacle
 from eval.sandbox.supervisor import SandboxSettings, containment, run_programs
 from eval.sandbox.verdict import Program, Verdict

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from console.errors import EvaluationError
+from common.errors import EvaluationError
 from eval.maths.comparison import same_answers
 from eval.tasks.answers import extract, gold_of
 from eval.tasks.equality import equal, quickly_equal

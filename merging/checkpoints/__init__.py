@@ -1,1 +1,1 @@
-"""Reading of checkpoints: formats of weight files, configs as transformers reads them. No merging and no writing."""
+"""Reading of checkpoints: weight files, configs, hub downloads, adapters. No merging and no writing."""

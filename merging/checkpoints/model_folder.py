@@ -6,11 +6,11 @@ import os
 import stat
 from pathlib import Path
 
-from common.bounded_reading import MAX_TEXT, MAX_TOKENIZER
+from common.errors import CheckpointError
+from common.files.bounded_reading import MAX_TEXT, MAX_TOKENIZER
+from common.files.paths import read_json
 from common.terminal_text import foreign
-from console.errors import CheckpointError
-from console.files import read_json
-from merging.tokenizer_files import tokenizer_files
+from merging.checkpoints.tokenizer_files import tokenizer_files
 
 PARSED = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

@@ -50,7 +50,7 @@ def parse_config(config: Mapping[str, Any]) -> ParsedConfig:
     try:
         from transformers import CONFIG_MAPPING
 
-        from merging.silence import quiet_transformers
+        from common.quiet_transformers import quiet_transformers
 
         with quiet_transformers():
             source = CONFIG_MAPPING[str(model_type)].from_dict(deepcopy(plain))

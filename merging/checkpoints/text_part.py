@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from console.errors import CheckpointError
-from merging.checkpoint import Checkpoint
-from merging.names import PARTS, layer_of, role_of
-from merging.stored import TensorInfo, Weights
+from common.errors import CheckpointError
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.storage import TensorInfo, Weights
+from merging.checkpoints.tensor_names import PARTS, layer_of, role_of
 
 if TYPE_CHECKING:
-    from merging.rows import Rows
+    from merging.checkpoints.row_source import Rows
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from console.errors import UsageError
+from common.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def coefficients(
 
 
 def _plain(method: str, parameters: Mapping[str, Any]) -> list[float]:
-    from merging.consensus import nonzero_total
+    from merging.ops.consensus import nonzero_total
 
     weights: Sequence[float] = parameters["weights"]
     divisor = nonzero_total(weights) if parameters["normalize"] else 1.0

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from console.errors import CheckpointError
+from common.errors import CheckpointError
 from merging.lora.plan import AdapterPlan
 
 
@@ -23,7 +23,7 @@ def check_adapter_loads(planned: AdapterPlan, settings: Mapping[str, Any], confi
         return f"Loading was not tried: {error.name} is not installed (pip install peft transformers)."
     import torch
 
-    from merging.silence import quiet_transformers
+    from common.quiet_transformers import quiet_transformers
 
     names = config.get("architectures") or []
     cls: Any = getattr(transformers, names[0], None) if names else None

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merging.card import licenses_of
-from merging.checks import free_space
-from merging.describe import size_of
 from merging.lora.whole import adapted
 from merging.lora.work import AdapterWork
+from merging.output.records.card import licenses_of
+from merging.plan.checks import free_space
+from merging.plan.report import size_of
 
 
 def describe_adapter(work: AdapterWork, save_path: Path | None) -> dict[str, Any]:

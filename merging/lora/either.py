@@ -7,19 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console.errors import FailureError
-from merging.digests import digest_of
-from merging.lock import check_inputs, check_others, check_planned, describe_input, files_of
+from common.errors import FailureError
 from merging.lora.describe import adapter_as_text, describe_adapter
 from merging.lora.produce import check_adapter_output, check_base, prepared_tokenizer, produce_adapter
 from merging.lora.run import plan_adapter_merge
 from merging.lora.work import AdapterWork, described_base, described_inputs, lasting_files
-from merging.produce import check_asked, check_output, produce
+from merging.output.digests import digest_of
+from merging.output.records.lock import check_inputs, check_others, check_planned, describe_input, files_of
+from merging.output.writer import parse_size
+from merging.pipeline import check_asked, check_output, produce
+from merging.plan.merge_plan import Output, Relaxing, Work
+from merging.planning import merge as merge_model
+from merging.planning import plan_merge
 from merging.recipe import MergeRecipe
-from merging.run import merge as merge_model
-from merging.run import plan_merge
-from merging.work import Output, Relaxing, Work
-from merging.writer import parse_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +53,8 @@ def make(work: Either, output: Output) -> Path:
 
 def shown(work: Either, output: Output, as_json: bool) -> str:
     """Return a plan in words or as JSON, after the checks that the run would make."""
-    from merging.describe import as_text, describe
-    from merging.prepared import prepared
+    from merging.output.preparation import prepared
+    from merging.plan.report import as_text, describe
 
     parse_size(output.max_shard_size)
     if isinstance(work, AdapterWork):
@@ -93,7 +93,7 @@ def check_inputs_of(work: Either, lock: Mapping[str, Any]) -> None:
 
 def remade(work: Either, names: Sequence[str]) -> Iterator[tuple[str, Iterator[Tensor]]]:
     """Yield tensors of the work's one result by name, each in blocks of rows."""
-    from merging.stream import tensor_blocks
+    from merging.engine.loop import tensor_blocks
 
     known: dict[str, Any] = {tensor.name: tensor for tensor in work.plan.tensors}
     if isinstance(work, AdapterWork):

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from console.errors import CheckpointError, UsageError
-from merging.adapter import Product
-from merging.adapter_keys import PREFIX
-from merging.checkpoint import Checkpoint
-from merging.layout import Inputs
+from common.errors import CheckpointError, UsageError
+from merging.checkpoints.adapters.adapter import Product
+from merging.checkpoints.adapters.adapter_keys import PREFIX
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.storage import Weights, tensor_bytes
 from merging.lora.algebra import PLAIN, check_parameters, coefficients
 from merging.lora.whole import adapted, is_whole, name_in_model, own_key, stored_dtypes, without_products
-from merging.planned import Plan, TensorPlan
-from merging.stored import Weights, tensor_bytes
+from merging.plan.slices import Inputs
+from merging.plan.types import Plan, TensorPlan
 
 
 @dataclass(frozen=True, eq=False)

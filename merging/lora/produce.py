@@ -13,13 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.file_state import check_unchanged, states_of
-from console.cli import say
-from console.errors import CheckpointError, UsageError
-from merging.card import Licenses, licenses_of, pipeline_tag_of, write_adapter_card
-from merging.checks import check_space
-from merging.digests import digest_of
-from merging.lock import (
+from common.cli import say
+from common.errors import CheckpointError, UsageError
+from common.files.file_state import check_unchanged, states_of
+from merging.checkpoints.tempdir import is_scratch
+from merging.checkpoints.tokenizer_files import tokenizer_files
+from merging.lora.check import check_adapter_loads
+from merging.lora.work import AdapterWork, described_base, described_inputs
+from merging.output.digests import digest_of
+from merging.output.preparation import prepared
+from merging.output.records.card import Licenses, licenses_of, pipeline_tag_of, write_adapter_card
+from merging.output.records.lock import (
     FORMAT,
     check_inputs,
     check_others,
@@ -29,21 +33,17 @@ from merging.lock import (
     tensors_of,
     write_lock,
 )
-from merging.lora.check import check_adapter_loads
-from merging.lora.work import AdapterWork, described_base, described_inputs
-from merging.output.check import check_files, check_small_files
-from merging.output.check import check_tensors as check_written_tensors
-from merging.output.stage import Stage, recover, staged, written_bytes
-from merging.prepared import prepared
-from merging.produce import ended
-from merging.result_config import make_configs
-from merging.scratch import is_scratch
-from merging.shards import lay_out
-from merging.sidefiles import versions, write_record
-from merging.target import RECORD, check_target
-from merging.tokenizer_files import tokenizer_files
-from merging.work import Output, Variant
-from merging.writer import ShardedWriter, parse_size
+from merging.output.records.run_record import versions, write_record
+from merging.output.shards import lay_out
+from merging.output.staging.output_path import RECORD, check_target
+from merging.output.staging.publication_check import check_files, check_small_files
+from merging.output.staging.publication_check import check_tensors as check_written_tensors
+from merging.output.staging.stage import Stage, recover, staged, written_bytes
+from merging.output.writer import ShardedWriter, parse_size
+from merging.pipeline import ended
+from merging.plan.checks import check_space
+from merging.plan.merge_plan import Output, Variant
+from merging.plan.result_config import make_configs
 
 CONFIG, STEM = "adapter_config.json", "adapter_model"
 
@@ -133,7 +133,7 @@ def _key(work: AdapterWork) -> str:
 
 def _write_tensors(work: AdapterWork, output: Output, stages: Sequence[Stage], maker: Any) -> None:
     """Write the tensors of all results, each read once."""
-    from merging import stream
+    from merging.engine import loop
 
     writers = [ShardedWriter(stage.folder, work.plan.tensors, math.inf, stage.journal, STEM) for stage in stages]
     done = min(writer.done for writer in writers)
@@ -141,7 +141,7 @@ def _write_tensors(work: AdapterWork, output: Output, stages: Sequence[Stage], m
         writer.rewind(done)
     job = replace(maker.job, allow_nonfinite=output.allow_nonfinite)
     try:
-        stream.run(work.plan, job, writers, output.quiet, work.label, make=lambda entry, *_: maker.blocks(entry))
+        loop.run(work.plan, job, writers, output.quiet, work.label, make=lambda entry, *_: maker.blocks(entry))
         for writer in writers:
             writer.close()
     except BaseException:

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from console.errors import HeadersUnknownError, UsageError
-from console.files import read_json
-from merging.chat_template import choose_template
-from merging.checkpoint import Checkpoint, open_all
-from merging.checks import check_distinct
-from merging.hub import CheckpointRef
-from merging.layout import Inputs
+from common.errors import HeadersUnknownError, UsageError
+from common.files.paths import read_json
+from merging.checkpoints.checkpoint import Checkpoint, open_all
+from merging.checkpoints.hub import CheckpointRef
 from merging.lora.algebra import check_recipe
 from merging.lora.plan import lay_out
 from merging.lora.produce import CONFIG
 from merging.lora.settings import adapter_settings
 from merging.lora.work import AdapterWork
-from merging.planned import Plan
-from merging.preflight import plan
+from merging.plan.checks import check_distinct
+from merging.plan.merge_plan import Relaxing
+from merging.plan.planner import plan
+from merging.plan.slices import Inputs
+from merging.plan.types import Plan
+from merging.planning import foreign_tokenizer, lasting_name
 from merging.recipe import MergeRecipe, remarks
 from merging.recipe.checks import check_values
-from merging.registry import find_method
-from merging.run import foreign_tokenizer, lasting_name
-from merging.token_ids import read_tokenizers
-from merging.tokenizer import choose_vocabulary
-from merging.work import Relaxing
+from merging.recipe.method_registry import find_method
+from merging.tokenizers.chat_template import choose_template
+from merging.tokenizers.choice import choose_vocabulary
+from merging.tokenizers.token_ids import read_tokenizers
 
 
 def plan_adapter_merge(

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merging.adapter_keys import PREFIX
-from merging.hub import CheckpointRef
+from merging.checkpoints.adapters.adapter_keys import PREFIX
+from merging.checkpoints.hub import CheckpointRef
 from merging.lora.plan import AdapterPlan, Sum
 
 SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")

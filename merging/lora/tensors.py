@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from merging import stream
-from merging.job import Job
-from merging.job import Relaxation as OfBlocks
+from merging.engine import loop
+from merging.engine.execution import Job
+from merging.engine.execution import Relaxation as OfBlocks
 from merging.lora.algebra import coefficients
 from merging.lora.plan import Entry, Sum, Term
-from merging.planned import TensorPlan
-from merging.tensors import row_sums
+from merging.ops.tensor_blocks import row_sums
+from merging.plan.types import TensorPlan
 
 
 class Relaxation(OfBlocks, Protocol):
@@ -40,7 +40,7 @@ class Maker:
     def blocks(self, entry: Entry) -> Iterator[Sequence[Tensor]]:
         """Yield a tensor in blocks of rows, in the dtype that is planned, on the CPU: one for each of the results."""
         if isinstance(entry.origin, TensorPlan):
-            yield from stream.tensor_blocks(entry.origin, self.job)
+            yield from loop.tensor_blocks(entry.origin, self.job)
             return
         dtype = getattr(torch, entry.dtype)
         if entry.side == "B":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from merging.adapter import AdaptedWeights
-from merging.adapter_keys import PREFIX, WRAPPERS
-from merging.checkpoint import Checkpoint
-from merging.planned import Source, TensorPlan
+from merging.checkpoints.adapters.adapter import AdaptedWeights
+from merging.checkpoints.adapters.adapter_keys import PREFIX, WRAPPERS
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.plan.types import Source, TensorPlan
 
 COMPARED_ROWS = 4096
 """Rows compared at a time where an adapter stores a tensor that may be its base's."""

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merging.adapter import AdaptedWeights
-from merging.chat_template import ChatTemplate, template_of
-from merging.checkpoint import Checkpoint
-from merging.digests import digest_of, tensor_digest
-from merging.layout import Inputs
-from merging.lock import describe_input, files_of
+from merging.checkpoints.adapters.adapter import AdaptedWeights
+from merging.checkpoints.checkpoint import Checkpoint
 from merging.lora.plan import AdapterPlan
 from merging.lora.whole import base_shape
-from merging.registry import Implementation
-from merging.work import Relaxing, Variant
+from merging.output.digests import digest_of, tensor_digest
+from merging.output.records.lock import describe_input, files_of
+from merging.plan.merge_plan import Relaxing, Variant
+from merging.plan.slices import Inputs
+from merging.recipe.method_registry import Implementation
+from merging.tokenizers.chat_template import ChatTemplate, template_of
 
 if TYPE_CHECKING:
     from merging.lora.tensors import Maker
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterWork:
-    """What `merging.work.Work` is for a model. settings: the adapter_config.json; implementation: of the method."""
+    """What `merging.plan.merge_plan.Work` is for a model.
+
+    settings: the adapter_config.json; implementation: of the
+    method."""
 
     program: str
     label: str
@@ -92,8 +95,8 @@ class AdapterWork:
         """Load torch and the importance, and return what computes the tensors."""
         import torch
 
+        from merging.engine.loop import Job
         from merging.lora.tensors import Maker
-        from merging.stream import Job
 
         changed = set(self.plan.names)
         tensors = tuple(tensor for tensor in self.plan.of_model.tensors if tensor.name in changed)

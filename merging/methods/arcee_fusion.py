@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.registry import merge_method
-from merging.selection import top_thresholds
-from merging.tensors import Block, PerBlock, TensorGroup, last_sums
+from merging.ops.selection import top_thresholds
+from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup, last_sums
+from merging.recipe.method_registry import merge_method
 
 EPS = 1e-8
 

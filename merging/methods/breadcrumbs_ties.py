@@ -5,8 +5,8 @@ theta = theta_0 + lambda * sum of the entries w_t m_t tau_t that have the electe
 
 from __future__ import annotations
 
-from merging.outliers import band_masks
-from merging.registry import merge_method
-from merging.sparse_sum import add_agreeing, fused_agreeing
+from merging.ops.sparse.outliers import band_masks
+from merging.ops.sparse.sparse_sum import add_agreeing, fused_agreeing
+from merging.recipe.method_registry import merge_method
 
 METHOD = merge_method(by_entry=True, prepare=band_masks, fused=fused_agreeing)(add_agreeing)

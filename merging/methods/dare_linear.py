@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from merging.dropping import masks_of
-from merging.reference import task_arithmetic_reference
-from merging.registry import merge_method
-from merging.sparse_sum import add_sparse, fused
+from merging.ops.reference import task_arithmetic_reference
+from merging.ops.sparse.dropping import masks_of
+from merging.ops.sparse.sparse_sum import add_sparse, fused
+from merging.recipe.method_registry import merge_method
 
 
 def reference(

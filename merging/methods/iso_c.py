@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from merging.registry import merge_method
-from merging.tensors import PerBlock, TensorGroup
-from merging.whole_matrix import TaskMatrices, add_merged, merge_matrices, polar
+from merging.ops.tensor_blocks import PerBlock, TensorGroup
+from merging.ops.whole_matrix import TaskMatrices, add_merged, merge_matrices, polar
+from merging.recipe.method_registry import merge_method
 
 
 def flatten_spectrum(matrices: TaskMatrices) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.consensus import weighted_sum
-from merging.gram import gram, length, norms
-from merging.registry import merge_method
-from merging.tensors import PerBlock, TensorGroup
+from merging.ops.consensus import weighted_sum
+from merging.ops.gram import gram, length, norms
+from merging.ops.tensor_blocks import PerBlock, TensorGroup
+from merging.recipe.method_registry import merge_method
 
 
 def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:

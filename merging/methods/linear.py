@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from merging.combination import Combination
-from merging.consensus import add_to, divided, nonzero_total, weighted_sum
-from merging.reference import linear_reference
-from merging.registry import merge_method
-from merging.tensors import Block, PerBlock
+from merging.ops.combination import Combination
+from merging.ops.consensus import add_to, divided, nonzero_total, weighted_sum
+from merging.ops.reference import linear_reference
+from merging.ops.tensor_blocks import Block, PerBlock
+from merging.recipe.method_registry import merge_method
 
 
 def linear(base: Tensor | None, finetuned: Tensor, *, weights: Sequence[float], normalize: bool) -> Tensor:

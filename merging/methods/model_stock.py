@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.consensus import add_to
-from merging.gram import gram
-from merging.registry import merge_method
-from merging.tensors import Block, PerBlock, TensorGroup
+from merging.ops.consensus import add_to
+from merging.ops.gram import gram
+from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup
+from merging.recipe.method_registry import merge_method
 
 
 def interpolation_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:

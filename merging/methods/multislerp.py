@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from console.errors import CheckpointError
-from merging.consensus import add_to, weighted_sum
-from merging.gram import gram, length, norms
-from merging.registry import merge_method
-from merging.tensors import PerBlock, TensorGroup
+from common.errors import CheckpointError
+from merging.ops.consensus import add_to, weighted_sum
+from merging.ops.gram import gram, length, norms
+from merging.ops.tensor_blocks import PerBlock, TensorGroup
+from merging.recipe.method_registry import merge_method
 
 
 def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:

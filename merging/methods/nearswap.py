@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from merging.consensus import add_to
-from merging.registry import merge_method
+from merging.ops.consensus import add_to
+from merging.recipe.method_registry import merge_method
 
 
 def nearswap(base: Tensor, finetuned: Tensor, *, t: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from merging.registry import merge_method
+from merging.recipe.method_registry import merge_method
 
 
 def passthrough(base: Tensor | None, finetuned: Tensor, *, scale: float) -> Tensor:

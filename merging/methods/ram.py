@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from merging.consensus import add_to
-from merging.registry import merge_method
+from merging.ops.consensus import add_to
+from merging.recipe.method_registry import merge_method
 
 
 def changes(base: Tensor, finetuned: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:

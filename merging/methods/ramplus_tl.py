@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from merging.methods.ram import changes, combine
-from merging.registry import merge_method
-from merging.tensors import PerBlock, TensorGroup
+from merging.ops.tensor_blocks import PerBlock, TensorGroup
+from merging.recipe.method_registry import merge_method
 
 
 def scales_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:

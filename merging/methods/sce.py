@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.consensus import add_to
-from merging.native.kernels import kernels
-from merging.registry import merge_method
-from merging.selection import select, share, top_threshold
-from merging.tensors import Block, PerBlock, TensorGroup, row_sums
+from merging.ops.consensus import add_to
+from merging.ops.kernels.kernels import kernels
+from merging.ops.selection import select, share, top_threshold
+from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup, row_sums
+from merging.recipe.method_registry import merge_method
 
 
 def weights_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from merging.gram import gram, norms
-from merging.registry import merge_method
-from merging.tensors import PerBlock, TensorGroup
+from merging.ops.gram import gram, norms
+from merging.ops.tensor_blocks import PerBlock, TensorGroup
+from merging.recipe.method_registry import merge_method
 
 COLLINEAR = 0.9995
 """Beyond this |cosine| the arc is as good as a line, and its formula loses all digits."""

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from console.errors import UsageError
-from merging.combination import Combination
-from merging.consensus import add_to, disjoint_sum, majority_sign, trimmed
-from merging.dropping import l1_factor
-from merging.magnitudes import Magnitudes
-from merging.model_scope import survey, thresholds_in
-from merging.reference import task_arithmetic_reference
-from merging.registry import merge_method
-from merging.selection import Threshold, select
-from merging.sparsify import trim_thresholds
-from merging.tensors import Block, PerBlock, TensorGroup
+from common.errors import UsageError
+from merging.ops.combination import Combination
+from merging.ops.consensus import add_to, disjoint_sum, majority_sign, trimmed
+from merging.ops.magnitudes import Magnitudes
+from merging.ops.model_scope import survey, thresholds_in
+from merging.ops.reference import task_arithmetic_reference
+from merging.ops.selection import Threshold, select
+from merging.ops.sparse.dropping import l1_factor
+from merging.ops.sparse.sparsify import trim_thresholds
+from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup
+from merging.recipe.method_registry import merge_method
 
 
 def thresholds_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.registry import merge_method
-from merging.tensors import PerBlock, TensorGroup
-from merging.whole_matrix import TaskMatrices, add_merged, decompose, merge_matrices, polar
+from merging.ops.tensor_blocks import PerBlock, TensorGroup
+from merging.ops.whole_matrix import TaskMatrices, add_merged, decompose, merge_matrices, polar
+from merging.recipe.method_registry import merge_method
 
 
 def merge_singular_vectors(matrices: TaskMatrices) -> Tensor:

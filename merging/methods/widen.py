@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.combination import ByColumn
-from merging.consensus import add_to
-from merging.native.kernels import Kernels, kernels
-from merging.parallel import in_order
-from merging.registry import merge_method
-from merging.tensors import Block, PerBlock, TensorGroup
-from merging.whole_matrix import is_stack
+from common.threads import in_order
+from merging.ops.combination import ByColumn
+from merging.ops.consensus import add_to
+from merging.ops.kernels.kernels import Kernels, kernels
+from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup
+from merging.ops.whole_matrix import is_stack
+from merging.recipe.method_registry import merge_method
 
 WHOLE = 64
 """Columns are summed by the kernel in multiples of this: torch adds what is left over in another order."""

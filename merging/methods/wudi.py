@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from merging.interference import Interference, descend, minimise
-from merging.registry import merge_method
-from merging.tensors import PerBlock, TensorGroup
-from merging.whole_matrix import TaskMatrices, add_merged, merge_matrices
+from merging.ops.interference import Interference, descend, minimise
+from merging.ops.tensor_blocks import PerBlock, TensorGroup
+from merging.ops.whole_matrix import TaskMatrices, add_merged, merge_matrices
+from merging.recipe.method_registry import merge_method
 
 
 def end_interference(matrices: TaskMatrices, solver: str, iterations: int, learning_rate: float) -> Tensor:
@@ -23,8 +23,8 @@ def end_interference(matrices: TaskMatrices, solver: str, iterations: int, learn
 
     solver adam, as published: so many iterations of Adam at a fixed learning rate from tau = sum_t w_t tau_t. Its step
     is a length, not a part of the task vectors: it moves no entry by more than about iterations * learning_rate, so
-    that what it does depends on their scale. solver closed_form: the minimum itself (`merging.interference.minimise`).
-    A model of weight 0 takes no part.
+    that what it does depends on their scale. solver closed_form: the minimum itself
+    (`merging.ops.interference.minimise`). A model of weight 0 takes no part.
 
     Memory: at most 10 times the matrix in fp32 and 4 times one of shape (in, in), closed_form 10 of those; whatever
     the number of models (measured on a square one: 9 and 14 in all).

@@ -1,1 +1,1 @@
-"""Writing of results: staging, journals, companion files, checks before publishing. No planning or computing."""
+"""Writing of results: shards, digests, checks, companion files. No planning and no computing."""

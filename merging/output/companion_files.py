@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from common import bounded_reading
-from common.bounded_reading import UnreadableError
+from common.errors import CheckpointError
+from common.files import bounded_reading
+from common.files.bounded_reading import UnreadableError
 from common.terminal_text import foreign
-from console.errors import CheckpointError
-from merging.tokenizer_files import tokenizer_files
+from merging.checkpoints.tokenizer_files import tokenizer_files
 
 COPIED = (
     "modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "*processor_config.json",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from console.errors import FailureError, ProjectError, UsageError
-from merging.lock import LOCK_FILE
+from common.errors import FailureError, ProjectError, UsageError
+from merging.output.records.lock import LOCK_FILE
 
 REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 

@@ -1,1 +1,1 @@
-"""Checks and rules of a merge plan: config comparison, layer kinds, extra tensors. No reading or writing."""
+"""Planning from headers and configs alone: tensors of the result, checks, dry-run report. No weights are read."""

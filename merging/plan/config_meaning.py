@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.errors import CheckpointError
 from common.terminal_text import foreign, quoted
-from console.errors import CheckpointError
-from merging.checkpoint import Checkpoint
+from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.parsed_config import ParsedConfig, parse_config
 
 NO_EFFECT = re.compile(

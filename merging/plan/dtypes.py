@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from merging.checkpoint import Checkpoint
-from merging.stored import CODES, DTYPES, FLOATS, TensorInfo, tensor_bytes
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.storage import CODES, DTYPES, FLOATS, TensorInfo, tensor_bytes
 
 
 def width(dtype: str) -> int:

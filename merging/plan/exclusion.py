@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.foreign_regex import search_foreign
+from common.errors import UsageError, nearest
+from common.processes.bounded_regex import search_foreign
 from common.terminal_text import quoted
-from console.errors import UsageError, nearest
-from merging.checkpoint import Checkpoint
-from merging.layout import Inputs, Slot
-from merging.tied import Heads
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.plan.slices import Inputs, Slot
+from merging.plan.tied_weights import Heads
 
 HEAD_KEYS = ("architectures", "id2label", "label2id", "num_labels", "problem_type", "classifier_dropout",
              "classifier_activation", "classifier_bias", "summary_type")  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from merging.checkpoint import Checkpoint
+from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.text_part import is_text_part
 from merging.plan.prediction import prediction_names
 from merging.recipe.options import PlanOptions

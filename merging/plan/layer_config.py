@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from console.errors import CheckpointError
-from merging.checkpoint import Checkpoint
+from common.errors import CheckpointError
+from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.parsed_config import parse_config
-from merging.names import PARTS
+from merging.checkpoints.tensor_names import PARTS
 from merging.plan.prediction import main_depths
-from merging.planned import LayerOrigin
+from merging.plan.types import LayerOrigin
 
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth", "encoder_layers")
 ENCODER = ("encoder_layers", "num_encoder_layers", "num_layers", "num_hidden_layers")

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.errors import CheckpointError
 from common.terminal_text import quoted
-from console.errors import CheckpointError
-from merging.checkpoint import Checkpoint
+from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.parsed_config import ParsedConfig, parse_config
-from merging.names import PARTS
+from merging.checkpoints.tensor_names import PARTS
 from merging.plan.config_meaning import BY_LAYER, DEPTHS
 from merging.plan.prediction import main_depths
-from merging.planned import LayerOrigin
+from merging.plan.types import LayerOrigin
 
 NUMBERED = re.compile(r"(layer_?(idx|id|index|number|num)|idx|index|layer_n\w*|block_(idx|id))")
 """Attributes that hold a layer's place."""
@@ -141,7 +141,7 @@ def kinds_of(parsed: ParsedConfig, config: Mapping[str, Any], stack: str, depth:
         import torch
         import transformers
 
-        from merging.silence import quiet_transformers
+        from common.quiet_transformers import quiet_transformers
 
         with quiet_transformers(), torch.device("meta"):
             model = _made(transformers, parsed.source, config)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from merging.checkpoint import Checkpoint
-from merging.names import layer_of, stacks_of
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.tensor_names import layer_of, stacks_of
 
 PARTS = re.compile(r"(^|\.)(mtp(_\w+)?|nextn\w*|model_mtp)\.")
 """Names of such parts: `mtp.layers.0...` (Qwen3-Next), `model.mtp_layers.0...` (MiMo, Ernie)."""

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from common.errors import UsageError
 from common.terminal_text import quoted
-from console.errors import UsageError
-from merging.registry import MergeMethod, find_method
-from merging.settings import Setting
+from merging.recipe.method_registry import MergeMethod, find_method
+from merging.recipe.schedules import Setting
 
 if TYPE_CHECKING:
     from merging.recipe.merge_recipe import MergeRecipe

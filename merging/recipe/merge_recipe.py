@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.bounded_reading import UnreadableError, read_yaml
+from common.errors import UsageError, nearest
+from common.files.bounded_reading import UnreadableError, read_yaml
 from common.terminal_text import quoted
-from console.errors import UsageError, nearest
 from merging.recipe.checks import check, check_values, remarks
 from merging.recipe.mergekit import writer
 from merging.recipe.mergekit.other_programs import refuse_other_programs, several_recipes
 from merging.recipe.mergekit.reader import Draft, is_mergekit, read_mergekit
+from merging.recipe.method_registry import MergeMethod, Parameter, find_method
 from merging.recipe.options import PlanOptions
+from merging.recipe.schedules import DTYPES, SETTINGS, Section, Setting
 from merging.recipe.tokens import TokenRequest
-from merging.registry import MergeMethod, Parameter, find_method
-from merging.settings import DTYPES, SETTINGS, Section, Setting
 
 BUILT_IN_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 """Chat templates by name, as mergekit 0.1.5 has them: configs/chat_templates/NAME.jinja."""

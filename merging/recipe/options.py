@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from common.errors import UsageError
 from common.terminal_text import quoted
-from console.errors import UsageError
 
 EXTRA_TENSORS = ("keep", "drop", "error")
 PLAN_KEYS = ("allow_config_mismatch", "extra_tensors")

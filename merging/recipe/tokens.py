@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common.errors import UsageError
 from common.terminal_text import quoted
-from console.errors import UsageError
 from merging.recipe.mergekit.keys import check_keys
 from merging.recipe.mergekit.values import as_mapping, model_name
-from merging.registry import as_bool
+from merging.recipe.method_registry import as_bool
 
 
 @dataclass(frozen=True)

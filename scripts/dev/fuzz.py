@@ -38,9 +38,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from common.cli import Parser, add_output_flags, run, say
+from common.files.paths import user_path, write_whole
 from common.terminal_text import escape_controls
-from console.cli import Parser, add_output_flags, run, say
-from console.files import user_path, write_whole
 
 KINDS = ("header", "index", "config", "tokenizer", "adapter", "importance", "lock", "recipe")
 SECONDS = 30.0
@@ -472,7 +472,7 @@ class Inputs:
     """Small real inputs in a folder: models, a sharded one, an adapter, an importance file, a lock and a recipe."""
 
     def __init__(self, folder: Path) -> None:
-        make_llama = importlib.import_module("tests.tiny").make_llama
+        make_llama = importlib.import_module("tests.helpers.tiny").make_llama
 
         self.folder = folder
         for seed, name in enumerate(("base", "a", "b")):
@@ -611,7 +611,7 @@ class Inputs:
         import torch
 
         from aim.importance import Importance, fingerprint
-        from merging.checkpoint import open_checkpoint
+        from merging.checkpoints.checkpoint import open_checkpoint
 
         with open_checkpoint("base") as base:
             mark = fingerprint(base)

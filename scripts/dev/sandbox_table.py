@@ -1,4 +1,4 @@
-"""Run the hostile programs of tests/sandbox under every combination of identity and layers, and print a table.
+"""Run the hostile programs of tests/eval/sandbox under every combination of identity and layers, and print a table.
 
 Needs root, to become each identity. `python scripts/dev/sandbox_table.py --only "root, bubblewrap"` runs one.
 """
@@ -15,9 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from tests.sandbox.arena import STALL_SECONDS
-from tests.sandbox.combinations import COMBINATIONS, Combination, run_arena
-from tests.sandbox.hostile import GOOD
+from tests.eval.sandbox.arena import STALL_SECONDS
+from tests.eval.sandbox.combinations import COMBINATIONS, Combination, run_arena
+from tests.eval.sandbox.hostile import GOOD
 
 
 def run(combination: Combination, workers: int) -> list[dict[str, Any]]:

@@ -38,9 +38,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from console.cli import Parser, add_output_flags, run, say
-from console.errors import FailureError
-from console.files import user_path, write_whole
+from common.cli import Parser, add_output_flags, run, say
+from common.errors import FailureError
+from common.files.paths import user_path, write_whole
 from scripts.dev.torture_scenarios import EARLIER, SCENARIOS, Scenario, content, make_inputs
 
 WRITES, READS = 0, 1
@@ -185,9 +185,15 @@ class Torture:
         return next((code for code in codes if code), 0), text
 
     def _be(
-        self, scenario: Scenario, arguments: list[str], case: Case | None, counted: Path | None, log: Path, rank: int,
+        self,
+        scenario: Scenario,
+        arguments: list[str],
+        case: Case | None,
+        counted: Path | None,
+        log: Path,
+        rank: int,
         port: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Be a process of a run, and end."""
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -195,9 +201,9 @@ class Torture:
             ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": scenario.ranks, "MASTER_PORT": port}
             os.environ.update({key: str(value) for key, value in ranks.items()}, MASTER_ADDR="127.0.0.1")
         tempfile.tempdir = str(self.temporary)
-        import aim.progress
+        import aim.capture.state
 
-        aim.progress.EVERY_SECONDS = 0.0
+        aim.capture.state.EVERY_SECONDS = 0.0
         sys.argv = [scenario.script, *arguments]
         shim = ctypes.CDLL(None)
         if case is not None and case.fault in FAULTS:
@@ -276,9 +282,20 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if "fault_shim" not in os.environ.get("LD_PRELOAD", ""):
         return in_shim(argv)
-    for name in ("merge", "performAIM", "aim.run", "aim.layerwise", "aim.calibrate", "aim.base_model", "merging.stream",
-                 "transformers", "transformers.models.llama.modeling_llama", "merging.lora.tensors",
-                 "eval.results.store", "eval.harness.journal"):  # fmt: skip
+    for name in (
+        "merge",
+        "performAIM",
+        "aim.pipeline",
+        "aim.capture.layerwise",
+        "aim.capture.whole_model",
+        "aim.capture.base_model",
+        "merging.engine.loop",
+        "transformers",
+        "transformers.models.llama.modeling_llama",
+        "merging.lora.tensors",
+        "eval.results.store",
+        "eval.harness.journal",
+    ):
         importlib.import_module(name)
     import torch
 
@@ -327,8 +344,13 @@ def in_shim(argv: Sequence[str]) -> int:
         shim = f"{folder}/fault_shim.so"
         source = str(Path(__file__).with_name("fault_shim.c"))
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", source, "-o", shim, "-ldl"], check=True)
-        environment = {**os.environ, "LD_PRELOAD": shim, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-                       "HF_HUB_OFFLINE": "1"}  # fmt: skip
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": shim,
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
         return subprocess.run([sys.executable, __file__, *argv], env=environment, check=False).returncode
 
 

@@ -110,7 +110,7 @@ def evaluate(argv: list[str]) -> int:
     from dataclasses import replace
 
     from eval.harness.journal import Journal
-    from eval.harness.request_types import Request
+    from eval.request_types import Request
     from eval.results.result import EvalResult, Lineage, Score
     from eval.results.store import model_folder, save
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from console.errors import BadInputError, first_line
+from common.errors import BadInputError, first_line
 from eval.harness.references import ADAPTER_CONFIG
 
 SHOWN = 3

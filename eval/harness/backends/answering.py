@@ -12,11 +12,11 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from console.errors import EvaluationError
+from common.errors import EvaluationError
 from eval.harness.corrections.logits import check_log_likelihood
 from eval.harness.corrections.sampling import seed_of
 from eval.harness.corrections.stop_strings import cut
-from eval.harness.request_types import Answer, Answered, Facts, Request
+from eval.request_types import Answer, Answered, Facts, Request
 
 METHODS = {"score": "loglikelihood", "rolling": "loglikelihood_rolling", "generate": "generate_until"}
 

@@ -14,8 +14,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from console.errors import EvaluationError
-from console.memory import ran_out
+from common.errors import EvaluationError
+from common.out_of_memory import ran_out
 from eval.harness.backends import batches
 from eval.harness.backends.answering import arguments_of, not_enough_memory
 from eval.harness.corrections import VERSION, batch_invariance, generation_config
@@ -25,7 +25,7 @@ from eval.harness.corrections.logits import FiniteLogits, check_logits
 from eval.harness.corrections.sampling import settings_without_seed, take_sampling
 from eval.harness.corrections.stop_strings import StopCriteria, cut, end_ids
 from eval.harness.corrections.weights import check_loading_info
-from eval.harness.request_types import Facts, Request
+from eval.request_types import Facts, Request
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

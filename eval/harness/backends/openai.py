@@ -14,13 +14,13 @@ from typing import Any
 from lm_eval.models.api_models import JsonChatStr
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
-from console.errors import EvaluationError, first_line
+from common.errors import EvaluationError, first_line
 from eval.harness.backends.answering import LMBackend, arguments_of
 from eval.harness.corrections.encoding import CorrectedEncoding, check_choice_lengths
 from eval.harness.corrections.sampling import settings_without_seed
-from eval.harness.request_types import Facts, Request
 from eval.harness.server import Server
-from eval.harness.settings import Settings
+from eval.request_types import Facts, Request
+from eval.settings import Settings
 
 AT_ONCE = 8
 RETRIES = 6

@@ -10,7 +10,7 @@ from lm_eval.models.vllm_causallms import VLLM
 
 from eval.harness.backends.answering import arguments_of
 from eval.harness.corrections.encoding import CorrectedEncoding, check_choice_lengths
-from eval.harness.request_types import Facts, Request
+from eval.request_types import Facts, Request
 
 AT_ONCE = 512
 """Requests between two writes to the journal: vLLM fills its batches from within them."""

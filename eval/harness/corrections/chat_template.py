@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from console.errors import EvaluationError, first_line
+from common.errors import EvaluationError, first_line
 
 MOVED = "The chat template takes no system message: its text is put at the beginning of the first user turn."
 Chat = list[dict[str, str]]

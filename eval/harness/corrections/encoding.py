@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from console.errors import EvaluationError
+from common.errors import EvaluationError
 
 WITHOUT_BEGIN = ("mmlu", "ifeval", "mbpp", "humaneval")
 """Benchmarks that the paper ran by lm-eval, and parts of them by prefix (mmlu_anatomy, mmlu_pro)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from console.errors import EvaluationError
+from common.errors import EvaluationError
 
 
 def check_logits(logits: Tensor, dtype: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from console.errors import EvaluationError
+from common.errors import EvaluationError
 
 SHOWN = 5
 

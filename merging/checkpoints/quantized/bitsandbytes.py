@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from console.errors import CheckpointError, HeadersUnknownError
+from common.errors import CheckpointError, HeadersUnknownError
 from merging.checkpoints.quantized.converter import QuantizedTensor, StoredTensors
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from console.errors import CheckpointError
-from merging.stored import TensorInfo
+from common.errors import CheckpointError
+from merging.checkpoints.storage import TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor

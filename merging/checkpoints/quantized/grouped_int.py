@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from console.errors import HeadersUnknownError
+from common.errors import HeadersUnknownError
 from merging.checkpoints.quantized.converter import (
     QuantizedTensor,
     StoredTensors,

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console.errors import CheckpointError
+from common.errors import CheckpointError
 from merging.checkpoints.quantized.bitsandbytes import BitsAndBytes4, BitsAndBytes8
 from merging.checkpoints.quantized.converter import Converter, QuantizedTensor, StoredTensors
 from merging.checkpoints.quantized.fp4 import Fp4, Mxfp4Experts
 from merging.checkpoints.quantized.fp8 import Fp8
 from merging.checkpoints.quantized.grouped_int import Awq, CompressedInt, Gptq
-from merging.stored import StoredWeights, TensorInfo, is_packed
+from merging.checkpoints.storage import StoredWeights, TensorInfo, is_packed
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from merging.rows import Rows
+    from merging.checkpoints.row_source import Rows
 
 
 CONVERTERS: tuple[Converter, ...] = (

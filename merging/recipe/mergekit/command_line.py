@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import UsageError
 from common.terminal_text import quoted
-from console.errors import UsageError
 
 ALWAYS = "is always so here"
 

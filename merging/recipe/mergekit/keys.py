@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from common.errors import UsageError
 from common.terminal_text import foreign
-from console.errors import UsageError
-from merging.registry import all_methods
+from merging.recipe.method_registry import all_methods
 
 LABELS = (
     "name", "description", "desc", "comment", "comments", "note", "notes", "author", "authors", "version", "license",

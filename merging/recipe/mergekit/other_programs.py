@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from console.errors import UsageError
+from common.errors import UsageError
 
 PROGRAMS = (
     (

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common.errors import UsageError, nearest
 from common.terminal_text import quoted
-from console.errors import UsageError, nearest
 from merging.recipe.mergekit.keys import check_keys, places_of_parameters
 from merging.recipe.mergekit.sources import LAYOUTS, Group, Source, read_groups
 from merging.recipe.mergekit.values import as_mapping, model_name, plain, with_revision, written_name
+from merging.recipe.method_registry import MergeMethod, Parameter, find_method
+from merging.recipe.schedules import DTYPES, SETTINGS, Section, Setting
 from merging.recipe.tokens import read_tokens
-from merging.registry import MergeMethod, Parameter, find_method
-from merging.settings import DTYPES, SETTINGS, Section, Setting
 
 KEYS = (
     "merge_method", "base_model", *LAYOUTS, "parameters", "dtype", "out_dtype", "tokenizer", "tokenizer_source",

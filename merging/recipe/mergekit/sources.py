@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from console.errors import UsageError
+from common.errors import UsageError
 from merging.recipe.mergekit.keys import check_keys, inside, places_of_general, places_of_parameters
 from merging.recipe.mergekit.values import (
     Scope,
@@ -17,7 +17,7 @@ from merging.recipe.mergekit.values import (
     read_scope,
     with_revision,
 )
-from merging.registry import MergeMethod
+from merging.recipe.method_registry import MergeMethod
 
 LAYOUTS = ("models", "slices", "modules")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.errors import UsageError
 from common.terminal_text import quoted
-from console.errors import UsageError
 from merging.recipe.mergekit.keys import (
     inside,
     is_label,
@@ -16,8 +16,8 @@ from merging.recipe.mergekit.keys import (
     parameter_names,
     places_of_general,
 )
-from merging.registry import MergeMethod, Parameter, as_bool
-from merging.settings import Rule
+from merging.recipe.method_registry import MergeMethod, Parameter, as_bool
+from merging.recipe.schedules import Rule
 
 Scope = Mapping[str, tuple[Rule, ...]]
 """The parameters that are set in one place, by our names."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from merging.recipe.mergekit.values import plain, written_name
-from merging.registry import MergeMethod, Parameter, find_method
-from merging.settings import Section, Setting
+from merging.recipe.method_registry import MergeMethod, Parameter, find_method
+from merging.recipe.schedules import Section, Setting
 
 if TYPE_CHECKING:
     from merging.recipe.merge_recipe import MergeRecipe

@@ -1,0 +1,1 @@
+"""Calibration text: sources, sampling, blocks of token ids. No model is run here."""

@@ -1,0 +1,1 @@
+"""Capture of activations: hooks, forward passes over the whole model or layer by layer, resume. No text sources."""

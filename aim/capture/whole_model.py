@@ -1,0 +1,154 @@
+"""Running the whole base over calibration blocks: batches that fit, resumed where they stopped, on any processes."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from aim.capture.hooks import watching
+from aim.capture.state import Progress
+from aim.capture.statistics import HALVES, Activations, Batch, Sums, Total
+from common.cli import say
+from common.errors import CalibrationError
+from common.out_of_memory import ran_out
+from merging.engine.device_pipeline import sent
+from merging.processes import Processes
+
+TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 2048}
+"""Tokens of a batch where its size is left to us: enough to fill a GPU, few enough for a CPU's caches."""
+
+
+def first_batch_size(device: torch.device, block_size: int) -> int:
+    """Return how many blocks to take at a time where nobody says."""
+    return max(1, TOKENS_PER_BATCH[device.type] // block_size)
+
+
+def turns(n_blocks: int, processes: Processes) -> list[list[int]]:
+    """Return the numbers of one process's blocks, in two halves that no batch straddles: even blocks and odd ones."""
+    return [list(range(half, n_blocks, HALVES))[processes.rank :: processes.count] for half in range(HALVES)]
+
+
+def takes(halves: list[list[int]], done: int, size: int) -> tuple[int, list[int]]:
+    """Return (half, block numbers) of the next batch of at most `size` blocks, `done` of them being through."""
+    for half, mine in enumerate(halves):
+        if done < len(mine):
+            return half, mine[done : done + size]
+        done -= len(mine)
+    return 0, []
+
+
+class BatchSize:
+    """Blocks at a time, halved each time that they do not fit."""
+
+    def __init__(self, size: int, quiet: bool) -> None:
+        self.size, self._quiet = size, quiet
+
+    def run(self, take: list[int], attempt: Callable[[list[int]], Any]) -> tuple[Any, list[int]]:
+        """Return what `attempt(blocks)` gives for `take` or the first part of it that fits, and that part.
+
+        Raises CalibrationError where one block does not fit.
+        """
+        while True:
+            try:
+                return attempt(take), take
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+                if len(take) == 1:
+                    raise CalibrationError(
+                        "Out of memory on one calibration block; give a smaller --block_size, --calibrate layerwise, "
+                        "or --device cpu."
+                    ) from error
+            self.size = len(take) // 2
+            take = take[: self.size]
+            _free()
+            say(f"Out of memory: continuing with {self.size} blocks at a time.", self._quiet)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def forward_arguments(model: nn.Module, ids: Tensor) -> dict[str, Any]:
+    """Return the arguments of a forward pass over ids (batch, tokens), which an encoder-decoder gets on both sides."""
+    takes = inspect.signature(model.forward).parameters
+    arguments: dict[str, Any] = {"input_ids": ids}
+    if "use_cache" in takes:
+        arguments["use_cache"] = False
+    if "decoder_input_ids" in takes:
+        arguments["decoder_input_ids"] = ids
+    return arguments
+
+
+def added_up(sums: Sums, processes: Processes) -> Sums:
+    """Return the sums over all processes; a weight that some of them never used counts there with nothing."""
+    if processes.count == 1:
+        return sums
+    mine = [(i, name, list(total.sum.shape)) for i, half in enumerate(sums.halves) for name, total in half.items()]
+    everywhere = processes.everybody((mine, sums.axes))
+    found = Sums(axes={name: axis for _, axes in everywhere for name, axis in axes.items()})
+    for half, name, shape in sorted({(i, name, tuple(s)) for entries, _ in everywhere for i, name, s in entries}):
+        own = sums.halves[half].get(name) or Total(
+            torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[:-1]).long()
+        )
+        found.halves[half][name] = Total(processes.added(own.sum), processes.added(own.tokens))
+    return found
+
+
+def calibrate(
+    model: nn.Module,
+    blocks: Tensor,
+    *,
+    batch_size: int | None = None,
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+    quiet: bool = False,
+) -> Activations:
+    """Run a model over blocks (n_blocks, block_size) of ids and return the statistics of all its weights.
+
+    batch_size: None starts with what fills the device; too large a one is halved until it fits. Raises CalibrationError
+    where one block does not fit, or activations are not finite.
+    """
+    processes = processes or Processes()
+    device = next(model.parameters()).device
+    sums, position, _ = progress.start() if progress else (Sums(), {}, {})
+    done, halves = position.get("blocks", 0), turns(len(blocks), processes)
+    size = BatchSize(batch_size or first_batch_size(device, blocks.shape[1]), quiet)
+
+    def attempt(take: list[int]) -> Batch:
+        batch = Batch()
+        with watching(model, batch):
+            model(**forward_arguments(model, sent(blocks[take], device)))
+        return batch
+
+    total = sum(map(len, halves))
+    hidden = quiet or processes.rank > 0
+    bar = tqdm(total=total, initial=done, desc="calibrating", unit="block", disable=True if hidden else None)
+    try:
+        with torch.no_grad():
+            while done < total:
+                processes.check()
+                half, take = takes(halves, done, size.size)
+                batch, taken = size.run(take, attempt)
+                sums.add(batch, half)
+                done += len(taken)
+                bar.update(len(taken))
+                if progress:
+                    progress.save(sums, {"blocks": done})
+            if progress:
+                progress.save(sums, {"blocks": done}, now=True)
+            return added_up(sums, processes).means()
+    except BaseException as error:
+        if progress:
+            progress.interrupted(error, sums, {"blocks": done})
+        raise
+    finally:
+        bar.close()

@@ -1,0 +1,176 @@
+"""What is asked of AIM, from flags, a YAML or a lock: omegas, how importance is measured, and what is relaxed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from aim.calibration.config import Calibration
+from aim.calibration.flags import add_calibration_flags, calibration_of
+from aim.measure import PLACES, WAYS, Settings
+from aim.omegas import check_omegas, parse_omegas
+from aim.relaxer import Rule
+from common.errors import UsageError
+from common.files.paths import user_path
+from common.terminal_text import quoted
+from merging.recipe import DTYPES
+
+SEED = "calibration_seed"
+CALIBRATION = {"source": "calibration", "split": "calibration_split", "weights": "calibration_weights", "seed": SEED}
+"""Fields of a Calibration that are not called as their keys are."""
+SETTINGS = {"importance_file": "importance", "way": "calibrate"}
+"""The same of Settings."""
+RULE = {"include": "relax_include", "exclude": "relax_exclude"}
+"""The same of Rule: beside a merge, --exclude says what is not merged."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is asked of AIM: one omega or several, how importance is measured, and what is relaxed."""
+
+    omegas: tuple[float, ...]
+    settings: Settings
+    rule: Rule = field(default_factory=Rule)
+
+    def check(self) -> None:
+        """Raise UsageError for values that cannot be."""
+        check_omegas(self.omegas)
+        self.rule.check()
+        self.settings.check()
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Files that the result depends on besides the checkpoints."""
+        file = self.settings.importance_file
+        return {"importance": file} if file else {}
+
+    @property
+    def kept(self) -> list[Path]:
+        """Paths that the output must not touch."""
+        return [*self.files.values(), *self.settings.calibration.files()]
+
+    def as_recipe(self) -> dict[str, Any]:
+        """Return the keys that `aim_of` takes, without omega: what is not at its default."""
+        settings = self.settings
+        file = settings.importance_file
+        found: dict[str, Any] = {"importance": str(file.resolve())} if file else {}
+        for given, plain, names, left_out in (
+            (settings.calibration.lasting(), Calibration(), CALIBRATION, ()),
+            (settings, Settings(Calibration()), SETTINGS, ("calibration", "importance_file", "reference", "resume")),
+            (self.rule, Rule(), RULE, ()),
+        ):
+            for entry in fields(given):  # type: ignore[arg-type]
+                value = getattr(given, entry.name)
+                if entry.name not in left_out and value != getattr(plain, entry.name):
+                    found[names.get(entry.name, entry.name)] = list(value) if isinstance(value, tuple) else value
+        return found
+
+
+def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") -> None:
+    """Add the flags about importance and what is relaxed; None (or False) where they are not given.
+
+    seed: what the flag of the calibration's shuffling is called; prefix: of --include and --exclude.
+    """
+    rule = Rule()
+    group = parser.add_argument_group("AIM")
+    group.add_argument(
+        "--importance",
+        type=user_path,
+        metavar="FILE",
+        help="reuse this importance file of the base, or compute it and save it there",
+    )
+    group.add_argument(f"--{prefix}include", metavar="REGEX", help="relax only tensors whose name matches")
+    group.add_argument(f"--{prefix}exclude", metavar="REGEX", help="leave tensors whose name matches as merged")
+    group.add_argument("--freeze", metavar="REGEX", help="keep the base's own tensors where the name matches")
+    group.add_argument(
+        "--relax_tied",
+        action="store_true",
+        default=None,
+        help="relax a tied embedding, as the output head",
+    )
+    group.add_argument(
+        "--min_tokens",
+        type=int,
+        metavar="N",
+        help=f"leave experts as merged that fewer calibration tokens were routed to (default: {rule.min_tokens})",
+    )
+    group.add_argument(
+        "--calibrate",
+        choices=WAYS,
+        help="run the whole base, or one layer at a time in little memory (default: auto, the whole where it fits)",
+    )
+    group.add_argument(
+        "--hidden_states", choices=PLACES, help="place of the hidden states in a layerwise calibration (default: auto)"
+    )
+    group.add_argument(
+        "--batch_size",
+        metavar="N|auto",
+        help="calibration blocks at a time (default: auto; halved where they do not fit)",
+    )
+    group.add_argument(
+        "--calibration_dtype",
+        choices=("auto", *DTYPES),
+        help="dtype of the base in calibration (default: auto, as it is stored; float32 if the CPU emulates bfloat16)",
+    )
+    add_calibration_flags(parser, seed)
+
+
+KEYS = (
+    "omega", "importance", "relax_include", "relax_exclude", "freeze", "relax_tied", "min_tokens", "calibrate",
+    "hidden_states", "batch_size", "calibration_dtype", "calibration", "calibration_weights", "calibration_split",
+    "text_field", "n_samples", "block_size", SEED,
+)  # fmt: skip
+"""Keys that flags, a YAML and a lock may give."""
+
+
+def aim_of(given: Mapping[str, Any], *, reference: bool = False, resume: bool = False, seed: str = SEED) -> Aim:
+    """Return what flags, a YAML's or a lock's keys ask for; what is None or missing is at its default.
+
+    Raises UsageError for values that cannot be.
+    """
+    settings = settings_of(given, reference=reference, resume=resume, seed=seed)
+    aim = Aim(parse_omegas(given["omega"]), settings, rule_of(given, reference))
+    aim.check()
+    return aim
+
+
+def settings_of(given: Mapping[str, Any], *, reference: bool, resume: bool, seed: str) -> Settings:
+    """Return how importance is to be measured, by the same keys. Raises UsageError as `aim_of` does."""
+    importance = given.get("importance")
+    named = {"calibration_dtype": "calibration_dtype", "way": "calibrate", "hidden_states": "hidden_states"}
+    settings = Settings(
+        calibration=calibration_of(given, seed),
+        importance_file=None if importance is None else user_path(str(importance)),
+        batch_size=_batch_size(given.get("batch_size")),
+        reference=reference,
+        resume=resume,
+        **{field: given[key] for field, key in named.items() if given.get(key) is not None},
+    )
+    settings.check()
+    return settings
+
+
+def rule_of(given: Mapping[str, Any], reference: bool) -> Rule:
+    """Return what is to be relaxed, by the same keys. Raises UsageError as `aim_of` does."""
+    named = {field: RULE[field] if given.get(RULE.get(field, "")) is not None else field for field in vars(Rule())}
+    rule = Rule(**{field: given[key] for field, key in named.items() if given.get(key) is not None})
+    if reference:
+        rule = Rule(**{**vars(rule), "relax_tied": True})
+    rule.check(named)
+    return rule
+
+
+def _batch_size(given: Any) -> int | None:
+    """A number of blocks; None for auto."""
+    if given is None or given == "auto":
+        return None
+    try:
+        count = int(str(given))
+    except ValueError:
+        raise UsageError(f"--batch_size must be a number of blocks or auto, found {quoted(given)}.") from None
+    if count < 1:
+        raise UsageError(f"--batch_size must be at least 1, found {count}.")
+    return count

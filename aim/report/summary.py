@@ -1,0 +1,222 @@
+"""What an importance file says, in figures: per layer and kind of module, how few channels hold how much of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from aim.relaxer import ZERO, Rule, is_expert
+from merging.checkpoints.tensor_names import in_order, layer_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aim.importance import Importance
+
+TOP = 0.01
+"""The part of the channels whose share is told: at least one channel."""
+TIED = "it is the embedding too, which --relax_tied relaxes"
+Place = tuple[str, int | None, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of the modules of one kind in one layer that get the same input, or of experts of one kind together.
+
+    layer: None outside of layers; tensors: how many weights; experts: how many of them there are (0: no experts);
+    channels: of each; tokens: None where not counted. Of the activations a, and s = a / max(a): top_share is what the
+    largest hundredth has of the sum, maximum that of a, mean that of s, entropy that of the shares in units of log
+    channels, stability the rank correlation of two halves; None where not defined. Of experts: means, the largest
+    maximum, the lowest stability, the fewest tokens.
+    """
+
+    stack: str
+    layer: int | None
+    kind: str
+    tensors: int
+    experts: int
+    channels: int
+    tokens: int | None
+    top_share: float
+    maximum: float
+    mean: float
+    entropy: float | None
+    stability: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows by layer and kind, and what is not relaxed: {reason: tensors}, and experts by {tensor: how many}."""
+
+    rows: tuple[Row, ...]
+    not_relaxed: Mapping[str, tuple[str, ...]]
+    few_tokens: Mapping[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything in JSON's types."""
+        rows = [asdict(row) for row in self.rows]
+        return {"rows": rows, "not_relaxed": dict(self.not_relaxed), "experts_not_relaxed": dict(self.few_tokens)}
+
+
+@dataclass(frozen=True)
+class _Vector:
+    """One activation vector (channels,) with its tokens and stability; place: stack, layer and kind."""
+
+    place: Place
+    is_expert: bool
+    name: str
+    values: Tensor
+    tokens: int | None
+    stability: float | None
+
+
+def summarise(importance: Importance, rule: Rule | None = None) -> Summary:
+    """Return the figures of every tensor that the rule lets be relaxed, and the reasons of the others."""
+    rule = rule or Rule()
+    reasons: dict[str, list[str]] = {}
+    few: dict[str, int] = {}
+    groups: dict[Place, list[_Vector]] = {}
+    for name in sorted({*importance.activations, *importance.unmeasured}, key=_in_order):
+        tied = TIED if name in importance.heads.values() and not rule.relax_tied else None
+        reason = importance.unmeasured.get(name) or rule.verdict(name) or tied
+        vectors = [] if reason else list(_vectors(importance, name))
+        enough = [v for v in vectors if v.tokens is None or not v.is_expert or v.tokens >= rule.min_tokens]
+        active = [v for v in enough if float(v.values.max()) > 0]
+        if not reason and not active:
+            reason = ZERO if enough else rule.too_few
+        if reason:
+            reasons.setdefault(reason, []).append(name)
+            continue
+        if len(enough) < len(vectors):
+            few[name] = len(vectors) - len(enough)
+        groups.setdefault(active[0].place, []).extend(active)
+    return Summary(
+        rows=tuple(_rows(groups)),
+        not_relaxed={reason: tuple(names) for reason, names in reasons.items()},
+        few_tokens=few,
+    )
+
+
+def _vectors(importance: Importance, name: str) -> Iterable[_Vector]:
+    """The vectors of a tensor, one for each expert of a stack."""
+    found = layer_of(name)
+    stack, layer, rest = found or ("", None, name)
+    kind = re.sub(r"\.\d+(?=\.|$)", ".*", rest.strip(".")).removesuffix(".weight")
+    values, tokens = importance.activations[name], importance.tokens.get(name)
+    stability = importance.stability.get(name)
+    for i, one in enumerate(values if values.dim() == 2 else values[None]):
+        yield _Vector(
+            (stack, layer, kind),
+            isinstance(tokens, list) or is_expert(name),
+            name,
+            one.double(),
+            tokens[i] if isinstance(tokens, list) else tokens,
+            stability[i] if isinstance(stability, list) else stability,
+        )
+
+
+def _rows(groups: Mapping[Place, Sequence[_Vector]]) -> Iterable[Row]:
+    """One row for the kinds of a layer that get the same input (query, key and value), stacks and layers in order."""
+    same: list[list[Place]] = []
+    for place in groups:
+        twin = next((s for s in same if s[0][:2] == place[:2] and _equal(groups[s[0]], groups[place])), None)
+        if twin is None:
+            same.append([place])
+        else:
+            twin.append(place)
+    for places in same:
+        stack, layer, _ = places[0]
+        names = {vector.name for place in places for vector in groups[place]}
+        yield _row(stack, layer, together([kind for *_, kind in places]), len(names), groups[places[0]])
+
+
+def _equal(one: Sequence[_Vector], other: Sequence[_Vector]) -> bool:
+    import torch
+
+    return len(one) == len(other) and all(torch.equal(a.values, b.values) for a, b in zip(one, other, strict=True))
+
+
+def _row(stack: str, layer: int | None, kind: str, tensors: int, vectors: Sequence[_Vector]) -> Row:
+    entropies = [h for v in vectors if (h := entropy(v.values)) is not None]
+    stabilities = [v.stability for v in vectors if v.stability is not None]
+    tokens = [v.tokens for v in vectors if v.tokens is not None]
+    return Row(
+        stack=stack,
+        layer=layer,
+        kind=kind,
+        tensors=tensors,
+        experts=len(vectors) if vectors[0].is_expert else 0,
+        channels=len(vectors[0].values),
+        tokens=min(tokens) if tokens else None,
+        top_share=_mean([top_share(v.values) for v in vectors]),
+        maximum=max(float(v.values.max()) for v in vectors),
+        mean=_mean([float(v.values.mean() / v.values.max()) for v in vectors]),
+        entropy=_mean(entropies) if entropies else None,
+        stability=min(stabilities) if stabilities else None,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def top_share(a: Tensor) -> float:
+    """Return the share of the sum of a (channels,) that its largest hundredth holds, at least one channel."""
+    count = max(1, round(TOP * len(a)))
+    return float(a.topk(count).values.sum() / a.sum())
+
+
+def entropy(a: Tensor) -> float | None:
+    """Return the entropy of the shares of a (channels,), in units of log channels; None for a single channel."""
+    if len(a) < 2:
+        return None
+    p = a / a.sum()
+    return -float((p * p.where(p > 0, 1.0).log()).sum()) / math.log(len(a))
+
+
+def together(kinds: Sequence[str]) -> str:
+    """Name several kinds as one: self_attn.q_proj and self_attn.k_proj are self_attn.{q,k}_proj."""
+    by_parent: dict[str, list[str]] = {}
+    for kind in kinds:
+        parent, dot, own = kind.rpartition(".")
+        by_parent.setdefault(parent + dot, []).append(own)
+    return ", ".join(parent + _braced(names) for parent, names in by_parent.items())
+
+
+def _braced(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    endings = {"".join(name.rpartition("_")[1:]) if "_" in name else "" for name in names}
+    ending = endings.pop() if len(endings) == 1 else ""
+    return "{" + ",".join(name.removesuffix(ending) for name in names) + "}" + ending
+
+
+def _in_order(name: str) -> tuple[bool, list[tuple[int, str]]]:
+    """Sorts by layer, and what is in no layer behind them."""
+    return layer_of(name) is None, in_order(name)
+
+
+def by_kind(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the medians over the layers for each kind, the largest maximum and the lowest stability."""
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row.stack, row.kind), []).append(row)
+    return [
+        {
+            "kind": _where(stack, None) + kind,
+            "layers": len(found) if found[0].layer is not None else None,
+            **{key: median(getattr(row, key) for row in found) for key in ("channels", "top_share", "mean")},
+            "maximum": max(row.maximum for row in found),
+            "entropy": median(known) if (known := [row.entropy for row in found if row.entropy is not None]) else None,
+            "stability": min((row.stability for row in found if row.stability is not None), default=None),
+        }
+        for (stack, kind), found in kinds.items()
+    ]
+
+
+def _where(stack: str, layer: int | None) -> str:
+    return f"{stack}{'*' if layer is None else layer}." if stack else ""

@@ -1,0 +1,202 @@
+"""The edge of every script: parse flags, run, print an error once, return the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import gc
+import os
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from common.errors import DISK_FULL, ProjectError, UsageError, nearest
+from common.files.bounded_reading import UnreadableError
+from common.processes.interrupts import Terminated, handle_stop_signals, ignore_stop_signals
+from common.processes.standard_streams import protect_standard_streams
+from common.terminal_text import message_line, terminal_lines
+
+
+class Formatter(argparse.HelpFormatter):
+    """Adds the default of a flag that has one and does not say so itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        if action.default in (None, False, [], argparse.SUPPRESS) or "(default" in text:
+            return text
+        return f"{text} (default: %(default)s)"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Fill paragraphs of a program's description; keep each line of a group's (a list) on its own."""
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        if not indent:
+            return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n"))
+        return "\n".join(
+            textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent + " " * 18)
+            for line in text.splitlines()
+        )
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-sentence errors, the nearest known flag, and `--a-b` read as `--a_b`."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", Formatter)
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.rstrip('.')} (`python {self.prog} --help` lists the flags).")
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        argv = with_negative_values([underscored(a) for a in (sys.argv[1:] if args is None else args)])
+        parsed, rest = self.parse_known_args(argv, namespace)
+        if rest:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            unknown = next((word for word in rest if word.startswith("-")), rest[0])
+            self.error(f"unknown argument {unknown!r}.{nearest(unknown, known)}")
+        return parsed
+
+
+def value_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the long flags of a parser that take a value."""
+    return {flag for action in parser._actions if action.nargs != 0 for flag in action.option_strings}
+
+
+def config_values(
+    parser: argparse.ArgumentParser, config: Mapping[str, Any], left_out: Collection[str]
+) -> dict[str, Any]:
+    """Return a YAML's keys as the values of a parser's flags of the same names.
+
+    Args:
+        parser: its flags, without their dashes, are the keys.
+        config: the YAML's content.
+        left_out: flags that a file cannot give.
+
+    Raises:
+        UsageError: for a key that is no flag, or a value of another type than its flag takes.
+    """
+    flags = {action.dest: action for action in parser._actions if action.dest not in left_out}
+    for key, value in config.items():
+        if key not in flags:
+            raise UsageError(f"--config: {key!r} is no flag of {parser.prog}.{nearest(key, flags)}")
+        action = flags[key]
+        expected = None
+        if action.nargs == 0:
+            expected = None if isinstance(value, bool) else "true or false"
+        elif action.type is int:
+            expected = None if type(value) is int else "a whole number"
+        elif action.choices is not None:
+            expected = None if value in action.choices else f"one of {', '.join(map(str, action.choices))}"
+        elif isinstance(value, Mapping):
+            expected = "a value, not keys and values"
+        if expected and value is not None:
+            raise UsageError(f"--config: {key} must be {expected}, found {value!r}.")
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def underscored(argument: str) -> str:
+    """Spell a long flag with underscores, as the original scripts do: `--save-path=x` -> `--save_path=x`."""
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    if flag.startswith("--no-"):
+        return flag[:5] + flag[5:].replace("-", "_") + equals + value
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def with_negative_values(argv: Sequence[str]) -> list[str]:
+    """Join `--weights -0.5,1` into `--weights=-0.5,1`, which argparse would take for two flags."""
+    joined: list[str] = []
+    for argument in argv:
+        if re.match(r"-[\d.]", argument) and joined and re.fullmatch(r"--\w+", joined[-1]):
+            joined[-1] += "=" + argument
+        else:
+            joined.append(argument)
+    return joined
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags every script has."""
+    parser.add_argument("--quiet", action="store_true", help="no progress bars and no remarks; errors still print")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def say(message: str, quiet: bool = False) -> None:
+    """Print a remark on stderr, without control characters; stdout is for results."""
+    if not quiet:
+        print(terminal_lines(message), file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run `main(argv)`; turn errors into one sentence on stderr and an exit code (2 usage, 1 failure)."""
+    if (reason := unsupported_platform(sys.platform)) is not None:
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
+    if argv is None:
+        protect_standard_streams()
+        handle_stop_signals()
+        spare_the_collector()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return main(arguments) or 0
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # what is left in the buffer is not reported once more at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        sentence, code = explain(error)
+        notes = getattr(error, "__notes__", [])
+        if sentence or notes:  # else another process of the run has said it
+            parts = [f"error: {sentence}" if sentence else "", *notes]
+            print(" ".join(message_line(part) for part in parts if part), file=sys.stderr)
+        return code
+    finally:
+        if argv is None:
+            ignore_stop_signals()
+
+
+def unsupported_platform(platform: str) -> str | None:
+    """Return why the programs do not run on a platform (`sys.platform`), None where they do."""
+    if platform in ("win32", "cygwin"):
+        return (
+            "Windows is not supported: file locks, atomic replacement of folders and limits of child processes are "
+            "those of Linux and macOS; run this under WSL 2."
+        )
+    return None
+
+
+def spare_the_collector() -> None:
+    """Let the garbage collector look less often, and not at the end: torch's million objects are no garbage.
+
+    It took 0.4 of the 1.5 s in which a process imports torch and ends.
+    """
+    gc.set_threshold(100_000, 20, 100)
+    atexit.register(gc.freeze)
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """Return one sentence for an error, and its exit code."""
+    if isinstance(error, ProjectError):
+        return str(error), error.exit_code
+    if isinstance(error, UnreadableError):
+        return str(error), 1
+    if isinstance(error, Terminated):
+        return f"Stopped by {error.name}.", 128 + error.number
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted.", 130
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"No space left on the device{where}.", 1
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 1
+    text = " ".join(str(error).split())
+    return f"Unexpected {type(error).__name__}: {text}. Run again with --debug for the traceback.", 1

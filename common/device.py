@@ -1,0 +1,44 @@
+"""Where a run computes: the device that a flag names, and which of a machine's GPUs a process takes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from common.errors import UsageError
+from merging.processes import ALONE, Processes
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_device(name: str) -> None:
+    """Raise UsageError for a name that no machine has a device of. Loads nothing."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, found {name!r}.")
+
+
+def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:n`; of several processes of a machine each takes a GPU.
+
+    Raises UsageError where it does not exist.
+    """
+    check_device(name)
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and processes.count > 1:
+        if device.index is not None:
+            raise UsageError(f"--device {name}: {processes.count} processes take a GPU each; leave out the number.")
+        device = torch.device("cuda", processes.local)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices.")
+    return device
+
+
+def check_device_here(name: str, processes: Processes = ALONE) -> None:
+    """Raise UsageError for a GPU that is asked for by name and not there; torch is loaded only for such a name."""
+    if name.startswith("cuda"):
+        resolve_device(name, processes)

@@ -1,0 +1,72 @@
+"""Regular expressions out of foreign files, matched within a time limit."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from common.files.bounded_reading import LimitError, UnreadableError
+from common.terminal_text import quoted
+
+MAX_PATTERN = 1000
+"""Characters of a pattern."""
+MAX_COUNT = 100
+"""The largest count in a repetition such as a{100}: larger ones, nested, take gigabytes to compile."""
+SECONDS = 0.2
+"""Time of one match; real patterns take microseconds."""
+
+
+def matches_end(pattern: str, name: str, source: str) -> bool:
+    """Return whether a foreign regular expression matches a dotted name, or the end of it after a dot, as PEFT does.
+
+    Args:
+        pattern: the expression, in the syntax of Python's re.
+        name: what is matched.
+        source: the file or key that the pattern is from, for messages.
+
+    Raises:
+        UnreadableError: it is no regular expression, or too long.
+        LimitError: the match took longer than SECONDS.
+    """
+    return _bounded(_compile(pattern, source, True).match, pattern, name, source)
+
+
+def search_foreign(pattern: str, text: str, source: str) -> bool:
+    """Return whether a foreign regular expression matches anywhere in a text, as `re.search`; as `matches_end`."""
+    return _bounded(_compile(pattern, source).search, pattern, text, source)
+
+
+def check_pattern(pattern: str, source: str) -> None:
+    """Raise UnreadableError unless a text is a regular expression that is read."""
+    _compile(pattern, source)
+
+
+def _bounded(match: Any, pattern: str, text: str, source: str) -> bool:
+    try:
+        return match(text, timeout=SECONDS) is not None
+    except TimeoutError:
+        raise LimitError(
+            f"{source}: the pattern {quoted(pattern)} takes more than {SECONDS} s on {quoted(text)}; simplify it."
+        ) from None
+
+
+@lru_cache(maxsize=4096)
+def _compile(pattern: str, source: str, at_end: bool = False) -> Any:
+    import re
+
+    import regex
+
+    if len(pattern) > MAX_PATTERN:
+        raise LimitError(f"{source}: a pattern of {len(pattern)} characters is not read ({MAX_PATTERN} at most).")
+    counts = [int(count) for count in re.findall(r"\d+", "".join(re.findall(r"\{[\d,]*\}", pattern)))]
+    if any(count > MAX_COUNT for count in counts) or len(counts) > 8:
+        raise LimitError(
+            f"{source}: the pattern {quoted(pattern)} repeats more than {MAX_COUNT} times, or in more than 8 places."
+        )
+    whole = rf"(.*\.)?({pattern})$" if at_end else pattern
+    try:
+        re.compile(whole)  # what regex alone knows is no pattern of PEFT's
+        return regex.compile(whole)
+    except (re.error, regex.error, RecursionError, OverflowError, ValueError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise UnreadableError(f"{source} {quoted(pattern)} is not a regular expression ({reason[:80]}).") from error

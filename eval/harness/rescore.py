@@ -1,0 +1,136 @@
+"""Grade the answers of an earlier result again: from its samples, without a model and without torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from common.cli import say
+from common.errors import BadInputError, UsageError
+from eval.harness.evaluation import Identity, Samples, assembled
+from eval.log_filters import environment, muted
+from eval.results.answer_facts import FACTS
+from eval.results.result import EvalResult
+from eval.results.store import model_folder, samples_file
+from eval.settings import Settings
+
+
+def source_of(given: Path, model: str | None, save_path: Path) -> Path:
+    """The results file to grade again: the one given, else the newest of `model` under `save_path`."""
+    if given != Path():
+        if not given.is_file():
+            raise UsageError(f"--rescore {given} is not a file; give a results_*.json of evaluate_model.py.")
+        return given
+    if not model:
+        raise UsageError("--rescore needs a results file, or --model to find its newest one under --save_path.")
+    results = sorted(model_folder(save_path, model).glob("results_*.json"))
+    if not results:
+        raise UsageError(f"--rescore: there are no results of {model} under {save_path}.")
+    return results[-1]
+
+
+def rescore(
+    source: Path,
+    data_dir: Path | None = None,
+    include_path: Path | None = None,
+    allow_code_execution: bool = False,
+    sandbox: str = "auto",
+    quiet: bool = False,
+    debug: bool = False,
+) -> tuple[EvalResult, Samples]:
+    """Return the result and samples of `source` with today's grading; benchmark data are read as for an evaluation.
+
+    Raises BadInputError for a results file without its samples, and for data of another version.
+    """
+    started = time.time()
+    old = EvalResult.load(source)
+    changes: dict[str, Any] = {"allow_code_execution": allow_code_execution, "quiet": quiet, "debug": debug}
+    changes["sandbox"] = sandbox
+    if data_dir is not None:
+        changes |= {"data_dir": data_dir, "offline": True}
+    if include_path is not None:
+        changes["include_path"] = include_path
+    try:
+        settings = Settings.from_recorded(old.settings, **changes)
+    except TypeError as error:
+        raise BadInputError(f"{source} lacks the settings of its evaluation ({error}).") from error
+    if settings.data_dir is not None and not settings.data_dir.is_dir():
+        raise UsageError(f"{settings.data_dir}, where the data of {source} were, is gone: give --data_dir.")
+    settings.check()
+    benchmarks = settings.chosen()
+    lines = {b.task: _samples(samples_file(source, b.task)) for b in benchmarks}
+    with ExitStack() as stack:
+        stack.enter_context(environment(settings, local=True))
+        stack.enter_context(muted(settings))
+        from eval.data.loading import load
+        from eval.data.protocol import configure
+        from eval.harness.grading import grade
+
+        loaded = load(tuple(benchmarks), settings)
+        configure(loaded, settings, int(old.settings["max_length"]))
+        plan: dict[str, list[int]] = {}
+        for b in benchmarks:
+            for name, task in loaded[b].tasks.items():
+                plan[name] = _restore(task, name, [s for s in lines[b.task] if s["task"] == name], source)
+        raw = grade(loaded, plan, settings)
+        _keep_facts(raw["samples"], [line for group in lines.values() for line in group])
+    say(f"{source}: {sum(map(len, plan.values()))} items graded again.", quiet)
+    recorded = {**old.settings, **settings.recorded(), "rescored_from": source.name}
+    who = Identity(old.digest or "unknown", old.commit, tuple(old.hardware.get("gpus", ())))
+    seconds = {**old.seconds, "grading": round(time.time() - started, 1)}
+    result, samples = assembled(old.model, benchmarks, loaded, raw, recorded, who, seconds, started)
+    return result, samples
+
+
+def _keep_facts(samples: Mapping[str, list[dict[str, Any]]], lines: list[Mapping[str, Any]]) -> None:
+    """Copy what is known of the answers besides their texts from the old samples to the new ones."""
+    known = {(line["task"], line["doc_id"]): {n: line[n] for n in FACTS if n in line} for line in lines}
+    for task, items in samples.items():
+        for item in items:
+            item.update(known.get((task, item["doc_id"]), {}))
+
+
+def _samples(file: Path) -> list[dict[str, Any]]:
+    try:
+        # Not splitlines(): it also breaks at U+0085 and U+2028, which JSON may hold inside a string.
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    except OSError as error:
+        raise BadInputError(f"{file} belongs to the results file and cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise BadInputError(f"{file} is not JSON lines, perhaps cut short ({error}).") from error
+
+
+def _restore(task: Any, name: str, lines: list[Mapping[str, Any]], source: Path) -> list[int]:
+    """Give a task the instances and answers of its samples; return the numbers of its items.
+
+    Raises BadInputError where the benchmark's items are not those that were answered.
+    """
+    from lm_eval.api.instance import Instance
+
+    from eval.harness.grading import doc_hash
+
+    if not lines:
+        raise BadInputError(f"The samples of {source} have no items of {name}.")
+    lines = [line for line in lines if line["filter"] == lines[0]["filter"]]
+    lines.sort(key=lambda line: line["doc_id"])
+    docs = task.eval_docs
+    kind = "loglikelihood" if task.OUTPUT_TYPE == "multiple_choice" else task.OUTPUT_TYPE
+    instances = []
+    for position, line in enumerate(lines):
+        number = line["doc_id"]
+        doc = docs[number] if number < len(docs) else None
+        if doc is None or doc_hash(doc) != line["doc_hash"]:
+            raise BadInputError(
+                f"Item {number} of {name} is not the one that {source} has an answer to: the benchmark's data are of "
+                "another version; give that version with --data_dir."
+            )
+        for index, (arguments, answers) in enumerate(zip(line["arguments"], line["resps"], strict=True)):
+            metadata = (name, position, len(answers))
+            responses = [tuple(a) if isinstance(a, list) else a for a in answers]
+            instances.append(Instance(kind, doc, tuple(arguments), index, metadata, responses))
+    task._instances = instances
+    return [line["doc_id"] for line in lines]

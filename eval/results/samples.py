@@ -1,0 +1,99 @@
+"""What was asked and answered, item by item, from the samples files beside results files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import BadInputError
+from eval.results.reader import results_files
+from eval.results.result import EvalResult
+from eval.results.rows import Remark, model_key
+from eval.tasks.answers import extract
+from eval.tasks.strict import final_answer
+
+Item = tuple[str, int]
+"""(task, number of the item in it)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One model's answer to one item: the prompt as it was given, the gold answer or tests, and what the model made.
+
+    `texts`: a generation per sample; `choices`: for multiple choice, each continuation and its log-likelihood;
+    `extracted`: what the grader of maths answers took from the first text.
+    """
+
+    prompt: str
+    gold: str
+    texts: tuple[str, ...] = ()
+    choices: tuple[tuple[str, float], ...] = ()
+    extracted: str | None = None
+
+
+def sample_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """The samples files below folders, or beside results files, by model (its key), the oldest first."""
+    files: dict[str, list[Path]] = {}
+    for path in paths:
+        for file in results_files(path) if path.is_dir() else [path]:
+            beside = sorted(file.parent.glob(f"samples_*_{file.stem.removeprefix('results_')}.jsonl"))
+            if file.name.startswith("results_") and beside:
+                files.setdefault(model_key(EvalResult.load(file).model), []).extend(beside)
+    return files
+
+
+def answers_of(result: EvalResult, files: Sequence[Path], remark: Remark) -> dict[str, dict[Item, Answer]]:
+    """One model's answers by column and item, as far as its result has outcomes of them; newer files win.
+
+    Raises BadInputError for a file that is cut short; `remark` hears of columns without answers.
+    """
+    docs = {
+        (task, item): (column, doc)
+        for column, outcomes in result.outcomes.items()
+        for task, item, doc in outcomes.keys()  # noqa: SIM118
+    }
+    maths = result.settings.get("preset") == "lm-eval"
+    answers: dict[str, dict[Item, Answer]] = {}
+    for file in files:
+        for sample in _lines(file):
+            key = str(sample.get("task")), int(sample.get("doc_id", -1))
+            column, doc = docs.get(key, (None, None))
+            if column is not None and str(sample.get("doc_hash", doc))[:8] == doc:
+                answers.setdefault(column, {})[key] = _answer(sample, column, maths)
+    without = [column for column in result.outcomes if column not in answers]
+    if without:
+        remark(
+            f"{result.model}: no samples of {', '.join(without)} beside its results, so their answers are not shown."
+        )
+    return answers
+
+
+def _lines(file: Path) -> Iterator[Mapping[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                sample = json.loads(line)
+            except ValueError as error:
+                raise BadInputError(f"{file}, line {number} is not JSON, perhaps cut short ({error}).") from error
+            if isinstance(sample, dict):
+                yield sample
+
+
+def _answer(sample: Mapping[str, Any], column: str, strict: bool) -> Answer:
+    asked = [part for part in sample.get("arguments") or [] if isinstance(part, list) and part]
+    prompt = str(asked[0][0]) if asked else ""
+    responses = [response[0] if len(response) == 1 else response for response in sample.get("resps") or []]
+    gold = str(sample.get("target", ""))
+    if asked and all(len(part) > 1 and isinstance(part[1], str) for part in asked):
+        likely = [float(r[0]) if isinstance(r, list) else float("nan") for r in responses]
+        choices = tuple((str(part[1]).strip(), value) for part, value in zip(asked, likely, strict=False))
+        at = int(gold) if gold.isdecimal() else -1
+        return Answer(prompt, choices[at][0] if 0 <= at < len(choices) else gold, choices=choices)
+    texts = tuple(str(text) for r in responses for text in (r if isinstance(r, list) else [r]))
+    taken = None
+    if column in ("MATH", "GSM8K") and texts:
+        taken = final_answer(texts[0]) if strict else extract(texts[0])
+    return Answer(prompt, gold, texts, extracted=taken)

@@ -1,0 +1,1 @@
+"""Reading of LoRA adapters as inputs: configs, tensor names, rows with the adapter added. No adapters as results."""

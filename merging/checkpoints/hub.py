@@ -1,0 +1,154 @@
+"""Where a checkpoint lies: a local folder or .gguf file, the hub's cache, or the hub; perhaps with an adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.errors import UsageError
+from merging.checkpoints.headers import ADAPTER_FILES, Layout, adapter_layout, layout_of
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)")
+HUB_GGUF = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)/(?P<file>[\w./-]+\.gguf)")
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """What a user calls a model: a local folder or .gguf file, or a hub id `org/name` (of one file in it:
+    `org/name/file.gguf`) with an optional `@revision`; and the LoRA adapter that is added to it, if any."""
+
+    path: str
+    revision: str | None = None
+    adapter: CheckpointRef | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> CheckpointRef:
+        """Read `model`, `model@revision` or `base+adapter`, each side with its own revision.
+
+        A path that exists is one path, whatever signs are in its name. Raises UsageError for an empty name.
+        """
+        text = text.strip()
+        sides = None if _is_here(text) else _sides(text)
+        if sides is None:
+            return cls._one(text)
+        return replace(cls._one(sides[0]), adapter=cls._one(sides[1]))
+
+    @classmethod
+    def _one(cls, text: str) -> CheckpointRef:
+        if not text:
+            raise UsageError(
+                "A model name is empty; give a folder or a hub id such as org/name, with an adapter as base+adapter."
+            )
+        if _is_here(text) or "@" not in text:
+            return cls(text)
+        path, _, revision = text.rpartition("@")
+        return cls(path, revision)
+
+    @property
+    def alone(self) -> CheckpointRef:
+        """The reference without its adapter."""
+        return replace(self, adapter=None)
+
+    @property
+    def is_hub_id(self) -> bool:
+        """True for a name that is nothing here but has the form of a hub id."""
+        return not _is_here(self.path) and bool(HUB_ID.fullmatch(self.path) or HUB_GGUF.fullmatch(self.path))
+
+    @property
+    def repo(self) -> str:
+        """The hub id without a file in it."""
+        gguf = HUB_GGUF.fullmatch(self.path)
+        return gguf["repo"] if gguf else self.path
+
+    @property
+    def file(self) -> str | None:
+        """The .gguf file that is named within a hub id, if any."""
+        gguf = HUB_GGUF.fullmatch(self.path)
+        return gguf["file"] if gguf else None
+
+    @property
+    def full_name(self) -> str:
+        """The hub id as given, or a local path made absolute, so that no relative path passes for a hub id."""
+        own = str(self.alone) if self.is_hub_id else str(Path(self.path).expanduser().resolve())
+        return f"{own}+{self.adapter.full_name}" if self.adapter else own
+
+    def __str__(self) -> str:
+        own = f"{self.path}@{self.revision}" if self.revision else self.path
+        return f"{own}+{self.adapter}" if self.adapter else own
+
+
+def _is_here(text: str) -> bool:
+    return bool(text) and Path(text).expanduser().exists()
+
+
+def _sides(text: str) -> tuple[str, str] | None:
+    """Cut `base+adapter` where most of the two sides is here, or could be hub ids; of equals at the last +.
+
+    None for a text without +, or where neither side could be a model.
+    """
+    cuts = [(text[: found.start()], text[found.end() :]) for found in re.finditer(r"\+", text)]
+    best = max(reversed(cuts), key=_likelihood, default=None)
+    return best if best is not None and _likelihood(best) else None
+
+
+def _likelihood(sides: tuple[str, str]) -> int:
+    """How surely two texts are names of models: 2 for each that is here, 1 for each that could be a hub id."""
+    refs = [CheckpointRef._one(side) for side in sides if side.strip()]
+    return sum(2 if _is_here(ref.path) else int(ref.is_hub_id) for ref in refs)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model without its adapter, or an adapter, with the folder of its small files."""
+
+    ref: CheckpointRef
+    folder: Path
+    is_adapter: bool = False
+
+    def layout(self, names: Sequence[str]) -> Layout:
+        """Choose its weights among the folder's file names. Raises CheckpointError as `layout_of` does."""
+        if self.ref.file:
+            return Layout((self.ref.file,))
+        return adapter_layout(names) if self.is_adapter else layout_of(self.folder, names)
+
+    def no_weights(self, names: Iterable[str]) -> str:
+        """Return the sentence on a model or adapter that has no weights among its file names."""
+        if self.is_adapter:
+            return f"Adapter {self.ref} holds no weights ({' or '.join(ADAPTER_FILES)})."
+        gguf = sorted(name for name in names if name.endswith(".gguf"))
+        if gguf:
+            return f"{self.ref} holds .gguf files and no other weights; name one of them: {self.ref.path}/{gguf[0]}."
+        return f"{self.ref} holds no weights (model.safetensors or pytorch_model.bin, whole or sharded)."
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a model from the hub."""
+        return self.folder.name if self.ref.is_hub_id and COMMIT.fullmatch(self.folder.name) else None
+
+    @property
+    def exact_name(self) -> str:
+        """The local path made absolute, or the hub id with the commit."""
+        return f"{self.ref.path}@{self.commit}" if self.commit else self.ref.full_name
+
+
+def locate(ref: CheckpointRef) -> Path:
+    """Return where a reference (without its adapter) is: a folder, or a .gguf file; from the hub with the small files.
+
+    The hub's own cache, token and environment are used; the cache is tried first. Raises UsageError where there is no
+    such model, CheckpointError where the hub cannot give it.
+    """
+    local = Path(ref.path).expanduser()
+    if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
+        return local
+    if local.exists():
+        raise UsageError(
+            f"Model {ref.alone} is a file; give the folder that it lies in (only .gguf files stand alone)."
+        )
+    if not ref.is_hub_id:
+        raise UsageError(f"Model {ref.alone} is no folder here, and not a hub id of the form org/name.")
+    from merging.checkpoints.download import small_files
+
+    return small_files(ref)

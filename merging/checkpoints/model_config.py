@@ -1,0 +1,99 @@
+"""What a model's config.json and its card say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from common.errors import CheckpointError
+from common.files.bounded_reading import MAX_YAML, LimitError, parse_yaml, read_text
+from common.terminal_text import foreign
+from merging.checkpoints.hub import CheckpointRef
+from merging.checkpoints.tensor_names import role_of
+
+LICENSE_KEYS = ("license", "license_name", "license_link")
+"""Keys of a card's front matter about the license."""
+
+
+def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the language model's part of a config (a vision-language model nests it)."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, Mapping) else config
+
+
+def ties_embeddings(config: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Return whether the output embedding is the input embedding: by the config, then by the stored names."""
+    stated, has_head = stated_tie(config), any(role_of(name) == "head" for name in names)
+    return not has_head if stated is None or is_tied_within(config) else stated
+
+
+def stated_tie(config: Mapping[str, Any]) -> bool | None:
+    """Return what a config says of tying; None where it does not, since transformers 4 left defaults out.
+
+    The top level decides over the language model's part, as in transformers 5.
+    """
+    stated = config.get("tie_word_embeddings", text_config_of(config).get("tie_word_embeddings"))
+    return None if stated is None else bool(stated)
+
+
+def is_tied_within(config: Mapping[str, Any]) -> bool:
+    """Return True where the top level says untied and the language model's part tied: then the tensors decide."""
+    inner = text_config_of(config)
+    return config.get("tie_word_embeddings") is False and inner is not config and bool(inner.get("tie_word_embeddings"))
+
+
+def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with keys changed where it has them: at the top, in the language model's part, or in both.
+
+    A key that is in neither is added to the language model's part.
+    """
+    nested = config.get("text_config")
+    if not isinstance(nested, Mapping):
+        return {**config, **changes}
+    inner = {key: value for key, value in changes.items() if key in nested or key not in config}
+    outer = {key: value for key, value in changes.items() if key in config}
+    return {**config, **outer, "text_config": {**nested, **inner}}
+
+
+def stated_licenses(card: Path) -> tuple[str, ...]:
+    """Return the licenses in a model card's front matter; none where there is no card or it cannot be read.
+
+    A license that the hub has no id for (`other`) is called by its name. Raises CheckpointError for front matter that
+    exceeds the limits of `common.files.bounded_reading`.
+    """
+    front = _front_matter(card)
+    found = front.get("license")
+    if found == "other":
+        found = front.get("license_name", found)
+    listed = found if isinstance(found, list) else [found]
+    return tuple(foreign(license) for license in listed if isinstance(license, str) and license.strip())
+
+
+def license_details(card: Path, ref: CheckpointRef) -> dict[str, Any]:
+    """Return `license`, `license_name` and `license_link` of a model card, as far as it states them.
+
+    A link to a file of a repository on the hub is made a whole address. Raises CheckpointError as `stated_licenses`.
+    """
+    front = _front_matter(card)
+    if not stated_licenses(card):
+        return {}
+    listed = {"license": front["license"]} if isinstance(front["license"], list) else {}
+    texts = {key: front[key] for key in LICENSE_KEYS if isinstance(front.get(key), str) and front[key].strip()}
+    link = texts.get("license_link", "")
+    if link and "://" not in link and ref.is_hub_id:
+        texts["license_link"] = f"https://huggingface.co/{ref.repo}/blob/main/{link}"
+    return {**listed, **{key: foreign(text) for key, text in texts.items()}}
+
+
+def _front_matter(card: Path) -> Mapping[str, Any]:
+    """The front matter of a model card; empty where there is none."""
+    try:
+        lines = read_text(card, MAX_YAML, cut=True).splitlines()
+        written = "\n".join(lines[1 : lines.index("---", 1)]) if lines[:1] == ["---"] else ""
+        front = next(iter(parse_yaml(written, f"The front matter of {card}")), None)
+    except LimitError as error:
+        raise CheckpointError(str(error)) from error
+    except (OSError, ValueError):
+        return {}
+    return front if isinstance(front, Mapping) else {}

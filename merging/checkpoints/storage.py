@@ -1,0 +1,249 @@
+"""Weights in files: what their headers say of every tensor, and the tensors themselves through a memory map."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import pickle
+import re
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from common.errors import CheckpointError
+from common.files.bounded_reading import UnreadableError, check_regular
+from common.files.file_state import FileState, check_unchanged, state_of, states_of
+from common.terminal_text import escape_controls, foreign, quoted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from merging.checkpoints.row_source import Rows
+
+DTYPES = {
+    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
+    "BOOL": ("bool", 1), "U32": ("uint32", 4), "U16": ("uint16", 2), "U64": ("uint64", 8),
+    "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1), "F8_E8M0": ("float8_e8m0fnu", 1),
+}  # fmt: skip
+"""safetensors' name of a dtype -> torch's name and bytes per element."""
+CODES = {name: code for code, (name, _) in DTYPES.items()}
+MAX_NAME = 300
+"""Characters of a tensor's name; the longest of known architectures have about 120."""
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+PACKED = re.compile(
+    r"\.(qweight|qzeros|scales|weight_packed|weight_scale(_inv)?|weight_zero_point|SCB|absmax|quant_map|codebooks)$"
+    r"|\.weight\.(absmax|quant_map|nested_\w+|quant_state\.\w+)$|\.experts\.\w+_(blocks|scales)$"
+)
+"""Names that quantisers (GPTQ, AWQ, bitsandbytes, fp8, MXFP4) give to packed numbers and their scales."""
+
+PACKED_DTYPES = ("F8", "F6", "F4", "U32", "float8", "float4", "uint32")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of a tensor; dtype is torch's name ("bfloat16").
+
+    offset: where its bytes begin in a safetensors file that is here; None elsewhere. is_calculated: the tensor is
+    dequantized, or an adapter is added to it while it is read, so that dtype is not one that a file stores.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    offset: int | None = None
+    is_calculated: bool = False
+
+
+def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Return the size in bytes of a tensor of torch dtype name `dtype`."""
+    return math.prod(shape) * DTYPES[CODES[dtype]][1]
+
+
+class Weights(Protocol):
+    """The tensors of a checkpoint by name: stored, computed on the fly, or dequantised."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor's shape and dtype, known without reading it."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Every file that the values come from."""
+
+    def rows(self, name: str) -> Rows:
+        """Return a tensor to be read in blocks. Raises CheckpointError where it cannot be read."""
+
+    def close(self) -> None:
+        """Let go of open files and memory; a later read opens them again."""
+
+
+class StoredWeights:
+    """Tensors in safetensors or PyTorch .bin files, read through a memory map."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
+        self.tensors = tensors
+        self._states = states_of({info.file for info in tensors.values()})
+        self._pickled: dict[Path, dict[str, Tensor]] = {}
+        self._opening = threading.Lock()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files, sorted."""
+        return tuple(sorted({info.file for info in self.tensors.values()}))
+
+    def rows(self, name: str) -> Tensor:
+        """Return the tensor as stored, memory-mapped, on the CPU. Raises CheckpointError where it cannot be read."""
+        info = self.tensors[name]
+        file = info.file
+        if not file.exists():
+            raise CheckpointError(f"Tensor {name} cannot be read: {file} is not there (only headers were fetched).")
+        if file in self._states:
+            check_unchanged({file: self._states[file]})  # a mapped file that is cut short ends the process
+        try:
+            if file.suffix == ".safetensors":
+                return tensor_in(_MAPS.get(file), info)
+            with self._opening:
+                if file not in self._pickled:
+                    self._pickled[file] = load_pickled(file)
+            return self._pickled[file][name]
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{file}: tensor {name} cannot be read ({error}).") from error
+
+    def close(self) -> None:
+        """Let go of the memory maps."""
+        self._pickled.clear()
+        _MAPS.drop(info.file for info in self.tensors.values())
+
+
+class _Maps:
+    """Memory maps by file, the last used of them, since each has a file descriptor as long as it lives."""
+
+    def __init__(self) -> None:
+        self._maps: OrderedDict[Path, tuple[FileState | None, mmap.mmap]] = OrderedDict()
+        self._using = threading.Lock()
+
+    def get(self, file: Path) -> mmap.mmap:
+        """Return the map of a file as it is now. Raises OSError, ValueError."""
+        state = state_of(file)
+        with self._using:
+            if file in self._maps and self._maps[file][0] == state:
+                self._maps.move_to_end(file)
+                return self._maps[file][1]
+            self._maps[file] = state, map_file(file)
+            self._maps.move_to_end(file)
+            while len(self._maps) > most_maps():
+                self._maps.popitem(last=False)  # it is unmapped when the last tensor in it goes
+            return self._maps[file][1]
+
+    def drop(self, files: Iterable[Path]) -> None:
+        """Let go of some maps."""
+        with self._using:
+            for file in files:
+                self._maps.pop(file, None)
+
+
+@cache
+def most_maps() -> int:
+    """Return how many files are mapped at a time: a quarter of the descriptors that the process may have, at most
+    256."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 256
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 256 if soft == resource.RLIM_INFINITY else max(8, min(256, soft // 4))
+
+
+_MAPS = _Maps()
+
+
+def map_file(file: Path) -> mmap.mmap:
+    """Map a file into memory, to be read only.
+
+    safetensors' own library maps it to be written too, without effect on the file; the system then refuses a file that
+    is larger than its memory.
+    """
+    with file.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def tensor_in(mapped: mmap.mmap, info: TensorInfo) -> Tensor:
+    """Return a tensor of a mapped safetensors file, whose bytes are the file's: it must not be written to.
+
+    Raises ValueError where the file ends before it.
+    """
+    import torch
+
+    dtype, count = getattr(torch, info.dtype), math.prod(info.shape)
+    if count == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    assert info.offset is not None
+    _have_warned()
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=info.offset).reshape(info.shape)
+
+
+@cache
+def _have_warned() -> None:
+    """Let torch warn, unheard, of bytes that cannot be written to: it does so once."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.frombuffer(b"\0", dtype=torch.uint8)
+
+
+def load_pickled(file: Path) -> dict[str, Tensor]:
+    """Memory-map a PyTorch .bin of tensors, refusing anything that would need arbitrary unpickling.
+
+    Raises CheckpointError for such a file, for one that is broken, and for one that is no mapping of names to tensors.
+    """
+    import torch
+
+    try:
+        check_regular(file)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written before torch 1.6: no memory map of that format
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds more than tensors and is not unpickled, because a pickle can run code; "
+            "convert it to safetensors on a machine where you trust it."
+        ) from error
+    except UnreadableError as error:
+        raise CheckpointError(str(error)) from error
+    except Exception as error:  # the unpickler raises whatever a broken file makes it stumble over
+        what = foreign((str(error).splitlines() or [""])[0] or type(error).__name__)
+        raise CheckpointError(f"{file} is not a whole PyTorch file ({what}); download it again.") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{file} should map names to tensors (a state dict), and does not.")
+    for name, tensor in state.items():
+        if problem := _odd_tensor(name, tensor):
+            raise CheckpointError(f"{file}: {problem}.")
+    return state
+
+
+def is_packed(name: str, dtype: str) -> bool:
+    """Return whether a tensor holds packed numbers or their scales, by its name and its torch dtype."""
+    whole_numbers = name.endswith("weight") and dtype in CODES and dtype not in FLOATS
+    return bool(PACKED.search(name)) or whole_numbers or dtype.startswith(PACKED_DTYPES)
+
+
+def _odd_tensor(name: Any, tensor: Tensor) -> str | None:
+    """Describe what keeps an unpickled tensor from being read as plain numbers on the CPU; None for a plain one."""
+    import torch
+
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or escape_controls(name) != name:
+        return f"the tensor name {quoted(name)} is not a text of 1 to {MAX_NAME} characters without control characters"
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device.type}"
+        return f"tensor {name} is {kind}, and dense numbers were expected"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"tensor {name} of shape {quoted(list(tensor.shape))} is larger than the numbers stored for it"
+    return None

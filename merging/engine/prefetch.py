@@ -1,0 +1,117 @@
+"""Tensor after tensor: what a method must know of the next is found out while one is merged; and through a device in
+one ring, which does not run empty between two of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from merging.engine.device_pipeline import through
+from merging.ops.tensor_blocks import Block, TensorGroup
+
+Make: TypeAlias = Callable[[Block, TensorGroup, Mapping[str, Any]], Sequence[Tensor]]
+"""Makes the results of a block from a group that is that block alone, and from what the method is given for it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A tensor that is to be merged into `dtype`.
+
+    arguments: what the method is given for every block. observed: whether the values are looked at, as the method's
+    torch expressions make them.
+
+    per_block: as `Prepare` returns it, or None. What it can say on the CPU (it has `ahead` and `given` then, as DARE's
+    masks have) is found by the threads that read, and travels with the rows.
+    """
+
+    group: TensorGroup
+    per_block: Any
+    make: Make
+    dtype: torch.dtype
+    arguments: Mapping[str, Any]
+    observed: bool
+
+    def read(self, block: Block) -> list[Tensor]:
+        """Return a block's rows as they are stored, the base's first, and what is said of it on the CPU."""
+        sources = [*([] if self.group.base is None else [self.group.base]), *self.group.finetuned]
+        ahead: Callable[[Block], Sequence[Tensor]] = getattr(self.per_block, "ahead", lambda block: ())
+        return [*(source[block.rows] for source in sources), *ahead(block)]
+
+    def work(self, block: Block, there: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Make the block from what `read` returned, which is on the device now."""
+        count = len(self.group.finetuned) + (self.group.base is not None)
+        rows, found = there[:count], there[count:]
+        given: Mapping[str, Any] = {}
+        if self.per_block is not None:
+            given = self.per_block.given(found) if found else self.per_block(block)
+        return self.make(block, self.group.at(block, rows), dict(given))
+
+
+def prepared(tasks: Iterable[Callable[[], Task]], ahead: int) -> Generator[Callable[[], Task], None, None]:
+    """Yield functions that return, or raise, what those given do; so many of these are called ahead, in order, on one
+    thread, and with none ahead each is the one given."""
+    if not ahead:
+        yield from tasks
+        return
+    waiting: deque[Future[Task]] = deque()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+    try:
+        for task in tasks:
+            waiting.append(thread.submit(task))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result
+        while waiting:
+            yield waiting.popleft().result
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def moved(
+    tasks: Sequence[Callable[[], Task]], device: torch.device, ahead: int
+) -> Generator[Iterator[Sequence[Tensor]], None, None]:
+    """Yield, for each task, its blocks' results as `transfers.through` yields them; each must be read to its end.
+
+    tasks, ahead: as `prepared` takes them. An error of a task, of the reading, or of the making comes through where the
+    result that it prevents is due.
+    """
+    blocks: deque[int] = deque()  # of each task whose blocks have begun
+
+    def items() -> Generator[tuple[Task | None, Any], None, None]:
+        with closing(prepared(tasks, ahead)) as ready:
+            for known in ready:
+                try:
+                    task = known()
+                except Exception as error:
+                    blocks.append(1)
+                    yield None, error
+                else:
+                    found = list(task.group.blocks())
+                    blocks.append(len(found))
+                    yield from ((task, block) for block in found)
+
+    def read(item: tuple[Task | None, Any]) -> Sequence[Tensor]:
+        task, block = item
+        if task is None:
+            raise block
+        return task.read(block)
+
+    def work(item: tuple[Task | None, Any], there: Sequence[Tensor]) -> Sequence[Tensor]:
+        task, block = item
+        assert task is not None
+        return task.work(block, there)
+
+    def results(made: Iterator[Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]:
+        yield next(made)
+        for _ in range(blocks.popleft() - 1):
+            yield next(made)
+
+    with closing(items()) as source, closing(through(source, read, work, device)) as made:
+        for _ in tasks:
+            yield results(made)

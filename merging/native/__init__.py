@@ -1,1 +1,0 @@
-"""Compiled inner loops: optional, built where there is a C compiler, the same bits as the plain ones."""

@@ -1,0 +1,89 @@
+"""WUDI's objective: how much a merged task vector disturbs each task, measured along that task's own task vector.
+
+    L(X) = sum_t ||(X - tau_t) tau_t^T||_F^2 / ||tau_t||_F^2          X, tau_t (out, in)
+
+is quadratic, and the rows of X are independent of each other:
+
+    grad L = 2 (X A - B),  A = sum_t G_t,  B = sum_t tau_t G_t,  G_t = tau_t^T tau_t / ||tau_t||_F^2
+
+so that A (in, in) and B (out, in) are all that must be known of the task vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merging.ops.whole_matrix import TaskMatrices
+
+STRIP = 256
+"""Rows that are optimised at a time. Fixed, so that no result depends on the size of blocks."""
+NEGLIGIBLE = 1e-10
+"""Eigenvalues of A below this part of the largest count as zero."""
+ROUNDING = 1e-12
+"""Entries of the gradient below this part of their row's largest in B count as zero."""
+
+
+@dataclass(frozen=True)
+class Interference:
+    """A (in, in), B (out, in) and the sum of the task vectors (out, in), in fp64."""
+
+    a: Tensor
+    b: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, matrices: TaskMatrices) -> Interference:
+        """Read the task vectors one after the other. One that is zero disturbs nothing and is disturbed by nothing."""
+        rows, columns = matrices.shape
+        total, b = (torch.zeros(rows, columns, dtype=torch.float64, device=matrices.device) for _ in range(2))
+        a = total.new_zeros(columns, columns)
+        for model in range(len(matrices)):
+            tau = matrices.read(model)
+            total += tau
+            square = float(torch.linalg.vector_norm(tau)) ** 2
+            if square:
+                a.addmm_(tau.T, tau, alpha=1 / square)
+                for strip in _strips(rows):  # tau G, from the side that needs no second matrix of that size
+                    b[strip].addmm_(tau[strip] @ tau.T, tau, alpha=1 / square)
+            del tau
+        return cls(a, b, total)
+
+
+def descend(problem: Interference, iterations: int, learning_rate: float) -> Tensor:
+    """Return X (out, in) after Adam's iterations from the sum of the task vectors, which it overwrites.
+
+    A gradient that is zero to rounding is zero: Adam's steps do not shrink with the gradient, and would blow up the
+    rounding errors of a sum that interferes with nothing.
+    """
+    for rows in _strips(len(problem.total)):
+        x, b = problem.total[rows], problem.b[rows]
+        rounding = ROUNDING * b.abs().amax(dim=1, keepdim=True)
+        optimizer = torch.optim.Adam([x], lr=learning_rate)
+        for _ in range(iterations):
+            gradient = torch.addmm(b, x, problem.a, beta=-2, alpha=2)
+            x.grad = gradient.masked_fill_(gradient.abs() <= rounding, 0)
+            optimizer.step()
+        x.grad = None
+    return problem.total
+
+
+def minimise(problem: Interference) -> Tensor:
+    """Return the least X with X A = B, which is X = B A^+: where gradient descent from the sum ends.
+
+    Every row of B is a combination of rows of the tau_t, which span the range of A, so that X A = B has a solution and
+    L(X) is least there. Solutions differ by what A does not see; descent from the sum never leaves the range of A, and
+    the one solution within it is B A^+. Eigenvalues below NEGLIGIBLE of the largest are taken for zero.
+    """
+    values, vectors = torch.linalg.eigh(problem.a)
+    seen = values > NEGLIGIBLE * values[-1:]
+    vectors = vectors[:, seen]
+    return (problem.b @ vectors / values[seen]) @ vectors.T
+
+
+def _strips(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, STRIP):
+        yield slice(start, min(rows, start + STRIP))

@@ -1,0 +1,76 @@
+"""The record of a run: what was made of what, with which versions."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from common.errors import CheckpointError
+from common.files.bounded_reading import UnreadableError
+from common.files.json_types import Fields, ListOf, Maybe, OneOf, check_shape
+from common.files.paths import read_json
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.output.staging.output_path import RECORD
+
+VERSION = "0.1.0"
+
+
+LINEAGE = Fields(
+    {"method": Maybe(str), "base_model": Maybe(str), "models": ListOf(str), "omega": Maybe(OneOf((float, list)))}
+)
+"""Types of the lineage in a run record."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions a result depends on."""
+    found = {"project": VERSION, "python": platform.python_version()}
+    for package in ("torch", "transformers", "safetensors", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_record(folder: Path, lineage: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+    """Write the run record: what was made of what, with every effective parameter."""
+    record = {
+        "lineage": dict(lineage),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        **details,
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the lineage in a checkpoint's run record, or that of a checkpoint that was not merged here.
+
+    Raises CheckpointError for a run record that lacks it.
+    """
+    folder = checkpoint.parts[-1].folder if len(checkpoint.parts) > 1 else checkpoint.folder  # an adapter has its own
+    file = folder / RECORD
+    unmerged: dict[str, Any] = {"method": None, "base_model": None, "models": [], "omega": None}
+    if not file.is_file():
+        return unmerged
+    found = read_json(file, "").get("lineage")
+    if not isinstance(found, dict) or found.keys() != unmerged.keys():
+        raise CheckpointError(f"{file} is not a run record of merge.py or performAIM.py; remove it to go on without.")
+    try:
+        check_shape(found, LINEAGE, str(file), "lineage")
+    except UnreadableError as error:
+        raise CheckpointError(f"{str(error).rstrip('.')}; remove it to go on without.") from error
+    return found
+
+
+def read_merge_recipe(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return the recipe in a checkpoint's run record; None for a checkpoint that was not merged here."""
+    folder = checkpoint.parts[-1].folder if len(checkpoint.parts) > 1 else checkpoint.folder
+    file = folder / RECORD
+    found = read_json(file, "").get("recipe") if file.is_file() else None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,1 @@
+"""Staging of results: work folder, journal, rank shares, check, publication. No contents of files."""

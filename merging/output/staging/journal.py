@@ -1,0 +1,99 @@
+"""The finished tensors of a run, one JSON line each, so that an interrupted run is resumed after the last of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.files.atomic import naming, write_file
+
+NAMES = "journal-*.jsonl"
+
+
+def journal_name(part: int, rank: int = 0) -> str:
+    """Return the file in which a rank keeps what it has finished of one of a run's results."""
+    return f"journal-{part}-{rank}.jsonl"
+
+
+class Journal:
+    """The finished tensors of one result, in the order of the plan; the first line of the file is the run's key.
+
+    Where several ranks make a result, each has a journal of its own part. Lines are appended; every other change
+    replaces the file.
+    """
+
+    def __init__(self, file: Path, key: str, processes: int = 1) -> None:
+        self.file = file
+        self._first: dict[str, Any] = {"key": key} | ({"processes": processes} if processes > 1 else {})
+        self._handle: int | None = None
+        lines = read_lines(file)
+        self.entries: list[dict[str, Any]] = lines[1:]
+        self._replace([lines[0] if lines else self._first, *self.entries])  # drops a line that a crash cut short
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Append a finished tensor."""
+        data = (json.dumps(entry) + "\n").encode()
+        with naming(self.file):
+            if self._handle is None:
+                self._handle = os.open(self.file, os.O_WRONLY | os.O_APPEND)
+            while data:
+                data = data[os.write(self._handle, data) :]
+        self.entries.append(dict(entry))
+
+    def hold(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Take the entries of all ranks, which the file does not get."""
+        self.entries = [dict(entry) for entry in entries]
+
+    def keep(self, count: int) -> None:
+        """Drop all but the first `count` entries."""
+        if count < len(self.entries):
+            self.entries = self.entries[:count]
+            self._replace([self._first, *self.entries])
+
+    def close(self) -> None:
+        """Close the file; a later entry opens it again."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _replace(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        self.close()
+        write_file(self.file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of a journal up to the first that is none: cut by a crash, or not of this program.
+
+    Nothing where the file is missing, cannot be read, or does not begin with a run's key.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in data.split(b"\n")[:-1]:
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            break
+        if not (_is_entry(line) if lines else _is_first(line)):
+            break
+        lines.append(line)
+    return lines
+
+
+def _is_first(line: Any) -> bool:
+    return isinstance(line, dict) and isinstance(line.get("key"), str) and isinstance(line.get("processes", 1), int)
+
+
+def _is_entry(line: Any) -> bool:
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("name"), str)
+        and isinstance(line.get("digest"), str)
+        and isinstance(line.get("nonfinite", 0), int)
+        and isinstance(line.get("health", {}), dict)
+    )

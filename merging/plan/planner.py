@@ -1,0 +1,366 @@
+"""What will happen, from headers and configs alone; refuses plans that cannot work. No weights are merged."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+
+from common.errors import CheckpointError
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.orientation import transposed_names
+from merging.checkpoints.storage import CODES, FLOATS, TensorInfo
+from merging.checkpoints.tensor_names import is_computed, layer_of, role_of
+from merging.plan.checks import check_config
+from merging.plan.config_meaning import compare_configs
+from merging.plan.dtypes import WideTensors
+from merging.plan.exclusion import HEAD_KEYS, Exclusion
+from merging.plan.extra_tensors import ExtraTensors
+from merging.plan.layer_kinds import check_sources
+from merging.plan.prediction import main_depths, prediction_names
+from merging.plan.slices import Inputs, Slot, slots_of
+from merging.plan.tied_weights import Heads, heads_of
+from merging.plan.types import LayerOrigin, Plan, Source, TensorPlan, source_of
+from merging.recipe.options import DEFAULTS, PlanOptions
+from merging.recipe.schedules import Section
+from merging.tokenizers.choice import extra_rows
+from merging.tokenizers.token_ids import read_tokenizer
+from merging.tokenizers.vocabulary import Alignment, Vocabulary, alignment_of, describe, is_vocabulary_tensor, listed
+
+
+def plan(
+    inputs: Inputs,
+    sections: Sequence[Section],
+    dtype: str | None,
+    vocabulary: Vocabulary,
+    exclusion: Exclusion | None = None,
+    options: PlanOptions = DEFAULTS,
+) -> Plan:
+    """Lay every tensor of the result beside its sources in the models and the base.
+
+    dtype: of the output's floating-point tensors; None keeps the donor's. exclusion: what is copied instead of merged;
+    options: the treatment of inputs that differ. Raises UsageError for sections that cannot be, CheckpointError naming
+    the first three differences where shapes, names or configs do not fit.
+    """
+    for checkpoint in inputs.all:
+        check_config(checkpoint)
+    builder = _Builder(inputs, dtype, vocabulary, heads_of(inputs), options, exclusion)
+    sliced = any(section.layers is not None for section in sections)
+    predicting = prediction_names(inputs.donor) if sliced else frozenset[str]()
+    slots = slots_of(inputs, sections, builder.heads.names(inputs.donor), predicting)
+    if predicting:
+        slots = builder.ruled(slots, predicting)
+    if not sliced:
+        builder.compare_depths()
+    if exclusion is not None:
+        slots = exclusion.apply(slots, inputs, builder.heads)
+        builder.notes += exclusion.notes(slots, inputs)
+    tensors = [builder.tensor(slot) for slot in slots]
+    builder.leftovers(sliced)
+    builder.check_chosen_rows([tensor for tensor in tensors if tensor is not None])
+    builder.refuse()
+    builder.notes += [*builder.wide_note(), *builder.extra.notes(inputs.donor.name)]
+    comparison = compare_configs(
+        inputs.donor, inputs.all[1:], by_layer=not sliced, ignored=HEAD_KEYS if exclusion else ()
+    )
+    builder.notes += comparison.check(options.allow_config_mismatch)
+    origins = _layer_origins(inputs, slots)
+    for sentence in check_sources(origins):
+        if not options.allow_config_mismatch:
+            raise CheckpointError(
+                f"Slices put layers of different kinds together: {sentence}; choose other layers, or add "
+                "--allow_config_mismatch."
+            )
+        builder.notes.append(f"Allowed by --allow_config_mismatch: {sentence}.")
+    if vocabulary.added:
+        builder.notes.append(f"Vocabulary: {listed(vocabulary.added)} added to {inputs.donor.name}'s.")
+    if extra := extra_rows(inputs.donor):
+        changed = [t for t in tensors if t and is_vocabulary_tensor(t.own.name, t.own.checkpoint) and t.is_float]
+        if any(t.shape != t.own.checkpoint.tensors[t.own.name].shape for t in changed):
+            raise CheckpointError(
+                f"{inputs.donor.name} has {extra} rows more in its input embedding than in its output head, so that "
+                "its vocabulary cannot change; leave --tokenizer base, without --pad_to_multiple_of."
+            )
+    ends = {t.shape[0] for t in tensors if t and is_vocabulary_tensor(t.own.name, t.own.checkpoint)}
+    if vocabulary.multiple > 1 and ends:
+        builder.notes.append(
+            f"Vocabulary: {' and '.join(map(str, sorted(ends)))} rows, a multiple of {vocabulary.multiple}; those that "
+            "no model has are the mean of the others."
+        )
+    if vocabulary.tokens is None and read_tokenizer(vocabulary.folder) is not None:
+        builder.notes.append(
+            f"Vocabulary: the tokenizer of {vocabulary.name} is made by code of its own, which is not run; all models "
+            "have the same files of it, or none, and their rows are matched by number."
+        )
+    if vocabulary.rowless:
+        builder.notes.append(f"Tokenizer: {listed(vocabulary.rowless)} without a row left out of the result's.")
+    reading = [note for checkpoint in inputs.all for note in checkpoint.notes]
+    return Plan(
+        tensors=tuple(tensor for tensor in tensors if tensor is not None),
+        vocabulary=vocabulary,
+        tied=builder.heads.tied,
+        notes=tuple(dict.fromkeys((*reading, *builder.heads.notes, *builder.notes))),
+        left_out=builder.left_out,
+        layer_origins=origins,
+        head_of=exclusion.owner if exclusion and exclusion.changes_head(slots, inputs.donor) else None,
+    )
+
+
+def _layer_origins(inputs: Inputs, slots: Sequence[Slot]) -> dict[str, tuple[LayerOrigin, ...]]:
+    origins: defaultdict[str, dict[int, LayerOrigin]] = defaultdict(dict)
+    for slot in slots:
+        new, old = layer_of(slot.name), layer_of(slot.own[1])
+        if new and old and slot.section is not None and slot.section.layers is not None:
+            sources = zip((inputs.models[i] for i in slot.section.models), slot.models, strict=True)
+            based = [(inputs.base, slot.base)] if inputs.base is not None else []
+            others = [(c, index[1]) for c, name in (*sources, *based) if (index := layer_of(name))]
+            origins[new[0]].setdefault(new[1], LayerOrigin(slot.own[0], old[1], tuple(others)))
+    return {stack: tuple(origin[i] for i in sorted(origin)) for stack, origin in origins.items()}
+
+
+class _Builder:
+    """Collects what does not fit, so that the first differences are named together."""
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        dtype: str | None,
+        vocabulary: Vocabulary,
+        heads: Heads,
+        options: PlanOptions,
+        exclusion: Exclusion | None = None,
+    ) -> None:
+        self.inputs, self.dtype, self.vocabulary, self.heads = inputs, dtype, vocabulary, heads
+        self.options, self.exclusion = options, exclusion
+        self._wide, self._kept_wide = WideTensors(inputs.all), dict[str, list[str]]()
+        self.extra = ExtraTensors(options, inputs.all)
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.left_out: dict[str, tuple[str, ...]] = {}
+        self._lacking: Counter[str] = Counter()
+        self._transposed: dict[int, frozenset[str]] = {}
+        self._used: dict[int, set[str]] = {id(checkpoint): set() for checkpoint in inputs.all}
+
+    def refuse(self) -> None:
+        """Raise CheckpointError where anything did not fit."""
+        for name, count in self._lacking.items():
+            other = next(checkpoint for checkpoint in self.inputs.all if checkpoint.name == name)
+            if 2 * count > len(self.inputs.donor.tensors) and other.tensors:
+                raise CheckpointError(
+                    f"{name} names its tensors otherwise than {self.inputs.donor.name} (its first is "
+                    f"{next(iter(other.tensors))}, there it is {next(iter(self.inputs.donor.tensors))}): they are of "
+                    "different architectures, or one has to be loaded and saved again with transformers."
+                )
+        if self.problems:
+            found = list(dict.fromkeys(self.problems))
+            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+            raise CheckpointError(f"The models do not fit together: {'; '.join(found[:3])}{more}.")
+
+    def ruled(self, slots: Sequence[Slot], predicting: Collection[str]) -> list[Slot]:
+        """The layout of slices after the rule for parts that predict further tokens, which no slice takes."""
+        rule, donor = self.options.extra_tensors or "keep", self.inputs.donor
+        names = sorted(predicting)
+        if rule == "error":
+            self.problems.append(f"no slice takes {names[0]} of {donor.name}, which predicts further tokens")
+        words = {"keep": "copied behind the layers of the slices", "drop": "dropped", "error": "refused"}
+        self.notes.append(
+            f"{donor.name} predicts further tokens: {', '.join(names[:3])} ({len(names)} tensors), {words[rule]} "
+            "(--extra_tensors)."
+        )
+        return [slot for slot in slots if rule == "keep" or slot.own[1] not in predicting]
+
+    def compare_depths(self) -> None:
+        """Name models with another number of layers, rather than every tensor that they lack or have besides."""
+        donor = self.inputs.donor
+        ours = main_depths(donor)
+        for other in self.inputs.all[1:]:
+            theirs = main_depths(other)
+            for stack in ours.keys() & theirs.keys():
+                if ours[stack] != theirs[stack]:
+                    self.problems.append(
+                        f"{donor.name} has {ours[stack]} layers ({stack}*) and {other.name} {theirs[stack]}; "
+                        "a recipe with slices says which layers go together"
+                    )
+        self.refuse()
+
+    def tensor(self, slot: Slot) -> TensorPlan | None:
+        """Plan one tensor; None where something does not fit, which is then among the problems."""
+        checkpoint, name = slot.own
+        stored = self.heads.stored(checkpoint, name)
+        if stored is None:
+            self.problems.append(f"{checkpoint.name} has no tensor {name}")
+            return None
+        info = checkpoint.tensors[stored]
+        if info.dtype not in CODES:
+            raise CheckpointError(
+                f"{checkpoint.name}: tensor {name} is stored as {info.dtype}, which cannot be merged."
+            )
+        shape = info.shape
+        if is_vocabulary_tensor(stored, checkpoint):
+            shape = (self.vocabulary.rows(shape[0]), *shape[1:])
+        is_float = info.dtype in FLOATS and not is_computed(slot.name, shape)  # what is not is copied
+        own = self._source(checkpoint, name, slot.name, shape, is_float)
+        section, base = slot.section if is_float else None, self.inputs.base
+        wanted = [] if section is None else [self.inputs.models[i] for i in section.models]
+        lacking = self._lacking_in(wanted, slot, base if section is not None else None)
+        rule = self.extra.rule(checkpoint, name, lacking) if lacking else "error"
+        if lacking and rule != "error":
+            self.extra.note(rule, slot.name, lacking)
+            if rule == "drop":
+                return None
+            section, wanted = None, []
+        models = [
+            self._source(m, n, slot.name, shape, is_float)
+            for m, n in zip(wanted, slot.models if section is not None else (), strict=True)
+        ]
+        from_base = (
+            None if base is None or section is None else self._source(base, slot.base, slot.name, shape, is_float)
+        )
+        if own is None or None in models or (from_base is None and base is not None and section is not None):
+            return None
+        sources = [source for source in (own, *models, from_base) if source is not None]
+        dtype = self._dtype(slot.name, info.dtype, sources) if is_float else info.dtype
+        return TensorPlan(
+            name=slot.name,
+            shape=shape,
+            dtype=dtype,
+            own=own,
+            models=tuple(model for model in models if model is not None),
+            base=from_base,
+            parameters=section.at(slot.name, slot.depth, slot.models) if section is not None else {},
+            is_float=is_float,
+            is_embedding=len(shape) == 2 and role_of(slot.name) == "input",
+            transposed=stored in self._transposed_in(checkpoint),
+            positions=section.models if section is not None else (),
+        )
+
+    def _lacking_in(self, models: Sequence[Checkpoint], slot: Slot, base: Checkpoint | None) -> list[Checkpoint]:
+        """The inputs that have no tensor for a tensor of the result."""
+        names = [*zip(models, slot.models, strict=False), *([(base, slot.base)] if base is not None else [])]
+        lacking = {id(c): c for c, name in names if self.heads.stored(c, name) is None}
+        return list(lacking.values())
+
+    def _dtype(self, name: str, stored: str, sources: Sequence[Source]) -> str:
+        """The dtype of a floating-point tensor of the result. Raises CheckpointError for float64 without a dtype."""
+        pairs = [(source.checkpoint, source.name) for source in sources]
+        dtype = self.dtype or stored
+        if self.options.keep_wide:
+            wide = self._wide.dtype_of(pairs, dtype)
+            if wide != dtype:
+                self._kept_wide.setdefault(wide, []).append(name)
+            dtype = wide
+        double = [c.name for c, n in pairs if c.tensors[n].dtype == "float64"]
+        if double and len(pairs) > 1 and (self.options.keep_wide or dtype == "float64"):
+            raise CheckpointError(
+                f"{double[0]}: tensor {name} is stored as float64, and merging computes in float32; give --dtype "
+                "float32 (or less) to have it rounded."
+            )
+        return dtype
+
+    def wide_note(self) -> list[str]:
+        """Return the sentences on tensors that keep a wider dtype than the rest of the result."""
+        return [
+            f"Kept in {dtype}, as every input stores them: {', '.join(names[:3])} ({len(names)} tensors); --dtype "
+            "gives one dtype to all."
+            for dtype, names in self._kept_wide.items()
+        ]
+
+    def _transposed_in(self, checkpoint: Checkpoint) -> frozenset[str]:
+        key = id(checkpoint)
+        if key not in self._transposed:
+            self._transposed[key] = transposed_names({name: info.shape for name, info in checkpoint.tensors.items()})
+        return self._transposed[key]
+
+    def _source(
+        self, checkpoint: Checkpoint, name: str, output: str, shape: tuple[int, ...], is_float: bool
+    ) -> Source | None:
+        """Find a checkpoint's tensor for the result's `output` of `shape`."""
+        label = output if name == output else f"{output} (its {name})"
+        stored = self.heads.stored(checkpoint, name)
+        if stored is None:
+            donor = self.inputs.donor.name
+            self.problems.append(f"{checkpoint.name} has no tensor {name} {list(shape)}, which {donor} has")
+            self._lacking[checkpoint.name] += 1
+            return None
+        self._used[id(checkpoint)].add(stored)
+        info = checkpoint.tensors[stored]
+        if info.dtype not in CODES:
+            raise CheckpointError(
+                f"{checkpoint.name}: tensor {stored} is stored as {info.dtype}, which cannot be merged."
+            )
+        if is_float and info.dtype not in FLOATS:
+            self.problems.append(
+                f"{label} is stored as {info.dtype} in {checkpoint.name}, a floating-point type was expected"
+            )
+        if is_vocabulary_tensor(stored, checkpoint) and info.shape[1:] == shape[1:]:
+            return Source(checkpoint, stored, self._aligned(checkpoint, label, shape[0], info))
+        if info.shape != shape:
+            donor = self.inputs.donor.name
+            self.problems.append(f"{label} is {list(shape)} in {donor} and {list(info.shape)} in {checkpoint.name}")
+        return Source(checkpoint, stored)
+
+    def _aligned(self, checkpoint: Checkpoint, label: str, rows: int, info: TensorInfo) -> Alignment | None:
+        theirs, donor = info.shape[0], self.inputs.donor
+        forced = any(wish.force for wish in self.vocabulary.chosen.values())
+        if checkpoint is donor and self.vocabulary.folder == donor.folder and theirs == rows and not forced:
+            return None
+        alignment = alignment_of(self.vocabulary, rows, checkpoint.folder, theirs)
+        if alignment is None:
+            self.problems.append(
+                f"{label} has {rows} rows in {self.vocabulary.name} and {theirs} in {checkpoint.name}, and without a "
+                "tokenizer in both that transformers reads their rows cannot be matched by token"
+            )
+            return None
+        if len(alignment.missing) > rows / 2:
+            self.problems.append(
+                f"{checkpoint.name} has only {rows - len(alignment.missing)} of the {rows} tokens of "
+                f"{self.vocabulary.name}: their tokenizers are not of one family"
+            )
+        sentence = describe(checkpoint.name, theirs, alignment)
+        if sentence and not (checkpoint is donor and self.vocabulary.folder == donor.folder):
+            self.notes.append(sentence)
+        return alignment if alignment.rows is not None or theirs != rows else None
+
+    def check_chosen_rows(self, tensors: Sequence[TensorPlan]) -> None:
+        """Name vocabulary tensors in which a model has no part whose row `tokenizer.tokens` takes."""
+        owners = [wish.checkpoint for wish in self.vocabulary.chosen.values() if wish.checkpoint is not None]
+        for tensor in tensors if owners else ():
+            if is_vocabulary_tensor(tensor.own.name, tensor.own.checkpoint):
+                self.problems += [
+                    f"tokenizer.tokens takes a row of {owner.name}, which has no part in {tensor.name}"
+                    for owner in owners
+                    if source_of(tensor, owner) is None
+                ]
+
+    def leftovers(self, sliced: bool) -> None:
+        """Account for tensors that go nowhere: computed buffers and heads are left out, others refused."""
+        donor = self.inputs.donor
+        expected = set(self.heads.names(donor))
+        for checkpoint in self.inputs.all:
+            extra = [
+                name
+                for name in checkpoint.tensors
+                if name not in self._used[id(checkpoint)] and name not in expected
+                and not (self.exclusion and self.exclusion.matches(name))
+                and not (sliced and layer_of(name) is not None)
+            ]  # fmt: skip
+            parts = [name for name in extra if self.extra.leaves_out(checkpoint, name)]
+            if parts:
+                self.left_out[checkpoint.name] = tuple(parts)
+                self.notes.append(
+                    f"Not in {donor.name}: {', '.join(parts[:3])} ({len(parts)} tensors) of {checkpoint.name}, left "
+                    "out (--extra_tensors)."
+                )
+            extra = [name for name in extra if name not in parts]
+            for name in extra:
+                info = checkpoint.tensors[name]
+                needless = info.dtype not in FLOATS or is_computed(name, info.shape) or name in self.heads.dropped
+                if not needless and role_of(name) != "head":
+                    self.problems.append(
+                        f"{checkpoint.name} has a tensor {name}, which {donor.name} has not (--extra_tensors keep "
+                        "leaves it out)"
+                    )
+            if extra and checkpoint is not donor:
+                self.left_out[checkpoint.name] = (*self.left_out.get(checkpoint.name, ()), *extra)
+                self.notes.append(
+                    f"{checkpoint.name}: left out {', '.join(extra[:3])}, which {donor.name} computes or ties."
+                )

@@ -1,0 +1,166 @@
+"""A plan in words and as data, for `--dry_run`: what will be read, merged and written."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.storage import tensor_bytes
+from merging.output.records.card import licenses_of
+from merging.plan.checks import free_space
+from merging.plan.merge_plan import Work
+from merging.plan.types import Plan
+from merging.recipe.method_registry import MergeMethod, find_method
+from merging.tokenizers.choice import embedding_rows
+from merging.tokenizers.token_ids import token_ids
+
+INTERPRETER = 400 << 20
+"""Bytes of the interpreter, torch and tokenizers, as measured on a CPU (scripts/benchmarks/bench_memory.py)."""
+BLOCK = 4 << 20
+"""Bytes of a block in fp32 (merging.ops.tensor_blocks.BLOCK_ELEMENTS of them)."""
+
+
+def describe(work: Work, save_path: Path | None, remarks: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the plan as data for JSON; `remarks` are added to the notes of the work."""
+    plan, inputs = work.plan, work.inputs
+    merged = [tensor for tensor in plan.tensors if tensor.is_merged]
+    licenses = licenses_of(inputs.all)
+    method = work.recipe.get("method") or work.recipe.get("merge_method")
+    return {
+        "program": work.program,
+        "recipe": dict(work.recipe),
+        "sources": dict(work.sources),
+        "models": [_model(checkpoint, work) for checkpoint in inputs.all],
+        "tensors": {
+            "total": len(plan.tensors),
+            "merged": len(merged),
+            "copied": len(plan.tensors) - len(merged),
+            "aligned": [t.name for t in plan.tensors if any(source.alignment for source in t.sources)],
+            "left_out": dict(plan.left_out),
+        },
+        "result": {
+            "parameters": sum(math.prod(tensor.shape) for tensor in plan.tensors),
+            "dtypes": sorted({tensor.dtype for tensor in plan.tensors}),
+            "tied": plan.tied,
+            "vocabulary": plan.vocabulary.name,
+            "tokens": None if plan.vocabulary.tokens is None else len(plan.vocabulary.tokens),
+            "chat_template": work.template.origin,
+            "license": licenses.result or ("other" if licenses.warning else None),
+        },
+        "bytes_to_read": plan.bytes_read,
+        "bytes_to_write": work.bytes,
+        "bytes_free": free_space(save_path or Path()),
+        "peak_memory_bytes": peak_memory(plan, find_method(method) if method else None),
+        "notes": [*work.notes, *work.preview(), *remarks, *([licenses.warning] if licenses.warning else [])],
+    }
+
+
+def peak_memory(plan: Plan, method: MergeMethod | None) -> int:
+    """Return an estimate of the anonymous memory in bytes: blocks of every model, or a method's whole matrices."""
+    models = max((len(tensor.models) for tensor in plan.tensors), default=0)
+    inputs = {id(source.checkpoint): source.checkpoint for tensor in plan.tensors for source in tensor.sources}
+    held = sum(
+        tensor_bytes(info.shape, info.dtype)
+        for checkpoint in inputs.values()
+        if any(file.suffix == ".gguf" for file in checkpoint.files)
+        for info in checkpoint.tensors.values()
+    )
+    least = INTERPRETER + BLOCK * (4 * models + 8) + held
+    if method is None or not any(method.whole_matrix):
+        return least
+    matrices, squares = method.whole_matrix
+    shapes = [t.shape[-2:] for t in plan.tensors if len(t.shape) in (2, 3) and not t.is_embedding]
+    return least + 4 * max((matrices * out * width + squares * width * width for out, width in shapes), default=0)
+
+
+def _role(checkpoint: Checkpoint, work: Work) -> str:
+    if checkpoint is work.inputs.base:
+        return "base"
+    return "model" if any(checkpoint is model for model in work.inputs.models) else "donor"
+
+
+def _model(checkpoint: Checkpoint, work: Work) -> dict[str, Any]:
+    tokens = token_ids(checkpoint.folder)
+    return {
+        "name": checkpoint.name,
+        "role": _role(checkpoint, work),
+        "exact": checkpoint.exact_name,
+        "commit": checkpoint.commit,
+        "architecture": (checkpoint.config.get("architectures") or [None])[0],
+        "tensors": len(checkpoint.tensors),
+        "dtypes": dict(Counter(info.dtype for info in checkpoint.tensors.values())),
+        "rows": embedding_rows(checkpoint),
+        "tokens": None if tokens is None else len(tokens),
+        "tied": checkpoint.ties_embeddings,
+        "licenses": list(checkpoint.licenses),
+    }
+
+
+def as_text(plan: Mapping[str, Any]) -> str:
+    """Return the description for people."""
+    lines = ["Models"]
+    heads = ("", "role", "architecture", "tensors", "dtypes", "rows", "tokens", "tied", "license", "commit")
+    table = [heads]
+    for model in plan["models"]:
+        table.append(
+            (
+                model["name"],
+                model["role"],
+                str(model["architecture"]),
+                str(model["tensors"]),
+                ", ".join(model["dtypes"]),
+                str(model["rows"] or "-"),
+                str(model["tokens"] or "-"),
+                "yes" if model["tied"] else "no",
+                ", ".join(model["licenses"]) or "-",
+                (model["commit"] or "-")[:12],
+            )
+        )
+    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
+    lines += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+    lines.append("Recipe")
+    for key, value in plan["recipe"].items():
+        source = plan["sources"].get(key)
+        first, *rest = _as_yaml(key, value)
+        lines += [f"  {first}{f'  ({source})' if source else ''}", *(f"  {line}" for line in rest)]
+    tensors, result = plan["tensors"], plan["result"]
+    lines.append("Result")
+    lines.append(
+        f"  {tensors['total']} tensors ({tensors['merged']} merged, {tensors['copied']} copied, "
+        f"{len(tensors['aligned'])} aligned by token), {result['parameters']:,} parameters, "
+        f"{', '.join(result['dtypes'])}, head {'tied' if result['tied'] else 'not tied'}"
+    )
+    lines.append(
+        f"  tokenizer of {result['vocabulary']} ({result['tokens'] or 'no'} tokens), chat template: "
+        f"{result['chat_template']}, license: {result['license'] or 'not stated by the inputs'}"
+    )
+    lines.append("Cost")
+    lines.append(
+        f"  reads {size_of(plan['bytes_to_read'])}, writes {size_of(plan['bytes_to_write'])} "
+        f"({size_of(plan['bytes_free'])} free), peak memory about {size_of(plan['peak_memory_bytes'])}"
+    )
+    if plan["notes"]:
+        lines += ["Notes", *(f"  {note}" for note in plan["notes"])]
+    return "\n".join(lines)
+
+
+def _as_yaml(key: str, value: Any) -> list[str]:
+    """A key of the recipe as --config takes it: in one line, unless its value holds mappings."""
+    nested = isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value))
+    text = yaml.safe_dump({key: value}, default_flow_style=not nested, sort_keys=False, width=10_000).strip()
+    return (text if nested else text[1:-1]).splitlines()
+
+
+def size_of(count: int) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.3g} TB"

@@ -1,0 +1,126 @@
+"""The result's config and generation config: the donor's, true of the result's tensors, tokens and layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from common.errors import CheckpointError
+from common.files.paths import read_json
+from common.terminal_text import quoted
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.tensor_names import role_of
+from merging.plan.exclusion import HEAD_KEYS
+from merging.plan.layer_config import adapt_layers
+from merging.plan.layer_kinds import check_kinds
+from merging.plan.prediction import prediction_names, without_prediction
+from merging.plan.slices import Inputs
+from merging.plan.tied_weights import main_of
+from merging.plan.types import Plan
+from merging.tokenizers.choice import embedding_rows, extra_rows
+from merging.tokenizers.config_ids import Numbering, renumber
+from merging.tokenizers.token_ids import token_ids
+
+GENERATION = (
+    "max_length", "min_length", "early_stopping", "do_sample", "num_beams", "temperature", "top_k", "top_p",
+    "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
+)  # fmt: skip
+"""What an older config says of generation, where there is no generation config beside it."""
+
+
+def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return {file name: content} of config.json and generation_config.json, and what is to be said of them.
+
+    The config is the donor's, with dtype, vocabulary, tying and layers as the result's tensors have them. The
+    generation config is the donor's, with everybody's end-of-sequence tokens. Both have the token ids of the result's
+    numbering. Raises CheckpointError for ids that are no numbers, or that the model cannot do without, and for layers
+    that the config has no words for.
+    """
+    donor = inputs.donor
+    config, generation = deepcopy(dict(donor.config)), deepcopy(_generation_config(donor))
+    if plan.head_of is not None:
+        config = {key: value for key, value in config.items() if key not in HEAD_KEYS}
+        config |= {key: value for key, value in plan.head_of.config.items() if key in HEAD_KEYS}
+    dtypes = {tensor.dtype for tensor in plan.tensors if tensor.is_float}
+    if len(dtypes) == 1:
+        config.pop("torch_dtype", None)
+        config["dtype"] = dtypes.pop()
+    predicting = prediction_names(donor)
+    if not any(tensor.own.name in predicting for tensor in plan.tensors):
+        config = without_prediction(config)
+    rows, extra = rows_of(donor, plan), extra_rows(donor)
+    parts = list(_parts(config, (embedding_rows(donor) or 0) - extra or None))
+    for part in parts:
+        if rows is not None and "vocab_size" in part:
+            part["vocab_size"] = rows - extra
+        if plan.tied and part.get("tie_word_embeddings") is False:
+            part["tie_word_embeddings"] = True
+        if not plan.tied and ("tie_word_embeddings" in part or part is config):  # unsaid, it may be true
+            part["tie_word_embeddings"] = False
+    if plan.layer_origins:
+        adapt_layers(config, donor, plan.layer_origins)
+        check_kinds(config, donor, plan.layer_origins)
+    numbering = _numbering(donor, plan, rows)
+    lost = {
+        "config.json": [key for part in parts for key in renumber(part, numbering, donor.name)],
+        "generation_config.json": renumber(generation, numbering, donor.name),
+    }
+    ends = dict.fromkeys(i for checkpoint in inputs.all for i in _end_ids(checkpoint, plan, rows))
+    if ends or "eos_token_id" in generation:
+        generation["eos_token_id"] = list(ends) if len(ends) > 1 else next(iter(ends), None)
+    told = [
+        f"{file}: {', '.join(dict.fromkeys(keys))} named tokens that the result has no row for, which were left out."
+        for file, keys in lost.items()
+        if keys
+    ]
+    return {"config.json": config, "generation_config.json": generation}, told
+
+
+def rows_of(donor: Checkpoint, plan: Plan) -> int | None:
+    """Return the number of rows of the result's input embedding; None where no tensor is known as one."""
+    table = main_of(donor, "input")
+    return next((t.shape[0] for t in plan.tensors if t.own.name == table and role_of(t.name) == "input"), None)
+
+
+def _parts(config: dict[str, Any], rows: int | None) -> Iterator[dict[str, Any]]:
+    """The config, and the configs inside it that speak of the same vocabulary: the language model's, or of its size."""
+    yield config
+    for name, part in config.items():
+        if isinstance(part, dict) and (name == "text_config" or (rows is not None and part.get("vocab_size") == rows)):
+            yield part
+
+
+def write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what `make_configs` returned."""
+    for name, content in configs.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's generation config, or what its config says of generation."""
+    file = checkpoint.folder / "generation_config.json"
+    if file.is_file():
+        return read_json(file, "")
+    told = {**checkpoint.text_config, **{key: v for key, v in checkpoint.config.items() if v is not None}}
+    return {"_from_model_config": True, **{key: told[key] for key in GENERATION if told.get(key) is not None}}
+
+
+def _end_ids(checkpoint: Checkpoint, plan: Plan, rows: int | None) -> list[int]:
+    """The checkpoint's end-of-sequence ids as the result numbers those tokens; tokens that it lacks are left out."""
+    ids = _generation_config(checkpoint).get("eos_token_id")
+    listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(isinstance(i, int) for i in listed):
+        raise CheckpointError(
+            f"{checkpoint.name}: eos_token_id should be a number or a list of them, found {quoted(ids)}."
+        )
+    numbering = _numbering(checkpoint, plan, rows)
+    return [found for i in listed if (found := numbering.of(i)) is not None]
+
+
+def _numbering(checkpoint: Checkpoint, plan: Plan, rows: int | None) -> Numbering:
+    return Numbering(token_ids(checkpoint.folder), plan.vocabulary.tokens, embedding_rows(checkpoint), rows)

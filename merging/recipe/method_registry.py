@@ -1,0 +1,279 @@
+"""Which merge methods exist, and their parameters: read from configs/methods/*.yaml, without torch.
+
+A method's YAML is its schema: name, paper, parameters with default, bounds and source. Its function lives in
+`merging/methods/`; the keyword-only arguments of the function are the YAML's parameters (a test holds them equal),
+so that a default is written once, next to where it comes from, and `--help` answers without importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from common.errors import UsageError, nearest
+from common.terminal_text import quoted
+
+if TYPE_CHECKING:
+    from merging.ops.tensor_blocks import Prepare
+
+METHODS_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "methods"
+TYPES = {"float": float, "int": int, "bool": bool, "str": str}
+TRUE = ("true", "t", "yes", "y", "on", "1", "1.0")
+FALSE = ("false", "f", "no", "n", "off", "0", "0.0")
+MERGEKIT_NAMES = {"weights": "weight", "scaling": "lambda"}
+"""What mergekit calls a parameter otherwise: an entry of `weights` is a model's `weight`."""
+
+
+def as_bool(value: Any) -> bool | None:
+    """Return the truth value that a flag or YAML means, as mergekit (pydantic) reads it; None where it means none."""
+    if isinstance(value, int | float):  # bool is an int
+        return bool(value) if value in (0, 1) else None
+    word = str(value).strip().lower()
+    return True if word in TRUE else False if word in FALSE else None
+
+
+FLOAT32_MAX = 3.4028234e38
+"""The largest number in which methods compute."""
+
+
+@dataclass(frozen=True)
+class InMergekit:
+    """A parameter as mergekit 0.1.5 has it.
+
+    name: there; None: it has none, and always does what the value `always` does here. default: mergekit's, where it
+    differs from ours. values: mergekit's words for our choices. per_model: an entry of a model there, where here it
+    belongs to the method.
+    """
+
+    name: str | None = None
+    default: Any = None
+    values: Mapping[str, str] = field(default_factory=dict)
+    always: Any = None
+    per_model: bool = False
+
+
+@dataclass(frozen=True)
+class MethodInMergekit:
+    """A method that mergekit 0.1.5 has too.
+
+    base_counts: its base is one of the models. random: it draws from random numbers of its own. idle: parameters that
+    have no effect.
+    """
+
+    base_counts: bool = False
+    random: bool = False
+    idle: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method: its type, default and where the default comes from."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    source: str
+    per_model: bool = False
+    minimum: float = -math.inf
+    exclusive: bool = False
+    maximum: float = math.inf
+    choices: tuple[str, ...] = ()
+    mergekit: InMergekit = field(default_factory=InMergekit)
+
+    def parse(self, value: Any) -> Any:
+        """Return `value` (from a flag or YAML) as this parameter's type. Raises UsageError that names it."""
+        if self.type == "bool":
+            return self._parse_bool(value)
+        try:
+            parsed = _typed(self.type, value)
+        except (TypeError, ValueError, OverflowError):
+            article = "an" if self.type == "int" else "a"
+            raise UsageError(f"{self.name} must be {article} {self.type}, found {quoted(value)}.") from None
+        if self.choices and parsed not in self.choices:
+            raise UsageError(f"{self.name} must be one of {', '.join(self.choices)}, found {quoted(value)}.")
+        if self.type == "float" and not abs(parsed) <= FLOAT32_MAX:
+            raise UsageError(f"{self.name} must be a finite number of float32, found {quoted(value)}.")
+        if self.type == "int" and abs(parsed) >= 2**63:
+            raise UsageError(f"{self.name} must be a whole number of 64 bits, found {quoted(value)}.")
+        if self.type in ("float", "int") and not self._in_range(parsed):
+            opening = "(" if self.exclusive else "["
+            raise UsageError(f"{self.name} must be in {opening}{self.minimum:g}, {self.maximum:g}], found {value}.")
+        return parsed
+
+    def _in_range(self, value: float) -> bool:
+        return self.minimum <= value <= self.maximum and not (self.exclusive and value == self.minimum)
+
+    def _parse_bool(self, value: Any) -> bool:
+        truth = as_bool(value)
+        if truth is None:
+            raise UsageError(f"{self.name} must be true or false, found {quoted(value)}.")
+        return truth
+
+    def for_models(self, value: Any, n_models: int) -> Any:
+        """Parse a value that may be one per model; returns a list of n_models for a per-model parameter."""
+        if not self.per_model:
+            if isinstance(value, (list, tuple)):
+                raise UsageError(f"{self.name} takes one value for all models, found {len(value)} values.")
+            return self.parse(value)
+        values = value.split(",") if isinstance(value, str) else value
+        values = list(values) if isinstance(values, (list, tuple)) else [values]
+        if len(values) == 1:
+            values = values * n_models
+        if len(values) != n_models:
+            raise UsageError(f"{self.name} takes 1 value or one per model ({n_models}), found {len(values)}.")
+        return [self.parse(v) for v in values]
+
+
+def _typed(kind: str, value: Any) -> Any:
+    """A value in the type of its parameter. Raises TypeError or ValueError for a value of another type."""
+    if isinstance(value, bool) and kind != "bool":
+        raise TypeError
+    if kind == "int" and isinstance(value, float) and not value.is_integer():
+        raise ValueError
+    if kind == "str" and not isinstance(value, str):
+        raise TypeError
+    return TYPES[kind](value)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """The functions of a method: `merge` on a block, `prepare` on the whole tensor, `reference` in bf16.
+
+    `survey(groups, parameters)` looks at all tensors before the first is merged, `groups()` yielding them afresh each
+    time; what it returns reaches `prepare` as parameters["survey"], unless it is None. `by_entry`: rows and columns
+    mean nothing to it, so that a stack of matrices may be read as one long matrix. `fused(block, arguments, per_block)`
+    says what `merge` does with a block to a compiled kernel (`merging.ops.combination`), or None where it cannot.
+    """
+
+    merge: Callable[..., Any]
+    prepare: Prepare | None
+    reference: Callable[..., Any] | None
+    survey: Callable[..., Any] | None = None
+    by_entry: bool = False
+    fused: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A method as the user sees it.
+
+    `base` is "required", "optional" (the method works on task vectors where it is given), or "donor" (gives only
+    tokenizer and config). `has_reference`: the original program had it, so --numerics reference can repeat it.
+    `whole_matrix`: the most memory of a method that does not work by block, in fp32 copies of a matrix (out, in) and
+    in matrices (in, in).
+    """
+
+    name: str
+    title: str
+    paper: str
+    summary: str
+    base: str
+    min_models: int
+    max_models: float
+    has_reference: bool
+    aliases: tuple[str, ...]
+    parameters: Mapping[str, Parameter]
+    mergekit: MethodInMergekit | None = None
+    whole_matrix: tuple[int, int] = (0, 0)
+
+    def implementation(self) -> Implementation:
+        """Import and return the method's functions (this is where torch is loaded)."""
+        module = importlib.import_module(f"merging.methods.{self.name}")
+        return module.METHOD
+
+
+def merge_method(
+    *,
+    reference: Callable[..., Any] | None = None,
+    prepare: Prepare | None = None,
+    survey: Callable[..., Any] | None = None,
+    by_entry: bool = False,
+    fused: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Any]], Implementation]:
+    """Bind a block function to its preparations (whole tensor, all tensors) and to the original's arithmetic."""
+    return lambda merge: Implementation(merge, prepare, reference, survey, by_entry, fused)
+
+
+def accepted(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of `known` that `function` takes by keyword (some parameters only `prepare` needs)."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in known.items() if name in names}
+
+
+@cache
+def all_methods() -> Mapping[str, MergeMethod]:
+    """Return every method by name, from the YAML files in name order."""
+    return {method.name: method for method in map(_read_method, sorted(METHODS_FOLDER.glob("*.yaml")))}
+
+
+def find_method(name: str) -> MergeMethod:
+    """Return the method of that name or alias. Raises UsageError that suggests the nearest name."""
+    methods = all_methods()
+    by_alias = {alias: method for method in methods.values() for alias in (method.name, *method.aliases)}
+    if name in by_alias:
+        return by_alias[name]
+    raise UsageError(f"Unknown merge method {quoted(name)}.{nearest(name, by_alias)} Known: {', '.join(methods)}.")
+
+
+def _read_method(path: Path) -> MergeMethod:
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    parameters = {
+        name: Parameter(
+            name=name,
+            type=spec["type"],
+            default=spec["default"],
+            help=spec["help"],
+            source=spec["source"],
+            per_model=spec.get("per_model", False),
+            minimum=spec.get("above", spec.get("min", -math.inf)),
+            exclusive="above" in spec,
+            maximum=spec.get("max", math.inf),
+            choices=tuple(spec.get("choices", ())),
+            mergekit=_in_mergekit(name, spec.get("mergekit", {})),
+        )
+        for name, spec in data["parameters"].items()
+    }
+    return MergeMethod(
+        name=data["name"],
+        title=data["title"],
+        paper=data["paper"],
+        summary=data["summary"],
+        base=data["base"],
+        min_models=data.get("min_models", 1),
+        max_models=data.get("max_models", math.inf),
+        has_reference=data.get("reference", True),
+        aliases=tuple(data.get("aliases", ())),
+        parameters=parameters,
+        mergekit=_method_in_mergekit(data.get("mergekit")),
+        whole_matrix=tuple(data.get("whole_matrix", (0, 0))),
+    )
+
+
+def _in_mergekit(name: str, facts: Mapping[str, Any]) -> InMergekit:
+    return InMergekit(
+        name=None if "always" in facts else MERGEKIT_NAMES.get(name, name),
+        default=facts.get("default"),
+        values={str(theirs).lower(): ours for theirs, ours in facts.get("values", {}).items()},
+        always=facts.get("always"),
+        per_model=facts.get("per_model", False),
+    )
+
+
+def _method_in_mergekit(facts: Mapping[str, Any] | bool | None) -> MethodInMergekit | None:
+    if not facts:
+        return None
+    told = {} if facts is True else facts
+    return MethodInMergekit(
+        base_counts=told.get("base_counts", False),
+        random=told.get("random", False),
+        idle=tuple(told.get("idle", ())),
+    )

@@ -1,0 +1,187 @@
+"""Measure what a GPU does beside what it could do: its limits, calibration, merging, and agreement with the CPU.
+
+`python scripts/benchmarks/bench_gpu.py` needs torch, transformers and accelerate, no network and no checkpoint: models
+are made on the device. `--shape tiny --device cpu` runs all of it on a CPU in seconds, to try the script and not to
+measure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from common.cli import Parser, add_output_flags, run, say
+from common.errors import UsageError
+from common.files.paths import user_path
+from common.tables import markdown
+from scripts.benchmarks.bench_memory import SHAPES
+from scripts.benchmarks.bench_merge import machine
+
+PARTS = {"a": "limits", "b": "calibration", "c": "merging", "d": "parity"}
+SIZES = {
+    "tiny": {"blocks": 8, "plain": 2, "hidden": 128, "wide": 344, "layers": 1},
+    "1b": {"blocks": 256, "plain": 8, "hidden": 4096, "wide": 11008, "layers": 2},
+    "13b": {"blocks": 256, "plain": 8, "hidden": 4096, "wide": 11008, "layers": 2},
+}
+"""For each shape: calibration blocks, those of the original's way, and the layers that are merged (7B's, 3.2 GB)."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure the parts that were asked for, print their tables, keep the figures."""
+    parser = Parser(prog="scripts/benchmarks/bench_gpu.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", default=",".join(PARTS), help="a limits, b calibration, c merging, d parity")
+    parser.add_argument("--shape", choices=list(SIZES), default="13b", help="of the model that is calibrated")
+    parser.add_argument("--layers", type=int, help="of that model, fewer than the shape has")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try the script")
+    parser.add_argument("--runs", type=int, default=5, help="of everything; medians are printed")
+    parser.add_argument("--blocks", type=int, help="calibration blocks (default: what the shape needs)")
+    parser.add_argument("--block_size", type=int, default=512, help="tokens per block")
+    parser.add_argument("--models", type=int, default=3, help="that are merged, beside the base")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="keep the figures")
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
+    parts = args.parts.split(",")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or args.runs < 1:
+        raise UsageError(
+            f"--parts takes {', '.join(PARTS)}, found {unknown}." if unknown else "--runs must be positive."
+        )
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    from common.device import resolve_device  # loads torch
+
+    device = resolve_device(args.device)
+    found: dict[str, Any] = {
+        "machine": about(device),
+        "shape": args.shape,
+        "command": ["scripts/benchmarks/bench_gpu.py", *argv],
+    }
+    print(f"{_machine(found)}\n")
+    for part in parts:
+        started = time.perf_counter()
+        found[PARTS[part]] = measure(part, device, args)
+        say(f"{PARTS[part]}: {time.perf_counter() - started:.0f} s", args.quiet)
+        print(f"{table(part, found)}\n", flush=True)
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def about(device: Any) -> dict[str, str]:
+    """What the figures were measured on."""
+    import torch
+    import transformers
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__, **machine()}
+
+
+def measure(part: str, device: Any, args: Any) -> dict[str, Any]:
+    """Measure one part and give the device's memory back."""
+    import gc
+
+    import torch
+
+    from scripts.benchmarks import bench_gpu_merging, bench_gpu_parts
+
+    sizes = SIZES[args.shape]
+    if part == "a":
+        found = bench_gpu_parts.limits(device, args.runs)
+    elif part == "b":
+        shape = {**SHAPES[args.shape], **({"layers": args.layers} if args.layers else {})}
+        blocks = args.blocks or sizes["blocks"]
+        found = bench_gpu_parts.calibration(
+            shape, device, args.runs, blocks, args.block_size, min(blocks, sizes["plain"])
+        )
+    elif part == "c":
+        shapes = bench_gpu_merging.layer_shapes(sizes["hidden"], sizes["wide"], sizes["layers"])
+        found = bench_gpu_merging.merging(device, args.runs, shapes, args.models)
+    else:
+        found = bench_gpu_merging.parity(device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Return the machine and the tables of all parts that were measured."""
+    return "\n\n".join([f"{_machine(found)}:", *(table(part, found) for part, name in PARTS.items() if name in found)])
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+
+
+def table(part: str, found: Mapping[str, Any]) -> str:
+    """Return one part's figures as Markdown, beside the limits where they were measured in the same run."""
+    return {"a": _limits, "b": _calibration, "c": _merging, "d": _parity}[part](found)
+
+
+def _limits(found: Mapping[str, Any]) -> str:
+    entries = found["limits"]
+    rows = [[f"bf16 product, {n} x {n}", f"{e['rate'] / 1e12:.1f} TFLOP/s", _took(e)] for n, e in
+            entries["products"].items()]  # fmt: skip
+    names = {"in": "host to device", "out": "device to host", "within": "within the device, read and written"}
+    rows += [[f"copy {names[name]}", f"{e['rate'] / 1e9:.1f} GB/s", _took(e)] for name, e in entries["copies"].items()]
+    return markdown(["limit", "rate", "ms (least to most)"], rows)
+
+
+def _took(entry: Mapping[str, float]) -> str:
+    middle, least, most = (1e3 * entry[key] for key in ("seconds", "least", "most"))
+    return f"{middle:.4g} ({least:.4g} to {most:.4g})"
+
+
+def _calibration(found: Mapping[str, Any]) -> str:
+    entry, limit = found["calibration"], found.get("limits", {}).get("matrix_rate")
+    plain = entry["ways"]["one block at a time"]["tokens_per_second"]
+    rows = [
+        [name, str(e["tokens"]), _took(e), f"{e['tokens_per_second']:.0f}", f"{e['tokens_per_second'] / plain:.2f}",
+         f"{e['rate'] / 1e12:.1f}", f"{100 * e['rate'] / limit:.1f} %" if limit else "-"]
+        for name, e in entry["ways"].items()
+    ]  # fmt: skip
+    heads = ["calibration", "tokens", "ms (least to most)", "tokens/s", "ratio", "TFLOP/s", "of the product's rate"]
+    peak = (
+        f"peak of device memory {entry['peak_bytes'] / 1e9:.1f} GB, of which weights {entry['weights_bytes'] / 1e9:.1f}"
+    )
+    return (
+        f"{markdown(heads, rows)}\n\n{entry['parameters'] / 1e9:.2f}B parameters, attention {entry['attention']}, "
+        f"blocks of {entry['block_size']} tokens, {entry['batch']} at a time; {peak}; model made in "
+        f"{entry['seconds_to_make']:.1f} s. TFLOP/s counts the products with weights alone (the head's where it is "
+        "computed), not attention's."
+    )
+
+
+def _merging(found: Mapping[str, Any]) -> str:
+    entry, copies = found["merging"], found.get("limits", {}).get("copies")
+    rows = []
+    for name, e in entry["work"].items():
+        share = f"{100 * e['rate'] / copies['in']['rate']:.0f} %" if copies else "-"
+        cpu = f"{1e3 * e['cpu']['seconds']:.4g}" if "cpu" in e else "-"
+        rows.append(
+            [name, f"{e['read_bytes'] / 1e9:.2f}", _took(e), f"{e['rate'] / 1e9:.2f}", share,
+             f"{e['peak_bytes'] / 2**20:.0f}", cpu]
+        )  # fmt: skip
+    heads = ["merging", "GB read", "ms (least to most)", "GB/s", "of the copy in", "device MiB", "CPU alone ms"]
+    kernels = "with" if entry["kernels"] else "without"
+    return (
+        f"{markdown(heads, rows)}\n\nA base and {entry['models']} models (relax: one) from the host's memory, results "
+        f"dropped; each input counts once, though TIES and WIDEN read it again on the CPU. CPU alone: {kernels} "
+        f"kernels, {entry['threads']} threads, once."
+    )
+
+
+def _parity(found: Mapping[str, Any]) -> str:
+    rows = [[name, "yes" if e["equal"] else "no", f"{e['largest']:.3g}"] for name, e in found["parity"].items()]
+    return markdown(["device beside CPU", "equal bits", "largest difference"], rows, left=2)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

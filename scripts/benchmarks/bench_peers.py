@@ -1,0 +1,58 @@
+"""What scripts/benchmarks/bench_merge.py measures beside: the same work done plainly, on whole models in memory.
+
+`widen` is the published algorithm's expressions on whole bf16 tensors; `relax` is the original's way, two models loaded
+with transformers. Each reads BASE and MODELS and saves the result under OUT.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def widen(base: Path, models: list[Path], out: Path) -> None:
+    """All models in memory, merged tensor by tensor."""
+    from safetensors.torch import load_file, save_file
+
+    from merging.methods.widen import reference
+
+    theta_0, *tuned = ({k: v.clone() for k, v in load_file(f / "model.safetensors").items()} for f in (base, *models))
+    merged = {
+        name: reference(
+            tensor,
+            [model[name] for model in tuned],
+            above_average_value_ratio=1.0,
+            score_calibration_value=1.0,
+            is_embedding=name == "model.embed_tokens.weight",
+        )
+        for name, tensor in theta_0.items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(merged, out / "model.safetensors")
+
+
+def relax(base: Path, models: list[Path], out: Path) -> None:
+    """Base and merged model as transformers' modules, relaxed in place and saved; models: merged, importance."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from aim.importance import Importance
+    from aim.relax import relax_reference
+
+    merged, importance = models
+    theta_0 = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, trust_remote_code=False)
+    activations = Importance.load(importance).activations
+    known = dict(theta_0.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in activations:
+                parameter.copy_(relax_reference(known[name], parameter, activations[name], 0.4))
+    model.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    what, base, models, out = sys.argv[1:5]
+    {"widen": widen, "relax": relax}[what](Path(base), [Path(model) for model in models.split(",")], Path(out))

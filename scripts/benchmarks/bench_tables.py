@@ -1,0 +1,34 @@
+"""Figures of the benchmarks as Markdown, for the screen and for the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def performance(found: Mapping[str, Any]) -> str:
+    """Return the figures of scripts/benchmarks/bench_merge.py as a table."""
+    heads = ["work", "ours s", "CPU s", "peer s", "CPU s", "of peer", "CPU of peer", "limit s", "of limit",
+             "net of limit", "MiB", "peer MiB", "of peer"]  # fmt: skip
+    start = found["start"]["wall"]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for name, entry in found["work"].items():
+        ours, peer, limit = entry["ours"], entry["peer"], found["limits"][entry["moved"]]
+        line, memory = [name, _seconds(ours), f"{ours['cpu']:.1f}"], [f"{ours['anonymous_mib']:.0f}"]
+        if peer:
+            line += [_seconds(peer), f"{peer['cpu']:.1f}", _ratio(ours, peer, "wall"), _ratio(ours, peer, "cpu")]
+            memory += [f"{peer['anonymous_mib']:.0f}", _ratio(ours, peer, "anonymous_mib")]
+        line += ["" for _ in range(7 - len(line))]
+        line += [_seconds(limit), _ratio(ours, limit, "wall"), f"{(ours['wall'] - start) / limit['wall']:.1f}"]
+        lines.append([*line, *memory, *["" for _ in range(3 - len(memory))]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _seconds(cost: Mapping[str, Any]) -> str:
+    """Median with least and most, where there were several runs."""
+    spread = f" ({cost['least']:.1f}-{cost['most']:.1f})" if cost["runs"] > 1 else ""
+    return f"{cost['wall']:.1f}{spread}"
+
+
+def _ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> str:
+    return f"{ours[what] / theirs[what]:.3f}" if theirs[what] else ""

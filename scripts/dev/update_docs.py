@@ -1,0 +1,129 @@
+"""Fill the generated tables of README.md, REPRODUCTION.md and docs/ from the committed results.
+
+A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what `python
+scripts/make_tables.py ARGUMENTS` prints. `<!-- memory: FILE -->` holds the runs of scripts/benchmarks/bench_memory.py,
+`<!-- calibration: FILE -->` those of scripts/benchmarks/bench_calibration.py, `<!-- performance: FILE -->` those of
+scripts/benchmarks/bench_merge.py, `<!-- deviation: FILE -->` those of scripts/benchmarks/calibration_deviation.py,
+`<!-- growth: FILE -->` those of scripts/benchmarks/bench_growth.py, `<!-- torture: FILE -->` those of
+scripts/dev/torture.py. A test fails where a document differs from its results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from common.cli import Parser, add_output_flags, run
+from common.errors import FailureError
+from scripts.benchmarks.bench_gpu import as_text as gpu
+from scripts.benchmarks.bench_tables import performance
+from scripts.benchmarks.calibration_deviation import as_text as deviation
+from scripts.benchmarks.growth_report import document as growth
+from scripts.dev.fuzz import summary as fuzz
+from scripts.dev.torture import as_text as torture
+
+DOCUMENTS = ("README.md", "REPRODUCTION.md", "docs/performance.md", "docs/reliability.md", "docs/scale.md")
+TABLES = re.compile(r"(<!-- tables: (?P<arguments>.*?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
+
+
+def tables(arguments: str) -> str:
+    """Return what make_tables.py prints for the arguments, headings one level deeper. Raises FailureError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "scripts/make_tables.py", *shlex.split(arguments), "--csv", f"{scratch}/tables.csv"]
+        done = subprocess.run([*command, "--quiet"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise FailureError(f"make_tables.py {arguments}: {done.stderr.strip()}")
+    return re.sub(r"^#", "##", done.stdout, flags=re.MULTILINE)
+
+
+def memory(file: Path) -> str:
+    """Return the runs of bench_memory.py as a table: a row per method, a column per run, peak anonymous MiB."""
+    runs = json.loads(file.read_text(encoding="utf-8"))
+    heads = [f"{r['name']}: {r['models']} models, largest tensor {r['largest_mib']} MiB" for r in runs]
+    lines = [["method", *heads], ["---", *["---:"] * len(runs)]]
+    for method in sorted({method for r in runs for method in r["peak_mib"]}):
+        lines.append([method, *(str(r["peak_mib"].get(method, "")) for r in runs)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def calibration(file: Path) -> str:
+    """Return the runs of bench_calibration.py as a table: a row per run and way."""
+    lines = [
+        ["checkpoint", "way", "s", "least to most", "peak anonymous MiB", "mapped from files MiB"],
+        ["---", "---", *["---:"] * 4],
+    ]
+    for entry in json.loads(file.read_text(encoding="utf-8")):
+        tokens = f"{entry['blocks']} x {entry['block_size']} tokens"
+        what = f"{entry['name']}, {entry['weights_mib']} MiB, {tokens}, {entry['dtype']}"
+        for way, figures in entry["ways"].items():
+            spread = f"{figures['seconds_least']:.0f} to {figures['seconds_most']:.0f}"
+            memory = [f"{figures[kind]:.0f}" for kind in ("RssAnon", "RssFile")]
+            lines.append([what, way, f"{figures['seconds']:.0f}", spread, *memory])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _performance(file: Path) -> str:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    about = found["machine"]
+    runs = f"{found['shape']}, {found['models']} models and a base, {about['processor']}, {about['cores']} cores"
+    return f"{runs}, {about['date']}:\n\n{performance(found)}"
+
+
+def _gpu(file: Path) -> str:
+    return gpu(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _fuzz(file: Path) -> str:
+    return fuzz(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _deviation(file: Path) -> str:
+    return deviation(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _torture(file: Path) -> str:
+    return torture(json.loads(file.read_text(encoding="utf-8")))
+
+
+RESULTS: Mapping[str, Callable[[Path], str]] = {
+    "memory": memory, "calibration": calibration, "performance": _performance, "deviation": _deviation,
+    "growth": growth, "gpu": _gpu, "torture": _torture, "fuzz": _fuzz,
+}  # fmt: skip
+FIGURES = re.compile(
+    rf"(<!-- (?P<kind>{'|'.join(RESULTS)}): (?P<file>.*?) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL
+)
+
+
+def filled(text: str) -> str:
+    """Return a document with its tables made anew."""
+    text = FIGURES.sub(lambda m: f"{m[1]}\n{RESULTS[m['kind']](ROOT / m['file'])}\n\n{m[4]}", text)
+    return TABLES.sub(lambda m: f"{m[1]}\n{tables(m['arguments'])}\n{m[3]}", text)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser(prog="scripts/dev/update_docs.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a document differs")
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
+    for name in DOCUMENTS:
+        file = ROOT / name
+        before = file.read_text(encoding="utf-8")
+        after = filled(before)
+        if before != after and args.check:
+            raise FailureError(f"{name} differs from its results; run python scripts/dev/update_docs.py.")
+        if before != after:
+            file.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,178 @@
+"""Laws of a calibration's state: kept until its result stands, reported where it cannot be saved."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import aim.capture.hidden_states
+import aim.capture.state
+import aim.capture.whole_model
+import aim.importance
+from aim.calibration.config import Calibration
+from aim.capture.hidden_states import HiddenStates
+from aim.config import Aim
+from aim.importance import Importance
+from aim.measure import Settings
+from aim.pipeline import perform
+from common.cli import say
+from common.errors import CalibrationError
+from common.files.safetensors_file import write_safetensors
+from common.processes.standard_streams import LossyStream, protect_standard_streams
+from merging.output.staging import stage
+from merging.plan.merge_plan import Output
+from tests.merging.output.test_staging import in_a_child
+
+
+def relax(family, tmp_path: Path, file: Path | None, resume: bool = False) -> Path:  # type: ignore[no-untyped-def]
+    """Calibrate in a few batches and relax."""
+    calibration = Calibration(str(family["text"]), n_samples=20, block_size=64)
+    settings = Settings(calibration, file, batch_size=2, way="whole", resume=resume)
+    out = Output(tmp_path / "out", quiet=True, resume=resume, load_check=False)
+    return perform(str(family["a"]), str(family["base"]), Aim((0.5,), settings), out, None)
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the forward passes."""
+    passes: list[int] = []
+    real = aim.capture.whole_model.forward_arguments
+    monkeypatch.setattr(aim.capture.whole_model, "forward_arguments", lambda *a: (passes.append(1), real(*a))[1])
+    return passes
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_failure_at_the_end_loses_no_calibration(
+    family, tmp_path: Path, monkeypatch, forwards: list[int], has_file: bool
+) -> None:
+    """Where the importance file, or without one the result, cannot be written after the last batch, --resume takes the
+    whole calibration from its state; then nothing of that is left."""
+    file = tmp_path / "importance" if has_file else None
+    with monkeypatch.context() as patch:
+        patch.setattr(aim.importance if has_file else stage, "write_safetensors" if has_file else "_publish", full)
+        with pytest.raises(OSError, match="No space left") as stopped:
+            relax(family, tmp_path, file)
+    place = tmp_path / (".importance.calibration" if has_file else ".out.calibration")
+    assert any(f"The calibration is kept in {place}: the same command with" in note for note in stopped.value.__notes__)
+    assert (place / "state.safetensors").is_file()
+    assert forwards
+    forwards.clear()
+    out = relax(family, tmp_path, file, resume=True)
+    assert not forwards
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["importance", "out"] if has_file else ["out"])
+    (tmp_path / "again").mkdir()
+    undisturbed = relax(family, tmp_path / "again", None)
+    assert (out / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+def test_a_state_that_cannot_be_saved_is_reported(family, tmp_path: Path, monkeypatch, capsys, forwards) -> None:
+    """A full disk at every saving is reported once, and the calibration goes on to the same importance."""
+    monkeypatch.setattr(aim.capture.state, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(aim.capture.state, "write_safetensors", full)
+    relax(family, tmp_path, tmp_path / "importance")
+    assert len(forwards) > 2
+    assert capsys.readouterr().err.count("The state of the calibration cannot be saved") == 1
+    monkeypatch.undo()
+    (tmp_path / "again").mkdir()
+    relax(family, tmp_path / "again", tmp_path / "again" / "importance")
+    assert (tmp_path / "importance").read_bytes() == (tmp_path / "again" / "importance").read_bytes()
+
+
+def test_hidden_states_take_their_room_first(tmp_path: Path, monkeypatch) -> None:
+    """On a full disk hidden states are refused with a sentence before they are mapped; else they come back as they
+    were, and nothing has a name in the folder."""
+    states = torch.arange(24, dtype=torch.bfloat16).view(2, 3, 4)
+    hidden = HiddenStates(2, "disk", 0, tmp_path)
+    hidden.put([1, 0], states)
+    assert torch.equal(hidden.get([1, 0], torch.device("cpu")), states)
+    assert list(tmp_path.iterdir()) == []
+    hidden.close()
+    monkeypatch.setattr(aim.capture.hidden_states.os, "posix_fallocate", full)
+    with pytest.raises(CalibrationError, match=f"hidden states need .* GB in {tmp_path} .No space left"):
+        HiddenStates(2, "disk", 0, tmp_path).put([0, 1], states)
+
+
+def test_our_safetensors_are_safetensors(tmp_path: Path) -> None:
+    """What is written here is read by the library: names, dtypes, shapes, values and metadata; equal content, equal
+    bytes."""
+    from safetensors import safe_open
+
+    tensors = {
+        "b": torch.randn(3, 5), "a": torch.arange(4), "c": torch.randn(2, 2).bfloat16(), "e": torch.zeros(0, 3),
+        "d": torch.randn(2, 3, dtype=torch.float64).T, "f": torch.tensor(True), "é": torch.tensor(7, dtype=torch.uint8),
+    }  # fmt: skip
+    for order in (list(tensors), sorted(tensors, reverse=True)):
+        with (tmp_path / f"file{len(list(tmp_path.iterdir()))}").open("wb") as stream:
+            write_safetensors(stream, {name: tensors[name] for name in order}, {"z": "1", "a": "é"})
+    assert (tmp_path / "file0").read_bytes() == (tmp_path / "file1").read_bytes()
+    with safe_open(tmp_path / "file0", "pt") as opened:
+        assert opened.metadata() == {"z": "1", "a": "é"}
+        assert set(opened.keys()) == set(tensors)
+        assert all(torch.equal(opened.get_tensor(name), tensor) for name, tensor in tensors.items())
+
+
+def test_importance_survives_its_writing(tmp_path: Path) -> None:
+    """A saved importance is loaded as it was, with the permissions of the umask, and nothing beside it."""
+    saved = Importance({"w": torch.arange(3.0)}, {"w": 1}, {}, {}, {"name": "x", "fingerprint": "y"}, {"w": 4})
+    before = os.umask(0o037)
+    try:
+        saved.save(tmp_path / "importance")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "importance").stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in tmp_path.iterdir()] == ["importance"]
+
+
+# streams
+
+
+def test_a_full_stderr_ends_nothing(tmp_path: Path) -> None:
+    """Remarks and bars that cannot be written, to a full disk or a closed pipe, are dropped."""
+    from tqdm import tqdm
+
+    def broken_pipe() -> int:
+        reading, writing = os.pipe()
+        os.close(reading)
+        return writing
+
+    def write(handle: Callable[[], int]) -> None:
+        os.dup2(handle(), 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)
+        protect_standard_streams()
+        for _ in range(3):
+            say("x" * 10_000)
+        for _ in tqdm(range(3), mininterval=0):
+            pass
+
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    assert in_a_child(lambda: write(lambda: os.open("/dev/full", os.O_WRONLY))) == 0
+    assert in_a_child(lambda: write(broken_pipe)) == 0
+
+
+def test_closed_streams_are_not_taken_for_files(tmp_path: Path) -> None:
+    """Where stdout and stderr are closed from the start, no file that is opened gets their numbers and messages."""
+
+    def run() -> None:
+        os.close(1)
+        os.close(2)
+        sys.stdout = sys.stderr = None  # type: ignore[assignment]
+        protect_standard_streams()
+        with (tmp_path / "file").open("w") as stream:
+            assert stream.fileno() > 2
+            say("a message")
+            os.write(2, b"from C")
+        assert isinstance(sys.stderr, LossyStream)
+        os._exit(0 if (tmp_path / "file").read_bytes() == b"" else 5)
+
+    assert in_a_child(run) == 0
