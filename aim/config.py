@@ -10,7 +10,7 @@ from typing import Any
 
 from aim.calibration.config import Calibration
 from aim.calibration.flags import add_calibration_flags, calibration_of
-from aim.measure import PLACES, WAYS, Settings
+from aim.measure import CALIBRATION_MODES, PLACES, Settings
 from aim.omegas import check_omegas, parse_omegas
 from aim.relaxer import Rule
 from common.errors import UsageError
@@ -21,7 +21,7 @@ from merging.recipe import DTYPES
 SEED = "calibration_seed"
 CALIBRATION = {"source": "calibration", "split": "calibration_split", "weights": "calibration_weights", "seed": SEED}
 """Fields of a Calibration that are not called as their keys are."""
-SETTINGS = {"importance_file": "importance", "way": "calibrate"}
+SETTINGS = {"importance_file": "importance"}
 """The same of Settings."""
 RULE = {"include": "relax_include", "exclude": "relax_exclude"}
 """The same of Rule: beside a merge, --exclude says what is not merged."""
@@ -84,7 +84,7 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") 
     )
     group.add_argument(f"--{prefix}include", metavar="REGEX", help="relax only tensors whose name matches")
     group.add_argument(f"--{prefix}exclude", metavar="REGEX", help="leave tensors whose name matches as merged")
-    group.add_argument("--freeze", metavar="REGEX", help="keep the base's own tensors where the name matches")
+    group.add_argument("--keep_base", metavar="REGEX", help="keep the base's tensors whose name matches")
     group.add_argument(
         "--relax_tied",
         action="store_true",
@@ -98,8 +98,8 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") 
         help=f"leave experts as merged that fewer calibration tokens were routed to (default: {rule.min_tokens})",
     )
     group.add_argument(
-        "--calibrate",
-        choices=WAYS,
+        "--calibration_mode",
+        choices=CALIBRATION_MODES,
         help="run the whole base, or one layer at a time in little memory (default: auto, the whole where it fits)",
     )
     group.add_argument(
@@ -119,9 +119,9 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") 
 
 
 KEYS = (
-    "omega", "importance", "relax_include", "relax_exclude", "freeze", "relax_tied", "min_tokens", "calibrate",
-    "hidden_states", "batch_size", "calibration_dtype", "calibration", "calibration_weights", "calibration_split",
-    "text_field", "n_samples", "block_size", SEED,
+    "omega", "importance", "relax_include", "relax_exclude", "keep_base", "relax_tied", "min_tokens",
+    "calibration_mode", "hidden_states", "batch_size", "calibration_dtype", "calibration", "calibration_weights",
+    "calibration_split", "text_field", "n_samples", "block_size", SEED,
 )  # fmt: skip
 """Keys that flags, a YAML and a lock may give."""
 
@@ -140,14 +140,14 @@ def aim_of(given: Mapping[str, Any], *, reference: bool = False, resume: bool = 
 def settings_of(given: Mapping[str, Any], *, reference: bool, resume: bool, seed: str) -> Settings:
     """Return how importance is to be measured, by the same keys. Raises UsageError as `aim_of` does."""
     importance = given.get("importance")
-    named = {"calibration_dtype": "calibration_dtype", "way": "calibrate", "hidden_states": "hidden_states"}
+    named = ("calibration_dtype", "calibration_mode", "hidden_states")
     settings = Settings(
         calibration=calibration_of(given, seed),
         importance_file=None if importance is None else user_path(str(importance)),
         batch_size=_batch_size(given.get("batch_size")),
         reference=reference,
         resume=resume,
-        **{field: given[key] for field, key in named.items() if given.get(key) is not None},
+        **{key: given[key] for key in named if given.get(key) is not None},
     )
     settings.check()
     return settings

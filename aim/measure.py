@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aim.capture.statistics import Activations
     from aim.importance import Importance
 
-WAYS = ("auto", "whole", "layerwise")
+CALIBRATION_MODES = ("auto", "whole", "layerwise")
 PLACES = ("auto", "host", "disk")
 ROOM = 1.3
 """Memory that a whole model takes, with what passes through it, in multiples of its weights."""
@@ -41,8 +41,8 @@ ROOM = 1.3
 class Settings:
     """How importance is measured: text, precision, batch, memory; and where it is kept.
 
-    way: "whole", "layerwise", or "auto", which takes the whole model where it fits; hidden_states: where a layerwise
-    run keeps them; resume: whether an interrupted calibration goes on.
+    calibration_mode: "whole", "layerwise", or "auto", which takes the whole model where it fits; hidden_states: where a
+    layerwise run keeps them; resume: whether an interrupted calibration goes on.
     """
 
     calibration: Calibration
@@ -50,7 +50,7 @@ class Settings:
     calibration_dtype: str = "auto"
     batch_size: int | None = None
     reference: bool = False
-    way: str = "auto"
+    calibration_mode: str = "auto"
     hidden_states: str = "auto"
     resume: bool = False
 
@@ -58,14 +58,14 @@ class Settings:
         """Raise UsageError for words that mean nothing here."""
         self.calibration.check()
         for flag, value, known in (
-            ("calibrate", self.way, WAYS),
+            ("calibration_mode", self.calibration_mode, CALIBRATION_MODES),
             ("hidden_states", self.hidden_states, PLACES),
             ("calibration_dtype", self.calibration_dtype, ("auto", *DTYPES)),
         ):
             if value not in known:
                 raise UsageError(f"--{flag} must be one of {', '.join(known)}, found {value!r}.{nearest(value, known)}")
-        if self.reference and self.way == "layerwise":
-            raise UsageError("--numerics reference runs the whole base; leave out --calibrate layerwise.")
+        if self.reference and self.calibration_mode == "layerwise":
+            raise UsageError("--numerics reference runs the whole base; leave out --calibration_mode layerwise.")
 
     def key(self, base_fingerprint: str, dtype: str, digest: str, processes: Processes) -> str:
         """Return what an interrupted calibration must have in common with the one that goes on with it."""
@@ -160,14 +160,14 @@ def measure(
         settings, settings.key(mark, dtype, sample.account["digest"], processes), state, quiet, processes
     )
     try:
-        way, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, quiet, processes)
+        mode, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, quiet, processes)
         found = by_stored_tensor(activations, model, base)
     except BaseException as error:
         if progress is not None:
             progress.stop(error)
         raise
     numerics = "reference" if settings.reference else "float32"
-    how = {"dtype": dtype, "device": device.type, "calibrate": way}
+    how = {"dtype": dtype, "device": device.type, "calibration_mode": mode}
     measured = replace(
         found,
         calibration={**sample.account, **how},
@@ -195,11 +195,11 @@ def _run(
     base: Checkpoint, settings: Settings, blocks: Tensor, device: torch.device, dtype: str, progress: Any, quiet: bool,
     processes: Processes,
 ) -> tuple[str, Activations, nn.Module]:  # fmt: skip
-    """Run the base in the way that was asked for; returns the way, the statistics, and the model (or its skeleton)."""
+    """Run the base; returns the calibration mode, the statistics, and the model (or its skeleton)."""
     from aim.capture import base_model, layerwise, reference_statistic, whole_model
 
-    way, spread = chosen_way(base, settings, device, dtype, processes)
-    if way == "layerwise":
+    mode, spread = choose_calibration_mode(base, settings, device, dtype, processes)
+    if mode == "layerwise":
         skeleton = base_model.Skeleton(base, dtype, device)
         say("Calibrating one layer at a time.", quiet)
         found = layerwise.calibrate_layerwise(
@@ -212,17 +212,17 @@ def _run(
             folder=settings.importance_file.parent if settings.importance_file else None,
             quiet=quiet,
         )
-        return way, found, skeleton.model
+        return mode, found, skeleton.model
     model = base_model.load_whole(base, dtype, device, spread)
     if settings.reference:
-        return way, reference_statistic.collect(model, blocks, quiet), model
+        return mode, reference_statistic.collect(model, blocks, quiet), model
     found = whole_model.calibrate(
         model, blocks, batch_size=settings.batch_size, processes=processes, progress=progress, quiet=quiet
     )
-    return way, found, model
+    return mode, found, model
 
 
-def chosen_way(
+def choose_calibration_mode(
     base: Checkpoint, settings: Settings, device: torch.device, dtype: str, processes: Processes
 ) -> tuple[str, bool]:
     """Return "whole" or "layerwise", and whether a whole model is spread over all GPUs.
@@ -238,9 +238,9 @@ def chosen_way(
     fits = needed < available(device)
     gpus = torch.cuda.device_count() if device.type == "cuda" and processes.count == 1 else 0
     together = gpus > 1 and needed < sum(available(torch.device("cuda", i)) for i in range(gpus))
-    if settings.reference or settings.way == "whole":
+    if settings.reference or settings.calibration_mode == "whole":
         return "whole", together and not fits
-    if settings.way == "auto" and (fits or together):
+    if settings.calibration_mode == "auto" and (fits or together):
         return "whole", not fits
     return "layerwise", False
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MIN_TOKENS = 64
 """Tokens that an expert needs: the mean of |x| over 64 has a standard error of about a tenth."""
-RELAXED, FROZEN, ZERO = "relaxed", "frozen: the base's own", "its activation is zero everywhere"
+RELAXED, KEPT_BASE, ZERO = "relaxed", "the base's, by --keep_base", "its activation is zero everywhere"
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Rule:
     """What is relaxed beside what activations allow.
 
     include, exclude: regular expressions on tensor names; what does not match the one or matches the other is left as
-    merged. freeze: those that keep the base's values. relax_tied: relax an embedding that is the output head too.
+    merged. keep_base: those that keep the base's values. relax_tied: relax an embedding that is the output head too.
     min_tokens: an expert that fewer tokens were routed to is left as merged.
     """
 
     include: str | None = None
     exclude: str | None = None
-    freeze: str | None = None
+    keep_base: str | None = None
     relax_tied: bool = False
     min_tokens: int = MIN_TOKENS
 
@@ -48,8 +48,8 @@ class Rule:
 
         flags: {field: its flag} where that has another name.
         """
-        names = {name: (flags or {}).get(name, name) for name in ("include", "exclude", "freeze", "relax_tied")}
-        for name in ("include", "exclude", "freeze"):
+        names = {name: (flags or {}).get(name, name) for name in ("include", "exclude", "keep_base", "relax_tied")}
+        for name in ("include", "exclude", "keep_base"):
             pattern, flag = getattr(self, name), names[name]
             if pattern is not None and not isinstance(pattern, str):
                 raise UsageError(f"--{flag} must be a regular expression, found {quoted(pattern)}.")
@@ -69,8 +69,8 @@ class Rule:
 
     def verdict(self, name: str) -> str | None:
         """Return what the rule alone says of a tensor; None where it says nothing."""
-        if self.freeze and search_foreign(self.freeze, name, "--freeze"):
-            return FROZEN
+        if self.keep_base and search_foreign(self.keep_base, name, "--keep_base"):
+            return KEPT_BASE
         if self.exclude and search_foreign(self.exclude, name, "--exclude"):
             return "excluded"
         if self.include and not search_foreign(self.include, name, "--include"):
@@ -103,7 +103,7 @@ class Relaxer:
             self.account[name] = self._verdict(tensor, merge_plan.tied)
             if self.account[name] == RELAXED:
                 self._fit(tensor)
-        if not {RELAXED, FROZEN} & set(self.account.values()):
+        if not {RELAXED, KEPT_BASE} & set(self.account.values()):
             raise CheckpointError(
                 f"The importance measured on {self.importance.base['name']} belongs to none of the tensors "
                 f"(the first is {merge_plan.tensors[0].name}: {self.account[merge_plan.tensors[0].name]}); nothing "
@@ -164,7 +164,7 @@ class Relaxer:
         from aim.relax import relax
 
         verdict = self.account[name]
-        if verdict == FROZEN:
+        if verdict == KEPT_BASE:
             return [base] * len(self.omegas)
         if verdict != RELAXED:
             return [merged] * len(self.omegas)
@@ -173,7 +173,7 @@ class Relaxer:
 
     def changes(self, name: str) -> bool:
         """Whether a tensor's results are not simply the merged tensor."""
-        return self.account[name] in (RELAXED, FROZEN)
+        return self.account[name] in (RELAXED, KEPT_BASE)
 
     def into(
         self, kernels: Kernels, name: str, block: Block, base: Tensor, merged: Tensor, out: Sequence[Tensor]
@@ -213,7 +213,7 @@ class Relaxer:
         from aim.relax import importance
 
         verdict = self.account[name]
-        if verdict == FROZEN:
+        if verdict == KEPT_BASE:
             return [torch.ones(1, dtype=torch.float64)] * len(self.omegas)
         if verdict != RELAXED:
             return None
@@ -231,7 +231,7 @@ class Relaxer:
         from aim.relax import along_rows, relax_reference
 
         verdict = self.account[name]
-        if verdict == FROZEN:
+        if verdict == KEPT_BASE:
             return [base] * len(self.omegas)
         if verdict != RELAXED:
             return [merged] * len(self.omegas)

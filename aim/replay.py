@@ -12,7 +12,8 @@ from aim.config import KEYS as AIM_KEYS
 from aim.config import aim_of
 from aim.pipeline import plan_relaxation, relaxing_by, relaxing_of
 from common.cli import say
-from common.errors import UsageError
+from common.errors import UsageError, nearest
+from common.terminal_text import quoted
 from merging.lora.either import Either, check_plan_of, make, planned, shown
 from merging.output.hub_upload import Push
 from merging.output.records.lock import pinned, read_lock
@@ -22,6 +23,12 @@ from merging.processes import Processes
 from merging.recipe import make_recipe
 from merging.recipe.flags import OUTPUT_KEYS
 from merging.recipe.options import PLAN_KEYS, PlanOptions
+
+OTHER_VERSION = "Repeat the lock with the version that wrote it, or rename the key in it as CHANGELOG.md says."
+RELAXATION_KEYS = (
+    "merged_model", "pretrained_model_name", "omega", "numerics", "dtype", "save_as", *PLAN_KEYS, *AIM_KEYS,
+)  # fmt: skip
+"""Keys that the recipe of a relaxation may have."""
 
 
 def work_of(
@@ -38,6 +45,7 @@ def work_of(
 
         torch.set_num_threads(lock["threads"])
     if lock["program"] == "performAIM.py":
+        _check_keys(recipe)
         exact: dict[str, str] = {entry["name"]: entry["exact"] for entry in lock["inputs"]}
         merged, base = str(recipe["merged_model"]), str(recipe["pretrained_model_name"])
         options = PlanOptions(**{key: recipe[key] for key in PLAN_KEYS if key in recipe})
@@ -50,7 +58,10 @@ def work_of(
             return plan_adapter_relaxation(first, second, aim, recipe["dtype"], relaxing_by(aim, output), options)
         return plan_relaxation(first, second, aim, output, recipe["dtype"], options=options)
     given = {key: recipe.pop(key) for key in AIM_KEYS if key in recipe}
-    asked = pinned(make_recipe({}, recipe), lock)
+    try:
+        asked = pinned(make_recipe({}, recipe), lock)
+    except UsageError as error:
+        raise UsageError(f"The recipe of the lock is not one of this version: {error} {OTHER_VERSION}") from error
     if models and len(models) != len(asked.models):
         raise UsageError(f"The lock merges {len(asked.models)} models, {len(models)} given.")
     moved = dict(zip(asked.models, models, strict=False)) | ({asked.base_model: base_model} if base_model else {})
@@ -66,6 +77,16 @@ def work_of(
     reference = asked.numerics == "reference"
     relaxing = relaxing_of(asked, aim_of(given, reference=reference), output) if given else None
     return planned(asked, output, relaxing)
+
+
+def _check_keys(recipe: Mapping[str, Any]) -> None:
+    """Raise UsageError for a key that a relaxation does not have, such as one of another version."""
+    for key in recipe:
+        if key not in RELAXATION_KEYS:
+            raise UsageError(
+                f"The recipe of the lock is not one of this version: performAIM.py has no parameter {quoted(key)}."
+                f"{nearest(key, RELAXATION_KEYS)} {OTHER_VERSION}"
+            )
 
 
 def repeat(

@@ -54,10 +54,10 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message.rstrip('.')} (`python {self.prog} --help` lists the flags).")
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
-        argv = with_negative_values([underscored(a) for a in (sys.argv[1:] if args is None else args)])
+        known = [flag for action in self._actions for flag in action.option_strings]
+        argv = with_negative_values([underscored(a, known) for a in (sys.argv[1:] if args is None else args)])
         parsed, rest = self.parse_known_args(argv, namespace)
         if rest:
-            known = [flag for action in self._actions for flag in action.option_strings]
             unknown = next((word for word in rest if word.startswith("-")), rest[0])
             self.error(f"unknown argument {unknown!r}.{nearest(unknown, known)}")
         return parsed
@@ -100,12 +100,15 @@ def config_values(
     return {key: value for key, value in config.items() if value is not None}
 
 
-def underscored(argument: str) -> str:
-    """Spell a long flag with underscores, as the original scripts do: `--save-path=x` -> `--save_path=x`."""
+def underscored(argument: str, known: Collection[str] = ()) -> str:
+    """Spell a long flag with underscores, as the original scripts do: `--save-path=x` -> `--save_path=x`.
+
+    `--no-X` negates the flag --X, unless --no_X is itself among the `known` flags.
+    """
     if not argument.startswith("--"):
         return argument
     flag, equals, value = argument.partition("=")
-    if flag.startswith("--no-"):
+    if flag.startswith("--no-") and "--" + flag[2:].replace("-", "_") not in known:
         return flag[:5] + flag[5:].replace("-", "_") + equals + value
     return "--" + flag[2:].replace("-", "_") + equals + value
 

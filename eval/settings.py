@@ -31,7 +31,7 @@ class Settings:
     visible. `data_dir` is a folder laid out like the hub; with `offline` nothing outside it is asked for data.
     `limits` maps benchmarks to numbers of items, spread over their subjects, and `num_fewshot` to numbers of examples;
     the name "" means the others. `max_gen_toks` shortens lm-eval's generation tasks. `n_samples` over 1 draws that many
-    answers at `temperature`. `regenerate` asks the model again for what the journal holds. `model_args` goes to
+    answers at `temperature`. `no_cache` asks the model again for what the journal holds. `model_args` goes to
     lm-eval's model, `gen_kwargs` changes the generation settings of every task, and `system_instruction` stands before
     each prompt.
     """
@@ -65,7 +65,7 @@ class Settings:
     allow_code_execution: bool = False
     sandbox: str = "auto"
     seed: int = 1234
-    regenerate: bool = False
+    no_cache: bool = False
     quiet: bool = False
     debug: bool = False
 

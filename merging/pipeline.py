@@ -159,14 +159,14 @@ def check_output(work: Work, output: Output) -> None:
 
 def _with_output(job: Job, output: Output) -> Job:
     """The job with what the output asks of the loop. Raises UsageError for what does not go together."""
-    if output.health and job.reference:
-        raise UsageError("--health looks at blocks in float32, and does not go with --numerics reference.")
+    if output.layer_stats and job.reference:
+        raise UsageError("--layer_stats needs blocks in float32, and does not go with --numerics reference.")
     job = replace(job, allow_nonfinite=output.allow_nonfinite)
-    if not output.health:
+    if not output.layer_stats:
         return job
-    from merging.engine.collector import TensorHealth
+    from merging.engine.collector import StatisticsCollector
 
-    return replace(job, observe=TensorHealth)
+    return replace(job, observe=StatisticsCollector)
 
 
 def _key(work: Work, files: Sequence[Path], output: Output, job: Job) -> str:
@@ -174,7 +174,8 @@ def _key(work: Work, files: Sequence[Path], output: Output, job: Job) -> str:
     lasting = [file for file in files if not is_scratch(file)]
     seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in lasting]
     results = [(variant.folder, variant.recipe) for variant in work.variants]
-    same = [work.program, work.recipe, results, seen, versions(), output.max_shard_size, output.health, str(job.device)]
+    of_output = {"max_shard_size": output.max_shard_size, "layer_stats": output.layer_stats}
+    same = [work.program, work.recipe, results, seen, versions(), of_output, str(job.device)]
     return hashlib.sha256(json.dumps(same, default=str).encode()).hexdigest()
 
 

@@ -1,6 +1,6 @@
 """Plot how far each omega of a sweep stays from the base, layer by layer, and print it as a table.
 
-Reads the run records of OUT/omega-* (or of several outputs of one merge), made with `--health`.
+Reads the run records of OUT/omega-* (or of several outputs of one merge), made with `--layer_stats`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Sweep = Mapping[float, Sequence[Mapping[str, Any]]]
-"""{omega: the rows of its health figures, one for each layer}."""
+"""{omega: its layer statistics, one row per layer}."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,9 +50,9 @@ def read_sweep(outputs: Sequence[Path]) -> Sweep:
     origin = None
     for folder in folders:
         record = read_json(folder / RECORD, f"{folder} is no output of merge.py or performAIM.py: it has no {RECORD}.")
-        omega, rows = record["lineage"]["omega"], record.get("health")
+        omega, rows = record["lineage"]["omega"], record.get("layer_statistics")
         if omega is None or not rows:
-            raise UsageError(f"{folder} has no figures per layer of an omega; make it with --omega and --health.")
+            raise UsageError(f"{folder} has no layer statistics of an omega; make it with --omega and --layer_stats.")
         of = ({**record["lineage"], "omega": None}, record["inputs"])
         origin = origin or of
         if of != origin:

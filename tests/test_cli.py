@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from common.cli import Parser
+from common.errors import UsageError
 from tests.conftest import ROOT
 from tests.helpers.tiny import make_llama, weights
 
@@ -16,6 +19,18 @@ from tests.helpers.tiny import make_llama, weights
 def models(family: dict[str, Path]) -> str:
     """The three fine-tuned models as the flag takes them."""
     return ",".join(str(family[name]) for name in "abc")
+
+
+def test_spellings_of_flags() -> None:
+    """Dashes and underscores spell one flag, also after `--no-`; an unknown flag is refused with the nearest one."""
+    parser = Parser(prog="merge.py")
+    parser.add_argument("--no_cache", action="store_true")
+    parser.add_argument("--load_check", action=argparse.BooleanOptionalAction, default=None)
+    for words in (["--no_cache", "--no-load_check"], ["--no-cache", "--no-load-check"]):
+        parsed = parser.parse_args(words)
+        assert (parsed.no_cache, parsed.load_check) == (True, False)
+    with pytest.raises(UsageError, match=r"unknown argument '--no_cash'\. Did you mean '--no_cache'"):
+        parser.parse_args(["--no_cash"])
 
 
 def test_the_original_commands(family, tmp_path: Path, run_script) -> None:

@@ -78,7 +78,7 @@ def load_whole(base: Checkpoint, dtype: str, device: torch.device, spread: bool 
             raise CalibrationError(f"{base.name} does not load in transformers ({text}).") from error
     outside = set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"}
     if spread and outside:
-        raise CalibrationError(f"{base.name} does not fit on the GPUs; use --calibrate layerwise.")
+        raise CalibrationError(f"{base.name} does not fit on the GPUs; use --calibration_mode layerwise.")
     return model.eval() if spread else model.to(device).eval()
 
 

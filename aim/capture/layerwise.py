@@ -53,7 +53,7 @@ def stack_of(model: nn.Module) -> tuple[str, Sequence[nn.Module]]:
 
 
 def _refused(reason: str) -> CalibrationError:
-    return CalibrationError(f"The base cannot be calibrated layer by layer: {reason}; use --calibrate whole.")
+    return CalibrationError(f"The base cannot be calibrated layer by layer: {reason}; use --calibration_mode whole.")
 
 
 class _Layered(Exception):

@@ -62,8 +62,8 @@ class BatchSize:
                     raise
                 if len(take) == 1:
                     raise CalibrationError(
-                        "Out of memory on one calibration block; give a smaller --block_size, --calibrate layerwise, "
-                        "or --device cpu."
+                        "Out of memory on one calibration block; give a smaller --block_size, "
+                        "--calibration_mode layerwise, or --device cpu."
                     ) from error
             self.size = len(take) // 2
             take = take[: self.size]

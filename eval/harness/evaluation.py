@@ -126,7 +126,7 @@ def evaluate_share(
         journal = stack.enter_context(
             Journal(model_folder(save_path, subject.label) if save_path else None, ranks.rank)
         )
-        if settings.regenerate:
+        if settings.no_cache:
             journal.forget()
         ranks.wait()  # before anybody adds to the journal: the shares follow from what it lacks
         known = _known(asked, journal)

@@ -104,7 +104,9 @@ def _where(p: Parser) -> None:
     g.add_argument(
         "--save_path", type=user_path, default=Path("results"), help="folder that results and answers are added to"
     )
-    g.add_argument("--regenerate", action="store_true", help="ask again for answers an earlier run left in --save_path")
+    g.add_argument(
+        "--no_cache", action="store_true", help="ask again for the answers that an earlier run left in --save_path"
+    )
 
 
 def names(value: str) -> tuple[str, ...]:
@@ -155,7 +157,7 @@ def settings_of(a: argparse.Namespace) -> Settings:
         allow_code_execution=a.allow_code_execution,
         sandbox=a.sandbox,
         seed=a.seed,
-        regenerate=a.regenerate,
+        no_cache=a.no_cache,
         quiet=a.quiet,
         debug=a.debug,
     )

@@ -29,7 +29,7 @@ OF_MODEL = ("max_length", "model_args", "seed")
 """Settings that may differ between models whose scores compare, not between two results of one row."""
 UNSCORED = (
     *("benchmarks", "math_benchmarks", "mmlu_pro", "base_url", "device", "n_gpu", "data_parallel", "dtype"),
-    *("max_model_len", "batch_size", "data_dir", "offline", "include_path", "allow_code_execution", "regenerate"),
+    *("max_model_len", "batch_size", "data_dir", "offline", "include_path", "allow_code_execution"),
     *("no_cache", "quiet", "debug", "sandbox"),
 )
 """Settings that do not change a score, or that another recorded value stands for (dtype: dtype_used)."""

@@ -1,4 +1,4 @@
-"""Taking a tensor's health while it is merged: sums over its blocks."""
+"""Collector of the layer statistics of one tensor: sums over its merged blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merging.ops.tensor_blocks import Block, TensorGroup
 from merging.plan.types import TensorPlan
 
 
-class TensorHealth:
+class StatisticsCollector:
     """Sums over one tensor, taken block by block: squares of the task vectors and of the merged one, conflicts, drops.
 
     Without a base the squares are those of the weights themselves, and signs are not compared.

@@ -44,7 +44,7 @@ class Relaxation(Protocol):
 
 
 class Observer(Protocol):
-    """Sees every merged block beside what it was made of, for the health figures."""
+    """Sees every merged block beside what it was made of, for the layer statistics."""
 
     def block(self, block: Block, group: TensorGroup, merged: Tensor, given: Mapping[str, Any]) -> None:
         """Take account of a block: merged (rows, ...) fp32; `given` is what the method got for it."""

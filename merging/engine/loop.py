@@ -235,4 +235,4 @@ def _by_reference(group: TensorGroup, job: Job, parameters: Mapping[str, Any]) -
 def _remark(nonfinite: Nonfinite, observer: Observer | None) -> Mapping[str, Any]:
     """What is kept with a finished tensor."""
     remark: dict[str, Any] = {"nonfinite": nonfinite.count} if nonfinite.count else {}
-    return remark if observer is None else {**remark, "health": dict(observer.summary())}
+    return remark if observer is None else {**remark, "layer_statistics": dict(observer.summary())}

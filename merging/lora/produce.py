@@ -112,8 +112,8 @@ def _make(work: AdapterWork, output: Output, tokenizer: Sequence[Path]) -> Path:
 
 def check_adapter_output(work: AdapterWork, output: Output) -> None:
     """Refuse an output that cannot be written, or that would touch an input. Raises UsageError, FailureError."""
-    if output.health:
-        raise UsageError("--health looks at whole tensors, which --save_as adapter does not make; leave it out.")
+    if output.layer_stats:
+        raise UsageError("--layer_stats needs whole tensors, which --save_as adapter does not make; leave it out.")
     parse_size(output.max_shard_size)
     places = [place for checkpoint in work.inputs.all for place in checkpoint.places]
     kept = [*work.files.values(), *(work.relaxing.kept if work.relaxing else ())]

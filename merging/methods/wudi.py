@@ -34,7 +34,7 @@ def end_interference(matrices: TaskMatrices, solver: str, iterations: int, learn
 
 
 def merged_matrices(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
-    """Merge what is a matrix; the rest is what `others` says."""
+    """Merge what is a matrix; the rest is what `non_matrix` says."""
     settings = parameters["solver"], parameters["iterations"], parameters["learning_rate"]
     return merge_matrices(group, parameters["weights"], lambda matrices: end_interference(matrices, *settings))
 

@@ -124,19 +124,19 @@ def add_merged(
     weights: Sequence[float],
     scaling: float,
     task_vector: Tensor | None,
-    others: str = "mean",
+    non_matrix: str = "mean",
 ) -> Tensor:
     """theta = theta_0 + lambda * tau, tau being the merged task vector of a matrix
 
-        tau = sum_t w_t tau_t / n (others: mean), sum_t w_t tau_t (sum) or 0 (base) where there is no matrix
+        tau = sum_t w_t tau_t / n (non_matrix: mean), sum_t w_t tau_t (sum) or 0 (base) where there is no matrix
 
     base (rows, ...), finetuned (n, rows, ...), task_vector (rows, ...) or None -> (rows, ...).
     """
     if task_vector is None:
-        if others == "base":
+        if non_matrix == "base":
             return base
         task_vector = weighted_sum(finetuned - base, weights)
-        if others == "mean":
+        if non_matrix == "mean":
             task_vector = divided(task_vector, len(weights))
     return add_to(base, task_vector * scaling)
 

@@ -46,7 +46,7 @@ class Finisher:
         work = self.work
         recipe, lineage = {**work.recipe, **variant.recipe}, {**work.lineage, **variant.lineage}
         self._write_configs(stage)
-        rows = self._health(stage) if self.output.health else []
+        rows = self._layer_statistics(stage) if self.output.layer_stats else []
         table = self._table(variant, rows) if rows else None
         self.tables += [table] if table else []
         name = self.output.save_path.name
@@ -62,7 +62,7 @@ class Finisher:
             "inputs": [{"name": c.name, "commit": c.commit} for c in work.inputs.all],
             **_account(work, stage),
             **variant.details(),
-            **({"health": rows} if rows else {}),
+            **({"layer_statistics": rows} if rows else {}),
             **({"processes": self.output.processes.count} if self.output.processes.count > 1 else {}),
             "seconds": round(seconds, 3),
         }
@@ -87,10 +87,10 @@ class Finisher:
             if "nonfinite" in entry:
                 self.said.append(f"Tensor {entry['name']}: {entry['nonfinite']} entries are not finite.")
 
-    def _health(self, stage: Stage) -> list[dict[str, Any]]:
+    def _layer_statistics(self, stage: Stage) -> list[dict[str, Any]]:
         merged = {tensor.name for tensor in self.work.plan.tensors if tensor.is_merged}
-        found = ((entry["name"], entry["health"]) for entry in stage.journal.entries if entry["name"] in merged)
-        return by_layer(found, len(self.work.inputs.models))
+        entries = [entry for entry in stage.journal.entries if entry["name"] in merged]
+        return by_layer(((entry["name"], entry["layer_statistics"]) for entry in entries), len(self.work.inputs.models))
 
     def _table(self, variant: Variant, rows: Sequence[Mapping[str, Any]]) -> str:
         table = as_markdown(rows, [model.name for model in self.work.inputs.models])

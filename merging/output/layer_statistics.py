@@ -1,4 +1,4 @@
-"""Health of a merge: how far each model and the result moved from the base, per layer, and where they disagree."""
+"""Layer statistics of a merge: norms of the task vectors and the merged one, sign conflicts, dropped entries."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def by_layer(tensors: Iterable[tuple[str, Mapping[str, Any]]], count: int) -> li
     moved; None where the method drops nothing), changed (of all entries).
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for name, health in tensors:
+    for name, sums in tensors:
         found = layer_of(name)
-        groups.setdefault(f"{found[0]}{found[1]}" if found else name, []).append(health)
+        groups.setdefault(f"{found[0]}{found[1]}" if found else name, []).append(sums)
     return [_row(layer, groups[layer], count) for layer in sorted(groups, key=in_order)]
 
 

@@ -23,8 +23,8 @@ class Output:
     """Where and how the merged checkpoint is written.
 
     save_as: "model", or "adapter" where adapters make one adapter. expected: a lock that the result must repeat.
-    health: whether figures per layer are taken; load_check: whether the planned folder is loaded in transformers before
-    it is written; processes: this one's place among those that make it together.
+    layer_stats: whether statistics per layer are computed; load_check: whether the planned folder is loaded in
+    transformers before it is written; processes: this one's place among those that make it together.
     """
 
     save_path: Path
@@ -34,7 +34,7 @@ class Output:
     quiet: bool = False
     resume: bool = False
     allow_nonfinite: bool = False
-    health: bool = False
+    layer_stats: bool = False
     load_check: bool = True
     save_as: str = "model"
     expected: Mapping[str, Any] | None = None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RUN_KEYS = {
     "save_path": Path, "device": str, "max_shard_size": str, "overwrite": bool, "resume": bool,
-    "allow_nonfinite": bool, "health": bool, "load_check": bool, "save_as": str,
+    "allow_nonfinite": bool, "layer_stats": bool, "load_check": bool, "save_as": str,
 }  # fmt: skip
 """Keys that flags and a YAML may give besides the recipe's own, and their types."""
 OUTPUT_KEYS = tuple(RUN_KEYS)
@@ -43,7 +43,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", default=None, help="resume an interrupted run, to the same bytes"
     )
     parser.add_argument(
-        "--health", action="store_true", default=None, help="print norms, sign conflicts and drops per layer"
+        "--layer_stats", action="store_true", default=None, help="print norms, sign conflicts and drops per layer"
     )
     parser.add_argument(
         "--allow_nonfinite", action="store_true", default=None, help="write NaN and infinity, and report the tensors"

@@ -246,7 +246,7 @@ def startup(args: Any) -> str:
             sys.executable, str(ROOT / "evaluate_model.py"), "--preset", "lm-eval", "--model", model, "--data_dir",
             str(args.data_dir.resolve()), "--benchmarks", task, "--math_benchmarks", "", "--limit", "1", "--dtype",
             args.dtype, "--device", args.device, "--max_gen_toks", "1", "--save_path", folder, "--quiet",
-            "--regenerate",
+            "--no_cache",
         ]  # fmt: skip
         loading = f"transformers.AutoTokenizer.from_pretrained({model!r}, trust_remote_code=False)"
         tokenizer = f"{imports}, transformers; {loading}"

@@ -97,7 +97,8 @@ SCENARIOS = (
     Scenario("calibration", "performAIM", (*RELAX, *TEXT, "--importance", "{out}/importance")),
     Scenario(
         "layerwise calibration", "performAIM",
-        (*RELAX, *TEXT, "--calibrate", "layerwise", "--hidden_states", "disk", "--importance", "{out}/importance"),
+        (*RELAX, *TEXT, "--calibration_mode", "layerwise", "--hidden_states", "disk",
+         "--importance", "{out}/importance"),
     ),
     Scenario("adapters", "merge", ADAPTERS),
     Scenario("two ranks", "merge", (*MODELS, *OUT), ranks=2),

@@ -294,7 +294,7 @@ def test_layerwise_on_the_disk(family: Callable[..., Family], tmp_path: Path) ->
 def test_what_cannot_go_by_layers_is_refused(family: Callable[..., Family]) -> None:
     """A model with an encoder and a decoder is refused with the way that works."""
     base = open_checkpoint(str(family("t5")["base"]))
-    with pytest.raises(CalibrationError, match="an encoder and a decoder; use --calibrate whole"):
+    with pytest.raises(CalibrationError, match="an encoder and a decoder; use --calibration_mode whole"):
         calibrate_layerwise(Skeleton(base, "float32", CPU), blocks_of(), quiet=True)
 
 
@@ -381,10 +381,10 @@ def test_experts_without_tokens_are_left_as_merged(
 
 
 def test_rules_on_names(family: Callable[..., Family], text: Path, tmp_path: Path) -> None:
-    """--include, --exclude and --freeze by regular expression: what is not included or excluded is as merged, what is
-    frozen is the base's, byte for byte, whatever the activations say."""
+    """--include, --exclude and --keep_base by regular expression: tensors not included or excluded are as merged, those
+    kept are the base's, byte for byte, whatever the activations say."""
     pair = family("llava")
-    rule = Rule(include=r"layers|vision", exclude=r"mlp", freeze=r"vision_tower")
+    rule = Rule(include=r"layers|vision", exclude=r"mlp", keep_base=r"vision_tower")
     aim = Aim((0.2,), settings_of(text), rule)
     out = perform(str(pair["tuned"]), str(pair["base"]), aim, Output(tmp_path / "out", quiet=True), None)
     base, merged, relaxed = weights(pair["base"]), weights(pair["tuned"]), weights(out)

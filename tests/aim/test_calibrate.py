@@ -115,7 +115,7 @@ def test_killed_calibration_goes_on(family, tmp_path: Path, way: str) -> None:
     merged = make_llama(tmp_path / "merged", seed=1, hidden=96, layers=4)
     command = [
         "performAIM.py", "--merged_model", merged, "--pretrained_model_name", base, "--calibration", family["text"],
-        "--n_samples", "60", "--block_size", "40", "--batch_size", "1", "--calibrate", way, "--no-load_check",
+        "--n_samples", "60", "--block_size", "40", "--batch_size", "1", "--calibration_mode", way, "--no-load_check",
     ]  # fmt: skip
     slow = "import time, aim.capture.state, torch\naim.progress.EVERY_SECONDS = 0.0\n"
     slow += "import aim.capture.whole_model as c\nreal = c.forward_arguments\n"
@@ -147,7 +147,7 @@ def test_killed_calibration_goes_on(family, tmp_path: Path, way: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "Resuming the interrupted calibration" in done.stderr
     calibration = Calibration(str(family["text"]), n_samples=60, block_size=40)
-    aim = Aim((0.4,), Settings(calibration, tmp_path / "two", batch_size=1, way=way))
+    aim = Aim((0.4,), Settings(calibration, tmp_path / "two", batch_size=1, calibration_mode=way))
     perform(str(merged), str(base), aim, Output(tmp_path / "again", quiet=True, load_check=False), None)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
@@ -181,7 +181,7 @@ def test_one_block_that_does_not_fit(family, tmp_path: Path, monkeypatch) -> Non
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", never)
     aim = Aim((0.4,), Settings(Calibration(str(family["text"]), n_samples=40, block_size=64)))
-    with pytest.raises(CalibrationError, match="one calibration block; give a smaller --block_size, --calibrate layer"):
+    with pytest.raises(CalibrationError, match=r"one calibration block; .* --calibration_mode layer"):
         perform(str(family["a"]), str(family["base"]), aim, Output(tmp_path / "out", quiet=True), None)
     assert not list(tmp_path.iterdir())
 
@@ -217,7 +217,7 @@ def test_processes_do_not_matter(family, tmp_path: Path) -> None:
     for name, way in (("two", "whole"), ("layers", "layerwise")):
         command = ["--merged_model", family["a"], "--pretrained_model_name", family["base"], *text, "--importance",
                    tmp_path / f"{name}.imp", "--save_path", tmp_path / name, "--calibration_dtype", "float32",
-                   "--calibrate", way, "--no-load_check"]  # fmt: skip
+                   "--calibration_mode", way, "--no-load_check"]  # fmt: skip
         ended = together(tmp_path / "log" / name, 2, "performAIM", *command)
         assert [end.code for end in ended] == [0, 0], ended
         assert [end.err.count("Relaxed ") for end in ended] == [1, 0]
@@ -269,8 +269,8 @@ def test_the_way_is_chosen_by_memory(family, monkeypatch: pytest.MonkeyPatch) ->
     for factor in (0.5, 1.1, 4.0):
         monkeypatch.setattr("common.available_memory.available", lambda device, factor=factor: int(factor * weights))
         for way in ("auto", "whole", "layerwise"):
-            settings = Settings(Calibration(), way=way)
-            chosen[factor, way] = measure.chosen_way(base, settings, CPU, "bfloat16", Processes())[0]
+            settings = Settings(Calibration(), calibration_mode=way)
+            chosen[factor, way] = measure.choose_calibration_mode(base, settings, CPU, "bfloat16", Processes())[0]
     assert [chosen[factor, "auto"] for factor in (0.5, 1.1, 4.0)] == ["layerwise", "layerwise", "whole"]
     assert {chosen[factor, "whole"] for factor in (0.5, 4.0)} == {"whole"}
     assert {chosen[factor, "layerwise"] for factor in (0.5, 4.0)} == {"layerwise"}

@@ -33,7 +33,7 @@ from tests.merging.output.test_staging import in_a_child
 def relax(family, tmp_path: Path, file: Path | None, resume: bool = False) -> Path:  # type: ignore[no-untyped-def]
     """Calibrate in a few batches and relax."""
     calibration = Calibration(str(family["text"]), n_samples=20, block_size=64)
-    settings = Settings(calibration, file, batch_size=2, way="whole", resume=resume)
+    settings = Settings(calibration, file, batch_size=2, calibration_mode="whole", resume=resume)
     out = Output(tmp_path / "out", quiet=True, resume=resume, load_check=False)
     return perform(str(family["a"]), str(family["base"]), Aim((0.5,), settings), out, None)
 

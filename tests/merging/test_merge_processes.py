@@ -80,7 +80,7 @@ def test_parts_are_contiguous_and_even() -> None:
 @pytest.mark.parametrize(
     ("count", "flags"),
     [
-        (2, ["--health"]),  # one file that both write
+        (2, ["--layer_stats"]),  # one file that both write
         (3, ["--max_shard_size", "40KB", "--dtype", "float32"]),  # files smaller than a part, cut elsewhere
         (3, ["--trim_scope", "model", "--density", "0.3", "--max_shard_size", "120KB"]),  # what needs all tensors first
     ],

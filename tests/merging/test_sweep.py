@@ -137,6 +137,27 @@ def test_a_result_of_a_sweep_repeats(family, settings: Settings, tmp_path: Path,
     assert (done.returncode, done.stdout.strip()) == (0, "GOOD"), done.stderr
 
 
+def test_a_lock_with_keys_of_another_version(family, settings: Settings, tmp_path: Path, run_script) -> None:
+    """A lock whose recipe has a key that this version does not know is refused, by name, for every kind of recipe."""
+    out = perform(
+        str(family["a"]), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "r", quiet=True), None
+    )
+    merged = merge(
+        make_recipe({"method": "linear", "models_to_merge": f"{family['a']},{family['b']}"}, {}),
+        Output(tmp_path / "m", quiet=True),
+    )
+    for folder in (out, merged):
+        lock = json.loads((folder / "merge.lock.json").read_text())
+        lock["recipe"]["relax_tide"] = True
+        (tmp_path / "old.json").write_text(json.dumps(lock))
+        done = run_script("merge.py", "--from_lock", tmp_path / "old.json", "--save_path", tmp_path / "again")
+        assert done.returncode == 2, done.stderr
+        assert "The recipe of the lock is not one of this version: " in done.stderr
+        assert "has no parameter 'relax_tide'" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -160,7 +181,7 @@ def test_flags_yaml_and_lock_say_the_same(family, tmp_path: Path) -> None:
     """What is asked of AIM survives the way through a recipe: every key that is not at its default, and no other."""
     given = {
         "omega": "0.1,0.3", "importance": str(tmp_path / "imp"), "relax_include": "layers", "relax_exclude": "mlp",
-        "freeze": "x", "relax_tied": True, "min_tokens": 5, "calibrate": "whole", "hidden_states": "disk",
+        "keep_base": "x", "relax_tied": True, "min_tokens": 5, "calibration_mode": "whole", "hidden_states": "disk",
         "batch_size": "7", "calibration_dtype": "float32", "calibration": str(family["text"]), "n_samples": 9,
         "block_size": 33, "text_field": "body", "calibration_seed": 3,
     }  # fmt: skip
@@ -175,7 +196,7 @@ def test_plot_of_a_sweep(family, settings: Settings, tmp_path: Path, run_script)
     """scripts/plot_sweep.py tells how much of each layer's task vector every omega leaves: all of it at 1, its own norm
     over the merge's elsewhere, computed here from the weights; outputs of two merges, or none, are refused."""
     both = (str(family["a"]), str(family["base"]))
-    out = perform(*both, Aim((0.2, 1.0), settings), Output(tmp_path / "sweep", quiet=True, health=True), None)
+    out = perform(*both, Aim((0.2, 1.0), settings), Output(tmp_path / "sweep", quiet=True, layer_stats=True), None)
     done = run_script("scripts/plot_sweep.py", out, "--out", tmp_path / "plot.png")
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("| model.layers.0 "))
@@ -190,7 +211,7 @@ def test_plot_of_a_sweep(family, settings: Settings, tmp_path: Path, run_script)
     assert cells[3] == "100.0 %"
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     other = perform(
-        str(family["b"]), both[1], Aim((0.5,), settings), Output(tmp_path / "b", quiet=True, health=True), None
+        str(family["b"]), both[1], Aim((0.5,), settings), Output(tmp_path / "b", quiet=True, layer_stats=True), None
     )
     for folders, sentence in (((out / "omega-1", other), "is of another merge"), ((tmp_path,), "has no run_record")):
         done = run_script("scripts/plot_sweep.py", *folders)

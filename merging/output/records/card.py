@@ -1,4 +1,4 @@
-"""The model card: front matter for the hub's model tree, licenses of the inputs, method, recipe and health figures."""
+"""The model card: front matter for the hub's model tree, licenses, method, recipe and layer statistics."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def write_card(
     recipe: Mapping[str, Any],
     licenses: Licenses,
     pipeline_tag: str | None,
-    health: str | None = None,
+    layer_statistics: str | None = None,
     reading: Sequence[str] = (),
     merge_recipe: Mapping[str, Any] | None = None,
 ) -> None:
     """Write README.md.
 
-    health: the figures as Markdown, where they were taken; reading: sentences on how the inputs' weights were read;
-    merge_recipe: of the merged model that was relaxed, where its run record has it.
+    layer_statistics: their table as Markdown, where they were computed; reading: sentences on how the inputs' weights
+    were read; merge_recipe: of the merged model that was relaxed, where its run record has it.
     """
     named = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
     parents = [part.repo for ref in named for part in (ref.alone, ref.adapter) if part and part.is_hub_id]
@@ -73,7 +73,7 @@ def write_card(
         *reading,
         *([licenses.warning] if licenses.warning else []),
         *_recipes(recipe, merge_recipe),
-        *([f"## Health\n\n{health}"] if health else []),
+        *([f"## Layer statistics\n\n{layer_statistics}"] if layer_statistics else []),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

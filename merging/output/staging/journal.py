@@ -95,5 +95,5 @@ def _is_entry(line: Any) -> bool:
         and isinstance(line.get("name"), str)
         and isinstance(line.get("digest"), str)
         and isinstance(line.get("nonfinite", 0), int)
-        and isinstance(line.get("health", {}), dict)
+        and isinstance(line.get("layer_statistics", {}), dict)
     )

@@ -71,7 +71,8 @@ def agreed(work: Work, output: Output, job: Job, lanes: Iterable[Sequence[Path]]
     processes = output.processes
     if processes.count == 1:
         return key
-    asked = [work.program, work.recipe, output.max_shard_size, output.health, output.allow_nonfinite, job.device.type]
+    of_output = [output.max_shard_size, output.layer_stats, output.allow_nonfinite]
+    asked = [work.program, work.recipe, *of_output, job.device.type]
     results = [(variant.folder, variant.recipe) for variant in work.variants]
     seen = [(file.name, file.stat().st_size) for lane in lanes for file in lane]
     plan = [(tensor.name, tensor.shape, tensor.dtype) for tensor in work.plan.tensors]

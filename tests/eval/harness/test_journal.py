@@ -159,7 +159,7 @@ def test_what_is_known_is_not_asked_again(
     checkpoint: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second run loads no model and scores the same; another batch size changes nothing, other lengths ask again,
-    --regenerate asks for all, and changed weights are another model."""
+    --no_cache asks for all, and changed weights are another model."""
     from eval.harness import evaluation as harness
     from eval.harness import models
 
@@ -181,7 +181,7 @@ def test_what_is_known_is_not_asked_again(
     assert (again.scores, again.outcomes) == (first.scores, first.outcomes)
     assert again.settings["prompts_sha256"] == first.settings["prompts_sha256"]
     assert answers(replace(settings, math_max_tokens=9)) == {"from the journal": total - 2, "new": 2}
-    assert answers(replace(settings, regenerate=True)) == {"from the journal": 0, "new": total}
+    assert answers(replace(settings, no_cache=True)) == {"from the journal": 0, "new": total}
     from safetensors.torch import load_file, save_file
 
     weights = load_file(model / "model.safetensors")

@@ -228,7 +228,7 @@ def test_several_models_are_a_row_each(
         {k: t for k, t in tensors.items() if k != "model.norm.weight"}, broken / "model.safetensors", {"format": "pt"}
     )
     save_file({k: t * float("nan") for k, t in tensors.items()}, nan / "model.safetensors", {"format": "pt"})
-    assert run(main, ["--model", f"{broken},{checkpoint},{nan},{second}", *flags, "--regenerate"]) == 1
+    assert run(main, ["--model", f"{broken},{checkpoint},{nan},{second}", *flags, "--no_cache"]) == 1
     out, err = capsys.readouterr()
     assert [row.split("|")[1].strip() for row in out.splitlines()[2:4]] == ["tiny", "second"]
     lines = [line for line in err.splitlines() if line.startswith("error:")]

@@ -170,7 +170,7 @@ def test_a_refused_request_is_not_repeated(
     for status in (429, 503):
         monkeypatch.setattr(served, "failures", [status] * 3)
         served.requests.clear()
-        evaluate("tiny-llama", replace(one, regenerate=True), save_path=tmp_path)
+        evaluate("tiny-llama", replace(one, no_cache=True), save_path=tmp_path)
         assert len(served.requests) == 4
     monkeypatch.setattr(served, "failures", [400] * 20)
     served.requests.clear()

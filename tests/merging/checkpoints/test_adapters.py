@@ -199,11 +199,11 @@ def test_columns_by_hand() -> None:
 
 
 def test_rules_hold_for_factors(bases: Bases, tmp_path: Path) -> None:
-    """--exclude leaves factors as they are, --freeze makes A zero, so that the module is the base's."""
+    """--exclude leaves factors as they are, --keep_base makes A zero, so that the module is the base's."""
     base, lora = bases["llama"], tmp_path / "lora"
     train(base, lora)
     after, before = (
-        tensors(relaxed(base, lora, tmp_path / "out", exclude="down_proj", freeze=r"layers\.1.*q_proj")),
+        tensors(relaxed(base, lora, tmp_path / "out", exclude="down_proj", keep_base=r"layers\.1.*q_proj")),
         tensors(lora),
     )
     for name in before:
@@ -459,12 +459,12 @@ def test_other_bases_and_whole_models_are_refused(bases: Bases, three: list[Path
     (dora / "adapter_config.json").write_text(json.dumps(settings(dora) | {"use_dora": True}))
     with pytest.raises(CheckpointError, match=r"states use_dora True and it has no magnitude vectors"):
         relaxed(base, dora, tmp_path / "out")
-    with pytest.raises(UsageError, match="--health looks at whole tensors"):
+    with pytest.raises(UsageError, match="--layer_stats needs whole tensors"):
         perform(
             f"{base}+{three[0]}",
             str(base),
             asked(base),
-            Output(tmp_path / "out", health=True, quiet=True, save_as="adapter"),
+            Output(tmp_path / "out", layer_stats=True, quiet=True, save_as="adapter"),
             None,
         )
     assert not (tmp_path / "out").exists()

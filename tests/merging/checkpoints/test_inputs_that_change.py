@@ -171,7 +171,7 @@ def test_runs_leave_nothing_in_the_process(family, tmp_path: Path, kind: str) ->
         importance.unlink(missing_ok=True) if kind == "layerwise" else None
         calibration = Calibration(str(family["text"]), n_samples=20, block_size=64)
         way = "layerwise" if kind == "layerwise" else "whole"
-        settings = Settings(calibration, importance, way=way, hidden_states="disk")
+        settings = Settings(calibration, importance, calibration_mode=way, hidden_states="disk")
         perform(str(family["a"]), str(family["base"]), Aim((0.5,), settings), out, None)
 
     times = 50 if kind == "merge" else 20

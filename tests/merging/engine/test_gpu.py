@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aim.importance import Importance
-from aim.relaxer import RELAXED, Relaxer
+from aim.relaxer import KEPT_BASE, RELAXED, Relaxer
 from merging.engine.device_pipeline import through
 from merging.engine.loop import Job, merge_group, merged_blocks
 from merging.ops.tensor_blocks import TensorGroup
@@ -59,9 +59,9 @@ def test_device_does_not_change_the_result(method: str, dtype: torch.dtype) -> N
                 assert float((cpu - gpu).abs().max()) <= 1e-6 * float(cpu.abs().max()), (given, block)
 
 
-@pytest.mark.parametrize("verdict", [RELAXED, "frozen: the base's own"])
+@pytest.mark.parametrize("verdict", [RELAXED, KEPT_BASE])
 def test_relaxation_on_the_device(verdict: str) -> None:
-    """Relaxed with several omegas on the GPU, a tensor has the CPU's bits, and so has one that is frozen."""
+    """Relaxed with several omegas on the GPU, a tensor has the CPU's bits, and so has one of --keep_base."""
     stored = stored_as(torch.float32)
     importance = Importance({"w": torch.rand(200)}, {"w": 1}, {}, {}, {"name": "b", "fingerprint": "f"})
     results = []

@@ -15,11 +15,11 @@ import torch
 from aim.capture.hidden_states import HiddenStates
 from aim.capture.weight_prefetch import Ahead
 from aim.importance import Importance
-from aim.relaxer import RELAXED, Relaxer
+from aim.relaxer import KEPT_BASE, RELAXED, Relaxer
 from common.errors import CheckpointError, NotANumberError
 from merging.engine import device_pipeline
 from merging.engine.base_comparison import CHANGED
-from merging.engine.collector import TensorHealth
+from merging.engine.collector import StatisticsCollector
 from merging.engine.device_pipeline import Lane, reached, sent, through
 from merging.engine.loop import Job, merged_blocks, run, task_of
 from merging.engine.prefetch import Task, moved
@@ -62,9 +62,9 @@ def test_every_method_has_the_same_bytes(method: str) -> None:
         assert torch.equal(merged(method, stored, block, moved=True), plain), (dtype, block)
 
 
-@pytest.mark.parametrize("verdict", [RELAXED, "frozen: the base's own"])
+@pytest.mark.parametrize("verdict", [RELAXED, KEPT_BASE])
 def test_relaxed_results_have_the_same_bytes(verdict: str) -> None:
-    """Several omegas come from one pass through the ring, each with the bytes of the plain loop; a frozen tensor of
+    """Several omegas come from one pass through the ring, each with the bytes of the plain loop; a kept tensor of
     fp32, whose result is the very memory that arrived, too."""
     stored = models(torch.float32)
     importance = Importance({"w": torch.rand(110)}, {"w": 1}, {}, {}, {"name": "b", "fingerprint": "f"})
@@ -234,7 +234,7 @@ def test_an_error_waits_for_its_turn(where: str) -> None:
 
 @pytest.mark.parametrize("method", ["ties", "linear"])
 def test_a_whole_run_in_one_ring(family, tmp_path: Path, method: str) -> None:
-    """A checkpoint merged through the ring is the plain one, with its health figures and with tensors between the
+    """A checkpoint merged through the ring is the plain one, with its layer statistics and with tensors between the
     others that are copied; it can begin where an earlier run stopped."""
     models = f"{family['a']},{family['b']}"
     recipe = make_recipe({"method": method, "base_model": str(family["base"]), "models_to_merge": models}, {})
@@ -258,7 +258,7 @@ def test_a_whole_run_in_one_ring(family, tmp_path: Path, method: str) -> None:
 
     runs = []
     for moves, done in ((False, 0), (True, 0), (True, 5)):
-        job = replace(work.make_job(), moved=moves, observe=TensorHealth, block_elements=5000)
+        job = replace(work.make_job(), moved=moves, observe=StatisticsCollector, block_elements=5000)
         kept = Kept(done)
         run(plan, job, [kept], quiet=True)
         runs.append(kept)

@@ -362,7 +362,7 @@ def test_which_tensors_are_matrices(name: str, shape: tuple[int, ...], is_embedd
     keys = {"name": name, "embedding": is_embedding, "block": 8}
     for method, others, value in (
         ("tsv_merge", {}, mean), ("iso_c", {}, mean), ("wudi", {}, mean),
-        ("wudi", {"others": "base"}, base), ("wudi", {"others": "sum"}, added),
+        ("wudi", {"non_matrix": "base"}, base), ("wudi", {"non_matrix": "sum"}, added),
     ):  # fmt: skip
         merged = merge(method, base, models, **keys, **others)
         if expected == "other":

@@ -1,4 +1,4 @@
-"""What comes out of a run besides the weights: resuming, lock, repetition, verification, health, load check."""
+"""Outputs of a run besides the weights: resuming, lock, repetition, verification, layer statistics, load check."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException
 def test_resumed_run_gives_the_same_bytes(family, tmp_path: Path, monkeypatch, capsys, size, error) -> None:
     """House law 4: a run that was interrupted after 5 tensors leaves the target alone and nothing that loads; with
     --resume it writes the rest only, and every file is as of an uninterrupted run."""
-    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True, max_shard_size=size, health=True))
-    out = Output(tmp_path / "cut" / "out", max_shard_size=size, health=True)
+    whole = merge(
+        recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True, max_shard_size=size, layer_stats=True)
+    )
+    out = Output(tmp_path / "cut" / "out", max_shard_size=size, layer_stats=True)
     with monkeypatch.context() as patch:
         stop_after(patch, 5, error)
         with pytest.raises(type(error)) as stopped:
@@ -328,7 +330,7 @@ def test_relaxed_output_has_a_lock_too(family, tmp_path: Path, run_script, done:
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
-# health, finiteness, loading
+# layer statistics, finiteness, loading
 
 
 def test_health_by_hand(tmp_path: Path) -> None:
@@ -345,7 +347,7 @@ def test_health_by_hand(tmp_path: Path) -> None:
         save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
     flags = {"method": "task_arithmetic", "base_model": str(base), "dtype": "float32",
              "models_to_merge": f"{tmp_path / 'one'},{tmp_path / 'two'}"}  # fmt: skip
-    out = merge(make_recipe(flags, {}), Output(tmp_path / "out", quiet=True, health=True))
+    out = merge(make_recipe(flags, {}), Output(tmp_path / "out", quiet=True, layer_stats=True))
     card = (out / "README.md").read_text()
     row = next(line for line in card.splitlines() if "model.layers.0 " in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -356,7 +358,7 @@ def test_health_by_hand(tmp_path: Path) -> None:
 
 def test_health_counts_what_ties_trims(family, tmp_path: Path) -> None:
     """The share dropped is what trimming leaves out of the entries that a model moved, counted from the files."""
-    merge(recipe_of(family, density=0.25), Output(tmp_path / "ties", quiet=True, health=True))
+    merge(recipe_of(family, density=0.25), Output(tmp_path / "ties", quiet=True, layer_stats=True))
     row = next(line for line in (tmp_path / "ties" / "README.md").read_text().splitlines() if "layers.0 " in line)
     base, tuned = weights(family["base"]), weights(family["a"])
     moved = {n: int((tuned[n].float() != base[n].float()).sum()) for n in base if ".layers.0." in n}
@@ -513,7 +515,9 @@ def test_dry_run_makes_the_checks_of_the_run(family, run_script, flags: list[str
 def test_health_of_reference_numerics_is_refused(family, tmp_path: Path) -> None:
     """Reference numerics have no blocks to look at: figures of nothing are not printed."""
     with pytest.raises(UsageError, match="does not go with --numerics reference"):
-        merge(recipe_of(family, numerics="reference", density=1), Output(tmp_path / "out", quiet=True, health=True))
+        merge(
+            recipe_of(family, numerics="reference", density=1), Output(tmp_path / "out", quiet=True, layer_stats=True)
+        )
 
 
 def test_verify_misses_no_index(family, tmp_path: Path, run_script) -> None:
@@ -535,7 +539,7 @@ def test_health_of_slices(family, tmp_path: Path) -> None:
             {"sources": [{"model": str(family["b"]), "layer_range": [1, 2]}]},
         ],
     }
-    out = merge(make_recipe({}, config), Output(tmp_path / "out", quiet=True, health=True))
+    out = merge(make_recipe({}, config), Output(tmp_path / "out", quiet=True, layer_stats=True))
     lines = (out / "README.md").read_text().splitlines()
     rows = {i: next(line for line in lines if f"model.layers.{i} " in line).split("|") for i in (0, 2)}
     assert rows[0][3].strip() == rows[2][2].strip() == "-"

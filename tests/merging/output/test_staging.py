@@ -402,7 +402,12 @@ def test_a_journal_ends_where_it_is_no_journal(tmp_path: Path) -> None:
     moment it lacks an entry that it had."""
     file = tmp_path / "journal"
     good = '{"key": "k"}\n{"name": "a", "digest": "1"}\n'
-    for odd in ('{"name": 1, "digest": "2"}', '{"name": "b"}', "null", '{"name": "b", "digest": "2", "health": 1}'):
+    for odd in (
+        '{"name": 1, "digest": "2"}',
+        '{"name": "b"}',
+        "null",
+        '{"name": "b", "digest": "2", "layer_statistics": 1}',
+    ):
         file.write_text(f'{good}{odd}\n{{"name": "c", "digest": "3"}}\n')
         assert [line.get("name") for line in read_lines(file)] == [None, "a"]
     inode = file.stat().st_ino
