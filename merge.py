@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aim.config import KEYS as AIM_KEYS
-from aim.config import SEED, Aim, add_aim_flags, aim_of
+from aim.config import SEED, Aim, add_aim_flags, add_scaling_flags, aim_of
 from aim.omegas import parse_omegas
 from common.cli import Parser, run, say, value_flags
 from common.errors import UsageError
@@ -37,6 +37,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
         "--omega", metavar="X or X,Y,Z", help="relax the merge by AIM in the same pass; several make a folder each"
     )
     add_aim_flags(parser, SEED, prefix="relax_")
+    add_scaling_flags(parser)
     argv, answers = translate(argv, value_flags(parser))
     flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
     quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aim.config import add_aim_flags, aim_of
+from aim.config import add_aim_flags, add_scaling_flags, aim_of
 from common.cli import Parser, add_output_flags, config_values, run, say
 from common.files.paths import user_path
 from merging.plan.merge_plan import Output
@@ -47,6 +47,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--max_shard_size", help="largest size of one weights file (default: 5GB)")
     add_aim_flags(parser, seed="seed")
+    add_scaling_flags(parser)
     add_plan_flags(parser)
     add_run_flags(parser)
     add_look_flags(parser, "repeat the relaxation of a merge.lock.json to the same bytes")

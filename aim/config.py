@@ -13,6 +13,8 @@ from aim.calibration.flags import add_calibration_flags, calibration_of
 from aim.measure import CALIBRATION_MODES, PLACES, Settings
 from aim.omegas import check_omegas, parse_omegas
 from aim.relaxer import Rule
+from aim.scaling import CONTROLS, NORMALIZATIONS, QUANTILE, Scaling
+from aim.statistics import DEFAULT, statistic_names
 from common.errors import UsageError
 from common.files.paths import user_path
 from common.terminal_text import quoted
@@ -34,12 +36,24 @@ class Aim:
     omegas: tuple[float, ...]
     settings: Settings
     rule: Rule = field(default_factory=Rule)
+    scaling: Scaling = field(default_factory=Scaling)
 
     def check(self) -> None:
         """Raise UsageError for values that cannot be."""
         check_omegas(self.omegas)
         self.rule.check()
+        self.scaling.check()
         self.settings.check()
+        if self.settings.reference and self.scaling != Scaling():
+            raise UsageError(
+                "--numerics reference computes the original's AIM alone; leave out --normalization and --control."
+            )
+
+    def label(self) -> dict[str, Any]:
+        """Return what a lineage records besides omega: what differs from the paper's AIM."""
+        statistic = self.settings.statistic
+        uses_it = statistic != DEFAULT and self.scaling.control != "weight_norm"
+        return {**({"statistic": statistic} if uses_it else {}), **self.scaling.label()}
 
     @property
     def files(self) -> dict[str, Path]:
@@ -61,6 +75,7 @@ class Aim:
             (settings.calibration.lasting(), Calibration(), CALIBRATION, ()),
             (settings, Settings(Calibration()), SETTINGS, ("calibration", "importance_file", "reference", "resume")),
             (self.rule, Rule(), RULE, ()),
+            (self.scaling, Scaling(), {}, ()),
         ):
             for entry in fields(given):  # type: ignore[arg-type]
                 value = getattr(given, entry.name)
@@ -98,6 +113,11 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") 
         help=f"leave experts as merged that fewer calibration tokens were routed to (default: {rule.min_tokens})",
     )
     group.add_argument(
+        "--statistic",
+        choices=statistic_names(),
+        help=f"statistic of the base's input per channel (default: {DEFAULT}, the paper's)",
+    )
+    group.add_argument(
         "--calibration_mode",
         choices=CALIBRATION_MODES,
         help="run the whole base, or one layer at a time in little memory (default: auto, the whole where it fits)",
@@ -118,8 +138,29 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") 
     add_calibration_flags(parser, seed)
 
 
+def add_scaling_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags about s: its normalization, and the controls; None where they are not given."""
+    group = parser.add_argument_group("AIM's importance s, and controls for experiments")
+    group.add_argument(
+        "--normalization",
+        choices=tuple(NORMALIZATIONS),
+        help=f"{'; '.join(f'{name}: {text}' for name, text in NORMALIZATIONS.items())} (default: max)",
+    )
+    group.add_argument(
+        "--quantile", type=float, metavar="Q", help=f"with --normalization quantile (default: {QUANTILE:g})"
+    )
+    group.add_argument(
+        "--control",
+        choices=tuple(CONTROLS),
+        help=f"instead of AIM, what tells whether the activations matter. "
+        f"{'; '.join(f'{name}: {text}' for name, text in CONTROLS.items())}",
+    )
+    group.add_argument("--control_seed", type=int, metavar="N", help="seed of permuted and random (default: 0)")
+
+
 KEYS = (
-    "omega", "importance", "relax_include", "relax_exclude", "keep_base", "relax_tied", "min_tokens",
+    "omega", "statistic", "normalization", "quantile", "control", "control_seed", "importance", "relax_include",
+    "relax_exclude", "keep_base", "relax_tied", "min_tokens",
     "calibration_mode", "hidden_states", "batch_size", "calibration_dtype", "calibration", "calibration_weights",
     "calibration_split", "text_field", "n_samples", "block_size", SEED,
 )  # fmt: skip
@@ -132,7 +173,8 @@ def aim_of(given: Mapping[str, Any], *, reference: bool = False, resume: bool = 
     Raises UsageError for values that cannot be.
     """
     settings = settings_of(given, reference=reference, resume=resume, seed=seed)
-    aim = Aim(parse_omegas(given["omega"]), settings, rule_of(given, reference))
+    scaling = Scaling(**{name: given[name] for name in vars(Scaling()) if given.get(name) is not None})
+    aim = Aim(parse_omegas(given["omega"]), settings, rule_of(given, reference), scaling)
     aim.check()
     return aim
 
@@ -140,7 +182,7 @@ def aim_of(given: Mapping[str, Any], *, reference: bool = False, resume: bool = 
 def settings_of(given: Mapping[str, Any], *, reference: bool, resume: bool, seed: str) -> Settings:
     """Return how importance is to be measured, by the same keys. Raises UsageError as `aim_of` does."""
     importance = given.get("importance")
-    named = ("calibration_dtype", "calibration_mode", "hidden_states")
+    named = ("calibration_dtype", "calibration_mode", "hidden_states", "statistic")
     settings = Settings(
         calibration=calibration_of(given, seed),
         importance_file=None if importance is None else user_path(str(importance)),

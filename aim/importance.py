@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from aim.statistics import statistic_names
 from common.errors import CheckpointError
 from common.files.atomic import written
 from common.files.bounded_reading import UnreadableError, parse_json
@@ -36,8 +37,8 @@ DESCRIBED = (
 """What the file's metadata holds, as JSON, besides the activations."""
 
 
-STATISTICS = {"float32": "mean_abs_input", "reference": "sum_of_block_mean_abs_input"}
-"""{numerics: statistic}: |x| averaged over tokens, or by block and summed over blocks as in the original."""
+REFERENCE_STATISTIC = "sum_of_block_mean_abs_input"
+"""|x| averaged by block and summed over blocks, as in the original: that of --numerics reference."""
 HASHED_ELEMENTS = 1 << 24
 """Elements hashed at a time. No digest depends on it."""
 _COUNT = Between(0)
@@ -69,6 +70,11 @@ SHAPE = Fields(
 """Types of the metadata."""
 
 
+def statistic_of(name: str, numerics: str) -> str:
+    """Return the statistic of an importance file, as it is spelled there, by --statistic and --numerics."""
+    return REFERENCE_STATISTIC if numerics == "reference" else f"{name}_input"
+
+
 @dataclass(frozen=True)
 class Importance:
     """Activations per tensor name, fp32, with what they were measured on.
@@ -76,8 +82,8 @@ class Importance:
     activations: (d_in,), or (experts, d_in) for a stack of experts along axis 0. `axes`: the axis of the weight that
     the channels run along (0 for Conv1D, whose weight is [in, out]). tokens: how many each is the mean of, a list for
     experts. stability: rank correlation between the two halves of the calibration set. heads: {input embedding: the
-    entry that was measured as its tied output head}. `statistic`: of `STATISTICS`. `unmeasured` names weights that no
-    activation was seen for, with the reason.
+    entry that was measured as its tied output head}. `statistic`: as `statistic_of` spells it. `unmeasured` names
+    weights that no activation was seen for, with the reason.
     """
 
     activations: Mapping[str, Tensor]
@@ -90,7 +96,7 @@ class Importance:
     heads: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     numerics: str = "float32"
-    statistic: str = STATISTICS["float32"]
+    statistic: str = "mean_abs_input"
 
     @property
     def digest(self) -> str:
@@ -139,10 +145,11 @@ class Importance:
             raise CheckpointError(f"{file} has no {error} in its metadata.") from error
         except UnreadableError as error:
             raise CheckpointError(str(error)) from error
-        if found.statistic != STATISTICS.get(found.numerics):
+        known = [statistic_of(name, found.numerics) for name in statistic_names()]
+        if found.statistic not in known:
             raise CheckpointError(
                 f"{file} holds the statistic {found.statistic} of --numerics {found.numerics}, expected "
-                f"{STATISTICS.get(found.numerics)}; measure it again."
+                f"{' or '.join(dict.fromkeys(known))}; measure it again."
             )
         found._check_activations(file)
         if found.digest != metadata.get("digest"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aim.calibration.config import Calibration, contradiction
+from aim.statistics import DEFAULT, check_statistic, find_statistic
 from common.cli import say
 from common.errors import CalibrationError, CheckpointError, UsageError, nearest
 from common.processor import product_dtype
@@ -41,8 +42,8 @@ ROOM = 1.3
 class Settings:
     """How importance is measured: text, precision, batch, memory; and where it is kept.
 
-    calibration_mode: "whole", "layerwise", or "auto", which takes the whole model where it fits; hidden_states: where a
-    layerwise run keeps them; resume: whether an interrupted calibration goes on.
+    statistic: of `aim.statistics`; calibration_mode: "whole", "layerwise", or "auto", which takes the whole model where
+    it fits; hidden_states: where a layerwise run keeps them; resume: whether an interrupted calibration goes on.
     """
 
     calibration: Calibration
@@ -53,6 +54,7 @@ class Settings:
     calibration_mode: str = "auto"
     hidden_states: str = "auto"
     resume: bool = False
+    statistic: str = DEFAULT
 
     def check(self) -> None:
         """Raise UsageError for words that mean nothing here."""
@@ -64,12 +66,17 @@ class Settings:
         ):
             if value not in known:
                 raise UsageError(f"--{flag} must be one of {', '.join(known)}, found {value!r}.{nearest(value, known)}")
+        check_statistic(self.statistic)
+        if self.reference and self.statistic != DEFAULT:
+            raise UsageError(
+                f"--numerics reference measures the original's {DEFAULT}; leave out --statistic {self.statistic}."
+            )
         if self.reference and self.calibration_mode == "layerwise":
             raise UsageError("--numerics reference runs the whole base; leave out --calibration_mode layerwise.")
 
     def key(self, base_fingerprint: str, dtype: str, digest: str, processes: Processes) -> str:
         """Return what an interrupted calibration must have in common with the one that goes on with it."""
-        same = [base_fingerprint, dtype, digest, processes.rank, processes.count, versions()]
+        same = [base_fingerprint, dtype, digest, self.statistic, processes.rank, processes.count, versions()]
         return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
 
@@ -95,7 +102,7 @@ def importance_of(
         from aim.capture.state import remove_state
 
         remove_state(_state_of_rank(state, processes))
-        found = load_importance(file, base, settings.reference)
+        found = load_importance(file, base, settings.reference, settings.statistic)
         check_same_calibration(file, found.calibration, settings.calibration)
         say(f"Importance from {file}. {summary(dict(found.calibration))}", quiet)
         return found
@@ -131,7 +138,7 @@ def measure(
     from aim.calibration.packing import cut, summary
     from aim.calibration.text_sources import load_texts
     from aim.capture.attribution import by_stored_tensor
-    from aim.importance import STATISTICS, fingerprint
+    from aim.importance import fingerprint, statistic_of
 
     if not base.loads_from_folder:
         raise CalibrationError(
@@ -173,7 +180,7 @@ def measure(
         calibration={**sample.account, **how},
         base={"name": public_name(base.name), "commit": base.commit, "fingerprint": mark},
         numerics=numerics,
-        statistic=STATISTICS[numerics],
+        statistic=statistic_of(settings.statistic, numerics),
     )
     return measured, progress
 
@@ -208,6 +215,7 @@ def _run(
             batch_size=settings.batch_size,
             processes=processes,
             progress=progress,
+            statistic=find_statistic(settings.statistic),
             place=settings.hidden_states,
             folder=settings.importance_file.parent if settings.importance_file else None,
             quiet=quiet,
@@ -217,7 +225,13 @@ def _run(
     if settings.reference:
         return mode, reference_statistic.collect(model, blocks, quiet), model
     found = whole_model.calibrate(
-        model, blocks, batch_size=settings.batch_size, processes=processes, progress=progress, quiet=quiet
+        model,
+        blocks,
+        batch_size=settings.batch_size,
+        processes=processes,
+        progress=progress,
+        statistic=find_statistic(settings.statistic),
+        quiet=quiet,
     )
     return mode, found, model
 
@@ -245,8 +259,11 @@ def choose_calibration_mode(
     return "layerwise", False
 
 
-def load_importance(file: Path, base: Checkpoint, reference: bool) -> Importance:
-    """Load an importance file for a base. Raises CheckpointError for one of another base or of other numerics."""
+def load_importance(file: Path, base: Checkpoint, reference: bool, statistic: str = DEFAULT) -> Importance:
+    """Load an importance file for a base.
+
+    Raises CheckpointError for one of another base, of other numerics or of another statistic.
+    """
     from aim.importance import Importance, fingerprint
 
     if not file.is_file():
@@ -258,7 +275,19 @@ def load_importance(file: Path, base: Checkpoint, reference: bool) -> Importance
         raise CheckpointError(
             f"{file} was measured with --numerics {found.numerics}, and {wanted} is asked for; give another file."
         )
+    check_measured(file, found.statistic, statistic, wanted)
     return found
+
+
+def check_measured(file: Path, measured: str, statistic: str, numerics: str) -> None:
+    """Raise CheckpointError where an importance file holds another statistic than --statistic names."""
+    from aim.importance import statistic_of
+
+    if measured != statistic_of(statistic, numerics):
+        raise CheckpointError(
+            f"{file} holds the statistic {measured}, and --statistic {statistic} needs "
+            f"{statistic_of(statistic, numerics)}; give another --importance file to measure it."
+        )
 
 
 def check_same_calibration(file: Path, recorded: Mapping[str, Any], asked: Calibration) -> None:

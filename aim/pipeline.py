@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aim.config import Aim
-from aim.measure import Settings, importance_of
+from aim.measure import Settings, check_measured, importance_of
 from aim.omegas import omega_text
 from aim.relaxer import Relaxer
 from common.cli import say
@@ -63,7 +63,7 @@ class _Relaxation:
         settings, output = self.aim.settings, self.output
         device, state = resolve_device(output.device, output.processes), state_file(output.save_path, settings)
         importance = importance_of(base, settings, device, output.quiet, state, output.processes, self._keep)
-        self.made = Relaxer(importance, self.aim.omegas, self.aim.rule)
+        self.made = Relaxer(importance, self.aim.omegas, self.aim.rule, self.aim.scaling)
         self.made.check(relax_plan)
         say(self.made.sentence(), output.quiet)
         return self.made
@@ -89,7 +89,9 @@ class _Relaxation:
             return [f"AIM: the importance of {base.name} is measured first, on {text}."]
         from aim.importance import Importance  # loads torch
 
-        relaxer = Relaxer(Importance.load(file), self.aim.omegas, self.aim.rule)
+        importance = Importance.load(file)
+        check_measured(file, importance.statistic, settings.statistic, importance.numerics)
+        relaxer = Relaxer(importance, self.aim.omegas, self.aim.rule, self.aim.scaling)
         relaxer.check(relax_plan)
         return [relaxer.sentence()]
 
@@ -104,12 +106,17 @@ class _Relaxation:
         return tuple(self._variant(omega, folder_of(omega) if len(omegas) > 1 else ".") for omega in omegas)
 
     def _variant(self, omega: float, folder: str) -> Variant:
-        said = {"omega": omega}
-        return Variant(folder, recipe=said, lineage=said, details=lambda: self.details(omega))
+        lineage = {"omega": omega, **self.aim.label()}
+        return Variant(folder, recipe={"omega": omega}, lineage=lineage, details=lambda: self.details(omega))
 
     def relaxing(self) -> Relaxing:
         """Return it as what relaxes task vectors in whatever makes them."""
         aim = self.aim
+        if self.output.save_as == "adapter" and aim.scaling.needs_whole_tensors:
+            raise UsageError(
+                f"--control {aim.scaling.control} needs whole tensors, which an adapter does not hold; leave out "
+                "--save_as adapter, or give another control."
+            )
         return Relaxing(aim.as_recipe(), aim.files, aim.kept, self.make, self.variants(), self.preview, self.finished)
 
 

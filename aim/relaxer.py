@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aim.calibration.packing import without_ids
+from aim.scaling import Scaling
 from common.errors import CheckpointError, UsageError
 from common.files.bounded_reading import UnreadableError
 from common.processes.bounded_regex import check_pattern, search_foreign
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from aim.importance import Importance
     from merging.ops.kernels.kernels import Kernels
     from merging.ops.tensor_blocks import Block
+    from merging.plan.types import Source
 
 MIN_TOKENS = 64
 """Tokens that an expert needs: the mean of |x| over 64 has a standard error of about a tenth."""
@@ -85,11 +88,15 @@ class Relaxer:
     importance: Importance
     omegas: Sequence[float]
     rule: Rule = field(default_factory=Rule)
+    scaling: Scaling = field(default_factory=Scaling)
     account: dict[str, str] = field(default_factory=dict)
     unrelaxed_experts: dict[str, list[int]] = field(default_factory=dict)
     _sources: dict[str, str] = field(default_factory=dict, repr=False)
     _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    _bases: dict[str, Source] = field(default_factory=dict, repr=False)
     _scaled: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _controlled: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def check(self, merge_plan: Plan) -> None:
         """Decide for every tensor whether it is relaxed, and why not.
@@ -100,6 +107,8 @@ class Relaxer:
             name = tensor.name
             self._shapes[name] = tensor.shape
             self._sources[name] = self._source_of(tensor)
+            if tensor.base is not None:
+                self._bases[name] = tensor.base
             self.account[name] = self._verdict(tensor, merge_plan.tied)
             if self.account[name] == RELAXED:
                 self._fit(tensor)
@@ -169,7 +178,17 @@ class Relaxer:
         if verdict != RELAXED:
             return [merged] * len(self.omegas)
         s = self._along(name, block, merged)
+        if self.scaling.control == "uniform_norm":
+            from aim.controls import factor_of_equal_norm
+
+            factors = [factor_of_equal_norm(merged - base, s * (1.0 - omega)) for omega in self.omegas]
+            return [relax(base, merged, merged.new_tensor(1.0 - factor), 0.0) for factor in factors]
         return [relax(base, merged, s, omega) for omega in self.omegas]
+
+    @property
+    def needs_whole_tensors(self) -> bool:
+        """True where a tensor must come in one block."""
+        return self.scaling.needs_whole_tensors
 
     def changes(self, name: str) -> bool:
         """Whether a tensor's results are not simply the merged tensor."""
@@ -179,7 +198,7 @@ class Relaxer:
         self, kernels: Kernels, name: str, block: Block, base: Tensor, merged: Tensor, out: Sequence[Tensor]
     ) -> bool:
         """Do as `block` with the compiled kernel, into a tensor for each omega; False where it declines."""
-        if self.account[name] != RELAXED:
+        if self.account[name] != RELAXED or self.needs_whole_tensors:
             return False
         s = self._along(name, block, merged)
         by_row = s.dim() > 1 and s.shape[-1] == 1 and s.numel() == merged.shape[0]
@@ -191,16 +210,29 @@ class Relaxer:
 
     def _along(self, name: str, block: Block, merged: Tensor) -> Tensor:
         """The importance of a block's entries, broadcastable to them."""
-        from aim.relax import along_rows, importance
+        from aim.relax import along_rows
 
         source = self._sources[name]
         if block.start == 0 or name not in self._scaled:  # once for a tensor's blocks, which come in order
-            s = importance(self.importance.activations[source])
+            s = self._importance(name).clone()
             if name in self.unrelaxed_experts:
                 s[self.unrelaxed_experts[name]] = 0
             self._scaled = {name: s.to(merged.device)}
         s, shape = self._scaled[name], self._shapes[name]
         return along_rows(s, shape, self.importance.axes[source], block.start, block.stop, merged.dim())
+
+    def _importance(self, name: str) -> Tensor:
+        """Return s (channels,) or (experts, channels) fp32 of a tensor on the CPU, computed once per tensor."""
+        with self._lock:
+            if name not in self._controlled:
+                a = self.importance.activations[self._sources[name]]
+                if self.scaling.control == "weight_norm":
+                    from aim.controls import weight_magnitudes
+
+                    source, axis = self._bases[name], self.importance.axes[self._sources[name]]
+                    a = weight_magnitudes(source.checkpoint.rows(source.name)[:], axis, stacked=a.dim() == 2)
+                self._controlled[name] = self.scaling.importance(name, a)
+            return self._controlled[name]
 
     def pulls(self, name: str, axis: int) -> list[Tensor] | None:
         """Return (1 - omega) s (channels,) fp64 for each omega: how far the task vector of a matrix shrinks by channel.
@@ -209,8 +241,6 @@ class Relaxer:
         frozen. Raises CheckpointError where the channels were measured along another axis.
         """
         import torch
-
-        from aim.relax import importance
 
         verdict = self.account[name]
         if verdict == KEPT_BASE:
@@ -223,7 +253,7 @@ class Relaxer:
                 f"Tensor {name}: its inputs run along axis {measured}, and in the adapter along axis {axis}; the "
                 "adapter is for another kind of layer."
             )
-        s = importance(self.importance.activations[self._sources[name]]).double()
+        s = self._importance(name).double()
         return [s * (1.0 - omega) for omega in self.omegas]
 
     def reference(self, name: str, base: Tensor, merged: Tensor) -> list[Tensor]:
@@ -248,6 +278,9 @@ class Relaxer:
                 reasons.setdefault(verdict, []).append(name)
         return {
             "omega": omega,
+            "statistic": self.importance.statistic,
+            "normalization": self.scaling.label().get("normalization", "max"),
+            "control": self.scaling.control,
             "relaxed": sum(verdict == RELAXED for verdict in self.account.values()),
             "not_relaxed": reasons,
             "experts_not_relaxed": self.unrelaxed_experts,
@@ -262,10 +295,11 @@ class Relaxer:
         rest = "; ".join(f"{count} not ({reason})" for reason, count in counts.most_common())
         omegas = ", ".join(f"{omega:g}" for omega in self.omegas)
         nothing = " (omega 1 leaves the merge as it is)" if 1 in self.omegas else ""
+        control = f" by the control {self.scaling.control}, not by AIM" if self.scaling.control else ""
         experts = sum(map(len, self.unrelaxed_experts.values()))
         few = f"; {experts} matrices of experts with fewer than {self.rule.min_tokens} tokens left as merged"
         return (
-            f"Relaxing {relaxed} tensors with omega {omegas}{nothing}{'; ' + rest if rest else ''}"
+            f"Relaxing {relaxed} tensors with omega {omegas}{control}{nothing}{'; ' + rest if rest else ''}"
             f"{few if experts else ''}."
         )
 

@@ -24,6 +24,7 @@ from aim.capture.hooks import Use, watching
 from aim.capture.state import Progress
 from aim.capture.statistics import Activations, Batch, Sums
 from aim.capture.whole_model import BatchSize, added_up, first_batch_size, forward_arguments, takes, turns
+from aim.statistics import Statistic
 from common.available_memory import available
 from common.errors import CalibrationError
 from common.out_of_memory import ran_out
@@ -141,6 +142,7 @@ def calibrate_layerwise(
     batch_size: int | None = None,
     processes: Processes | None = None,
     progress: Progress | None = None,
+    statistic: Statistic | None = None,
     place: str = "auto",
     folder: Path | None = None,
     quiet: bool = False,
@@ -152,7 +154,7 @@ def calibrate_layerwise(
     """
     processes = processes or Processes()
     path, layers = stack_of(skeleton.model)
-    run = _Run(skeleton, blocks, path, layers, batch_size, processes, quiet)
+    run = _Run(skeleton, blocks, path, layers, batch_size, processes, statistic, quiet)
     sums, position, saved = progress.start() if progress else (Sums(), {}, {})
     hidden = HiddenStates(len(blocks), place, available(torch.device("cpu")), folder, skeleton.device)
     hidden.restore(saved)
@@ -176,7 +178,7 @@ def calibrate_layerwise(
             hidden.close()
             if progress:
                 progress.save(sums, where, now=True)
-            return added_up(sums, processes).means()
+            return added_up(sums, processes).means(statistic)
     except BaseException as error:
         if progress:
             progress.interrupted(error, sums, where, hidden.tensors)
@@ -191,10 +193,10 @@ class _Run:
 
     def __init__(
         self, skeleton: Skeleton, blocks: Tensor, path: str, layers: Sequence[nn.Module], batch_size: int | None,
-        processes: Processes, quiet: bool,
+        processes: Processes, statistic: Statistic | None, quiet: bool,
     ) -> None:  # fmt: skip
         self.skeleton, self.blocks, self.path, self.layers = skeleton, blocks, path, layers
-        self.processes, self.halves = processes, turns(len(blocks), processes)
+        self.processes, self.halves, self.statistic = processes, turns(len(blocks), processes), statistic
         self.size = BatchSize(batch_size or first_batch_size(skeleton.device, blocks.shape[1]), quiet)
 
     def layer(self, turn: _Turn, k: int, sums: Sums, hidden: HiddenStates, done: int) -> Iterator[int]:
@@ -207,7 +209,7 @@ class _Run:
                 self.skeleton.fill_soon(self.skeleton.names_in(f"{self.path}.{k + 1}"))
 
         def attempt(take: list[int]) -> tuple[Batch, Tensor | None]:
-            batch, fills = Batch(), self.skeleton.fills
+            batch, fills = Batch(self.statistic), self.skeleton.fills
 
             def sink(use: Use) -> None:
                 if turn.inside and not use.name.startswith(inside):

@@ -1,4 +1,4 @@
-"""Mean absolute input per channel of every weight, over calibration tokens (AWQ's statistic, arXiv:2306.00978).
+"""Statistics of the input per channel of every weight, over calibration tokens (`aim.statistics`).
 
 Sums are fp32 over the tokens of a batch and fp64 over batches. A batch counts as a whole or not at all, so that one
 that ran out of memory can be taken again in halves.
@@ -6,7 +6,7 @@ that ran out of memory can be taken again in halves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aim.capture.hooks import Use
+from aim.statistics import DEFAULT, Statistic, find_statistic
 from common.errors import CalibrationError
 
 HALVES = 2
@@ -22,7 +23,7 @@ HALVES = 2
 
 @dataclass
 class Total:
-    """Sum of |x| per channel, (channels,) or (experts, channels) fp64, and the tokens it is of, () or (experts,)."""
+    """Sum over tokens per channel, (channels,) or (experts, channels) fp64, and their number, () or (experts,)."""
 
     sum: Tensor
     tokens: Tensor
@@ -32,16 +33,21 @@ class Total:
         self.sum += other.sum.to(self.sum.device)
         self.tokens += other.tokens.to(self.tokens.device)
 
-    def mean(self) -> Tensor:
-        """Return the mean (…, channels) fp32 where the sum is; an expert without tokens has zeros."""
+    def mean(self, finish: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return the mean (…, channels) fp32 where the sum is, or what `finish` makes of it in fp64.
+
+        An expert without tokens has zeros.
+        """
         tokens = self.tokens.clamp(min=1).to(self.sum.device)
-        return (self.sum / (tokens[:, None] if self.sum.dim() == 2 else tokens)).float()
+        mean = self.sum / (tokens[:, None] if self.sum.dim() == 2 else tokens)
+        return (finish(mean) if finish else mean).float()
 
 
 class Batch:
-    """What one batch adds: a sink for `aim.capture.hooks.watching`."""
+    """What one batch adds: a sink for `aim.capture.hooks.watching`. statistic: mean_abs where None."""
 
-    def __init__(self) -> None:
+    def __init__(self, statistic: Statistic | None = None) -> None:
+        self._statistic = statistic or find_statistic(DEFAULT)
         self.totals: dict[str, Total] = {}
         self.axes: dict[str, int] = {}
         self._last: tuple[Tensor, int, Tensor] | None = None
@@ -50,7 +56,7 @@ class Batch:
         """Add one use of a weight."""
         self.axes[use.name] = use.axis
         if use.experts and use.expert is None:
-            self._add(use.name, magnitudes(use.x, dim=1), (use.x != 0).any(-1).sum(1))
+            self._add(use.name, self._statistic.sum_tokens(use.x, 1), (use.x != 0).any(-1).sum(1))
             return
         channels = use.x.shape[-1]
         total, tokens = self._shared(use), use.x.numel() // channels
@@ -75,15 +81,8 @@ class Batch:
         """The sum over tokens; query, key and value read the same tensor, which is added up once."""
         version = use.owner._version
         if self._last is None or self._last[0] is not use.owner or self._last[1] != version:
-            self._last = (use.owner, version, magnitudes(use.x.reshape(-1, use.x.shape[-1]), dim=0))
+            self._last = (use.owner, version, self._statistic.sum_tokens(use.x.reshape(-1, use.x.shape[-1]), 0))
         return self._last[2]
-
-
-def magnitudes(x: Tensor, dim: int) -> Tensor:
-    """Return the sum of |x| along `dim`, in fp32 over the entries, as fp64, where x is; nothing is waited for."""
-    if x.device.type == "cuda":  # one reading of x in place of a copy of its magnitudes; the sum in another order
-        return torch.linalg.vector_norm(x.detach(), ord=1, dim=dim, dtype=torch.float32).double()
-    return x.detach().abs().sum(dim, dtype=torch.float32).double()
 
 
 @dataclass
@@ -105,8 +104,15 @@ class Sums:
             else:
                 self.halves[half][name] = total
 
-    def means(self) -> Activations:
-        """Return the statistics of all blocks. Raises CalibrationError naming a weight whose input is not finite."""
+    def means(self, statistic: Statistic | None = None) -> Activations:
+        """Return the statistics of all blocks.
+
+        Args:
+            statistic: The one that was summed; mean_abs where None.
+
+        Raises:
+            CalibrationError: Naming a weight whose input is not finite.
+        """
         totals: dict[str, Total] = {}
         for half in self.halves:
             for name, total in half.items():
@@ -114,7 +120,8 @@ class Sums:
                     totals[name] = Total(total.sum.clone(), total.tokens.clone())
                 else:
                     totals[name].add(total)
-        means = {name: total.mean().cpu() for name, total in totals.items()}
+        finish = (statistic or find_statistic(DEFAULT)).finish
+        means = {name: total.mean(finish).cpu() for name, total in totals.items()}
         for name, mean in means.items():
             if not torch.isfinite(mean).all():
                 raise CalibrationError(

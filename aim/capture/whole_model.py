@@ -14,6 +14,7 @@ from tqdm import tqdm
 from aim.capture.hooks import watching
 from aim.capture.state import Progress
 from aim.capture.statistics import HALVES, Activations, Batch, Sums, Total
+from aim.statistics import Statistic
 from common.cli import say
 from common.errors import CalibrationError
 from common.out_of_memory import ran_out
@@ -110,6 +111,7 @@ def calibrate(
     batch_size: int | None = None,
     processes: Processes | None = None,
     progress: Progress | None = None,
+    statistic: Statistic | None = None,
     quiet: bool = False,
 ) -> Activations:
     """Run a model over blocks (n_blocks, block_size) of ids and return the statistics of all its weights.
@@ -124,7 +126,7 @@ def calibrate(
     size = BatchSize(batch_size or first_batch_size(device, blocks.shape[1]), quiet)
 
     def attempt(take: list[int]) -> Batch:
-        batch = Batch()
+        batch = Batch(statistic)
         with watching(model, batch):
             model(**forward_arguments(model, sent(blocks[take], device)))
         return batch
@@ -145,7 +147,7 @@ def calibrate(
                     progress.save(sums, {"blocks": done})
             if progress:
                 progress.save(sums, {"blocks": done}, now=True)
-            return added_up(sums, processes).means()
+            return added_up(sums, processes).means(statistic)
     except BaseException as error:
         if progress:
             progress.interrupted(error, sums, {"blocks": done})

@@ -140,7 +140,7 @@ def _kind(line: Line) -> str:
     if line.method == "-":
         return "merged in it"
     omega = line.row.lineage.omega
-    return "without AIM" if omega is None else f"AIM at omega {omega:g}"
+    return "without AIM" if omega is None else f"{line.row.lineage.variant or 'AIM'} at omega {omega:g}"
 
 
 def _how(line: Line) -> str:

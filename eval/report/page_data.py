@@ -65,13 +65,15 @@ def _model(row: Row, models: Models, number: Mapping[str, int], sets: Sequence[V
     twin = family.twin if family and family.twin and family.twin.key != row.key else None
     kind = "base" if family is None and not any(row.label in f.members for f in models.families) else "source"
     if family is not None:
-        kind = "aim" if row.lineage.omega is not None else "merge"
+        relaxed = "variant" if row.lineage.variant else "aim"
+        kind = relaxed if row.lineage.omega is not None else "merge"
     return {
         "name": row.name,
         "label": family.label if family else row.label,
         "method": family.method if family else "",
         "kind": kind,
         "omega": row.lineage.omega,
+        "relaxation": row.lineage.variant or "AIM",
         "published": row.published,
         "twin": number[twin.key] if twin else None,
         "variant": next((i for i, v in enumerate(sets) if any(r.key == row.key for r in v.rows)), None),
@@ -111,7 +113,7 @@ def _curves(models: Models, report: Report) -> list[dict[str, Any]]:
 
 def _curve(family: Family, cells: Mapping[str, Any], name: str) -> list[list[float | None]]:
     points: dict[float, list[float | None]] = {}
-    for row in family.rows:
+    for row in family.curve:
         omega = 1.0 if row is family.twin else row.lineage.omega
         cell = cells[row.key][name]
         if omega is not None and cell.value is not None:

@@ -70,16 +70,17 @@ def comparisons(models: Models, report: Report) -> str:
     """Each AIM row beside its merge: every benchmark's difference, interval and verdict."""
     parts = []
     for family in models.families:
-        for row in family.relaxed:
+        for row in (*family.relaxed, *family.variants):
             found = report.uncertainty.differences.get(row.key)
             if found and family.twin:
                 omega = "" if row.lineage.omega is None else f" at omega {row.lineage.omega:g}"
-                title = f"{family.method}, {family.label}: AIM{omega}"
+                title = f"{family.method}, {family.label}: {row.lineage.variant or 'AIM'}{omega}"
                 gain = report.uncertainty.changes.get((row.key, HV))
                 values = [report.gains.values.get(r.key) for r in (row, family.twin)]
                 change = None if None in values else (values[0] or 0.0) - (values[1] or 0.0)
                 says, moved = _badge(found, change, gain)
-                names = f"{escape(family.twin.name)} (without) and {escape(row.name)} (with AIM)"
+                kind = escape(row.lineage.variant or "AIM")
+                names = f"{escape(family.twin.name)} (without) and {escape(row.name)} (with {kind})"
                 parts.append(
                     f'<details class="card"><summary><span>{escape(title)}</span> '
                     f'<span class="badge{" sure" if moved else ""}">{says}</span></summary>'

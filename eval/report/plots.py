@@ -182,7 +182,7 @@ def curved(models: Models) -> list[Family]:
 def _curve(family: Family, quantity: str, gains: Mapping[str, float]) -> list[tuple[float, float, Row]]:
     """(omega, value, row) by rising omega, with the merge itself at omega 1."""
     points: dict[float, tuple[float, float, Row]] = {}
-    for row in family.rows:
+    for row in family.curve:
         omega = 1.0 if row is family.twin else row.lineage.omega
         value = gains.get(row.key) if quantity == HV else row.scores.get(quantity)
         if omega is not None and value is not None:

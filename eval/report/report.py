@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table; `aim` is "-", "No", "Yes", or "Yes (omega)"."""
+    """One row of a table; `aim` is "-", "No", "Yes", "Yes (omega)", or a variant with its omega."""
 
     row: Row
     method: str
@@ -102,6 +102,8 @@ def make_report(models: Models, measure: Measure, remark: Remark, seed: int = 0)
             twin = family.twin if row is not family.twin else None
             omega = row.lineage.omega
             aim = "No" if omega is None else "Yes" if len(omegas) == 1 else f"Yes ({omega:g})"
+            if row.lineage.variant:
+                aim = f"{row.lineage.variant} ({omega:g})"
             population = gains.populations.get(row.key)
             merged.append(Line(row, family.method, family.label, aim, population, fill.cells(row, twin)))
     as_published = measure.population == "paper" and all(row.published for row in models.rows)

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.errors import BadInputError
 from eval.results.conditions import RECORDED
-from eval.results.result import EvalResult, Lineage
+from eval.results.result import EvalResult
 
 COLLECTION = "results_collection"
 
@@ -68,11 +68,10 @@ def slim(result: EvalResult, short: Mapping[str, str]) -> EvalResult:
         return known.get(str(Path(model)), Path(model).name)
 
     lineage = result.lineage
-    names = Lineage(
-        lineage.method,
-        name(lineage.base_model) if lineage.base_model else None,
-        tuple(map(name, lineage.models)),
-        lineage.omega,
+    names = replace(
+        lineage,
+        base_model=name(lineage.base_model) if lineage.base_model else None,
+        models=tuple(map(name, lineage.models)),
     )
     settings = {key: result.settings[key] for key in (*RECORDED, "device") if key in result.settings}
     return replace(

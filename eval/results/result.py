@@ -20,6 +20,7 @@ scale of scores."""
 CIRCUMSTANCES = ("answers", "digest", "commit", "hardware", "seconds", "project_commit")
 COLUMNS = ("HumanEval", "MBPP", "MMLU", "MATH", "GSM8K", "IFEval")
 """The paper's six benchmarks, in its tables' order."""
+RELAXATION_FIELDS = ("statistic", "normalization", "control")
 PUBLISHED = "published"
 """The metric of scores that were read off the paper's tables."""
 
@@ -66,6 +67,21 @@ class Lineage:
     base_model: str | None = None
     models: tuple[str, ...] = ()
     omega: float | None = None
+    statistic: str | None = None
+    normalization: str | None = None
+    control: str | None = None
+
+    @property
+    def variant(self) -> str:
+        """How a relaxation differs from the paper's AIM, such as "AIM rms" or "control uniform"; empty for AIM."""
+        parts = [part for part in (self.statistic, self.normalization) if part]
+        if self.control:
+            return " ".join(("control", self.control, *parts))
+        return " ".join(("AIM", *parts)) if parts else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, without those of the relaxation that are the paper's."""
+        return {k: v for k, v in asdict(self).items() if v is not None or k not in RELAXATION_FIELDS}
 
     @classmethod
     def of_checkpoint(cls, model: str) -> Lineage:
@@ -75,7 +91,8 @@ class Lineage:
             return cls()
         try:
             found = read_json(record)["lineage"]
-            return cls(found["method"], found["base_model"], tuple(found["models"]), found["omega"])
+            relaxation = {name: found[name] for name in RELAXATION_FIELDS if name in found}
+            return cls(found["method"], found["base_model"], tuple(found["models"]), found["omega"], **relaxation)
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{record} is not a run record of merge.py or performAIM.py ({error}).") from error
 
@@ -119,7 +136,7 @@ class EvalResult:
             "model": self.model,
             "digest": self.digest,
             "commit": self.commit,
-            "lineage": asdict(self.lineage),
+            "lineage": self.lineage.to_json(),
             "scores": {name: asdict(score) for name, score in self.scores.items()},
             "outcomes": {name: found.to_json() for name, found in self.outcomes.items()},
             "answers": {name: dict(facts) for name, facts in self.answers.items()},

@@ -66,16 +66,28 @@ class Row:
 
 @dataclass(frozen=True)
 class Family:
-    """One merge and its relaxations; `twin` is None where only AIM rows have results; `relaxed` by falling omega."""
+    """One merge and its relaxations.
+
+    Attributes:
+        twin: The merge itself; None where only relaxations have results.
+        relaxed: The paper's AIM, by falling omega.
+        variants: Controls, and AIM with another statistic or normalization, by name and falling omega.
+    """
 
     method: str
     label: str
     members: tuple[str, ...]
     twin: Row | None
     relaxed: tuple[Row, ...]
+    variants: tuple[Row, ...] = ()
 
     @property
     def rows(self) -> tuple[Row, ...]:
+        return (*self.curve, *self.variants)
+
+    @property
+    def curve(self) -> tuple[Row, ...]:
+        """The merge and the paper's AIM: one curve over omega."""
         return self.relaxed if self.twin is None else (self.twin, *self.relaxed)
 
     @property
@@ -184,8 +196,10 @@ def _families(rows: Sequence[Row], remark: Remark) -> list[Family]:
             shown = label or name
             if len(relaxed) > 1 and label:
                 shown = f"{label} ({name})"
-            by_omega = sorted(aim_rows, key=lambda r: (-(r.lineage.omega or 0.0), r.model))
-            families.append(Family(method, shown, members, own, tuple(by_omega)))
+            rows = sorted(aim_rows, key=lambda r: (r.lineage.variant, -(r.lineage.omega or 0.0), r.model))
+            paper = tuple(row for row in rows if not row.lineage.variant)
+            others = tuple(row for row in rows if row.lineage.variant)
+            families.append(Family(method, shown, members, own, paper, others))
     return families
 
 

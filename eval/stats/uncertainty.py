@@ -26,9 +26,9 @@ class Uncertainty:
         intervals: 95 % interval of each number.
         changes: 95 % interval of each difference to the merge without AIM: percentage points, or units of HV gain.
         significant: Places of the statistically significant differences.
-        differences: All differences of an AIM row, by the row's key.
-        compared: Number of AIM rows that could be compared with their merge.
-        pairs: Number of AIM rows that have a merge in the table.
+        differences: All differences of a relaxed merge, by the row's key.
+        compared: Number of relaxed merges that could be compared with their merge.
+        pairs: Number of relaxed merges that have a merge in the table.
     """
 
     intervals: Mapping[Place, Interval] = field(default_factory=dict)
@@ -57,7 +57,7 @@ def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, 
                 interval = score_interval(terms, column, seed)
                 intervals |= {(row.key, column): interval} if interval else {}
     in_full: dict[str, Sequence[Difference]] = {}
-    pairs = [(family.twin, row) for family in models.families if family.twin for row in family.relaxed]
+    pairs = [(family.twin, row) for family in models.families if family.twin for row in family.rows[1:]]
     for twin, row in pairs:
         try:
             unlike = {c: column_differences(twin.result, row.result, c).keys() for c in models.columns}

@@ -25,6 +25,10 @@ class Relaxation(Protocol):
     def omegas(self) -> Sequence[float]:
         """What the results differ in."""
 
+    @property
+    def needs_whole_tensors(self) -> bool:
+        """True where `block` must get a tensor as one block."""
+
     def block(self, name: str, block: Block, base: Tensor, merged: Tensor) -> Sequence[Tensor]:
         """Relax the merged rows of a block towards the base's, both (rows, ...) fp32, with each omega.
 
@@ -97,6 +101,11 @@ class Job:
     def moves(self) -> bool:
         """Whether blocks go through `merging.engine.device_pipeline`."""
         return self.device.type == "cuda" if self.moved is None else self.moved
+
+    @property
+    def is_by_tensor(self) -> bool:
+        """True where a tensor is made in one block."""
+        return self.relaxation is not None and self.relaxation.needs_whole_tensors
 
     @property
     def results(self) -> int:

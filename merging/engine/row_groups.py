@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import torch
@@ -14,6 +15,9 @@ from merging.engine.mean_row import mean_row
 from merging.ops.tensor_blocks import TensorGroup
 from merging.plan.types import Source, TensorPlan, source_of
 from merging.tokenizers.vocabulary import AlignedRows, ChosenRow, gather
+
+WHOLE = sys.maxsize
+"""Elements per block of a tensor that is made in one."""
 
 
 def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
@@ -35,7 +39,7 @@ def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
         seed=job.seed,
         is_embedding=tensor.is_embedding,
         transposed=tensor.transposed,
-        block_elements=job.block_elements or elements_for(job.device),
+        block_elements=WHOLE if job.is_by_tensor else job.block_elements or elements_for(job.device),
     )
 
 

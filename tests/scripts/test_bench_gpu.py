@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aim.capture.statistics import magnitudes
+from aim.statistics.mean_abs import sum_tokens
 from common.errors import UsageError
 from scripts.benchmarks import bench_gpu
 from scripts.benchmarks.bench_gpu_parts import product_flops, random_llama
@@ -51,4 +51,4 @@ def test_the_sum_that_a_gpu_takes() -> None:
     x = torch.randn(3, 500, 70, generator=torch.Generator().manual_seed(0)).bfloat16()
     for dim in (0, 1):
         found = torch.linalg.vector_norm(x, ord=1, dim=dim, dtype=torch.float32).double()
-        assert torch.allclose(found, magnitudes(x, dim), rtol=1e-5, atol=0)
+        assert torch.allclose(found, sum_tokens(x, dim), rtol=1e-5, atol=0)

@@ -55,7 +55,10 @@ def _summary(models: Models, report: Report) -> str:
     relaxed = sum(len(f.relaxed) for f in models.families)
     counts = ((len(models.sources), "source model"), (merges, "merge"), (relaxed, "relaxed merge"))
     told = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count]
-    changes = [interval for (_, column), interval in report.uncertainty.changes.items() if column == HV]
+    paper = {row.key for f in models.families for row in f.relaxed}
+    changes = [
+        interval for (key, column), interval in report.uncertainty.changes.items() if column == HV and key in paper
+    ]
     text = f"{', '.join(told)}; {', '.join(models.columns)}"
     if not changes:
         return f"{text}{f'; no {HV} could be compared item by item' if relaxed else ''}."

@@ -1,5 +1,5 @@
 // Plots, drawn from the data of the page. Squares are source models, other shapes methods; hollow is without AIM.
-const NAMES = { base: "base", source: "fine-tuned model", merge: "merge without AIM", aim: "merge with AIM" };
+const NAMES = { base: "base", source: "fine-tuned model", merge: "merge without AIM", aim: "merge with AIM", variant: "control, or AIM in another form" };
 
 function ticks(low, high, count) {
   const rough = (high - low) / count,
@@ -74,7 +74,7 @@ function shape(kind, cx, cy, size, corners, color) {
 }
 
 const said = (model) =>
-  `${model.method ? `${model.method}, ` : ""}${model.label}${model.kind === "aim" ? `, AIM at omega ${model.omega}` : model.kind === "merge" ? ", without AIM" : ""}${model.published ? " (published)" : ""}`;
+  `${model.method ? `${model.method}, ` : ""}${model.label}${model.kind === "aim" || model.kind === "variant" ? `, ${model.relaxation} at omega ${model.omega}` : model.kind === "merge" ? ", without AIM" : ""}${model.published ? " (published)" : ""}`;
 
 function draw(pair, small) {
   const shown = core.models
@@ -104,7 +104,7 @@ function draw(pair, small) {
         box.svg.append(arrow(box.x(twin.px), box.y(twin.py), box.x(p.px), box.y(p.py)));
     }
   }
-  const order = ["base", "source", "merge", "aim"];
+  const order = ["base", "source", "merge", "variant", "aim"];
   const labels = [],
     marks = [];
   for (const p of [...shown].sort((a, b) => order.indexOf(a.model.kind) - order.indexOf(b.model.kind))) {

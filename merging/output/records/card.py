@@ -125,7 +125,7 @@ def _front(
 
 def _tags(lineage: Mapping[str, Any]) -> tuple[str, ...]:
     """The tags: AIM's only where AIM was applied."""
-    return TAGS if lineage["omega"] is None else (*TAGS, AIM_TAG)
+    return TAGS if lineage["omega"] is None or lineage.get("control") else (*TAGS, AIM_TAG)
 
 
 def _method(lineage: Mapping[str, Any]) -> str:
@@ -136,7 +136,11 @@ def _method(lineage: Mapping[str, Any]) -> str:
     if omega is None:
         return f"{merged or 'Merged with an unknown method'}."
     digits = f"{omega:g}" if float(f"{omega:g}") == omega else repr(omega)
-    relaxed = f"elaxed by AIM ({AIM_PAPER}) with omega {digits}."
+    with_ = "".join(f", {key} {lineage[key]}" for key in ("statistic", "normalization") if key in lineage)
+    by = f"by AIM ({AIM_PAPER})"
+    if lineage.get("control"):
+        by = f"by the control {lineage['control']} of an experiment, not by AIM,"
+    relaxed = f"elaxed {by} with omega {digits}{with_}."
     return f"{merged}, r{relaxed}" if merged else f"R{relaxed}"
 
 

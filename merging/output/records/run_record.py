@@ -20,8 +20,11 @@ from merging.output.staging.output_path import RECORD
 VERSION = "0.1.0"
 
 
+RELAXATION_KEYS = ("statistic", "normalization", "control")
+"""Keys of a lineage that say how a relaxation differs from the paper's AIM; absent where it does not."""
 LINEAGE = Fields(
-    {"method": Maybe(str), "base_model": Maybe(str), "models": ListOf(str), "omega": Maybe(OneOf((float, list)))}
+    {"method": Maybe(str), "base_model": Maybe(str), "models": ListOf(str), "omega": Maybe(OneOf((float, list)))},
+    dict.fromkeys(RELAXATION_KEYS, str),
 )
 """Types of the lineage in a run record."""
 
@@ -59,7 +62,7 @@ def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     if not file.is_file():
         return unmerged
     found = read_json(file, "").get("lineage")
-    if not isinstance(found, dict) or found.keys() != unmerged.keys():
+    if not isinstance(found, dict) or found.keys() - set(RELAXATION_KEYS) != unmerged.keys():
         raise CheckpointError(f"{file} is not a run record of merge.py or performAIM.py; remove it to go on without.")
     try:
         check_shape(found, LINEAGE, str(file), "lineage")
