@@ -1,4 +1,4 @@
-"""The documents are true: their tables come from the committed results, their commands have the flags they use."""
+"""Documents: tables equal the committed results, commands have flags that exist, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -8,36 +8,68 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "REPRODUCTION.md"]
-WITH_COMMANDS = [
-    *DOCUMENTS,
-    *(f"docs/{name}.md" for name in ("evaluation", "flags", "inputs", "recipes", "reliability", "scale")),
-]
-COMMAND = re.compile(r"^(?:\$ )?((?:python |\./)?(?:scripts/)?[\w./]+\.(?:py|sh)\b.*)$")
+PAGES = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "REPRODUCTION.md", "CONTRIBUTING.md", *PAGES]
+LAUNCHERS = ("accelerate", "torchrun", "srun")
+EXECUTED = ["docs/add_a_benchmark.md", "docs/add_a_method.md"]
+"""Pages that tests/test_worked_examples.py executes."""
+OTHER_PROGRAMS = ("python3", "cd", "git", "export", "pip", ".venv/bin/pip", ".venv/bin/pre-commit")
+"""First words of commands that run none of this project's scripts."""
+OTHER_MODULES = ("pytest", "pip", "venv")
+"""What `python -m` runs in documents."""
+TOOLS = (".venv/bin/ruff", ".venv/bin/mypy")
 
 
-def commands(name: str) -> list[list[str]]:
-    """The commands in a document's shell blocks, continued lines joined, comments dropped."""
-    found = []
-    for block in re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / name).read_text(), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            match = COMMAND.match(line.strip())
-            if match:
-                found.append(shlex.split(match[1], comments=True))
-    return found
+def blocks(name: str, *languages: str) -> list[str]:
+    """Return the contents of a document's fenced blocks in any of `languages`."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return [
+        body for tag, body in re.findall(r"^```(\S*).*?\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if tag in languages
+    ]
+
+
+def commands(name: str) -> Iterator[list[str]]:
+    """Yield the words of each command of a document's shell blocks: lines joined, comments and assignments dropped."""
+    for block in blocks(name, "bash", "sh"):
+        for line in re.sub(r"^\w+=\$\(.*\)$", "", block.replace("\\\n", " "), flags=re.MULTILINE).splitlines():
+            for part in re.split(r"\s&&\s", line):
+                words = shlex.split(part, comments=True)
+                while words and re.match(r"[A-Za-z_]\w*=", words[0]):
+                    words = words[1:]
+                if words:
+                    yield words
+
+
+def script_of(words: list[str]) -> tuple[Path, list[str]] | None:
+    """Return the script of this project that a command runs, with its arguments; None for another program."""
+    for i, word in enumerate(words):
+        if re.fullmatch(r"(\./)?(scripts/(\w+/)*)?\w+\.(py|sh)", word):
+            return ROOT / word, words[i + 1 :]
+        if i == 0 and word not in ("python", ".venv/bin/python", *LAUNCHERS):
+            return (ROOT / word, words[1:]) if word.startswith("scripts/") else None
+    return None
+
+
+@cache
+def help_of(script: Path, method: str | None = None) -> str:
+    """Return the help of a script, for merge.py that of a method."""
+    chosen = ["--method", method] if method else []
+    command = [sys.executable, str(script), *chosen, "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_tables_come_from_results() -> None:
-    """Every generated table equals what make_tables.py prints for the committed results; no placeholder is left."""
+    """Every generated table and figure equals what update_docs.py makes of the results; no placeholder is left."""
     for name in DOCUMENTS:
-        text = (ROOT / name).read_text()
-        assert "<!-- tables: results/" in text, name
-        assert not re.search(r"\b[A-Z]+_(TEXT|SECTION)\b", text), name
+        assert not re.search(r"\b[A-Z]+_(TEXT|SECTION)\b", (ROOT / name).read_text(encoding="utf-8")), name
     done = subprocess.run(
         [sys.executable, "scripts/dev/update_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True
     )
@@ -57,20 +89,69 @@ def test_quickstart_is_worth_looking_at() -> None:
         assert min(scores[f"{method}___addition-strings-brackets"].values()) >= 60
 
 
-@pytest.mark.parametrize("name", WITH_COMMANDS)
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name not in EXECUTED])
 def test_commands_parse(name: str) -> None:
-    """Every command of the documents names a script that is there, with flags that it takes."""
-    listed = commands(name)
+    """Every command of a document names a script that exists, with flags that it has; other programs are listed."""
+    listed = list(commands(name))
     assert listed
     for words in listed:
-        words = words[1:] if words[0] == "python" else words
-        script = ROOT / words[0]
-        assert script.is_file(), words
-        if script.suffix != ".py":
+        found = script_of(words)
+        if found is None:
+            module = words[2] if words[:2] in (["python", "-m"], [".venv/bin/python", "-m"]) else None
+            assert words[0] in (*OTHER_PROGRAMS, *TOOLS) or module in OTHER_MODULES, words
             continue
-        known = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True).stdout
-        flags = {w.split("=")[0] for w in words[1:] if w.startswith("--")}
-        assert all(re.search(rf"{re.escape(flag)}\b", known) for flag in flags), (words, known)
+        script, arguments = found
+        assert script.is_file(), words
+        if script.suffix == ".py":
+            flags = {word.split("=")[0] for word in arguments if word.startswith("--")} - {"--help"}
+            method = arguments[arguments.index("--method") + 1] if "--method" in arguments else None
+            known = help_of(script, method)
+            assert [f for f in flags if not re.search(rf"(?<![\w-]){re.escape(f)}(?![\w-])", known)] == [], words
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_data_blocks_parse(name: str) -> None:
+    """YAML and JSON in a document are valid."""
+    for block in blocks(name, "yaml", "yml"):
+        assert yaml.safe_load(block) is not None
+    for block in blocks(name, "json"):
+        json.loads(block)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_begins_with_a_command(name: str) -> None:
+    """A page of docs/ has its title, then the command that most readers look for."""
+    assert re.match(r"# [^\n]+\n\n```bash\n", (ROOT / name).read_text(encoding="utf-8"))
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    """Every relative link names a file that exists, and a heading of it where it has an anchor."""
+    file = ROOT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", file.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (file.parent / path).resolve() if path else file
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked.read_text(encoding="utf-8")), target
+
+
+def test_readme_is_short_and_names_every_page() -> None:
+    """README.md has at most 200 lines; each page of docs/ is linked from README.md, CONTRIBUTING.md or another page."""
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+    assert len(texts["README.md"].splitlines()) <= 200
+    for page in PAGES:
+        file = Path(page).name
+        others = (text for name, text in texts.items() if name != page)
+        assert any(re.search(rf"\]\((docs/)?{re.escape(file)}(#[^)]*)?\)", text) for text in others), page
 
 
 def test_no_paths_of_a_machine() -> None:
@@ -82,9 +163,10 @@ def test_no_paths_of_a_machine() -> None:
 
 
 def test_no_file_is_large() -> None:
-    """Nothing over 1 MB is committed."""
+    """Nothing over 1 MB is committed, no figure over 100 KB in docs/figures."""
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert all((ROOT / name).stat().st_size < 1_000_000 for name in files)
+    assert all(file.stat().st_size < 100_000 for file in (ROOT / "docs" / "figures").iterdir())
 
 
 def test_original_commands_are_in_the_readme() -> None:
@@ -99,14 +181,14 @@ def test_original_commands_are_in_the_readme() -> None:
         "--omega 0.4 --save_path ./DARE_TIES_AIM_InstructMathCode",
     ):
         assert command in text
+    assert "./scripts/test.sh" in text
     assert importlib.util.find_spec("mergekit"), "the parity tests need mergekit (requirements-dev.txt)"
 
 
 @pytest.mark.parametrize("script", ["merge.py", "performAIM.py", "evaluate_model.py"])
 def test_every_flag_is_documented(script: str) -> None:
     """Each flag in a script's --help is named in README.md or in a page of docs/."""
-    text = "\n".join(file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
-    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
-    flags = set(re.findall(r"^ +(--[a-z]\w*)", done.stdout, re.MULTILINE)) - {"--help"}
+    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", *PAGES))
+    flags = set(re.findall(r"^ +(--[a-z]\w*)", help_of(ROOT / script), re.MULTILINE)) - {"--help"}
     assert len(flags) > 30
     assert [flag for flag in sorted(flags) if not re.search(rf"(?<![\w-]){flag}(?![\w-])", text)] == []

@@ -1,11 +1,10 @@
 """Fill the generated tables of README.md, REPRODUCTION.md and docs/ from the committed results.
 
-A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what `python
-scripts/make_tables.py ARGUMENTS` prints. `<!-- memory: FILE -->` holds the runs of scripts/benchmarks/bench_memory.py,
-`<!-- calibration: FILE -->` those of scripts/benchmarks/bench_calibration.py, `<!-- performance: FILE -->` those of
-scripts/benchmarks/bench_merge.py, `<!-- deviation: FILE -->` those of scripts/benchmarks/calibration_deviation.py,
-`<!-- growth: FILE -->` those of scripts/benchmarks/bench_growth.py, `<!-- torture: FILE -->` those of
-scripts/dev/torture.py. A test fails where a document differs from its results.
+A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what
+`python scripts/make_tables.py ARGUMENTS` prints. Other parts are `<!-- KIND: FILE -->` to `<!-- end of KIND -->`: the
+runs of a script of scripts/benchmarks/ or scripts/dev/, the methods and their parameters (from configs/methods), the
+README's rows of results, a program's output. The README's figure is drawn from its results too. A test fails where a
+document differs from its results.
 """
 
 from __future__ import annotations
@@ -24,14 +23,16 @@ sys.path.insert(0, str(ROOT))
 
 from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError
+from common.figures import write_figure
 from scripts.benchmarks.bench_gpu import as_text as gpu
 from scripts.benchmarks.bench_tables import performance
 from scripts.benchmarks.calibration_deviation import as_text as deviation
 from scripts.benchmarks.growth_report import document as growth
+from scripts.dev import document_tables, quickstart_figure
 from scripts.dev.fuzz import summary as fuzz
 from scripts.dev.torture import as_text as torture
 
-DOCUMENTS = ("README.md", "REPRODUCTION.md", "docs/performance.md", "docs/reliability.md", "docs/scale.md")
+DOCUMENTS = ("README.md", "REPRODUCTION.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))))
 TABLES = re.compile(r"(<!-- tables: (?P<arguments>.*?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 
 
@@ -97,16 +98,42 @@ def _torture(file: Path) -> str:
 RESULTS: Mapping[str, Callable[[Path], str]] = {
     "memory": memory, "calibration": calibration, "performance": _performance, "deviation": _deviation,
     "growth": growth, "gpu": _gpu, "torture": _torture, "fuzz": _fuzz,
+    "methods": document_tables.methods, "parameters": document_tables.parameters, "results": document_tables.results,
+    "output": document_tables.output,
 }  # fmt: skip
+SINGLE = ("methods", "parameters", "results", "output")
+"""Kinds of a single table or block."""
 FIGURES = re.compile(
     rf"(<!-- (?P<kind>{'|'.join(RESULTS)}): (?P<file>.*?) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL
 )
 
 
+def _spaced(kind: str, part: str) -> str:
+    """Return a generated part with blank lines around it where it may be more than one table or block."""
+    return f"{part}\n" if kind in SINGLE else f"\n{part}\n\n"
+
+
 def filled(text: str) -> str:
     """Return a document with its tables made anew."""
-    text = FIGURES.sub(lambda m: f"{m[1]}\n{RESULTS[m['kind']](ROOT / m['file'])}\n\n{m[4]}", text)
+    text = FIGURES.sub(lambda m: f"{m[1]}{_spaced(m['kind'], RESULTS[m['kind']](ROOT / m['file']))}{m[4]}", text)
     return TABLES.sub(lambda m: f"{m[1]}\n{tables(m['arguments'])}\n{m[3]}", text)
+
+
+def update_figure(check: bool) -> None:
+    """Draw the README's figure anew. With `check`, raise FailureError where it differs and write nothing."""
+    figure = quickstart_figure.draw(ROOT / quickstart_figure.RESULTS)
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = Path(scratch) / quickstart_figure.FIGURE.name
+        write_figure(figure, drawn)
+        file = ROOT / quickstart_figure.FIGURE
+        if file.is_file() and file.read_bytes() == drawn.read_bytes():
+            return
+        if check:
+            raise FailureError(
+                f"{quickstart_figure.FIGURE} differs from its results; run python scripts/dev/update_docs.py."
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(drawn.read_bytes())
 
 
 def main(argv: Sequence[str]) -> int:
@@ -114,6 +141,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a document differs")
     add_output_flags(parser)
     args = parser.parse_args(argv)
+    update_figure(args.check)
     for name in DOCUMENTS:
         file = ROOT / name
         before = file.read_text(encoding="utf-8")

@@ -85,8 +85,8 @@ def script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[
 
 
 def test_paper_tables_cell_by_cell(tmp_path: Path) -> None:
-    """The command of the README prints each cell of the 44 published rows, bold included, in the published order, and
-    behind each gain the population that it is over."""
+    """The command of docs/analysis.md prints each cell of the 44 published rows, bold included, in the published order,
+    and behind each gain the population that it is over."""
     done = script(PAPER, "--population", "paper", "--csv", tmp_path / "t.csv")
     assert done.returncode == 0, done.stderr
     expected, title, above = [], "", ""

@@ -242,9 +242,9 @@ def test_script_by_folder_and_by_name(tmp_path: Path) -> None:
     assert "HV Gain over {code, maths}" in by_name.stdout
 
 
-def test_example_of_the_readme(tmp_path: Path) -> None:
-    """The example in README.md is what the script prints for the made results, some lines left out."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_example_of_the_document(tmp_path: Path) -> None:
+    """The example in docs/analysis.md is what the script prints for the made results, some lines left out."""
+    text = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
     example = text.split("```text\nbenchmark ")[1].split("```")[0]
     printed = script("ties", "ties_aim", "--results", write_family(tmp_path)).stdout
     assert [line for line in f"benchmark {example}".splitlines() if line not in printed.splitlines()] == []
