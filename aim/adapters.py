@@ -20,7 +20,7 @@ from merging.plan.merge_plan import Relaxing
 from merging.plan.planner import plan
 from merging.plan.slices import Inputs
 from merging.recipe.options import DEFAULTS, PlanOptions
-from merging.recipe.schedules import Section, Setting
+from merging.recipe.schedules import OutputSlice, ParameterSchedule
 from merging.tokenizers.chat_template import choose_template
 from merging.tokenizers.choice import choose_vocabulary
 from merging.tokenizers.token_ids import read_tokenizers, token_ids
@@ -42,7 +42,9 @@ def plan_adapter_relaxation(
     inputs = Inputs(merged, (merged,), base)
     read_tokenizers([merged.folder, base.folder])
     vocabulary = choose_vocabulary("base", merged if token_ids(merged.folder) is not None else base, [])
-    of_model = plan(inputs, [Section((0,), {"scale": Setting.fixed(1.0)})], None, vocabulary, options=options)
+    of_model = plan(
+        inputs, [OutputSlice((0,), {"scale": ParameterSchedule.fixed(1.0)})], None, vocabulary, options=options
+    )
     planned = lay_out(inputs, of_model, "passthrough", dtype)
     lineage = {**read_lineage(merged), "base_model": base.ref.full_name}
     recipe: dict[str, Any] = {

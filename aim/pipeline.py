@@ -27,7 +27,7 @@ from merging.planning import copied
 from merging.recipe import MergeRecipe
 from merging.recipe.method_registry import Implementation
 from merging.recipe.options import DEFAULTS, PlanOptions
-from merging.recipe.schedules import Section
+from merging.recipe.schedules import OutputSlice
 from merging.tokenizers.chat_template import choose_template
 from merging.tokenizers.choice import choose_vocabulary
 from merging.tokenizers.token_ids import read_tokenizers, token_ids
@@ -202,7 +202,7 @@ def plan_relaxation(
     vocabulary = choose_vocabulary("base", owner, [])
     reference = aim.settings.reference
     wanted = "bfloat16" if reference and dtype is None else dtype
-    relax_plan = plan(inputs, [Section((0,), {})], wanted, vocabulary, options=options)
+    relax_plan = plan(inputs, [OutputSlice((0,), {})], wanted, vocabulary, options=options)
     relaxation = relaxation or _Relaxation(aim, output)
 
     def make_job() -> Job:

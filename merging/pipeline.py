@@ -82,9 +82,8 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
         say(note, quiet)
 
     def check() -> None:
-        unloaded = (
-            check_loads(work.plan, small.configs, known_names(work.plan, inputs.donor)) if output.load_check else None
-        )
+        known = known_names(work.plan, inputs.template_model)
+        unloaded = check_loads(work.plan, small.configs, known) if output.load_check else None
         if unloaded:
             say(unloaded, quiet)
 

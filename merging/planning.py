@@ -52,9 +52,9 @@ def plan_merge(
     """
     method = find_method(recipe.method)
     inputs, merge_plan = _fitted(recipe, headers_only, loads=output.tries_loading and not headers_only)
-    models, donor = inputs.models, inputs.donor
+    models, template_model = inputs.models, inputs.template_model
     folder = merge_plan.vocabulary.folder
-    template = choose_template(recipe.chat_template, folder, donor, inputs.all[1:])
+    template = choose_template(recipe.chat_template, folder, template_model, inputs.all[1:])
 
     def make_job() -> Job:
         from merging.engine import loop  # loads torch
@@ -64,7 +64,7 @@ def plan_merge(
             device=resolve_device("cpu" if recipe.numerics == "reference" else output.device, output.processes),
             seed=recipe.seed,
             reference=recipe.numerics == "reference",
-            relaxation=relaxing.make(donor, merge_plan) if relaxing else None,
+            relaxation=relaxing.make(template_model, merge_plan) if relaxing else None,
         )
         return loop.with_survey(merge_plan, job)
 
@@ -87,7 +87,7 @@ def plan_merge(
         sources=recipe.sources,
         lineage={
             "method": recipe.method,
-            "base_model": donor.ref.full_name if recipe.base_model else None,
+            "base_model": template_model.ref.full_name if recipe.base_model else None,
             "models": [model.ref.full_name for model in models],
             "omega": None,
         },
@@ -103,7 +103,7 @@ def plan_merge(
         files=files,
         whole_matrix=any(method.whole_matrix),
         finished=relaxing.finished if relaxing else lambda _: None,
-        preview=(lambda: relaxing.preview(donor, merge_plan)) if relaxing else tuple,
+        preview=(lambda: relaxing.preview(template_model, merge_plan)) if relaxing else tuple,
         mergekit=(document, [*unsaid, *(["AIM: the result was also relaxed."] if relaxing else [])]),
     )
 
@@ -145,23 +145,23 @@ def _fitted(recipe: MergeRecipe, headers_only: bool, loads: bool) -> tuple[Input
         return found
     with prepared(*found, ChatTemplate(None, "")) as small:
         if loads:
-            check_loads(found[1], small.configs, known_names(found[1], found[0].donor))
+            check_loads(found[1], small.configs, known_names(found[1], found[0].template_model))
     return _lay_out(recipe, open_all(names), loads)
 
 
 def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint], loads: bool) -> tuple[Inputs, Plan]:
-    models, donor = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
-    base = donor if recipe.uses_base else None
-    sliced = all(section.layers is not None for section in recipe.sections)
+    models, template_model = opened[: len(recipe.models)], opened[-1] if recipe.base_model else opened[0]
+    base = template_model if recipe.uses_base else None
+    sliced = all(output_slice.layers is not None for output_slice in recipe.output_slices)
     check_distinct(None if sliced and recipe.base_model in recipe.models else base, models)
-    laid = {id(one): part for one, part in zip(models, with_text_parts(donor, models), strict=True)}
-    inputs = Inputs(donor, tuple(laid[id(model)] for model in models), base)
-    others = [checkpoint for checkpoint in inputs.all if checkpoint is not donor]
+    laid = {id(one): part for one, part in zip(models, with_text_parts(template_model, models), strict=True)}
+    inputs = Inputs(template_model, tuple(laid[id(model)] for model in models), base)
+    others = [checkpoint for checkpoint in inputs.all if checkpoint is not template_model]
     read_tokenizers([checkpoint.folder for checkpoint in inputs.all], apart=not loads)
-    vocabulary = choose_vocabulary(recipe.tokenizer, donor, others, recipe.pad_to_multiple_of)
+    vocabulary = choose_vocabulary(recipe.tokenizer, template_model, others, recipe.pad_to_multiple_of)
     vocabulary = with_tokens(vocabulary, recipe.tokens, inputs.all)
     exclusion = Exclusion.of(recipe.exclude, recipe.exclude_from, inputs)
-    merge_plan = plan(inputs, recipe.sections, recipe.stored_dtype, vocabulary, exclusion, recipe.options)
+    merge_plan = plan(inputs, recipe.output_slices, recipe.stored_dtype, vocabulary, exclusion, recipe.options)
     for tensor in merge_plan.tensors:
         if tensor.is_merged:
             check_values(find_method(recipe.method), tensor.parameters)

@@ -48,7 +48,7 @@ class Nonfinite:
 
 def sources_of(tensor: TensorPlan) -> list[Source]:
     """Return the inputs of a tensor of the plan, the fine-tuned models first."""
-    return [*tensor.models, *([tensor.base] if tensor.base else []), tensor.own]
+    return [*tensor.models, *([tensor.base] if tensor.base else []), tensor.source]
 
 
 def blame(sources: Iterable[Source]) -> str | None:

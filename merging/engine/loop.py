@@ -144,9 +144,9 @@ def _shaped(tensor: TensorPlan, made: Iterable[Sequence[Tensor]]) -> Iterator[Se
 
 def _copied(tensor: TensorPlan, dtype: torch.dtype) -> Iterator[Tensor]:
     """A tensor as its own checkpoint has it."""
-    rows = aligned_rows(tensor.own, tensor)
+    rows = aligned_rows(tensor.source, tensor)
     if not rows.shape:
-        yield tensor.own.checkpoint.read(tensor.own.name).to(dtype)
+        yield tensor.source.checkpoint.read(tensor.source.name).to(dtype)
         return
     for block in cut(rows.shape, BLOCK_ELEMENTS):
         yield rows[block.rows].to(dtype)

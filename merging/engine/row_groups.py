@@ -61,8 +61,8 @@ def _fill(tensor: TensorPlan, asking: Source, wanted: Tensor) -> Tensor:
     """
     rows = torch.zeros(len(wanted), *tensor.shape[1:])
     lacking = torch.ones(len(wanted), dtype=torch.bool)
-    is_model = any(source.checkpoint is tensor.own.checkpoint for source in tensor.models)
-    bases = [*([tensor.base] if tensor.base else []), *([] if is_model else [tensor.own])]
+    is_model = any(source.checkpoint is tensor.source.checkpoint for source in tensor.models)
+    bases = [*([tensor.base] if tensor.base else []), *([] if is_model else [tensor.source])]
     for source in bases:
         found = lacking & _has(source, wanted)
         rows[found] = _take(source, wanted[found])

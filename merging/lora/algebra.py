@@ -38,7 +38,7 @@ def check_recipe(recipe: MergeRecipe) -> None:
             "--save_as adapter: pad_to_multiple_of gives the base more rows, which an adapter over it does not have; "
             "take it away."
         )
-    if any(section.layers is not None for section in recipe.sections):
+    if any(output_slice.layers is not None for output_slice in recipe.output_slices):
         raise UsageError("--save_as adapter: slices move layers of the base; leave --save_as adapter out.")
     if recipe.method in ANGULAR and recipe.base_model is None:
         raise UsageError(f"--save_as adapter: {recipe.method} works on task vectors only with --base_model.")

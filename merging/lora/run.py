@@ -95,7 +95,7 @@ def _planned(recipe: MergeRecipe, opened: Sequence[Checkpoint], relaxing: Relaxi
     inputs = Inputs(base, tuple(models), base)
     read_tokenizers(checkpoint.folder for checkpoint in inputs.all)
     vocabulary = choose_vocabulary(recipe.tokenizer, base, models)
-    of_model = plan(inputs, recipe.sections, None, vocabulary, options=recipe.options)
+    of_model = plan(inputs, recipe.output_slices, None, vocabulary, options=recipe.options)
     for tensor in of_model.tensors:
         if tensor.is_merged:
             check_values(method, tensor.parameters)

@@ -90,7 +90,7 @@ def without_products(tensor: TensorPlan) -> TensorPlan:
     def seen(source: Source) -> Source:
         return replace(source, checkpoint=view) if source.checkpoint is checkpoint else source
 
-    return replace(tensor, own=seen(tensor.own), models=tuple(seen(source) for source in tensor.models))
+    return replace(tensor, source=seen(tensor.source), models=tuple(seen(source) for source in tensor.models))
 
 
 def stored_dtypes(tensor: TensorPlan) -> list[str]:

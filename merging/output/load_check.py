@@ -91,8 +91,8 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
     Args:
         plan: the tensors that will be written.
         configs: content of config.json and generation_config.json.
-        known: tensors that the donor has; those that its class does not load (a value head, a layer that predicts) are
-            reported, not refused.
+        known: tensors that the template model has; those that its class does not load (a value head, a layer that
+            predicts) are reported, not refused.
 
     Returns:
         None where all is well, or the sentence on what is not loaded or could not be tried.
@@ -143,15 +143,15 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
     return told or None
 
 
-def known_names(plan: Plan, donor: Checkpoint) -> set[str]:
-    """Return the tensors that a class may leave unloaded: the donor's, and those of parts that predict further tokens.
+def known_names(plan: Plan, template_model: Checkpoint) -> set[str]:
+    """Return the tensors that a class may leave unloaded: the template model's, and those of multi-token prediction.
 
     Of the latter the beginnings of their names too ("model.layers.61."), since transformers fuses experts there.
     """
-    predicting = prediction_names(donor)
-    names = {tensor.name for tensor in plan.tensors if tensor.own.name in predicting}
+    predicting = prediction_names(template_model)
+    names = {tensor.name for tensor in plan.tensors if tensor.source.name in predicting}
     layers = {f"{layer[0]}{layer[1]}." for name in names if (layer := layer_of(name))}
-    return {*donor.tensors, *names, *layers}
+    return {*template_model.tensors, *names, *layers}
 
 
 def _config_class(folder: Path, config: Mapping[str, Any]) -> Any:

@@ -47,7 +47,7 @@ def prepared(inputs: Inputs, plan: Plan, template: ChatTemplate) -> Iterator[Pre
     The tokenizer was loaded beside the config, as users load it: every planned token has its planned id, and no id
     lacks a row. Raises CheckpointError where that cannot be.
     """
-    check_architecture(inputs.donor.config, inputs.donor.name, len(inputs.donor.tensors))
+    check_architecture(inputs.template_model.config, inputs.template_model.name, len(inputs.template_model.tensors))
     configs, notes = make_configs(inputs, plan)
     with temporary_folder("prepared") as folder:
         write_tokenizer(plan.vocabulary, inputs.all, folder)
@@ -55,11 +55,14 @@ def prepared(inputs: Inputs, plan: Plan, template: ChatTemplate) -> Iterator[Pre
             notes = [*notes, f"{plan.vocabulary.name} has no tokenizer files; the result has none."]
         write_template(template, folder)
         write_configs(folder, configs)
-        check_tokenizer(folder, plan.vocabulary, rows_of(inputs.donor, plan))
-        if not any(file.suffix == ".gguf" for file in inputs.donor.files):
-            own = plan.vocabulary.folder == inputs.donor.folder
-            notes = [*notes, *copy_companions(inputs.donor.parts[0].folder, inputs.donor.name, folder, own)]
-        yield Prepared(folder, configs, (*notes, *_code(folder, inputs.donor.name, plan.vocabulary.name)))
+        check_tokenizer(folder, plan.vocabulary, rows_of(inputs.template_model, plan))
+        if not any(file.suffix == ".gguf" for file in inputs.template_model.files):
+            own = plan.vocabulary.folder == inputs.template_model.folder
+            notes = [
+                *notes,
+                *copy_companions(inputs.template_model.parts[0].folder, inputs.template_model.name, folder, own),
+            ]
+        yield Prepared(folder, configs, (*notes, *_code(folder, inputs.template_model.name, plan.vocabulary.name)))
 
 
 def _code(folder: Path, model: str, tokenizer: str) -> Iterator[str]:

@@ -39,7 +39,7 @@ class Exclusion:
         if pattern is None:
             return None
         if owner == "base":
-            return cls(pattern, inputs.donor)
+            return cls(pattern, inputs.template_model)
         named = next((c for c in inputs.all if owner in (c.name, c.ref.path)), None)
         if named is None:
             names = [checkpoint.name for checkpoint in inputs.all]
@@ -65,34 +65,34 @@ class Exclusion:
             elif heads.stored(self.owner, name := self._name(slot, inputs)) is not None:
                 laid.append(Slot(slot.name, None, slot.depth, (self.owner, name), (), name))
         placed = {slot.name for slot in slots}
-        own = [name for name in self.owner.tensors if name not in placed and self.matches(name)]
-        if not own and not any(self.matches(name) for name in (*placed, *self._names_elsewhere(inputs))):
+        owner_names = [name for name in self.owner.tensors if name not in placed and self.matches(name)]
+        if not owner_names and not any(self.matches(name) for name in (*placed, *self._names_elsewhere(inputs))):
             raise UsageError(f"--exclude {quoted(self.pattern)} matches no tensor; the first is {slots[0].name}.")
-        return laid + [Slot(name, None, 0.0, (self.owner, name), (), name) for name in own]
+        return laid + [Slot(name, None, 0.0, (self.owner, name), (), name) for name in owner_names]
 
     def _names_elsewhere(self, inputs: Inputs) -> list[str]:
         return [name for checkpoint in inputs.all for name in checkpoint.tensors]
 
     def _name(self, slot: Slot, inputs: Inputs) -> str:
         """The name of a slot's tensor in the owner, which differs where layers are taken from other places."""
-        if slot.own[0] is self.owner:
-            return slot.own[1]
+        if slot.source[0] is self.owner:
+            return slot.source[1]
         if inputs.base is self.owner:
             return slot.base
-        for position, name in zip(slot.section.models if slot.section else (), slot.models, strict=False):
+        for position, name in zip(slot.output_slice.models if slot.output_slice else (), slot.models, strict=False):
             if inputs.models[position] is self.owner:
                 return name
         return slot.name
 
-    def changes_head(self, slots: Sequence[Slot], donor: Checkpoint) -> bool:
-        """Return whether excluded tensors have another shape than the donor's, or it lacks some or has others."""
+    def changes_head(self, slots: Sequence[Slot], template_model: Checkpoint) -> bool:
+        """Return whether the excluded tensors differ from the template model's in names or shapes."""
         ours = {
-            s.name: self.owner.tensors[s.own[1]].shape
+            s.name: self.owner.tensors[s.source[1]].shape
             for s in slots
-            if s.own[1] in self.owner.tensors and self.matches(s.name)
+            if s.source[1] in self.owner.tensors and self.matches(s.name)
         }
-        theirs = {name: info.shape for name, info in donor.tensors.items() if self.matches(name)}
-        return self.owner is not donor and ours != theirs
+        theirs = {name: info.shape for name, info in template_model.tensors.items() if self.matches(name)}
+        return self.owner is not template_model and ours != theirs
 
     def notes(self, slots: Sequence[Slot], inputs: Inputs) -> list[str]:
         """Return the sentences on what is excluded, and whose it is."""

@@ -43,13 +43,13 @@ class _Part:
 
 
 def adapt_layers(
-    config: MutableMapping[str, Any], donor: Checkpoint, origins: Mapping[str, tuple[LayerOrigin, ...]]
+    config: MutableMapping[str, Any], template_model: Checkpoint, origins: Mapping[str, tuple[LayerOrigin, ...]]
 ) -> None:
-    """Change the donor's config to have, in each stack of `origins`, the layers that they name, each of its kind.
+    """Change the template model's config to the layers of `origins` in each stack, each layer of its kind.
 
     Raises CheckpointError where no key of the config holds the depth of a stack.
     """
-    depths = main_depths(donor)
+    depths = main_depths(template_model)
     paired = any("encoder." in stack for stack in depths) and any("decoder." in stack for stack in depths)
     if paired and "num_decoder_layers" not in config and "num_layers" in config:
         config["num_decoder_layers"] = config["num_layers"]  # an absent key follows the encoder's
@@ -57,7 +57,7 @@ def adapt_layers(
         parts = [part for part in _parts(config, stack, paired) if _depth_keys(config, part, depths.get(stack))]
         if not parts:
             raise CheckpointError(
-                f"Slices of {stack}*: config.json of {donor.name} has no key that holds its number of layers "
+                f"Slices of {stack}*: config.json of {template_model.name} has no key that holds its number of layers "
                 f"({depths.get(stack)}), so that the result's could not hold it either."
             )
         for part in parts:
@@ -105,7 +105,7 @@ def _is_per_layer(key: str, value: Any, depth: int) -> bool:
 
 
 def _take_entries(raw: MutableMapping[str, Any], part: _Part, depth: int, origin: Sequence[LayerOrigin]) -> None:
-    """Take, of each list of the donor's config with one entry per layer, each layer's entry in its own model."""
+    """Fill each list with one entry per layer with the entries from the configs of the layers' source models."""
     for key, value in list(raw.items()):
         if not _is_per_layer(key, value, depth):
             continue

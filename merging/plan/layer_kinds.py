@@ -44,7 +44,9 @@ class LayerKinds:
         return bool(NUMBERED.fullmatch(key[1])) or values == list(range(len(values)))
 
 
-def check_kinds(config: Mapping[str, Any], donor: Checkpoint, origins: Mapping[str, tuple[LayerOrigin, ...]]) -> None:
+def check_kinds(
+    config: Mapping[str, Any], template_model: Checkpoint, origins: Mapping[str, tuple[LayerOrigin, ...]]
+) -> None:
     """Compare each layer of the result with the layer that it comes from.
 
     config: of the result. Raises CheckpointError, naming the keys that give layers their kind, where a layer would be
@@ -53,13 +55,13 @@ def check_kinds(config: Mapping[str, Any], donor: Checkpoint, origins: Mapping[s
     for stack, origin in origins.items():
         result = kinds_of(parse_config(config), config, stack, len(origin))
         sources = {id(one.checkpoint): _stored_kinds(one.checkpoint, stack) for one in origin}
-        own = _stored_kinds(donor, stack)
-        keys = _keys_by_layer(donor, config)
+        own = _stored_kinds(template_model, stack)
+        keys = _keys_by_layer(template_model, config)
         if result is None or own is None or any(kinds is None for kinds in sources.values()):
             if keys:
                 raise CheckpointError(
-                    f"Slices of {stack}*: config.json of {donor.name} gives its layers their kind by {keys}, and "
-                    "transformers cannot make this model to check them; merge whole models."
+                    f"Slices of {stack}*: config.json of {template_model.name} gives its layers their kind by {keys}, "
+                    "and transformers cannot make this model to check them; merge whole models."
                 )
             continue
         trouble = _difference(result, own, [(one, sources[id(one.checkpoint)]) for one in origin])
@@ -114,9 +116,9 @@ def _difference(
     return None
 
 
-def _keys_by_layer(donor: Checkpoint, config: Mapping[str, Any]) -> str:
+def _keys_by_layer(template_model: Checkpoint, config: Mapping[str, Any]) -> str:
     """The keys that give layers their kind, as words."""
-    parts = (donor.parsed_config.text, donor.text_config, config)
+    parts = (template_model.parsed_config.text, template_model.text_config, config)
     keys = [key for part in parts for key, value in part.items() if BY_LAYER.fullmatch(key) and value]
     return ", ".join(dict.fromkeys(key for key in keys if not key.startswith("_")))
 

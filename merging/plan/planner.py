@@ -21,7 +21,7 @@ from merging.plan.slices import Inputs, Slot, slots_of
 from merging.plan.tied_weights import Heads, heads_of
 from merging.plan.types import LayerOrigin, Plan, Source, TensorPlan, source_of
 from merging.recipe.options import DEFAULTS, PlanOptions
-from merging.recipe.schedules import Section
+from merging.recipe.schedules import OutputSlice
 from merging.tokenizers.choice import extra_rows
 from merging.tokenizers.token_ids import read_tokenizer
 from merging.tokenizers.vocabulary import Alignment, Vocabulary, alignment_of, describe, is_vocabulary_tensor, listed
@@ -29,24 +29,32 @@ from merging.tokenizers.vocabulary import Alignment, Vocabulary, alignment_of, d
 
 def plan(
     inputs: Inputs,
-    sections: Sequence[Section],
+    output_slices: Sequence[OutputSlice],
     dtype: str | None,
     vocabulary: Vocabulary,
     exclusion: Exclusion | None = None,
     options: PlanOptions = DEFAULTS,
 ) -> Plan:
-    """Lay every tensor of the result beside its sources in the models and the base.
+    """Plan every tensor of the result from headers and configs.
 
-    dtype: of the output's floating-point tensors; None keeps the donor's. exclusion: what is copied instead of merged;
-    options: the treatment of inputs that differ. Raises UsageError for sections that cannot be, CheckpointError naming
-    the first three differences where shapes, names or configs do not fit.
+    Args:
+        inputs: The checkpoints of the merge.
+        output_slices: The layers of the result with their models and parameters.
+        dtype: Dtype of the result's floating-point tensors; None keeps the template model's.
+        vocabulary: The vocabulary of the result.
+        exclusion: Tensors that are copied instead of merged.
+        options: Rules for inputs that differ.
+
+    Raises:
+        UsageError: The slices do not fit the models.
+        CheckpointError: Shapes, names or configs do not fit; names the first three differences.
     """
     for checkpoint in inputs.all:
         check_config(checkpoint)
     builder = _Builder(inputs, dtype, vocabulary, heads_of(inputs), options, exclusion)
-    sliced = any(section.layers is not None for section in sections)
-    predicting = prediction_names(inputs.donor) if sliced else frozenset[str]()
-    slots = slots_of(inputs, sections, builder.heads.names(inputs.donor), predicting)
+    sliced = any(output_slice.layers is not None for output_slice in output_slices)
+    predicting = prediction_names(inputs.template_model) if sliced else frozenset[str]()
+    slots = slots_of(inputs, output_slices, builder.heads.names(inputs.template_model), predicting)
     if predicting:
         slots = builder.ruled(slots, predicting)
     if not sliced:
@@ -58,9 +66,9 @@ def plan(
     builder.leftovers(sliced)
     builder.check_chosen_rows([tensor for tensor in tensors if tensor is not None])
     builder.refuse()
-    builder.notes += [*builder.wide_note(), *builder.extra.notes(inputs.donor.name)]
+    builder.notes += [*builder.wide_note(), *builder.extra.notes(inputs.template_model.name)]
     comparison = compare_configs(
-        inputs.donor, inputs.all[1:], by_layer=not sliced, ignored=HEAD_KEYS if exclusion else ()
+        inputs.template_model, inputs.all[1:], by_layer=not sliced, ignored=HEAD_KEYS if exclusion else ()
     )
     builder.notes += comparison.check(options.allow_config_mismatch)
     origins = _layer_origins(inputs, slots)
@@ -72,15 +80,15 @@ def plan(
             )
         builder.notes.append(f"Allowed by --allow_config_mismatch: {sentence}.")
     if vocabulary.added:
-        builder.notes.append(f"Vocabulary: {listed(vocabulary.added)} added to {inputs.donor.name}'s.")
-    if extra := extra_rows(inputs.donor):
-        changed = [t for t in tensors if t and is_vocabulary_tensor(t.own.name, t.own.checkpoint) and t.is_float]
-        if any(t.shape != t.own.checkpoint.tensors[t.own.name].shape for t in changed):
+        builder.notes.append(f"Vocabulary: {listed(vocabulary.added)} added to {inputs.template_model.name}'s.")
+    if extra := extra_rows(inputs.template_model):
+        changed = [t for t in tensors if t and is_vocabulary_tensor(t.source.name, t.source.checkpoint) and t.is_float]
+        if any(t.shape != t.source.checkpoint.tensors[t.source.name].shape for t in changed):
             raise CheckpointError(
-                f"{inputs.donor.name} has {extra} rows more in its input embedding than in its output head, so that "
-                "its vocabulary cannot change; leave --tokenizer base, without --pad_to_multiple_of."
+                f"{inputs.template_model.name} has {extra} rows more in its input embedding than in its output head, "
+                "so that its vocabulary cannot change; leave --tokenizer base, without --pad_to_multiple_of."
             )
-    ends = {t.shape[0] for t in tensors if t and is_vocabulary_tensor(t.own.name, t.own.checkpoint)}
+    ends = {t.shape[0] for t in tensors if t and is_vocabulary_tensor(t.source.name, t.source.checkpoint)}
     if vocabulary.multiple > 1 and ends:
         builder.notes.append(
             f"Vocabulary: {' and '.join(map(str, sorted(ends)))} rows, a multiple of {vocabulary.multiple}; those that "
@@ -91,8 +99,10 @@ def plan(
             f"Vocabulary: the tokenizer of {vocabulary.name} is made by code of its own, which is not run; all models "
             "have the same files of it, or none, and their rows are matched by number."
         )
-    if vocabulary.rowless:
-        builder.notes.append(f"Tokenizer: {listed(vocabulary.rowless)} without a row left out of the result's.")
+    if vocabulary.tokens_without_rows:
+        builder.notes.append(
+            f"Tokenizer: {listed(vocabulary.tokens_without_rows)} without a row left out of the result's."
+        )
     reading = [note for checkpoint in inputs.all for note in checkpoint.notes]
     return Plan(
         tensors=tuple(tensor for tensor in tensors if tensor is not None),
@@ -101,19 +111,19 @@ def plan(
         notes=tuple(dict.fromkeys((*reading, *builder.heads.notes, *builder.notes))),
         left_out=builder.left_out,
         layer_origins=origins,
-        head_of=exclusion.owner if exclusion and exclusion.changes_head(slots, inputs.donor) else None,
+        head_of=exclusion.owner if exclusion and exclusion.changes_head(slots, inputs.template_model) else None,
     )
 
 
 def _layer_origins(inputs: Inputs, slots: Sequence[Slot]) -> dict[str, tuple[LayerOrigin, ...]]:
     origins: defaultdict[str, dict[int, LayerOrigin]] = defaultdict(dict)
     for slot in slots:
-        new, old = layer_of(slot.name), layer_of(slot.own[1])
-        if new and old and slot.section is not None and slot.section.layers is not None:
-            sources = zip((inputs.models[i] for i in slot.section.models), slot.models, strict=True)
+        new, old = layer_of(slot.name), layer_of(slot.source[1])
+        if new and old and slot.output_slice is not None and slot.output_slice.layers is not None:
+            sources = zip((inputs.models[i] for i in slot.output_slice.models), slot.models, strict=True)
             based = [(inputs.base, slot.base)] if inputs.base is not None else []
             others = [(c, index[1]) for c, name in (*sources, *based) if (index := layer_of(name))]
-            origins[new[0]].setdefault(new[1], LayerOrigin(slot.own[0], old[1], tuple(others)))
+            origins[new[0]].setdefault(new[1], LayerOrigin(slot.source[0], old[1], tuple(others)))
     return {stack: tuple(origin[i] for i in sorted(origin)) for stack, origin in origins.items()}
 
 
@@ -142,13 +152,14 @@ class _Builder:
 
     def refuse(self) -> None:
         """Raise CheckpointError where anything did not fit."""
+        template = self.inputs.template_model
         for name, count in self._lacking.items():
             other = next(checkpoint for checkpoint in self.inputs.all if checkpoint.name == name)
-            if 2 * count > len(self.inputs.donor.tensors) and other.tensors:
+            if 2 * count > len(template.tensors) and other.tensors:
                 raise CheckpointError(
-                    f"{name} names its tensors otherwise than {self.inputs.donor.name} (its first is "
-                    f"{next(iter(other.tensors))}, there it is {next(iter(self.inputs.donor.tensors))}): they are of "
-                    "different architectures, or one has to be loaded and saved again with transformers."
+                    f"{name} names its tensors otherwise than {template.name} (its first is "
+                    f"{next(iter(other.tensors))}, there it is {next(iter(template.tensors))}): they are of different "
+                    "architectures, or one has to be loaded and saved again with transformers."
                 )
         if self.problems:
             found = list(dict.fromkeys(self.problems))
@@ -157,34 +168,34 @@ class _Builder:
 
     def ruled(self, slots: Sequence[Slot], predicting: Collection[str]) -> list[Slot]:
         """The layout of slices after the rule for parts that predict further tokens, which no slice takes."""
-        rule, donor = self.options.extra_tensors or "keep", self.inputs.donor
+        rule, template = self.options.extra_tensors or "keep", self.inputs.template_model
         names = sorted(predicting)
         if rule == "error":
-            self.problems.append(f"no slice takes {names[0]} of {donor.name}, which predicts further tokens")
+            self.problems.append(f"no slice takes {names[0]} of {template.name}, which predicts further tokens")
         words = {"keep": "copied behind the layers of the slices", "drop": "dropped", "error": "refused"}
         self.notes.append(
-            f"{donor.name} predicts further tokens: {', '.join(names[:3])} ({len(names)} tensors), {words[rule]} "
-            "(--extra_tensors)."
+            f"{template.name} predicts further tokens: {', '.join(names[:3])} ({len(names)} tensors), "
+            f"{words[rule]} (--extra_tensors)."
         )
-        return [slot for slot in slots if rule == "keep" or slot.own[1] not in predicting]
+        return [slot for slot in slots if rule == "keep" or slot.source[1] not in predicting]
 
     def compare_depths(self) -> None:
         """Name models with another number of layers, rather than every tensor that they lack or have besides."""
-        donor = self.inputs.donor
-        ours = main_depths(donor)
+        template = self.inputs.template_model
+        ours = main_depths(template)
         for other in self.inputs.all[1:]:
             theirs = main_depths(other)
             for stack in ours.keys() & theirs.keys():
                 if ours[stack] != theirs[stack]:
                     self.problems.append(
-                        f"{donor.name} has {ours[stack]} layers ({stack}*) and {other.name} {theirs[stack]}; "
+                        f"{template.name} has {ours[stack]} layers ({stack}*) and {other.name} {theirs[stack]}; "
                         "a recipe with slices says which layers go together"
                     )
         self.refuse()
 
     def tensor(self, slot: Slot) -> TensorPlan | None:
         """Plan one tensor; None where something does not fit, which is then among the problems."""
-        checkpoint, name = slot.own
+        checkpoint, name = slot.source
         stored = self.heads.stored(checkpoint, name)
         if stored is None:
             self.problems.append(f"{checkpoint.name} has no tensor {name}")
@@ -198,39 +209,39 @@ class _Builder:
         if is_vocabulary_tensor(stored, checkpoint):
             shape = (self.vocabulary.rows(shape[0]), *shape[1:])
         is_float = info.dtype in FLOATS and not is_computed(slot.name, shape)  # what is not is copied
-        own = self._source(checkpoint, name, slot.name, shape, is_float)
-        section, base = slot.section if is_float else None, self.inputs.base
-        wanted = [] if section is None else [self.inputs.models[i] for i in section.models]
-        lacking = self._lacking_in(wanted, slot, base if section is not None else None)
+        source = self._source(checkpoint, name, slot.name, shape, is_float)
+        output_slice, base = slot.output_slice if is_float else None, self.inputs.base
+        wanted = [] if output_slice is None else [self.inputs.models[i] for i in output_slice.models]
+        lacking = self._lacking_in(wanted, slot, base if output_slice is not None else None)
         rule = self.extra.rule(checkpoint, name, lacking) if lacking else "error"
         if lacking and rule != "error":
             self.extra.note(rule, slot.name, lacking)
             if rule == "drop":
                 return None
-            section, wanted = None, []
+            output_slice, wanted = None, []
         models = [
             self._source(m, n, slot.name, shape, is_float)
-            for m, n in zip(wanted, slot.models if section is not None else (), strict=True)
+            for m, n in zip(wanted, slot.models if output_slice is not None else (), strict=True)
         ]
         from_base = (
-            None if base is None or section is None else self._source(base, slot.base, slot.name, shape, is_float)
+            None if base is None or output_slice is None else self._source(base, slot.base, slot.name, shape, is_float)
         )
-        if own is None or None in models or (from_base is None and base is not None and section is not None):
+        if source is None or None in models or (from_base is None and base is not None and output_slice is not None):
             return None
-        sources = [source for source in (own, *models, from_base) if source is not None]
+        sources = [part for part in (source, *models, from_base) if part is not None]
         dtype = self._dtype(slot.name, info.dtype, sources) if is_float else info.dtype
         return TensorPlan(
             name=slot.name,
             shape=shape,
             dtype=dtype,
-            own=own,
+            source=source,
             models=tuple(model for model in models if model is not None),
             base=from_base,
-            parameters=section.at(slot.name, slot.depth, slot.models) if section is not None else {},
+            parameters=output_slice.at(slot.name, slot.depth, slot.models) if output_slice is not None else {},
             is_float=is_float,
             is_embedding=len(shape) == 2 and role_of(slot.name) == "input",
             transposed=stored in self._transposed_in(checkpoint),
-            positions=section.models if section is not None else (),
+            positions=output_slice.models if output_slice is not None else (),
         )
 
     def _lacking_in(self, models: Sequence[Checkpoint], slot: Slot, base: Checkpoint | None) -> list[Checkpoint]:
@@ -277,8 +288,8 @@ class _Builder:
         label = output if name == output else f"{output} (its {name})"
         stored = self.heads.stored(checkpoint, name)
         if stored is None:
-            donor = self.inputs.donor.name
-            self.problems.append(f"{checkpoint.name} has no tensor {name} {list(shape)}, which {donor} has")
+            template = self.inputs.template_model.name
+            self.problems.append(f"{checkpoint.name} has no tensor {name} {list(shape)}, which {template} has")
             self._lacking[checkpoint.name] += 1
             return None
         self._used[id(checkpoint)].add(stored)
@@ -294,20 +305,22 @@ class _Builder:
         if is_vocabulary_tensor(stored, checkpoint) and info.shape[1:] == shape[1:]:
             return Source(checkpoint, stored, self._aligned(checkpoint, label, shape[0], info))
         if info.shape != shape:
-            donor = self.inputs.donor.name
-            self.problems.append(f"{label} is {list(shape)} in {donor} and {list(info.shape)} in {checkpoint.name}")
+            template_model = self.inputs.template_model.name
+            self.problems.append(
+                f"{label} is {list(shape)} in {template_model} and {list(info.shape)} in {checkpoint.name}"
+            )
         return Source(checkpoint, stored)
 
     def _aligned(self, checkpoint: Checkpoint, label: str, rows: int, info: TensorInfo) -> Alignment | None:
-        theirs, donor = info.shape[0], self.inputs.donor
+        row_count, template = info.shape[0], self.inputs.template_model
         forced = any(wish.force for wish in self.vocabulary.chosen.values())
-        if checkpoint is donor and self.vocabulary.folder == donor.folder and theirs == rows and not forced:
+        if checkpoint is template and self.vocabulary.folder == template.folder and row_count == rows and not forced:
             return None
-        alignment = alignment_of(self.vocabulary, rows, checkpoint.folder, theirs)
+        alignment = alignment_of(self.vocabulary, rows, checkpoint.folder, row_count)
         if alignment is None:
             self.problems.append(
-                f"{label} has {rows} rows in {self.vocabulary.name} and {theirs} in {checkpoint.name}, and without a "
-                "tokenizer in both that transformers reads their rows cannot be matched by token"
+                f"{label} has {rows} rows in {self.vocabulary.name} and {row_count} in {checkpoint.name}, and without "
+                "a tokenizer in both that transformers reads their rows cannot be matched by token"
             )
             return None
         if len(alignment.missing) > rows / 2:
@@ -315,16 +328,16 @@ class _Builder:
                 f"{checkpoint.name} has only {rows - len(alignment.missing)} of the {rows} tokens of "
                 f"{self.vocabulary.name}: their tokenizers are not of one family"
             )
-        sentence = describe(checkpoint.name, theirs, alignment)
-        if sentence and not (checkpoint is donor and self.vocabulary.folder == donor.folder):
+        sentence = describe(checkpoint.name, row_count, alignment)
+        if sentence and not (checkpoint is template and self.vocabulary.folder == template.folder):
             self.notes.append(sentence)
-        return alignment if alignment.rows is not None or theirs != rows else None
+        return alignment if alignment.rows is not None or row_count != rows else None
 
     def check_chosen_rows(self, tensors: Sequence[TensorPlan]) -> None:
         """Name vocabulary tensors in which a model has no part whose row `tokenizer.tokens` takes."""
         owners = [wish.checkpoint for wish in self.vocabulary.chosen.values() if wish.checkpoint is not None]
         for tensor in tensors if owners else ():
-            if is_vocabulary_tensor(tensor.own.name, tensor.own.checkpoint):
+            if is_vocabulary_tensor(tensor.source.name, tensor.source.checkpoint):
                 self.problems += [
                     f"tokenizer.tokens takes a row of {owner.name}, which has no part in {tensor.name}"
                     for owner in owners
@@ -333,8 +346,8 @@ class _Builder:
 
     def leftovers(self, sliced: bool) -> None:
         """Account for tensors that go nowhere: computed buffers and heads are left out, others refused."""
-        donor = self.inputs.donor
-        expected = set(self.heads.names(donor))
+        template = self.inputs.template_model
+        expected = set(self.heads.names(template))
         for checkpoint in self.inputs.all:
             extra = [
                 name
@@ -347,8 +360,8 @@ class _Builder:
             if parts:
                 self.left_out[checkpoint.name] = tuple(parts)
                 self.notes.append(
-                    f"Not in {donor.name}: {', '.join(parts[:3])} ({len(parts)} tensors) of {checkpoint.name}, left "
-                    "out (--extra_tensors)."
+                    f"Not in {template.name}: {', '.join(parts[:3])} ({len(parts)} tensors) of {checkpoint.name}, "
+                    "left out (--extra_tensors)."
                 )
             extra = [name for name in extra if name not in parts]
             for name in extra:
@@ -356,11 +369,11 @@ class _Builder:
                 needless = info.dtype not in FLOATS or is_computed(name, info.shape) or name in self.heads.dropped
                 if not needless and role_of(name) != "head":
                     self.problems.append(
-                        f"{checkpoint.name} has a tensor {name}, which {donor.name} has not (--extra_tensors keep "
-                        "leaves it out)"
+                        f"{checkpoint.name} has a tensor {name}, which {template.name} has not (--extra_tensors "
+                        "keep leaves it out)"
                     )
-            if extra and checkpoint is not donor:
+            if extra and checkpoint is not template:
                 self.left_out[checkpoint.name] = (*self.left_out.get(checkpoint.name, ()), *extra)
                 self.notes.append(
-                    f"{checkpoint.name}: left out {', '.join(extra[:3])}, which {donor.name} computes or ties."
+                    f"{checkpoint.name}: left out {', '.join(extra[:3])}, which {template.name} computes or ties."
                 )

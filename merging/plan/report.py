@@ -82,7 +82,7 @@ def peak_memory(plan: Plan, method: MergeMethod | None) -> int:
 def _role(checkpoint: Checkpoint, work: Work) -> str:
     if checkpoint is work.inputs.base:
         return "base"
-    return "model" if any(checkpoint is model for model in work.inputs.models) else "donor"
+    return "model" if any(checkpoint is model for model in work.inputs.models) else "template"
 
 
 def _model(checkpoint: Checkpoint, work: Work) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The result's config and generation config: the donor's, true of the result's tensors, tokens and layers."""
+"""The result's config and generation config: the template model's, true of the result's tensors, tokens and layers."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ GENERATION = (
 
 
 def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return {file name: content} of config.json and generation_config.json, and what is to be said of them.
+    """Return {file name: content} of config.json and generation_config.json, and notes on them.
 
-    The config is the donor's, with dtype, vocabulary, tying and layers as the result's tensors have them. The
-    generation config is the donor's, with everybody's end-of-sequence tokens. Both have the token ids of the result's
-    numbering. Raises CheckpointError for ids that are no numbers, or that the model cannot do without, and for layers
-    that the config has no words for.
+    The config is the template model's, with dtype, vocabulary, tying and layers of the result's tensors. The generation
+    config is the template model's, with the end-of-sequence tokens of all inputs. Both have the result's token ids.
+
+    Raises:
+        CheckpointError: A token id is no number or has no row in the result, or the config cannot express the layers.
     """
-    donor = inputs.donor
-    config, generation = deepcopy(dict(donor.config)), deepcopy(_generation_config(donor))
+    template_model = inputs.template_model
+    config, generation = deepcopy(dict(template_model.config)), deepcopy(_generation_config(template_model))
     if plan.head_of is not None:
         config = {key: value for key, value in config.items() if key not in HEAD_KEYS}
         config |= {key: value for key, value in plan.head_of.config.items() if key in HEAD_KEYS}
@@ -50,11 +51,11 @@ def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]],
     if len(dtypes) == 1:
         config.pop("torch_dtype", None)
         config["dtype"] = dtypes.pop()
-    predicting = prediction_names(donor)
-    if not any(tensor.own.name in predicting for tensor in plan.tensors):
+    predicting = prediction_names(template_model)
+    if not any(tensor.source.name in predicting for tensor in plan.tensors):
         config = without_prediction(config)
-    rows, extra = rows_of(donor, plan), extra_rows(donor)
-    parts = list(_parts(config, (embedding_rows(donor) or 0) - extra or None))
+    rows, extra = rows_of(template_model, plan), extra_rows(template_model)
+    parts = list(_parts(config, (embedding_rows(template_model) or 0) - extra or None))
     for part in parts:
         if rows is not None and "vocab_size" in part:
             part["vocab_size"] = rows - extra
@@ -63,12 +64,12 @@ def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]],
         if not plan.tied and ("tie_word_embeddings" in part or part is config):  # unsaid, it may be true
             part["tie_word_embeddings"] = False
     if plan.layer_origins:
-        adapt_layers(config, donor, plan.layer_origins)
-        check_kinds(config, donor, plan.layer_origins)
-    numbering = _numbering(donor, plan, rows)
+        adapt_layers(config, template_model, plan.layer_origins)
+        check_kinds(config, template_model, plan.layer_origins)
+    numbering = _numbering(template_model, plan, rows)
     lost = {
-        "config.json": [key for part in parts for key in renumber(part, numbering, donor.name)],
-        "generation_config.json": renumber(generation, numbering, donor.name),
+        "config.json": [key for part in parts for key in renumber(part, numbering, template_model.name)],
+        "generation_config.json": renumber(generation, numbering, template_model.name),
     }
     ends = dict.fromkeys(i for checkpoint in inputs.all for i in _end_ids(checkpoint, plan, rows))
     if ends or "eos_token_id" in generation:
@@ -81,10 +82,10 @@ def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]],
     return {"config.json": config, "generation_config.json": generation}, told
 
 
-def rows_of(donor: Checkpoint, plan: Plan) -> int | None:
+def rows_of(template_model: Checkpoint, plan: Plan) -> int | None:
     """Return the number of rows of the result's input embedding; None where no tensor is known as one."""
-    table = main_of(donor, "input")
-    return next((t.shape[0] for t in plan.tensors if t.own.name == table and role_of(t.name) == "input"), None)
+    table = main_of(template_model, "input")
+    return next((t.shape[0] for t in plan.tensors if t.source.name == table and role_of(t.name) == "input"), None)
 
 
 def _parts(config: dict[str, Any], rows: int | None) -> Iterator[dict[str, Any]]:

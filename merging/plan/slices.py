@@ -11,22 +11,27 @@ from common.errors import CheckpointError, UsageError
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.tensor_names import in_part, layer_of, role_of, stacks_of
 from merging.plan.prediction import main_depths, prediction_names
-from merging.recipe.schedules import Section
+from merging.recipe.schedules import OutputSlice
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The checkpoints of a merge. The donor gives the names, the config and what is copied; it may be the base or the
-    first model. `base` is None where the method works without one."""
+    """Checkpoints of a merge.
 
-    donor: Checkpoint
+    template_model: the base or the first model, from which names, config and copied tensors are taken; base: None where
+    the method works without one.
+    """
+
+    template_model: Checkpoint
     models: tuple[Checkpoint, ...]
     base: Checkpoint | None
 
     @property
     def all(self) -> list[Checkpoint]:
-        """Every checkpoint once, the donor first."""
-        return list({id(c): c for c in (self.donor, *self.models, *([self.base] if self.base else []))}.values())
+        """Every checkpoint once, the template model first."""
+        return list(
+            {id(c): c for c in (self.template_model, *self.models, *([self.base] if self.base else []))}.values()
+        )
 
     @property
     def distinct(self) -> list[Checkpoint]:
@@ -39,75 +44,83 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of the result: the section it belongs to (None: copied from its own checkpoint) and where it is found.
+    """One tensor of the result with its output slice and its names in the inputs.
 
-    own: the checkpoint and name that its shape (and what is not merged) is taken from; models: the name in each model
-    of the section; depth in [0, 1] is the layer's position in its section, 0 outside layers.
+    output_slice: None where the tensor is copied from `source`; depth: the layer's position in its output slice, in
+    [0, 1], 0 outside layers; source: checkpoint and name that give the shape, and the values where nothing is merged;
+    models: the name in each model of the output slice; base: the name in the base.
     """
 
     name: str
-    section: Section | None
+    output_slice: OutputSlice | None
     depth: float
-    own: tuple[Checkpoint, str]
+    source: tuple[Checkpoint, str]
     models: tuple[str, ...]
     base: str
 
 
 def slots_of(
-    inputs: Inputs, sections: Sequence[Section], names: Sequence[str], predicting: Collection[str] = ()
+    inputs: Inputs, output_slices: Sequence[OutputSlice], names: Sequence[str], predicting: Collection[str] = ()
 ) -> list[Slot]:
-    """Lay out every tensor of the result; `names` are the donor's.
+    """Return a slot for every tensor of the result.
 
-    predicting: those of the donor that predict further tokens, which a result of slices has behind its layers. Raises
-    UsageError for slices that cannot be.
+    Args:
+        inputs: The checkpoints of the merge.
+        output_slices: The slices of the recipe; one without layers for whole models.
+        names: Tensor names of the template model.
+        predicting: Names among them that belong to multi-token prediction; a result of slices has them after its
+            layers.
+
+    Raises:
+        UsageError: A slice names layers that a model does not have, or a part that no model has.
     """
-    for section in sections:
-        in_part("", section.module)  # a part that is not known is an error before anything else
+    for output_slice in output_slices:
+        in_part("", output_slice.module)  # a part that is not known is an error before anything else
     depths = stacks_of(names)
     slots: list[Slot] = []
-    for part in dict.fromkeys(section.module for section in sections):
-        mine = [section for section in sections if section.module == part]
+    for part in dict.fromkeys(output_slice.module for output_slice in output_slices):
+        mine = [output_slice for output_slice in output_slices if output_slice.module == part]
         inside = [name for name in names if in_part(name, part)]
         if mine[0].layers is None:
             slots += [_in_place(name, mine[0], inputs, depths) for name in inside]
         else:
             slots += _sliced(inside, mine, inputs)
     placed = {slot.name for slot in slots}
-    left = [name for name in names if name not in placed and not _in_any_part(name, sections)]
-    if any(section.layers is not None for section in sections):
-        slots = [slot for slot in slots if slot.own[1] not in predicting]
+    left = [name for name in names if name not in placed and not _in_any_part(name, output_slices)]
+    if any(output_slice.layers is not None for output_slice in output_slices):
+        slots = [slot for slot in slots if slot.source[1] not in predicting]
         left = [name for name in left if name not in predicting]
-        slots += _behind(inputs.donor, slots, predicting)
-    slots += [Slot(name, None, 0.0, (inputs.donor, name), (), name) for name in left]
-    if all(section.layers is None for section in sections):
+        slots += _behind(inputs.template_model, slots, predicting)
+    slots += [Slot(name, None, 0.0, (inputs.template_model, name), (), name) for name in left]
+    if all(output_slice.layers is None for output_slice in output_slices):
         order = {name: i for i, name in enumerate(names)}
         slots.sort(key=lambda slot: order[slot.name])
     return slots
 
 
-def _behind(donor: Checkpoint, slots: Sequence[Slot], predicting: Collection[str]) -> Iterator[Slot]:
-    """The donor's tensors that predict further tokens, copied; layers behind the others are renumbered."""
+def _behind(template_model: Checkpoint, slots: Sequence[Slot], predicting: Collection[str]) -> Iterator[Slot]:
+    """The template model's tensors that predict further tokens, copied; layers behind the others are renumbered."""
     result = stacks_of(slot.name for slot in slots)
-    depths = stacks_of(name for name in donor.tensors if name not in predicting)
-    for name in donor.tensors:
+    depths = stacks_of(name for name in template_model.tensors if name not in predicting)
+    for name in template_model.tensors:
         if name not in predicting:
             continue
         found = layer_of(name)
         if found and found[0] in depths:
             place = result.get(found[0], 0) + found[1] - depths[found[0]]
-            yield Slot(f"{found[0]}{place}{found[2]}", None, 0.0, (donor, name), (), name)
+            yield Slot(f"{found[0]}{place}{found[2]}", None, 0.0, (template_model, name), (), name)
         else:
-            yield Slot(name, None, 0.0, (donor, name), (), name)
+            yield Slot(name, None, 0.0, (template_model, name), (), name)
 
 
-def _in_any_part(name: str, sections: Sequence[Section]) -> bool:
-    return any(in_part(name, section.module) for section in sections)
+def _in_any_part(name: str, output_slices: Sequence[OutputSlice]) -> bool:
+    return any(in_part(name, output_slice.module) for output_slice in output_slices)
 
 
-def _in_place(name: str, section: Section, inputs: Inputs, depths: dict[str, int]) -> Slot:
+def _in_place(name: str, output_slice: OutputSlice, inputs: Inputs, depths: dict[str, int]) -> Slot:
     found = layer_of(name)
     depth = 0.0 if found is None else _depth(found[1], depths[found[0]])
-    return Slot(name, section, depth, (inputs.donor, name), (name,) * len(section.models), name)
+    return Slot(name, output_slice, depth, (inputs.template_model, name), (name,) * len(output_slice.models), name)
 
 
 def _depth(index: int, layers: int) -> float:
@@ -115,44 +128,44 @@ def _depth(index: int, layers: int) -> float:
     return index / (layers - 1) if layers > 1 else 1.0
 
 
-def _sliced(names: Sequence[str], sections: Sequence[Section], inputs: Inputs) -> Iterator[Slot]:
-    """Tensors before the layers from the first section's sources, layers from each in turn, the rest from the last."""
+def _sliced(names: Sequence[str], output_slices: Sequence[OutputSlice], inputs: Inputs) -> Iterator[Slot]:
+    """Yield the embedding of the first slice, the layers of each slice in turn, and the rest from the last slice."""
     outside = [name for name in names if layer_of(name) is None]
     whole = partial(_in_place, inputs=inputs, depths={})
-    yield from (whole(name, sections[0]) for name in outside if role_of(name) == "input")
+    yield from (whole(name, output_slices[0]) for name in outside if role_of(name) == "input")
     at = 0
-    for section in sections:
-        yield from _layers(section, at, inputs)
-        at += section.depth
-    yield from (whole(name, sections[-1]) for name in outside if role_of(name) != "input")
+    for output_slice in output_slices:
+        yield from _layers(output_slice, at, inputs)
+        at += output_slice.depth
+    yield from (whole(name, output_slices[-1]) for name in outside if role_of(name) != "input")
 
 
-def _layers(section: Section, at: int, inputs: Inputs) -> Iterator[Slot]:
+def _layers(output_slice: OutputSlice, at: int, inputs: Inputs) -> Iterator[Slot]:
     """The tensors of one slice, its first layer being layer number `at` of the result."""
-    assert section.layers is not None
-    models = [inputs.models[i] for i in section.models]
-    stack = _stack((*models, inputs.donor)[0], section.module)
-    for model, (_, stop) in zip(models, section.layers, strict=True):
+    assert output_slice.layers is not None
+    models = [inputs.models[i] for i in output_slice.models]
+    stack = _stack((*models, inputs.template_model)[0], output_slice.module)
+    for model, (_, stop) in zip(models, output_slice.layers, strict=True):
         _check_range(model, stack, stop)
-    if inputs.base is not None and section.base_layers is None:
+    if inputs.base is not None and output_slice.base_layers is None:
         raise UsageError(f"A slice names no layers of the base {inputs.base.name}, which the method needs.")
-    if inputs.base is not None and section.base_layers is not None:
-        _check_range(inputs.base, stack, section.base_layers[1])
-    first = (*section.layers, section.base_layers or (0, 0))[0][0]
-    base_first = section.base_layers[0] if section.base_layers else first
-    own, own_first = (inputs.base, base_first) if inputs.base is not None else (models[0], first)
+    if inputs.base is not None and output_slice.base_layers is not None:
+        _check_range(inputs.base, stack, output_slice.base_layers[1])
+    first = (*output_slice.layers, output_slice.base_layers or (0, 0))[0][0]
+    base_first = output_slice.base_layers[0] if output_slice.base_layers else first
+    checkpoint, first_layer = (inputs.base, base_first) if inputs.base is not None else (models[0], first)
     rests: dict[int, list[str]] = defaultdict(list)
-    for name in own.tensors:
+    for name in checkpoint.tensors:
         if (found := layer_of(name)) and found[0] == stack:
             rests[found[1]].append(found[2])
-    for k in range(section.depth):
-        for rest in rests[own_first + k]:
+    for k in range(output_slice.depth):
+        for rest in rests[first_layer + k]:
             yield Slot(
                 name=f"{stack}{at + k}{rest}",
-                section=section,
-                depth=_depth(k, section.depth),
-                own=(own, f"{stack}{own_first + k}{rest}"),
-                models=tuple(f"{stack}{start + k}{rest}" for start, _ in section.layers),
+                output_slice=output_slice,
+                depth=_depth(k, output_slice.depth),
+                source=(checkpoint, f"{stack}{first_layer + k}{rest}"),
+                models=tuple(f"{stack}{start + k}{rest}" for start, _ in output_slice.layers),
                 base=f"{stack}{base_first + k}{rest}",
             )
 

@@ -38,9 +38,9 @@ class Heads:
     dropped: frozenset[str]
     notes: tuple[str, ...] = ()
 
-    def names(self, donor: Checkpoint) -> list[str]:
-        """Return the names of the result's tensors where the donor gives them."""
-        names = [name for name in donor.tensors if name not in self.dropped]
+    def names(self, template_model: Checkpoint) -> list[str]:
+        """Return the names of the result's tensors where the template model gives them."""
+        names = [name for name in template_model.tensors if name not in self.dropped]
         return names if self.head is None or self.tied or self.head in names else [*names, self.head]
 
     def stored(self, checkpoint: Checkpoint, name: str) -> str | None:
@@ -51,27 +51,31 @@ class Heads:
 
 def heads_of(inputs: Inputs) -> Heads:
     """Find out who ties what. Raises CheckpointError for a config that says tied beside a head that differs."""
-    donor = inputs.donor
+    template_model = inputs.template_model
     same = {id(c): _copies(c) for c in inputs.all}
-    own = {id(c): {n for n in c.tensors if role_of(n) and n not in same[id(c)]} for c in inputs.all}
+    main_names = {id(c): {n for n in c.tensors if role_of(n) and n not in same[id(c)]} for c in inputs.all}
     ties = {
-        id(c): (stated_tie(c.config) is not False or is_tied_within(c.config)) and _shares(c, own[id(c)])
+        id(c): (stated_tie(c.config) is not False or is_tied_within(c.config)) and _shares(c, main_names[id(c)])
         for c in inputs.all
     }
-    dropped = frozenset(n for copies in same.values() for n in copies) - {n for names in own.values() for n in names}
-    heads = [name for c in inputs.all for name in sorted(own[id(c)]) if role_of(name) == "head"]
-    head = heads[0] if heads and (ties[id(donor)] or heads[0] in donor.tensors) else None
+    dropped = frozenset(n for copies in same.values() for n in copies) - {
+        n for names in main_names.values() for n in names
+    }
+    heads = [name for c in inputs.all for name in sorted(main_names[id(c)]) if role_of(name) == "head"]
+    head = heads[0] if heads and (ties[id(template_model)] or heads[0] in template_model.tensors) else None
     for checkpoint in inputs.all:
         embedding = main_of(checkpoint, "input")
         if head is not None and ties[id(checkpoint)] and embedding is not None:
             same[id(checkpoint)][head] = embedding
-        lacking = same[id(donor)].keys() - checkpoint.tensors.keys()  # the donor's copies, which another need not have
+        lacking = (
+            same[id(template_model)].keys() - checkpoint.tensors.keys()
+        )  # the template model's copies, which another need not have
         for name in lacking:
             main = main_of(checkpoint, role_of(name) or "")
             if main is not None and role_of(name) != "head":
                 same[id(checkpoint)].setdefault(name, main)
     return Heads(
-        head, ties[id(donor)] and head is None, same, dropped, tuple(_notes(inputs, head, ties, same, dropped))
+        head, ties[id(template_model)] and head is None, same, dropped, tuple(_notes(inputs, head, ties, same, dropped))
     )
 
 
@@ -130,15 +134,15 @@ def _notes(
     inputs: Inputs, head: str | None, ties: Mapping[int, bool], same: Mapping[int, Mapping[str, str]],
     dropped: frozenset[str],
 ) -> Iterable[str]:  # fmt: skip
-    donor = inputs.donor
-    for name in donor.tensors:
+    template = inputs.template_model
+    for name in template.tensors:
         if name in dropped:
-            yield f"{donor.name} stores {name}, which is its {same[id(donor)][name]}, besides: one is enough."
+            yield f"{template.name} stores {name}, which is its {same[id(template)][name]}, besides: one is enough."
     if head is None:
         return
     for checkpoint in inputs.all:
         if ties[id(checkpoint)]:
             yield f"{checkpoint.name} ties its embeddings: its {same[id(checkpoint)][head]} serves as {head}."
-    if ties[id(donor)]:
+    if ties[id(template)]:
         untied = [checkpoint.name for checkpoint in inputs.all if not ties[id(checkpoint)]]
         yield f"{head} is stored in the result, since {', '.join(untied[:3])} has one of its own."

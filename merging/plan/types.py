@@ -48,14 +48,14 @@ class Source:
 class TensorPlan:
     """One output tensor: where each model's part of it is found, and the method's parameters for it.
 
-    `own` gives the shape, and the tensor itself where it is copied: no floating-point numbers, or no `models`.
+    `source` gives the shape, and the tensor itself where it is copied: no floating-point numbers, or no `models`.
     `transposed`: a matrix that is stored [in, out]. `positions`: which of the recipe's models `models` are.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    own: Source
+    source: Source
     models: tuple[Source, ...]
     base: Source | None
     parameters: Mapping[str, Any]
@@ -72,7 +72,7 @@ class TensorPlan:
     @property
     def sources(self) -> tuple[Source, ...]:
         """Every source that is read for it."""
-        return (self.own, *self.models, *([self.base] if self.base else ())) if self.is_merged else (self.own,)
+        return (self.source, *self.models, *([self.base] if self.base else ())) if self.is_merged else (self.source,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +86,17 @@ class LayerOrigin:
 
 def source_of(tensor: TensorPlan, checkpoint: Checkpoint) -> Source | None:
     """Return a checkpoint's tensor among those that one of the result is planned from; None where it has no part."""
-    sources = (tensor.own, *tensor.models, *([tensor.base] if tensor.base else []))
+    sources = (tensor.source, *tensor.models, *([tensor.base] if tensor.base else []))
     return next((source for source in sources if source.checkpoint.exact_name == checkpoint.exact_name), None)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every output tensor, in the donor's order, and what is to be said of the inputs.
+    """Every output tensor, in the template model's order, and what is to be said of the inputs.
 
     tied: whether the result's output head is its input embedding; layer_origins: for each stack that is made of slices,
     the model and layer that each of its layers comes from; head_of: the model whose config says what the output head
-    is, where it is excluded from the merge and not the donor's.
+    is, where it is excluded from the merge and not the template model's.
     """
 
     tensors: tuple[TensorPlan, ...]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import UsageError
 from common.terminal_text import quoted
 from merging.recipe.method_registry import MergeMethod, find_method
-from merging.recipe.schedules import Setting
+from merging.recipe.schedules import ParameterSchedule
 
 if TYPE_CHECKING:
     from merging.recipe.merge_recipe import MergeRecipe
@@ -31,23 +31,23 @@ def check(recipe: MergeRecipe, method: MergeMethod) -> None:
     switches = {name: recipe.parameters.get(name) for name in ("zero_sum", "trim_scope")}
     if recipe.numerics == "reference" and switches["zero_sum"] == "majority":
         raise UsageError("--numerics reference repeats the original program, where zero_sum is positive; leave it out.")
-    if switches["trim_scope"] == "model" and any(setting.constant is None for setting in _densities(recipe)):
+    if switches["trim_scope"] == "model" and any(schedule.constant is None for schedule in _densities(recipe)):
         raise UsageError(
             "trim_scope model ranks all tensors of a model together, and needs one density for each model; leave out "
             "filters and lists over the layers."
         )
     if switches["zero_sum"] == "majority" and recipe.parameters.get("rescale") == "l1":
         raise UsageError(f"{method.name}: zero_sum majority counts signs before rescaling; leave out rescale l1.")
-    for section in recipe.sections:
-        if not section.models:  # the base is copied
+    for output_slice in recipe.output_slices:
+        if not output_slice.models:  # the base is copied
             continue
-        settings = [setting for name in section.parameters for setting in section.settings(name)]
-        if all(setting.is_complete for setting in settings):
-            names = {"", *(part for s in settings for part, _ in s.rules if part)}
-            turns = {len(values) - 1 for s in settings for _, values in s.rules}
+        schedules = [schedule for name in output_slice.parameters for schedule in output_slice.schedules(name)]
+        if all(schedule.is_complete for schedule in schedules):
+            names = {"", *(part for s in schedules for part, _ in s.rules if part)}
+            turns = {len(values) - 1 for s in schedules for _, values in s.rules}
             depths = {0.0, 1.0, *(i / turn for turn in turns for i in range(turn))}
             for name, depth in product(sorted(names), sorted(depths)):
-                check_values(method, section.at(name, depth))
+                check_values(method, output_slice.at(name, depth))
 
 
 def check_values(method: MergeMethod, values: Mapping[str, Any]) -> None:
@@ -59,7 +59,7 @@ def check_values(method: MergeMethod, values: Mapping[str, Any]) -> None:
                 f"{method.name} keeps entries with probability density - epsilon to density + epsilon, which must "
                 f"lie between 0 and 1; found {density:g} and {epsilon:g}."
             )
-    divides = values.get("normalize_weights") or (method.base == "donor" and values.get("normalize"))
+    divides = values.get("normalize_weights") or (method.base == "template" and values.get("normalize"))
     if divides and abs(sum(values.get("weights", [1.0]))) < 1e-8:
         raise UsageError(f"{method.name} divides by the sum of the weights, which is 0; change --weights.")
 
@@ -68,7 +68,7 @@ def remarks(recipe: MergeRecipe) -> list[str]:
     """Return a sentence for each setting that does nothing, or means another thing where the file comes from."""
     said = list(recipe.notes)
     densities = _densities(recipe)
-    if densities and all(density >= 1 for setting in densities for density in setting.values):
+    if densities and all(density >= 1 for schedule in densities for density in schedule.values):
         what = "trims" if recipe.method == "ties" else "drops"
         said.append(f"density 1: {recipe.method} {what} nothing.")
     if recipe.parameters.get("solver") == "closed_form":
@@ -88,10 +88,10 @@ def idle_filters(recipe: MergeRecipe, names: Collection[str]) -> list[str]:
     method = find_method(recipe.method)
     filters = {
         (method.parameters[name].mergekit.name or name, part): None
-        for section in recipe.sections
-        for name in section.parameters
-        for setting in section.settings(name)
-        for part, _ in setting.rules
+        for output_slice in recipe.output_slices
+        for name in output_slice.parameters
+        for schedule in output_slice.schedules(name)
+        for part, _ in schedule.rules
         if part is not None
     }
     return [
@@ -101,5 +101,10 @@ def idle_filters(recipe: MergeRecipe, names: Collection[str]) -> list[str]:
     ]
 
 
-def _densities(recipe: MergeRecipe) -> list[Setting]:
-    return [s for section in recipe.sections if "density" in section.parameters for s in section.settings("density")]
+def _densities(recipe: MergeRecipe) -> list[ParameterSchedule]:
+    return [
+        s
+        for output_slice in recipe.output_slices
+        if "density" in output_slice.parameters
+        for s in output_slice.schedules("density")
+    ]

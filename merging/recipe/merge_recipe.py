@@ -17,7 +17,7 @@ from merging.recipe.mergekit.other_programs import refuse_other_programs, severa
 from merging.recipe.mergekit.reader import Draft, is_mergekit, read_mergekit
 from merging.recipe.method_registry import MergeMethod, Parameter, find_method
 from merging.recipe.options import PlanOptions
-from merging.recipe.schedules import DTYPES, SETTINGS, Section, Setting
+from merging.recipe.schedules import DTYPES, SETTINGS, OutputSlice, ParameterSchedule
 from merging.recipe.tokens import TokenRequest
 
 BUILT_IN_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
@@ -26,8 +26,8 @@ __all__ = [
     "DTYPES",
     "SETTINGS",
     "MergeRecipe",
-    "Section",
-    "Setting",
+    "OutputSlice",
+    "ParameterSchedule",
     "check_values",
     "make_recipe",
     "read_config",
@@ -47,7 +47,7 @@ class MergeRecipe:
     method: str
     models: tuple[str, ...]
     base_model: str | None
-    sections: tuple[Section, ...]
+    output_slices: tuple[OutputSlice, ...]
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     dtype: str = "bfloat16"
     numerics: str = "float32"
@@ -64,11 +64,12 @@ class MergeRecipe:
 
     @property
     def is_plain(self) -> bool:
-        """Whether whole models are merged with the same parameters for every tensor: what the flags can say."""
-        section = self.sections[0]
-        whole = len(self.sections) == 1 and section.layers is None and section.module is None
-        whole = whole and not self.tokens and bool(self.models) and section.models == tuple(range(len(self.models)))
-        return whole and all(s.constant is not None for name in section.parameters for s in section.settings(name))
+        """True where whole models are merged with one value per parameter, which is all that flags can express."""
+        only = self.output_slices[0]
+        is_whole = len(self.output_slices) == 1 and only.layers is None and only.module is None
+        has_all_models = bool(self.models) and only.models == tuple(range(len(self.models)))
+        is_constant = all(s.constant is not None for name in only.parameters for s in only.schedules(name))
+        return is_whole and has_all_models and is_constant and not self.tokens
 
     @property
     def exclusion(self) -> dict[str, str]:
@@ -85,7 +86,7 @@ class MergeRecipe:
         """Whether the method starts from the base, which otherwise gives only tokenizer and config (and may itself be
         one of the models)."""
         policy = find_method(self.method).base
-        everywhere = all(section.layers is None or section.base_layers for section in self.sections)
+        everywhere = all(output_slice.layers is None or output_slice.base_layers for output_slice in self.output_slices)
         takes_part = self.base_model is not None and self.base_model not in self.models and everywhere
         return policy == "required" or (policy == "optional" and takes_part)
 
@@ -93,8 +94,8 @@ class MergeRecipe:
     def parameters(self) -> Mapping[str, Any]:
         """Each parameter's value, or list of values per model; a description of it where it varies."""
         view: dict[str, Any] = {}
-        for name in self.sections[0].parameters:
-            told = [_told(section.parameters[name]) for section in self.sections]
+        for name in self.output_slices[0].parameters:
+            told = [_told(output_slice.parameters[name]) for output_slice in self.output_slices]
             view[name] = told[0] if all(one == told[0] for one in told) else told
         return view
 
@@ -118,10 +119,10 @@ class MergeRecipe:
         }
 
 
-def _told(setting: Setting | tuple[Setting, ...]) -> Any:
-    if isinstance(setting, tuple):
-        return [_told(one) for one in setting]
-    return str(setting) if setting.constant is None else setting.constant
+def _told(schedule: ParameterSchedule | tuple[ParameterSchedule, ...]) -> Any:
+    if isinstance(schedule, tuple):
+        return [_told(one) for one in schedule]
+    return str(schedule) if schedule.constant is None else schedule.constant
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -156,15 +157,15 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
         raise UsageError(
             f"{method.name} needs --base_model (base_model in a file): it merges what each model changed of its base."
         )
-    for section in draft.sections:
-        if section.models:  # none where the base alone is listed
-            _check_count(method, len(section.models))
+    for output_slice in draft.output_slices:
+        if output_slice.models:  # none where the base alone is listed
+            _check_count(method, len(output_slice.models))
     numerics = _one_of("numerics", given.get("numerics", "float32"), ("float32", "reference"))
     recipe = MergeRecipe(
         method=method.name,
         models=draft.models,
         base_model=str(base) if base is not None else None,
-        sections=draft.sections,
+        output_slices=draft.output_slices,
         sources=draft.sources,
         dtype=_one_of("dtype", given.get("dtype", "bfloat16"), (*DTYPES, "auto")),
         numerics=numerics,
@@ -201,13 +202,15 @@ def _read_flat(flags: Mapping[str, Any], config: Mapping[str, Any]) -> Draft:
     if not models:
         raise UsageError("--models_to_merge is missing: give the fine-tuned models as A,B,C.")
     _check_count(method, len(models))
-    parameters: dict[str, Setting | tuple[Setting, ...]] = {}
+    parameters: dict[str, ParameterSchedule | tuple[ParameterSchedule, ...]] = {}
     sources: dict[str, str] = {}
     for name, parameter in method.parameters.items():
         value, sources[name] = _value(parameter, name, flags, config, len(models))
-        parameters[name] = tuple(map(Setting.fixed, value)) if parameter.per_model else Setting.fixed(value)
-    section = Section(models=tuple(range(len(models))), parameters=parameters)
-    return Draft(method, models, (section,), sources, given)
+        parameters[name] = (
+            tuple(map(ParameterSchedule.fixed, value)) if parameter.per_model else ParameterSchedule.fixed(value)
+        )
+    output_slice = OutputSlice(models=tuple(range(len(models))), parameters=parameters)
+    return Draft(method, models, (output_slice,), sources, given)
 
 
 def _check_count(method: MergeMethod, n_models: int) -> None:

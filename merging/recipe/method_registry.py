@@ -166,7 +166,7 @@ class Implementation:
 class MergeMethod:
     """A method as the user sees it.
 
-    `base` is "required", "optional" (the method works on task vectors where it is given), or "donor" (gives only
+    `base` is "required", "optional" (the method works on task vectors where it is given), or "template" (gives only
     tokenizer and config). `has_reference`: the original program had it, so --numerics reference can repeat it.
     `whole_matrix`: the most memory of a method that does not work by block, in fp32 copies of a matrix (out, in) and
     in matrices (in, in).

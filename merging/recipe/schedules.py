@@ -20,7 +20,7 @@ Rule = tuple[str | None, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
-class Setting:
+class ParameterSchedule:
     """A parameter's value: rules tried in order, the first whose filter is part of the tensor's name holds.
 
     Two settings that `of` makes are equal only where they are written alike: it drops what no tensor can reach.
@@ -29,12 +29,12 @@ class Setting:
     rules: tuple[Rule, ...]
 
     @classmethod
-    def fixed(cls, value: Any) -> Setting:
+    def fixed(cls, value: Any) -> ParameterSchedule:
         """Return the setting that has one value everywhere."""
         return cls(((None, (value,)),))
 
     @classmethod
-    def of(cls, rules: Iterable[Rule]) -> Setting:
+    def of(cls, rules: Iterable[Rule]) -> ParameterSchedule:
         """Return the setting of these rules, without those that come too late or change nothing."""
         kept: list[Rule] = []
         for rule in rules:
@@ -96,7 +96,7 @@ def _along(values: tuple[Any, ...], depth: float) -> Any:
 
 
 @dataclass(frozen=True)
-class Section:
+class OutputSlice:
     """A run of output layers: which layers of which models they come from, and the parameters there.
 
     models: positions in the recipe's models. parameters: a tuple in the order of `models` for a per-model parameter.
@@ -105,7 +105,7 @@ class Section:
     """
 
     models: tuple[int, ...]
-    parameters: Mapping[str, Setting | tuple[Setting, ...]]
+    parameters: Mapping[str, ParameterSchedule | tuple[ParameterSchedule, ...]]
     layers: tuple[tuple[int, int], ...] | None = None
     base_layers: tuple[int, int] | None = None
     module: str | None = None
@@ -128,17 +128,17 @@ class Section:
         names = inputs or [name] * len(self.models)
         alone = len(self.models) == 1 and self.base_layers is None  # then every parameter is that model's
         values: dict[str, Any] = {}
-        for key, setting in self.parameters.items():
-            if isinstance(setting, Setting):
-                values[key] = _found(key, name, setting.at(names[0] if alone else name, depth))
+        for key, schedule in self.parameters.items():
+            if isinstance(schedule, ParameterSchedule):
+                values[key] = _found(key, name, schedule.at(names[0] if alone else name, depth))
             else:
-                values[key] = [_found(key, n, s.at(n, depth)) for n, s in zip(names, setting, strict=True)]
+                values[key] = [_found(key, n, s.at(n, depth)) for n, s in zip(names, schedule, strict=True)]
         return values
 
-    def settings(self, name: str) -> tuple[Setting, ...]:
-        """Return the settings of one parameter: one, or one for each model."""
-        setting = self.parameters[name]
-        return (setting,) if isinstance(setting, Setting) else setting
+    def schedules(self, name: str) -> tuple[ParameterSchedule, ...]:
+        """Return the schedules of one parameter: one, or one per model."""
+        schedule = self.parameters[name]
+        return (schedule,) if isinstance(schedule, ParameterSchedule) else schedule
 
 
 def _found(key: str, name: str, value: Any) -> Any:

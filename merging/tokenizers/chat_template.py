@@ -49,7 +49,9 @@ def template_of(folder: Path) -> str | None:
     return found
 
 
-def choose_template(policy: str, tokenizer: Path, donor: Checkpoint, others: Sequence[Checkpoint]) -> ChatTemplate:
+def choose_template(
+    policy: str, tokenizer: Path, template_model: Checkpoint, others: Sequence[Checkpoint]
+) -> ChatTemplate:
     """Return the template by policy: "base", "auto" (the commonest, the earlier where equal), a name of a model or in
     configs/chat_templates (alpaca, chatml, exaone, llama3, mistral), or Jinja.
 
@@ -59,10 +61,10 @@ def choose_template(policy: str, tokenizer: Path, donor: Checkpoint, others: Seq
     if "{{" in policy or "{%" in policy:
         return ChatTemplate(policy, "as given")
     if policy == "base":
-        owner = next((m.name for m in (donor, *others) if m.folder == tokenizer), str(tokenizer))
+        owner = next((m.name for m in (template_model, *others) if m.folder == tokenizer), str(tokenizer))
         text = template_of(tokenizer)
         return ChatTemplate(text, f"none ({owner} has none)" if text is None else f"that of {owner}")
-    models = list({model.folder: model for model in (donor, *others)}.values())
+    models = list({model.folder: model for model in (template_model, *others)}.values())
     if policy == "auto":
         templates = [(model, text) for model in models if (text := template_of(model.folder)) is not None]
         if not templates:

@@ -48,59 +48,73 @@ def _embedding(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def choose_vocabulary(
-    policy: str, donor: Checkpoint, others: Sequence[Checkpoint], multiple: int | None = None
+    policy: str, template_model: Checkpoint, others: Sequence[Checkpoint], multiple: int | None = None
 ) -> Vocabulary:
-    """Return the result's vocabulary: policy is "base" (the donor's), "union", or a model's folder or hub id.
+    """Return the result's vocabulary.
 
-    Union keeps the donor's rows and adds each token that another model has a row for, after the donor's last token
-    (rows that pad the donor's matrix are used first). multiple: the number of rows is rounded up to a multiple of it,
-    and tokens without a row get one. Raises UsageError where a tokenizer is missing, or names tokens that no model has
-    a row for.
+    "union" keeps the rows of the template model and appends each token that another model has a row for; padding rows
+    of the template model are used first.
+
+    Args:
+        policy: "base" (the template model's tokenizer), "union", or the folder or hub id of a model.
+        template_model: The base or the first model.
+        others: The other inputs.
+        multiple: Round the number of rows up to a multiple of this; tokens without a row then get one.
+
+    Raises:
+        UsageError: A tokenizer is missing, or lists tokens that no model has a row for.
     """
-    tokens, rows = token_ids(donor.folder), embedding_rows(donor)
+    tokens, rows = token_ids(template_model.folder), embedding_rows(template_model)
     if policy == "union" and tokens is None:
-        raise UsageError(f"--tokenizer union needs a tokenizer in {donor.name}, {_why_none(donor)}.")
+        raise UsageError(f"--tokenizer union needs a tokenizer in {template_model.name}, {_why_none(template_model)}.")
     if policy not in ("base", "union"):
-        return _named(policy, donor, others, multiple)
-    kept, rowless = _split(tokens, None if multiple else rows)
+        return _named(policy, template_model, others, multiple)
+    kept, tokens_without_rows = _split(tokens, None if multiple else rows)
     first = max(kept.values(), default=-1) + 1 if kept else 0
     added: tuple[str, ...] = ()
     if policy == "union" and kept is not None:
         theirs = dict.fromkeys(token for other in others for token in _with_row(other))
         added = tuple(token for token in theirs if token not in kept)
         kept |= {token: first + i for i, token in enumerate(added)}
-        rowless = tuple(token for token in rowless if token not in kept)
+        tokens_without_rows = tuple(token for token in tokens_without_rows if token not in kept)
     return Vocabulary(
-        folder=donor.folder,
-        name=donor.name,
+        folder=template_model.folder,
+        name=template_model.name,
         tokens=kept,
-        least_rows=first + len(added) if added or multiple else 0,
+        min_rows=first + len(added) if added or multiple else 0,
         added=added,
-        rowless=rowless,
+        tokens_without_rows=tokens_without_rows,
         multiple=multiple or 1,
     )
 
 
-def _named(policy: str, donor: Checkpoint, others: Sequence[Checkpoint], multiple: int | None) -> Vocabulary:
+def _named(policy: str, template_model: Checkpoint, others: Sequence[Checkpoint], multiple: int | None) -> Vocabulary:
     """The vocabulary of one of the models, or of another folder or hub id that has a tokenizer."""
-    for model in (donor, *others):
+    for model in (template_model, *others):
         if policy in (model.name, model.ref.path):
             rows = embedding_rows(model)
-            kept, rowless = _split(token_ids(model.folder), None if multiple else rows)
+            kept, tokens_without_rows = _split(token_ids(model.folder), None if multiple else rows)
             if kept is None:
                 raise UsageError(f"--tokenizer {policy}: that model needs a tokenizer, {_why_none(model)}.")
             if rows is not None:
                 rows = max(rows, max(kept.values(), default=-1) + 1)
-            return Vocabulary(model.folder, model.name, kept, given_rows=rows, rowless=rowless, multiple=multiple or 1)
+            return Vocabulary(
+                model.folder,
+                model.name,
+                kept,
+                fixed_rows=rows,
+                tokens_without_rows=tokens_without_rows,
+                multiple=multiple or 1,
+            )
     folder = locate(CheckpointRef.parse(policy))
     tokens = token_ids(folder)
     if tokens is None:
         raise UsageError(f"--tokenizer {policy}: there is no tokenizer in it that transformers reads.")
-    known = {token for model in (donor, *others) for token in _with_row(model)}
+    known = {token for model in (template_model, *others) for token in _with_row(model)}
     unknown = tuple(token for token in tokens if token not in known)
     if unknown:
         raise UsageError(f"--tokenizer {policy} lists {listed(unknown)} that none of the models has a row for.")
-    return Vocabulary(folder, policy, tokens, given_rows=max(tokens.values()) + 1, multiple=multiple or 1)
+    return Vocabulary(folder, policy, tokens, fixed_rows=max(tokens.values()) + 1, multiple=multiple or 1)
 
 
 def with_tokens(vocabulary: Vocabulary, requests: Sequence[TokenRequest], inputs: Sequence[Checkpoint]) -> Vocabulary:
@@ -128,10 +142,10 @@ def with_tokens(vocabulary: Vocabulary, requests: Sequence[TokenRequest], inputs
     return replace(
         vocabulary,
         tokens=ids,
-        given_rows=None if vocabulary.given_rows is None else max(vocabulary.given_rows, rows),
-        least_rows=max(vocabulary.least_rows, rows) if new else vocabulary.least_rows,
+        fixed_rows=None if vocabulary.fixed_rows is None else max(vocabulary.fixed_rows, rows),
+        min_rows=max(vocabulary.min_rows, rows) if new else vocabulary.min_rows,
         added=(*vocabulary.added, *new),
-        rowless=tuple(token for token in vocabulary.rowless if token not in new),
+        tokens_without_rows=tuple(token for token in vocabulary.tokens_without_rows if token not in new),
         chosen={ids[r.token]: _chosen(r, inputs) for r in requests if r.has_source},
     )
 

@@ -35,27 +35,33 @@ class ChosenRow:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The vocabulary of the result: which token has which row, and whose tokenizer it is.
+    """Vocabulary of the result: the row of each token, and the tokenizer that lists them.
 
-    tokens: None where there is no tokenizer that transformers reads, rows then match by number alone. `given_rows`: the
-    number of rows where another model's tokenizer decides it; else the donor's, at least `least_rows`; rounded up to a
-    multiple of `multiple`. `added`: tokens that the donor lacks. `rowless`: tokens that the chosen tokenizer lists
-    without having a row for them; the result's does not list them. `chosen`: {row: where a recipe takes it from}.
+    Attributes:
+        folder: Folder of the tokenizer's files.
+        name: Name of the tokenizer's model in messages.
+        tokens: {token string: row}; None where transformers reads no tokenizer, rows then match by number.
+        fixed_rows: Number of rows where a named tokenizer decides it; None takes the template model's number.
+        min_rows: Lower bound of the number of rows where `fixed_rows` is None.
+        added: Tokens that the template model lacks.
+        tokens_without_rows: Tokens that the chosen tokenizer lists without a row; the result's does not list them.
+        multiple: The number of rows is rounded up to a multiple of this.
+        chosen: {row: source of that row}, for rows that the recipe names by token.
     """
 
     folder: Path
     name: str
     tokens: Mapping[str, int] | None
-    given_rows: int | None = None
-    least_rows: int = 0
+    fixed_rows: int | None = None
+    min_rows: int = 0
     added: tuple[str, ...] = ()
-    rowless: tuple[str, ...] = ()
+    tokens_without_rows: tuple[str, ...] = ()
     multiple: int = 1
     chosen: Mapping[int, ChosenRow] = field(default_factory=dict)
 
-    def rows(self, donor_rows: int) -> int:
-        """Return how many rows a tensor of the result has, from the donor's number."""
-        rows = self.given_rows if self.given_rows is not None else max(donor_rows, self.least_rows)
+    def rows(self, template_rows: int) -> int:
+        """Return how many rows a tensor of the result has, from the template model's number."""
+        rows = self.fixed_rows if self.fixed_rows is not None else max(template_rows, self.min_rows)
         return -(-rows // self.multiple) * self.multiple
 
 
@@ -85,7 +91,7 @@ class Alignment:
 class AlignedRows:
     """A model's rows in the result's order, in fp32; `fill(row numbers)` gives the rows that the model lacks."""
 
-    own: Rows
+    source: Rows
     alignment: Alignment
     fill: Callable[[Tensor], Tensor]
 
@@ -94,7 +100,7 @@ class AlignedRows:
         """Shape in the result."""
         import torch
 
-        return torch.Size((self.alignment.total, *self.own.shape[1:]))
+        return torch.Size((self.alignment.total, *self.source.shape[1:]))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,9 +112,9 @@ class AlignedRows:
     def __getitem__(self, rows: slice) -> Tensor:
         if self.alignment.rows is None:
             stop = self.alignment.total if rows.stop is None else min(rows.stop, self.alignment.total)
-            return self.own[slice(rows.start or 0, stop)].float()
+            return self.source[slice(rows.start or 0, stop)].float()
         index = self.alignment.index[rows]
-        found = gather(self.own, index.clamp(min=0))
+        found = gather(self.source, index.clamp(min=0))
         absent = (index < 0).nonzero().squeeze(1)
         if len(absent):
             found[absent] = self.fill(absent + (rows.start or 0)).to(found.device)

@@ -31,15 +31,15 @@ def write_tokenizer(vocabulary: Vocabulary, sources: Sequence[Checkpoint], folde
     """
     for file in tokenizer_files(vocabulary.folder):
         shutil.copyfile(file, folder / file.name)
-    if not (vocabulary.added or vocabulary.rowless):
+    if not (vocabulary.added or vocabulary.tokens_without_rows):
         return
     ids, own = vocabulary.tokens, read_tokenizer(vocabulary.folder)
     assert ids is not None
     assert own is not None
     new = {token: _entry(token, sources) for token in vocabulary.added}
     entries = {token: entry for token, entry in {**own.added, **new}.items() if token in ids}
-    _change_fast(folder / "tokenizer.json", ids, entries, set(vocabulary.rowless))
-    _change_settings(folder, ids, entries, set(vocabulary.rowless), own.named)
+    _change_fast(folder / "tokenizer.json", ids, entries, set(vocabulary.tokens_without_rows))
+    _change_settings(folder, ids, entries, set(vocabulary.tokens_without_rows), own.named)
 
 
 def check_tokenizer(folder: Path, vocabulary: Vocabulary, rows: int | None) -> None:

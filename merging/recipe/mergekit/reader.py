@@ -12,7 +12,7 @@ from merging.recipe.mergekit.keys import check_keys, places_of_parameters
 from merging.recipe.mergekit.sources import LAYOUTS, Group, Source, read_groups
 from merging.recipe.mergekit.values import as_mapping, model_name, plain, with_revision, written_name
 from merging.recipe.method_registry import MergeMethod, Parameter, find_method
-from merging.recipe.schedules import DTYPES, SETTINGS, Section, Setting
+from merging.recipe.schedules import DTYPES, SETTINGS, OutputSlice, ParameterSchedule
 from merging.recipe.tokens import read_tokens
 
 KEYS = (
@@ -29,7 +29,7 @@ class Draft:
 
     method: MergeMethod
     models: tuple[str, ...]
-    sections: tuple[Section, ...]
+    output_slices: tuple[OutputSlice, ...]
     sources: Mapping[str, str]
     given: Mapping[str, Any]
     notes: tuple[str, ...] = ()
@@ -63,12 +63,12 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
     groups = read_groups(method, config, named, notes)
     given = _general(method, flags, config, groups, notes)
     base = given.get("base_model")
-    if method.base == "donor" and base is not None:
+    if method.base == "template" and base is not None:
         groups = [_with_base(group, method, base) for group in groups]
     contributors = [_contributors(group, method, base, notes) for group in groups]
     models = tuple(dict.fromkeys(source.model for sources in contributors for source in sources))
     fixed = {name: p.for_models(flags[name], len(models)) for name, p in method.parameters.items() if name in flags}
-    sections = [_section(g, s, base, method, models, fixed) for g, s in zip(groups, contributors, strict=True)]
+    output_slices = [_section(g, s, base, method, models, fixed) for g, s in zip(groups, contributors, strict=True)]
     scopes = [scope for group in groups for scope in group.all_scopes]
     sources = {
         name: "flag" if name in fixed else "config" if any(name in s for s in scopes) else f"default: {_origin(p)}"
@@ -77,7 +77,7 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
     lacking = [
         parameter
         for name, parameter in method.parameters.items()
-        if not all(setting.is_complete for section in sections for setting in section.settings(name))
+        if not all(schedule.is_complete for output_slice in output_slices for schedule in output_slice.schedules(name))
     ]
     for parameter in lacking:
         if parameter.default is None and sources[parameter.name].startswith("default"):
@@ -87,7 +87,7 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
     return Draft(
         method=method,
         models=models,
-        sections=tuple(_completed(section, lacking) for section in sections),
+        output_slices=tuple(_completed(output_slice, lacking) for output_slice in output_slices),
         sources=sources,
         given=given,
         notes=tuple(dict.fromkeys((*notes, *_idle(method, groups, base), *_defaults(method, lacking, sources)))),
@@ -200,8 +200,8 @@ def _contributors(group: Group, method: MergeMethod, base: str | None, notes: li
     the base alone is listed: its tensors are the result's.
     """
     counts = method.mergekit is not None and method.mergekit.base_counts
-    if counts and method.base == "donor":
-        silent = [s for s in group.sources if s.model == base and _setting("weights", s, group).constant == 0]
+    if counts and method.base == "template":
+        silent = [s for s in group.sources if s.model == base and _schedule("weights", s, group).constant == 0]
         return tuple(source for source in group.sources if source not in silent or len(group.sources) == 1)
     if counts:
         return group.sources
@@ -226,21 +226,21 @@ def _section(
     method: MergeMethod,
     models: tuple[str, ...],
     fixed: Mapping[str, Any],
-) -> Section:
+) -> OutputSlice:
     """The section of a group, its parameters as far as flags (`fixed`) and file give them."""
     positions = [models.index(source.model) for source in sources]
-    parameters: dict[str, Setting | tuple[Setting, ...]] = {}
+    parameters: dict[str, ParameterSchedule | tuple[ParameterSchedule, ...]] = {}
     for name, parameter in method.parameters.items():
         if name in fixed and parameter.per_model:
-            parameters[name] = tuple(Setting.fixed(fixed[name][position]) for position in positions)
+            parameters[name] = tuple(ParameterSchedule.fixed(fixed[name][position]) for position in positions)
         elif name in fixed:
-            parameters[name] = Setting.fixed(fixed[name])
+            parameters[name] = ParameterSchedule.fixed(fixed[name])
         elif parameter.per_model:
-            parameters[name] = tuple(_setting(name, source, group) for source in sources)
+            parameters[name] = tuple(_schedule(name, source, group) for source in sources)
         else:  # a model's entry has it only where the method takes one model
-            parameters[name] = _setting(name, sources[0] if sources else None, group)
+            parameters[name] = _schedule(name, sources[0] if sources else None, group)
     left = [source.layers for source in group.sources if not any(source is merged for merged in sources)]
-    return Section(
+    return OutputSlice(
         models=tuple(positions),
         parameters=parameters,
         layers=tuple(s.layers for s in sources if s.layers is not None) if group.is_slice else None,
@@ -249,21 +249,21 @@ def _section(
     )
 
 
-def _setting(name: str, source: Source | None, group: Group) -> Setting:
+def _schedule(name: str, source: Source | None, group: Group) -> ParameterSchedule:
     """What the file says of a parameter: the model's own rules, then those around it."""
     scopes = (*([source.scope] if source else []), *group.scopes)
-    return Setting.of(rule for scope in scopes for rule in scope.get(name, ()))
+    return ParameterSchedule.of(rule for scope in scopes for rule in scope.get(name, ()))
 
 
-def _completed(section: Section, lacking: Iterable[Parameter]) -> Section:
+def _completed(output_slice: OutputSlice, lacking: Iterable[Parameter]) -> OutputSlice:
     """The section with mergekit's default where the file says nothing, or ours where mergekit requires a value."""
-    parameters = dict(section.parameters)
+    parameters = dict(output_slice.parameters)
     for parameter in lacking:
         if parameter.default is not None:
             last = (None, (_default(parameter),))
-            settings = tuple(Setting.of((*s.rules, last)) for s in section.settings(parameter.name))
-            parameters[parameter.name] = settings if parameter.per_model else settings[0]
-    return replace(section, parameters=parameters)
+            schedules = tuple(ParameterSchedule.of((*s.rules, last)) for s in output_slice.schedules(parameter.name))
+            parameters[parameter.name] = schedules if parameter.per_model else schedules[0]
+    return replace(output_slice, parameters=parameters)
 
 
 def _default(parameter: Parameter) -> Any:

@@ -11,7 +11,7 @@ import yaml
 
 from merging.recipe.mergekit.values import plain, written_name
 from merging.recipe.method_registry import MergeMethod, Parameter, find_method
-from merging.recipe.schedules import Section, Setting
+from merging.recipe.schedules import OutputSlice, ParameterSchedule
 
 if TYPE_CHECKING:
     from merging.recipe.merge_recipe import MergeRecipe
@@ -28,7 +28,7 @@ def as_mergekit(recipe: MergeRecipe) -> tuple[dict[str, Any], list[str]]:
     method = find_method(recipe.method)
     compute = "bfloat16" if recipe.numerics == "reference" else "float32"
     base = recipe.base_model if _has_base(recipe, method) else None
-    document = _document(recipe, method, _Words(method, strict=True), base)
+    document = _document(recipe, method, _ParameterWriter(method, strict=True), base)
     document["dtype"] = compute
     if recipe.dtype == "auto":
         del document["dtype"]  # mergekit then keeps the models' own, and computes in it
@@ -45,7 +45,7 @@ def lossless(recipe: MergeRecipe) -> dict[str, Any]:
     """Return any recipe in mergekit's form with our own words and settings beside, so that it reads back equal."""
     method = find_method(recipe.method)
     return {
-        **_document(recipe, method, _Words(method, strict=False), recipe.base_model),
+        **_document(recipe, method, _ParameterWriter(method, strict=False), recipe.base_model),
         **({"dtype": recipe.dtype} if recipe.dtype_given or recipe.dtype == "auto" else {}),
         **_tokenizer(recipe),
         "chat_template": recipe.chat_template,
@@ -94,7 +94,7 @@ _Dumper.add_representer(list, _list)
 
 
 @dataclass(frozen=True)
-class _Words:
+class _ParameterWriter:
     """How the method's parameters are called and valued; strict: only as mergekit itself has them."""
 
     method: MergeMethod
@@ -105,12 +105,12 @@ class _Words:
         listed = self.method.parameters.values()
         return {written_name(p): p for p in listed if p.mergekit.name is not None or not self.strict}
 
-    def setting(self, parameter: Parameter, setting: Setting) -> Any:
+    def yaml_value(self, parameter: Parameter, schedule: ParameterSchedule) -> Any:
         """A setting as YAML: a value, a list over the layers, or a list of filters with their values."""
         written: list[dict[str, Any]] = []
-        for part, values in setting.rules:
-            words = [self._value(parameter, value) for value in values]
-            value = words if len(words) > 1 else words[0]
+        for part, values in schedule.rules:
+            writer = [self._value(parameter, value) for value in values]
+            value = writer if len(writer) > 1 else writer[0]
             written.append({"value": value} if part is None else {"filter": part, "value": value})
         return written[0]["value"] if len(written) == 1 and "filter" not in written[0] else written
 
@@ -119,34 +119,36 @@ class _Words:
         return theirs.get(value, parameter.mergekit.default if theirs and self.strict else value)
 
 
-def _document(recipe: MergeRecipe, method: MergeMethod, words: _Words, base: str | None) -> dict[str, Any]:
+def _document(recipe: MergeRecipe, method: MergeMethod, writer: _ParameterWriter, base: str | None) -> dict[str, Any]:
     """The method, the models and the parameters; what is alike everywhere stands at the top."""
     shared: dict[str, Any] = {}
-    for key, parameter in words.parameters().items():
-        settings = {setting for section in recipe.sections for setting in section.settings(parameter.name)}
-        if len(settings) == 1:
-            shared[key] = words.setting(parameter, settings.pop())
-    own = {key: p for key, p in words.parameters().items() if key not in shared}
+    for key, parameter in writer.parameters().items():
+        schedules = {
+            schedule for output_slice in recipe.output_slices for schedule in output_slice.schedules(parameter.name)
+        }
+        if len(schedules) == 1:
+            shared[key] = writer.yaml_value(parameter, schedules.pop())
+    own = {key: p for key, p in writer.parameters().items() if key not in shared}
     return {
         "merge_method": recipe.method,
         **({"base_model": _model(base)} if base is not None else {}),
-        **_layout(recipe, method, words, own, base),
+        **_layout(recipe, method, writer, own, base),
         **({"parameters": shared} if shared else {}),
     }
 
 
 def _layout(
-    recipe: MergeRecipe, method: MergeMethod, words: _Words, own: Mapping[str, Parameter], base: str | None
+    recipe: MergeRecipe, method: MergeMethod, writer: _ParameterWriter, own: Mapping[str, Parameter], base: str | None
 ) -> dict[str, Any]:
     """`models`, `slices` or `modules` with the parameters in `own`."""
     parts: dict[str | None, dict[str, Any]] = {}
-    for section in recipe.sections:
+    for output_slice in recipe.output_slices:
         around = {
-            key: words.setting(p, section.settings(p.name)[0]) for key, p in own.items() if not p.per_model
+            key: writer.yaml_value(p, output_slice.schedules(p.name)[0]) for key, p in own.items() if not p.per_model
         }  # fmt: skip
-        entries = _entries(recipe, method, words, own, base, section)
-        part = parts.setdefault(section.module, {})
-        if section.layers is None:
+        entries = _entries(recipe, method, writer, own, base, output_slice)
+        part = parts.setdefault(output_slice.module, {})
+        if output_slice.layers is None:
             part |= {"models": entries, **({"parameters": around} if around else {})}
         else:
             part.setdefault("slices", []).append({"sources": entries, **({"parameters": around} if around else {})})
@@ -156,29 +158,31 @@ def _layout(
 def _entries(
     recipe: MergeRecipe,
     method: MergeMethod,
-    words: _Words,
+    writer: _ParameterWriter,
     own: Mapping[str, Parameter],
     base: str | None,
-    section: Section,
+    output_slice: OutputSlice,
 ) -> list[dict[str, Any]]:
     """The models of a section; the base among them where it must be named."""
     entries: list[dict[str, Any]] = []
-    for i, position in enumerate(section.models):
-        parameters = {key: words.setting(p, section.settings(p.name)[i]) for key, p in own.items() if p.per_model}
+    for i, position in enumerate(output_slice.models):
+        parameters = {
+            key: writer.yaml_value(p, output_slice.schedules(p.name)[i]) for key, p in own.items() if p.per_model
+        }
         entries.append(
             {
                 "model": _model(recipe.models[position]),
-                **({"layer_range": list(section.layers[i])} if section.layers else {}),
+                **({"layer_range": list(output_slice.layers[i])} if output_slice.layers else {}),
                 **({"parameters": parameters} if parameters else {}),
             }
         )
-    listed = any(recipe.models[position] == base for position in section.models)
-    silent = method.base == "donor" and not section.layers and not listed
-    if base is not None and (section.base_layers or silent or not section.models):
+    listed = any(recipe.models[position] == base for position in output_slice.models)
+    silent = method.base == "template" and not output_slice.layers and not listed
+    if base is not None and (output_slice.base_layers or silent or not output_slice.models):
         entry = {
             "model": _model(base),
-            **({"layer_range": list(section.base_layers)} if section.base_layers else {}),
-            **({"parameters": {"weight": 0.0}} if method.base == "donor" else {}),
+            **({"layer_range": list(output_slice.base_layers)} if output_slice.base_layers else {}),
+            **({"parameters": {"weight": 0.0}} if method.base == "template" else {}),
         }
         entries.insert(0 if listed else len(entries), entry)  # of several entries of the base the first is the base
     return entries
@@ -186,7 +190,7 @@ def _entries(
 
 def _has_base(recipe: MergeRecipe, method: MergeMethod) -> bool:
     """Whether mergekit can be given the base without counting it among the models."""
-    whole = any(section.layers is None for section in recipe.sections)
+    whole = any(output_slice.layers is None for output_slice in recipe.output_slices)
     counts = method.mergekit is not None and method.mergekit.base_counts
     return recipe.base_model in recipe.models or not (counts and whole) or "weights" in method.parameters
 
@@ -213,7 +217,9 @@ def _inexpressible(recipe: MergeRecipe, method: MergeMethod, base: str | None) -
             "out, and with it whose config and tokenizer the result has."
         )
     for parameter in method.parameters.values():
-        values = {v for section in recipe.sections for s in section.settings(parameter.name) for v in s.values}
+        values = {
+            v for output_slice in recipe.output_slices for s in output_slice.schedules(parameter.name) for v in s.values
+        }
         theirs = parameter.mergekit
         for value in sorted(map(str, values)):
             if theirs.name is None and value != str(theirs.always):

@@ -161,8 +161,8 @@ def test_cached_hub_ids_offline(family, tmp_path: Path, run_script) -> None:
 
 def test_alignment_by_hand() -> None:
     """Rows follow token strings: reordered, missing, extra and padding rows, worked by hand."""
-    donor = {"a": 0, "b": 1, "c": 2}
-    alignment = align(donor, 5, {"b": 0, "a": 1, "d": 2}, 5)
+    template_model = {"a": 0, "b": 1, "c": 2}
+    alignment = align(template_model, 5, {"b": 0, "a": 1, "d": 2}, 5)
     assert alignment is not None
     assert alignment.rows == (1, 0, -1, 3, 4)
     assert (alignment.missing, alignment.extra) == (("c",), ("d",))
@@ -171,7 +171,7 @@ def test_alignment_by_hand() -> None:
     aligned = AlignedRows(rows, alignment, lambda wanted: fill[wanted])
     assert aligned[0:5].flatten().tolist() == [11, 10, 7, 13, 14]
     assert torch.cat([aligned[i : i + 2] for i in range(0, 5, 2)]).equal(aligned[0:5])
-    same = align(donor, 3, {**donor, "pad": 3}, 4)
+    same = align(template_model, 3, {**template_model, "pad": 3}, 4)
     assert same is not None
     assert same.rows is None
     assert same.extra == ("pad",)

@@ -72,7 +72,7 @@ def ours(
     method: str, base: Path, models: Sequence[Path], out: Path, load_check: bool = False, **parameters: object
 ) -> Path:
     """Merge with this project into the folder `out`, in float32 unless told; most tests load the result themselves."""
-    known = {"base_model": base} if all_methods()[method].base != "donor" else {}
+    known = {"base_model": base} if all_methods()[method].base != "template" else {}
     flags = {"method": method, **known, "models_to_merge": list(map(str, models)), "dtype": "float32", **parameters}
     return merge(make_recipe(flags, {}), Output(out, quiet=True, load_check=load_check))
 
@@ -184,8 +184,8 @@ def test_a_plan_without_the_weights_is_that_of_the_run(tmp_path: Path, name: str
     """From headers alone a stored head is a copy only where the config says so; transformers 4 left defaults out."""
     models = (ARCHITECTURES[name].build(), fine_tuned(ARCHITECTURES[name].build(), 1))
     base, model = (save(model, tmp_path / str(i), "old") for i, model in enumerate(models))
-    donor, other = open_all([str(base), str(model)])
-    inputs = Inputs(donor, (other,), donor)
+    template_model, other = open_all([str(base), str(model)])
+    inputs = Inputs(template_model, (other,), template_model)
     planned = heads_of(inputs)
     for folder in (base, model):
         (folder / "model.safetensors").unlink()

@@ -245,7 +245,7 @@ def test_layers_of_a_model_that_transformers_does_not_know(pair, tmp_path: Path)
 
 
 def test_layers_of_two_models_of_another_depth(pair, tmp_path: Path) -> None:
-    """Layers of a deeper model beside the donor's: each has its kind in its own model."""
+    """Layers of a deeper model beside the template model's: each has its kind in its own model."""
     base, _ = pair("gemma2")
     values = {**FAMILIES["gemma2"].values, "num_hidden_layers": 9}
     deeper = save(Architecture("Gemma2ForCausalLM", "Gemma2Config", values).build(3), tmp_path / "deeper")

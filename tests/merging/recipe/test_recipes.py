@@ -16,7 +16,7 @@ from common.errors import UsageError
 from merging.recipe import MergeRecipe, make_recipe, read_config, remarks
 from merging.recipe.mergekit.writer import as_mergekit, to_text
 from merging.recipe.method_registry import all_methods, find_method
-from merging.recipe.schedules import Section, Setting
+from merging.recipe.schedules import OutputSlice, ParameterSchedule
 from merging.recipe.tokens import TokenRequest
 from tests.helpers.mergekit_examples import EXAMPLES, MODULES, MODULES_OF_SLICES
 from tests.helpers.tiny import make_llama, weights
@@ -62,21 +62,21 @@ def mergekit_tasks(document: dict[str, Any]) -> dict[str, Any]:
     return {weight.name: task for weight, task in planner._tensors}
 
 
-def tensors(recipe: MergeRecipe, names: list[str]) -> Iterator[tuple[str, Section, float, list[str]]]:
+def tensors(recipe: MergeRecipe, names: list[str]) -> Iterator[tuple[str, OutputSlice, float, list[str]]]:
     """Each output tensor of a Llama with its section, depth, and its name in each of the section's models."""
     kinds = sorted({name.split(".", 3)[3] for name in names if name.startswith("model.layers.")})
-    yield "model.embed_tokens.weight", recipe.sections[0], 0.0, []
+    yield "model.embed_tokens.weight", recipe.output_slices[0], 0.0, []
     at = 0
-    for section in recipe.sections:
-        ranges = section.layers or ((0, 4),) * len(section.models)
+    for output_slice in recipe.output_slices:
+        ranges = output_slice.layers or ((0, 4),) * len(output_slice.models)
         length = ranges[0][1] - ranges[0][0]
         for i in range(length):
             for kind in kinds:
                 inputs = [f"model.layers.{start + i}.{kind}" for start, _ in ranges]
-                yield f"model.layers.{at}.{kind}", section, i / (length - 1) if length > 1 else 1.0, inputs
+                yield f"model.layers.{at}.{kind}", output_slice, i / (length - 1) if length > 1 else 1.0, inputs
             at += 1
     for name in ("model.norm.weight", "lm_head.weight"):
-        yield name, recipe.sections[-1], 0.0, []
+        yield name, recipe.output_slices[-1], 0.0, []
 
 
 def compare(recipe: MergeRecipe, document: dict[str, Any], names: list[str], same_defaults: bool) -> None:
@@ -84,10 +84,10 @@ def compare(recipe: MergeRecipe, document: dict[str, Any], names: list[str], sam
     method = find_method(recipe.method)
     tasks = mergekit_tasks(document)
     seen = set()
-    for name, section, depth, inputs in tensors(recipe, names):
+    for name, output_slice, depth, inputs in tensors(recipe, names):
         task = tasks[name]
         seen.add(name)
-        contributors = [recipe.models[i] for i in section.models]
+        contributors = [recipe.models[i] for i in output_slice.models]
         counted = method.mergekit.base_counts
         theirs = [str(m) for m in task.model_order if counted or m != task.base_model]
         # a base that is averaged with weight 0 gives only tokenizer and config
@@ -97,7 +97,7 @@ def compare(recipe: MergeRecipe, document: dict[str, Any], names: list[str], sam
             assert str(task.base_model) == recipe.base_model
         found = {str(m): weight.name for m, weight in task.gather_tensors.weight_info.items()}
         assert [found[m] for m in contributors] == (inputs or [name] * len(contributors))
-        values = section.at(name, depth, inputs or None)
+        values = output_slice.at(name, depth, inputs or None)
         own = {str(m): dict(v.items()) for m, v in task.input_parameters.items()}
         shared = dict(task.parameters.items())
         for key, parameter in method.parameters.items():
@@ -148,7 +148,7 @@ def test_settings_are_mergekit_s(seed: int) -> None:
         for _ in range(draw.randint(1, 4))
     ]
     theirs = [ConditionalParameter(value=list(values), filter=part) for part, values in rules]
-    setting = Setting.of(rules)
+    setting = ParameterSchedule.of(rules)
     for name in ("model.layers.1.mlp.up_proj.weight", "model.layers.11.self_attn.o_proj.weight", "model.norm.weight"):
         for depth in (0.0, 1 / 3, 0.5, 0.7, 1.0):
             assert setting.at(name, depth) == evaluate_setting(name, theirs, depth, validate=lambda value: value)
@@ -315,7 +315,7 @@ def test_precedence() -> None:
     """A value of a model wins over a slice's, that over the recipe's, that over the default; a filter that does not
     match falls to the next (worked by hand)."""
     recipe = recipe_of(EXAMPLES["every level"])
-    first, second = recipe.sections
+    first, second = recipe.output_slices
     assert (first.layers, first.base_layers, second.base_layers) == (((0, 2), (2, 4)), (1, 3), (3, 4))
     at = first.at("model.layers.1.self_attn.k_proj.weight", 1.0, ["model.layers.1.x", "model.layers.3.k_proj"])
     assert at["weights"] == [0.5, 0.4]  # the slice's fallback; its k_proj at depth 1
@@ -337,8 +337,8 @@ def test_flags_win() -> None:
     assert recipe.parameters["weights"] == [1, 2, 3]
     assert (recipe.dtype, recipe.seed, recipe.sources["density"]) == ("bfloat16", 5, "flag")
     sliced = recipe_of(EXAMPLES["every level"], density="0.4,0.5,0.6", normalize="true")
-    assert [s.at("x", 0)["density"] for s in sliced.sections] == [[0.4, 0.5], [0.6, 0.4]]
-    assert all(section.at("model.norm.weight", 0)["normalize"] is True for section in sliced.sections)
+    assert [s.at("x", 0)["density"] for s in sliced.output_slices] == [[0.4, 0.5], [0.6, 0.4]]
+    assert all(output_slice.at("model.norm.weight", 0)["normalize"] is True for output_slice in sliced.output_slices)
     other = recipe_of(EXAMPLES["breadcrumbs"], models_to_merge="b,c", base_model="a")
     assert (other.models, other.base_model) == (("b", "c"), "a")
     assert other.parameters["weights"] == [0.5, 1.0]
@@ -481,7 +481,7 @@ def test_what_has_no_effect_is_reported(name: str) -> None:
     extra = yaml.safe_load(lines)
     merged = {**plain, **extra, "parameters": {**plain["parameters"], **(extra.get("parameters") or {})}}
     recipe = make_recipe({}, merged)
-    assert (recipe.sections, recipe.models, recipe.seed) == (make_recipe({}, plain).sections, ("a",), 42)
+    assert (recipe.output_slices, recipe.models, recipe.seed) == (make_recipe({}, plain).output_slices, ("a",), 42)
     assert any(said.startswith(sentence) for said in remarks(recipe)), remarks(recipe)
 
 
@@ -508,15 +508,15 @@ def test_repeated_models() -> None:
     """A model that is listed twice counts twice, each entry with its own parameters; the recipe reads back as it is."""
     text = BASE.replace("{model: a}", "{model: a, parameters: {weight: 0.5}}, {model: a, parameters: {weight: 0.2}}")
     recipe = recipe_of(text)
-    assert (recipe.models, recipe.sections[0].models) == (("a",), (0, 0))
-    assert recipe.sections[0].at("x", 0.0)["weights"] == [0.5, 0.2]
+    assert (recipe.models, recipe.output_slices[0].models) == (("a",), (0, 0))
+    assert recipe.output_slices[0].at("x", 0.0)["weights"] == [0.5, 0.2]
     assert make_recipe({}, recipe.as_yaml_dict()) == recipe
     assert any(s.startswith("models[1]: a is listed again (also as models[0])") for s in remarks(recipe))
     condensed = recipe_of(
         S + "slices: [{sources: [{model: base, layer_range: [0, 1]}, {model: base, layer_range: [3, 4]}]}]"
     )
-    (section,) = condensed.sections
-    assert (condensed.models, section.base_layers, section.layers) == (("base",), (0, 1), ((3, 4),))
+    (output_slice,) = condensed.output_slices
+    assert (condensed.models, output_slice.base_layers, output_slice.layers) == (("base",), (0, 1), ((3, 4),))
     assert make_recipe({}, condensed.as_yaml_dict()) == condensed
 
 
@@ -525,7 +525,7 @@ def test_only_the_base() -> None:
     recipe = recipe_of(
         BASE.replace("model: a", "model: base+lora").replace("base_model: base", "base_model: base+lora")
     )
-    assert (recipe.models, recipe.base_model, recipe.sections[0].models) == ((), "base+lora", ())
+    assert (recipe.models, recipe.base_model, recipe.output_slices[0].models) == ((), "base+lora", ())
     assert "models lists only the base base+lora: its tensors are copied." in remarks(recipe)
     assert make_recipe({}, recipe.as_yaml_dict()) == recipe
 
@@ -641,9 +641,9 @@ def test_mistakes_of_flags() -> None:
 def test_a_tensor_without_a_value() -> None:
     """A parameter without a default whose filters miss a tensor is an error that names the tensor."""
     recipe = recipe_of(S.replace("{t: 0.5}", "{t: [{filter: mlp, value: 0.5}]}") + "models: [{model: a}]")
-    assert recipe.sections[0].at("model.layers.0.mlp.up_proj.weight", 0.0) == {"t": 0.5}
+    assert recipe.output_slices[0].at("model.layers.0.mlp.up_proj.weight", 0.0) == {"t": 0.5}
     with pytest.raises(UsageError, match=r"t has no value for tensor model\.norm\.weight"):
-        recipe.sections[0].at("model.norm.weight", 0.0)
+        recipe.output_slices[0].at("model.norm.weight", 0.0)
 
 
 def test_files(tmp_path: Path) -> None:
