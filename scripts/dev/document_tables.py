@@ -13,7 +13,7 @@ from eval.stats.comparison import compare
 from eval.stats.gains import Measure, all_gains
 from merging.recipe.method_registry import MergeMethod, Parameter, all_methods
 
-BASE = {"required": "required", "optional": "optional", "donor": "tokenizer and config"}
+BASE = {"required": "required", "optional": "optional", "template": "tokenizer and config"}
 LONG_LINE = 120
 """Longer lines of a program's output are notes and paths, which a document leaves out."""
 
