@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.errors import UsageError, nearest
-from eval.results.outcomes import IFEVAL_MEAN
+from eval.outcomes import IFEVAL_MEAN
 
 PRESETS = ("paper", "lm-eval")
 UNFENCED = "pass@1 without code fences"

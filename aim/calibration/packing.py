@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aim.calibration.config import Calibration
-    from aim.calibration.text_sources import Texts
+    from aim.calibration.text_sources import Chat, Texts
 
-Chat = Sequence[Mapping[str, Any]]
 SECONDS, MEMORY = 5.0, 256 << 20
 """Time and memory in which a chat template renders one chat; real ones take milliseconds."""
 COUNTS = ("read", "too_long", "empty", "kept")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aim.calibration.config import Calibration, Source
-from aim.calibration.packing import Chat
 from aim.calibration.text_files import Rows, chosen_field, read
 from common.errors import DISK_FULL, CalibrationError, ProjectError, UsageError, causes
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIGS = re.compile(r"(?:configs|Available|configurations)(?: in the cache)?: \[?(.*?)\]?(?: (?:Example|Please) .*)?$")
+
+
+Chat = Sequence[Mapping[str, Any]]
+"""Messages of a chat, each with a role and its content."""
 
 
 @dataclass(frozen=True)

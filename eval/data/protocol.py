@@ -11,7 +11,6 @@ from typing import Any
 
 from eval.benchmarks import Benchmark, refuse_code
 from eval.data.fewshot import keep_item_out
-from eval.results.scores import spread
 from eval.sandbox.separation import obstacle
 from eval.sandbox.supervisor import SandboxSettings, containment
 from eval.settings import EVERY, Settings
@@ -205,7 +204,7 @@ def plan_items(
     for b, part in loaded.items():
         sizes = {name: len(task.eval_docs) for name, task in part.tasks.items()}
         limit, total = settings.limit(b), sum(sizes.values())
-        taken = {name: list(range(n)) for name, n in sizes.items()} if limit is None else spread(limit, sizes)
+        taken = {name: list(range(n)) for name, n in sizes.items()} if limit is None else items_per_part(limit, sizes)
         plan |= taken
         count = sum(map(len, taken.values()))
         told = f"all {total} items" if limit is None else f"{count} of {total} items"
@@ -227,3 +226,9 @@ def prompt_hashes(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[st
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     return {name: digest(item["prompt_hash"] for item in items) for name, items in samples.items()}
+
+
+def items_per_part(limit: int, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+    """Choose `limit` items over the parts of a benchmark: the first ones of each, evenly, at least one a part."""
+    share, more = divmod(limit, len(sizes))
+    return {name: list(range(min(size, max(1, share + (i < more))))) for i, (name, size) in enumerate(sizes.items())}

@@ -15,7 +15,7 @@ from pathlib import Path
 from common.errors import EvaluationError, UsageError, nearest
 from eval.benchmarks import LM_EVAL, MATHS, MMLU_PRO, Benchmark
 
-OURS = Path(__file__).with_name("tasks")
+OURS = Path(__file__).resolve().parents[1] / "tasks"
 _NAME = re.compile(rb"""^["']?(?:task|group|tag)["']?[ \t]*:[ \t]*["']?([\w.\-]+)""", re.MULTILINE)
 _TAG_LIST = re.compile(rb"""^["']?tag["']?[ \t]*:[ \t]*\n((?:[ \t]*-[ \t]*\S+[ \t]*\n)+)""", re.MULTILINE)
 

@@ -176,7 +176,7 @@ def assembled(
 ) -> tuple[EvalResult, Samples]:
     """Put lm-eval's dictionary, scores, outcomes and circumstances into one result; samples by benchmark."""
     from eval.data.protocol import prompt_hashes
-    from eval.results.scores import scores_of
+    from eval.harness.scores import scores_of
     from eval.tasks.code import CODE_EVAL
     from eval.tasks.scoring import sizes_of
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.figures import marker_polygon, method_looks
+from eval.outcomes import IFEVAL_MEAN, Outcomes
 from eval.report.fronts import Variant, pareto_front, variants
 from eval.report.plots import curved
 from eval.report.report import Report
-from eval.results.outcomes import IFEVAL_MEAN, Outcomes
 from eval.results.rows import Family, Models, Row
 from eval.results.samples import Answer, Item
 from eval.stats.gains import HV

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.benchmarks import LM_EVAL, MATHS, MMLU_PRO
-from eval.results.outcomes import Outcomes
+from eval.outcomes import Outcomes
 from eval.results.result import EvalResult
 
 GENERATION = ("gen_kwargs", "max_gen_toks", "n_samples", "temperature", "think_end_token", "enable_thinking")

@@ -10,8 +10,8 @@ from typing import Any
 
 from common.errors import BadInputError
 from common.files.bounded_reading import read_json
+from eval.outcomes import Outcomes
 from eval.results.metrics import NOT_FRACTIONS, direction_of
-from eval.results.outcomes import Outcomes
 
 SCHEMA = 3
 READ = (1, 2, 3)

@@ -18,11 +18,11 @@ import signal  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
 from eval.sandbox import program, test_process  # noqa: E402
-from eval.sandbox.confinement import confine, die_with_parent  # noqa: E402
 from eval.sandbox.connection import ConnectionLostError, read_message, write_message  # noqa: E402
-from eval.sandbox.limits import Limits  # noqa: E402
-from eval.sandbox.namespaces import NEWNS, NEWPID, enter_view, leave_namespaces, mount_work_folder  # noqa: E402
-from eval.sandbox.syscalls import unshare  # noqa: E402
+from eval.sandbox.isolation.confinement import confine, die_with_parent  # noqa: E402
+from eval.sandbox.isolation.limits import Limits  # noqa: E402
+from eval.sandbox.isolation.namespaces import NEWNS, NEWPID, enter_view, leave_namespaces, mount_work_folder  # noqa: E402
+from eval.sandbox.isolation.syscalls import unshare  # noqa: E402
 from eval.sandbox.view import View  # noqa: E402
 
 REQUEST_BYTES = 256 << 20

@@ -22,8 +22,8 @@ from pathlib import Path
 from common.errors import EvaluationError
 from common.processor import usable_cores
 from eval.sandbox.connection import pack_message
-from eval.sandbox.limits import Limits
-from eval.sandbox.namespaces import NOBODY
+from eval.sandbox.isolation.limits import Limits
+from eval.sandbox.isolation.namespaces import NOBODY
 from eval.sandbox.verdict import MAX_REPORT, Program, Report, Verdict, parse_report
 from eval.sandbox.view import WORK, View, is_public, view_of
 
@@ -82,7 +82,7 @@ def _execute(program: Program, limits: Limits, mode: str, seed: int) -> tuple[Re
     user = None
     command = [_interpreter(), "-S", "-s", "-P", "-B", str(CHILD)]
     if mode == "bubblewrap":
-        from eval.sandbox import bubblewrap
+        from eval.sandbox.isolation import bubblewrap
 
         command = bubblewrap.wrap(command, view, limits.file_bytes, ROOT)
         user = NOBODY if os.geteuid() == 0 else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import BadInputError, UsageError
+from eval.outcomes import Outcomes, TaskOutcomes
 from eval.results.conditions import (
     BY_BENCHMARK,
     OF_MODEL,
@@ -15,7 +16,6 @@ from eval.results.conditions import (
     listed,
     prompt_hash,
 )
-from eval.results.outcomes import Outcomes, TaskOutcomes
 from eval.results.result import COLUMNS, EvalResult
 from eval.stats.power import detectable_difference, detectable_share
 from eval.stats.resampling import LEAST_ITEMS, Terms, bootstrap, percentiles, permutation, seed_of

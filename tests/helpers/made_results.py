@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.results.outcomes import Outcomes, TaskOutcomes
+from eval.outcomes import Outcomes, TaskOutcomes
 from eval.results.result import EvalResult, Lineage, Score
 
 STAMP = "2026-02-01T10-00-00.000001"

@@ -15,11 +15,12 @@ import pytest
 from common.cli import run
 from common.errors import EvaluationError, UsageError
 from eval.benchmarks import chosen
+from eval.data.protocol import items_per_part
 from eval.data.task_index import stock_folder
 from eval.harness.backends.batches import batch_sizes, cache_bytes_per_token, generation_rows, scoring_rows
-from eval.results.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes
+from eval.harness.scores import ratio_score, standard_error
+from eval.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes
 from eval.results.result import EvalResult, Score
-from eval.results.scores import ratio_score, spread, standard_error
 from eval.results.store import folder_name, save, table
 from eval.settings import Settings
 from evaluate_model import main
@@ -298,10 +299,10 @@ def test_results_are_added_never_overwritten(tmp_path: Path) -> None:
 def test_a_limit_is_spread_over_subjects() -> None:
     """A limit is met exactly when it can be, takes the first items of each part, and at least one."""
     sizes = {"a": 10, "b": 10, "c": 2}
-    assert spread(7, sizes) == {"a": [0, 1, 2], "b": [0, 1], "c": [0, 1]}
-    assert spread(1, sizes) == {"a": [0], "b": [0], "c": [0]}
-    assert sum(map(len, spread(50, {str(i): 100 for i in range(57)}).values())) == 57
-    assert sum(map(len, spread(100, {str(i): 100 for i in range(57)}).values())) == 100
+    assert items_per_part(7, sizes) == {"a": [0, 1, 2], "b": [0, 1], "c": [0, 1]}
+    assert items_per_part(1, sizes) == {"a": [0], "b": [0], "c": [0]}
+    assert sum(map(len, items_per_part(50, {str(i): 100 for i in range(57)}).values())) == 57
+    assert sum(map(len, items_per_part(100, {str(i): 100 for i in range(57)}).values())) == 100
 
 
 def test_ifeval_is_the_mean_of_its_four_accuracies() -> None:

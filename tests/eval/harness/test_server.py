@@ -13,7 +13,7 @@ import pytest
 from common.cli import run
 from common.errors import BadInputError, EvaluationError
 from eval.harness.journal import Journal
-from eval.results.outcomes import Outcomes
+from eval.outcomes import Outcomes
 from eval.results.store import model_folder
 from eval.settings import Settings
 from evaluate_model import main

@@ -11,9 +11,9 @@ import pytest
 from common.errors import UsageError
 from eval.harness.evaluation import evaluate_with_samples
 from eval.harness.rescore import rescore
+from eval.outcomes import Outcomes, TaskOutcomes
 from eval.results.answer_facts import answer_facts, answers_table
 from eval.results.metrics import direction_of, is_fraction
-from eval.results.outcomes import Outcomes, TaskOutcomes
 from eval.results.result import EvalResult, Score
 from eval.results.store import save
 from eval.seeding import seeded

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from eval.sandbox import supervisor  # noqa: E402
-from eval.sandbox.limits import Limits  # noqa: E402
+from eval.sandbox.isolation.limits import Limits  # noqa: E402
 from eval.sandbox.verdict import Program  # noqa: E402
 from tests.eval.sandbox.hostile import GOOD, HOSTILE, Hostile  # noqa: E402
 

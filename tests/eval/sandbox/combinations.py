@@ -20,7 +20,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from eval.sandbox import namespaces, seccomp, syscalls  # noqa: E402
+from eval.sandbox.isolation import (  # noqa: E402
+    namespaces,
+    seccomp,
+    syscalls,
+)
 
 CAP_SYS_ADMIN = 21
 NEW_NAMESPACES = 0x7E020000 & ~0x00010000

@@ -133,7 +133,7 @@ def test_a_killed_run_leaves_no_process(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[3]
     code = (
         f"import sys\nsys.path.insert(0, {str(root)!r})\n"
-        "from eval.sandbox import supervisor\nfrom eval.sandbox.limits import Limits\n"
+        "from eval.sandbox import supervisor\nfrom eval.sandbox.isolation.limits import Limits\n"
         "supervisor.containment()\nprint('ready', flush=True)\n"
         "supervisor.run_program('import time\\ntime.sleep(60)', Limits(wall_seconds=60))"
     )
@@ -178,7 +178,7 @@ def _is_running(pid: int) -> bool:
 
 def test_filters_are_the_same_deny_list_on_both_machines() -> None:
     """The filters of x86_64 and aarch64 refuse every call that exists there, and kill other architectures."""
-    from eval.sandbox import seccomp
+    from eval.sandbox.isolation import seccomp
 
     for machine, (architecture, column) in seccomp.ARCHITECTURES.items():
         code = seccomp.deny_list(machine, 1, has_own_root=False)

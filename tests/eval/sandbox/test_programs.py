@@ -15,7 +15,7 @@ import pytest
 
 from common.errors import EvaluationError
 from eval.sandbox import supervisor
-from eval.sandbox.limits import Limits
+from eval.sandbox.isolation.limits import Limits
 from eval.sandbox.separation import obstacle
 from eval.sandbox.supervisor import SandboxSettings, run_program, run_programs
 from eval.sandbox.verdict import Program, parse_report

@@ -14,8 +14,8 @@ import pytest
 
 from common.cli import run
 from common.errors import BadInputError, UsageError
+from eval.outcomes import Outcomes, TaskOutcomes
 from eval.report.comparison_text import shown_p
-from eval.results.outcomes import Outcomes, TaskOutcomes
 from eval.results.result import EvalResult
 from eval.results.rows import assemble
 from eval.stats.comparison import compare, differences

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from eval.outcomes import Outcomes, TaskOutcomes
 from eval.report.report import make_report
-from eval.results.outcomes import Outcomes, TaskOutcomes
 from eval.results.rows import assemble
 from eval.stats.comparison import compare, differences
 from eval.stats.gains import HV, Measure

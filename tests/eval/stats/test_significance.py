@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from eval.results.outcomes import Outcomes, TaskOutcomes
+from eval.outcomes import Outcomes, TaskOutcomes
 from eval.stats.resampling import bootstrap, percentiles, permutation, seed_of
 from eval.stats.significance import holm, mcnemar, paired_interval, proportion_interval
 

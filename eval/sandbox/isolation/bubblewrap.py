@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.sandbox.namespaces import NOBODY
+from eval.sandbox.isolation.namespaces import NOBODY
 from eval.sandbox.view import DEVICES, WORK, View
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 SEPARATE = (
     "--unshare-user",
     "--unshare-ipc",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from eval.sandbox.syscalls import LIBC, MOUNT_SETATTR, NUMBERS, check, syscall, unshare
+from eval.sandbox.isolation.syscalls import LIBC, MOUNT_SETATTR, NUMBERS, check, syscall, unshare
 from eval.sandbox.view import WORK, View
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000

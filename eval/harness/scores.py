@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import EvaluationError
 from eval.benchmarks import Benchmark
+from eval.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes, per_instruction
 from eval.results.metrics import direction_of, is_fraction
-from eval.results.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes, per_instruction
 from eval.results.result import Score
 
 if TYPE_CHECKING:
@@ -168,9 +168,3 @@ def ratio_score(outcomes: Outcomes, metric: str, beside: Mapping[str, Score] | N
             deviations[i] += (a - ratio * b) / size / len(terms)
     stderr = standard_error(deviations)
     return Score(metric, outcomes.score(metric), None if stderr is None else 100 * stderr, n, dict(beside or {}))
-
-
-def spread(limit: int, sizes: Mapping[str, int]) -> dict[str, list[int]]:
-    """Choose `limit` items over the parts of a benchmark: the first ones of each, evenly, at least one a part."""
-    share, more = divmod(limit, len(sizes))
-    return {name: list(range(min(size, max(1, share + (i < more))))) for i, (name, size) in enumerate(sizes.items())}

@@ -12,7 +12,7 @@ import ctypes
 import errno
 from collections.abc import Iterable
 
-from eval.sandbox.syscalls import MACHINE, prctl
+from eval.sandbox.isolation.syscalls import MACHINE, prctl
 
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 """AUDIT_ARCH number and column in the tables below."""

@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 
-from eval.sandbox import landlock, seccomp
-from eval.sandbox.limits import Limits, set_limits
-from eval.sandbox.namespaces import become_nobody
-from eval.sandbox.syscalls import (
+from eval.sandbox.isolation import landlock, seccomp
+from eval.sandbox.isolation.limits import Limits, set_limits
+from eval.sandbox.isolation.namespaces import become_nobody
+from eval.sandbox.isolation.syscalls import (
     PR_SET_DUMPABLE,
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
