@@ -34,7 +34,7 @@ from merging.tokenizers.token_ids import read_tokenizers, token_ids
 
 if TYPE_CHECKING:
     from aim.capture.state import Progress
-    from merging.engine.loop import Job
+    from merging.engine.execution import ExecutionConfig
 
 PAPER = "https://arxiv.org/abs/2502.02421"
 
@@ -205,12 +205,12 @@ def plan_relaxation(
     relax_plan = plan(inputs, [OutputSlice((0,), {})], wanted, vocabulary, options=options)
     relaxation = relaxation or _Relaxation(aim, output)
 
-    def make_job() -> Job:
-        from merging.engine import loop  # loads torch
+    def make_job() -> ExecutionConfig:
+        from merging.engine.execution import ExecutionConfig  # loads torch
 
         device = resolve_device(output.device, output.processes)
         relaxer = relaxation.make(base, relax_plan)
-        return loop.Job(merged_alone(), device, reference=reference, relaxation=relaxer)
+        return ExecutionConfig(merged_alone(), device, reference=reference, relaxation=relaxer)
 
     notes = [*relax_plan.notes, *copied(relax_plan)]
     if aim.omegas == (1.0,) and not reference:

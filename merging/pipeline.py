@@ -42,7 +42,7 @@ from merging.plan.merge_plan import Output, Work
 from merging.processes import Processes
 
 if TYPE_CHECKING:
-    from merging.engine.loop import Job
+    from merging.engine.execution import ExecutionConfig
 
 
 def produce(work: Work, output: Output) -> Path:
@@ -108,7 +108,7 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
 @contextmanager
 def _weights(
     work: Work, output: Output, check: Callable[[], None]
-) -> Iterator[tuple[Job, Sequence[Stage], Mapping[Path, str | None]]]:
+) -> Iterator[tuple[ExecutionConfig, Sequence[Stage], Mapping[Path, str | None]]]:
     """Write the weights, or this process's part of them; yield job, stages and digests, then take the target's place.
 
     check: what is tried while the first digests are taken, before torch is loaded.
@@ -156,7 +156,7 @@ def check_output(work: Work, output: Output) -> None:
     check_space(output.save_path, work.bytes, written_bytes(output.save_path))
 
 
-def _with_output(job: Job, output: Output) -> Job:
+def _with_output(job: ExecutionConfig, output: Output) -> ExecutionConfig:
     """The job with what the output asks of the loop. Raises UsageError for what does not go together."""
     if output.layer_stats and job.reference:
         raise UsageError("--layer_stats needs blocks in float32, and does not go with --numerics reference.")
@@ -165,10 +165,10 @@ def _with_output(job: Job, output: Output) -> Job:
         return job
     from merging.engine.collector import StatisticsCollector
 
-    return replace(job, observe=StatisticsCollector)
+    return replace(job, make_collector=StatisticsCollector)
 
 
-def _key(work: Work, files: Sequence[Path], output: Output, job: Job) -> str:
+def _key(work: Work, files: Sequence[Path], output: Output, job: ExecutionConfig) -> str:
     """What an interrupted run must have in common with the one that goes on with it: all that the bytes depend on."""
     lasting = [file for file in files if not is_scratch(file)]
     seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in lasting]
@@ -178,7 +178,7 @@ def _key(work: Work, files: Sequence[Path], output: Output, job: Job) -> str:
     return hashlib.sha256(json.dumps(same, default=str).encode()).hexdigest()
 
 
-def _stream(work: Work, output: Output, writers: Sequence[ShardedWriter], job: Job) -> None:
+def _stream(work: Work, output: Output, writers: Sequence[ShardedWriter], job: ExecutionConfig) -> None:
     """Write the weights of all results from one read of the inputs."""
     from merging.engine import loop
 

@@ -32,7 +32,7 @@ from merging.tokenizers.choice import choose_vocabulary, with_tokens
 from merging.tokenizers.token_ids import read_tokenizers
 
 if TYPE_CHECKING:
-    from merging.engine.loop import Job
+    from merging.engine.execution import ExecutionConfig
 
 
 def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None) -> Path:
@@ -56,10 +56,11 @@ def plan_merge(
     folder = merge_plan.vocabulary.folder
     template = choose_template(recipe.chat_template, folder, template_model, inputs.all[1:])
 
-    def make_job() -> Job:
+    def make_job() -> ExecutionConfig:
         from merging.engine import loop  # loads torch
+        from merging.engine.execution import ExecutionConfig
 
-        job = loop.Job(
+        job = ExecutionConfig(
             implementation=method.implementation(),
             device=resolve_device("cpu" if recipe.numerics == "reference" else output.device, output.processes),
             seed=recipe.seed,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.available_memory import available
 from common.errors import CalibrationError
-from merging.engine.device_pipeline import sent
+from merging.engine.device_pipeline import to_device_async
 
 CPU = torch.device("cpu")
 
@@ -51,11 +51,11 @@ class HiddenStates:
         """Return the states of some blocks (len(blocks), ...) on a device."""
         assert self._states is not None
         if self._states.device.type == "cpu":
-            return sent(self._states[list(blocks)], device)
+            return to_device_async(self._states[list(blocks)], device)
         return self._states.index_select(0, self._index(blocks)).to(device)
 
     def _index(self, blocks: Sequence[int]) -> Tensor:
-        return sent(torch.tensor(list(blocks)), self._device)
+        return to_device_async(torch.tensor(list(blocks)), self._device)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Return everything on the CPU, for saving an interrupted run."""

@@ -28,7 +28,7 @@ from aim.statistics import Statistic
 from common.available_memory import available
 from common.errors import CalibrationError
 from common.out_of_memory import ran_out
-from merging.engine.device_pipeline import sent
+from merging.engine.device_pipeline import to_device_async
 from merging.processes import Processes
 
 TABLE_BYTES = 1 << 30
@@ -239,7 +239,7 @@ class _Run:
 
     def _forward(self, take: list[int], sink: Callable[[Use], None], turn: _Turn) -> Tensor | None:
         """One forward pass; returns what the layer in turn made, or None where it ran to its end."""
-        ids = sent(self.blocks[take], self.skeleton.device)
+        ids = to_device_async(self.blocks[take], self.skeleton.device)
         try:
             with watching(self.skeleton.model, sink):
                 self.skeleton.model(**forward_arguments(self.skeleton.model, ids))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.out_of_memory import ran_out
-from merging.engine.device_pipeline import Lane, Mark, sent
+from merging.engine.device_pipeline import CopyStream, Event, to_device_async
 
 
 class Ahead:
@@ -20,9 +20,9 @@ class Ahead:
 
     def __init__(self, read: Callable[[str], Tensor], device: torch.device) -> None:
         self._read, self._device = read, device
-        self._lane = Lane(device)
+        self._stream = CopyStream(device)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-        self._asked: tuple[list[str], Future[tuple[dict[str, Tensor], Mark]]] | None = None
+        self._asked: tuple[list[str], Future[tuple[dict[str, Tensor], Event]]] | None = None
 
     def ask(self, names: Sequence[str]) -> None:
         """Let tensors be read and copied; they take the place of what was asked for before."""
@@ -38,9 +38,9 @@ class Ahead:
         if self._asked is None or self._asked[0] != list(names):
             return {}
         coming, self._asked = self._asked[1], None
-        found, mark = coming.result()
-        current = Lane(self._device, current=True)
-        current.after(mark)
+        found, event = coming.result()
+        current = CopyStream(self._device, current=True)
+        current.wait_for(event)
         if current.stream is not None:
             for tensor in found.values():  # their memory is the other lane's, which must not take it back too early
                 tensor.record_stream(current.stream)
@@ -51,12 +51,12 @@ class Ahead:
         if self._asked is not None:
             wait([self._asked[1]])
 
-    def _fetch(self, names: Sequence[str]) -> tuple[dict[str, Tensor], Mark]:
+    def _fetch(self, names: Sequence[str]) -> tuple[dict[str, Tensor], Event]:
         try:
-            with self._lane.entered():
-                found = {name: sent(self._read(name), self._device) for name in names}
+            with self._stream.context():
+                found = {name: to_device_async(self._read(name), self._device) for name in names}
         except RuntimeError as error:
             if not ran_out(error):
                 raise
             return {}, None
-        return found, self._lane.mark()
+        return found, self._stream.record_event()

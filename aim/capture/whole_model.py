@@ -18,7 +18,7 @@ from aim.statistics import Statistic
 from common.cli import say
 from common.errors import CalibrationError
 from common.out_of_memory import ran_out
-from merging.engine.device_pipeline import sent
+from merging.engine.device_pipeline import to_device_async
 from merging.processes import Processes
 
 TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 2048}
@@ -128,7 +128,7 @@ def calibrate(
     def attempt(take: list[int]) -> Batch:
         batch = Batch(statistic)
         with watching(model, batch):
-            model(**forward_arguments(model, sent(blocks[take], device)))
+            model(**forward_arguments(model, to_device_async(blocks[take], device)))
         return batch
 
     total = sum(map(len, halves))

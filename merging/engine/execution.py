@@ -75,7 +75,7 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class ExecutionConfig:
     """How to make every tensor: the method's functions and how to compute.
 
     survey: what the method's `survey` found over all tensors, where it has one. observe: gives an observer for a
@@ -92,15 +92,15 @@ class Job:
     relaxation: Relaxation | None = None
     allow_nonfinite: bool = False
     survey: Any = None
-    observe: Callable[[TensorPlan], Observer] | None = None
+    make_collector: Callable[[TensorPlan], Observer] | None = None
     block_elements: int | None = None
     compiled: bool = True
-    moved: bool | None = None
+    device_pipeline: bool | None = None
 
     @property
-    def moves(self) -> bool:
+    def uses_device_pipeline(self) -> bool:
         """Whether blocks go through `merging.engine.device_pipeline`."""
-        return self.device.type == "cuda" if self.moved is None else self.moved
+        return self.device.type == "cuda" if self.device_pipeline is None else self.device_pipeline
 
     @property
     def is_by_tensor(self) -> bool:

@@ -19,13 +19,13 @@ from merging.ops.kernels.kernels import KINDS, MOST_MODELS, Kernels, kernels
 from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup
 
 if TYPE_CHECKING:
-    from merging.engine.execution import Job
+    from merging.engine.execution import ExecutionConfig
 
 AHEAD = 2
 """Blocks that may wait for the writer."""
 
 
-def kernel_for(group: TensorGroup, job: Job) -> Kernels | None:
+def kernel_for(group: TensorGroup, job: ExecutionConfig) -> Kernels | None:
     """Return the kernels where they can make this tensor's blocks, else None."""
     able = job.implementation.fused is not None and job.compiled and group.device.type == "cpu"
     able = able and len(group.finetuned) <= MOST_MODELS
@@ -35,7 +35,7 @@ def kernel_for(group: TensorGroup, job: Job) -> Kernels | None:
 def fused_blocks(
     compiled: Kernels,
     group: TensorGroup,
-    job: Job,
+    job: ExecutionConfig,
     arguments: Mapping[str, Any],
     per_block: PerBlock | None,
     dtype: torch.dtype,

@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from merging.engine.base_comparison import BaseComparison
-from merging.engine.execution import Job, Observer, Writer
+from merging.engine.execution import ExecutionConfig, Observer, Writer
 from merging.engine.finite_check import Finite, Nonfinite, blamed, sources_of
 from merging.engine.fused import fused_blocks, kernel_for
-from merging.engine.prefetch import Task, moved, prepared
+from merging.engine.prefetch import TensorTask, prefetch, stream_through_device
 from merging.engine.row_groups import aligned_rows, group_of
 from merging.ops.kernels.kernels import kernels
 from merging.ops.tensor_blocks import BLOCK_ELEMENTS, Block, TensorGroup, cut
@@ -29,7 +29,7 @@ Observers: TypeAlias = Sequence["Observer | None"]
 
 def run(
     plan: Listing,
-    job: Job,
+    job: ExecutionConfig,
     writers: Sequence[Writer],
     quiet: bool = False,
     label: str = "merging",
@@ -65,12 +65,12 @@ def run(
 
 
 def _each(
-    tensors: Sequence[Any], job: Job, results: int, make: Callable[..., Iterator[Sequence[Tensor]]]
+    tensors: Sequence[Any], job: ExecutionConfig, results: int, make: Callable[..., Iterator[Sequence[Tensor]]]
 ) -> Generator[tuple[Any, Observers, Iterator[Sequence[Tensor]]], None, None]:
     """Yield each tensor with its observers and its blocks; where these go through a device, all in one ring."""
 
     def observers(tensor: Any) -> list[Observer | None]:
-        return [job.observe(tensor) if job.observe else None for _ in range(results)]
+        return [job.make_collector(tensor) if job.make_collector else None for _ in range(results)]
 
     if make is not tensor_blocks or job.reference:
         for tensor in tensors:
@@ -79,7 +79,7 @@ def _each(
         return
     sees: dict[str, list[Observer | None]] = {tensor.name: [] for tensor in tensors}  # each filled in its turn
 
-    def task(tensor: TensorPlan) -> Task:
+    def task(tensor: TensorPlan) -> TensorTask:
         sees[tensor.name] += observers(tensor)
         return task_of(group_of(tensor, job), job, tensor.parameters, _dtype(tensor), sees[tensor.name])
 
@@ -92,18 +92,20 @@ def _each(
                 yield tensor, observers(tensor), tensor_blocks(tensor, job)
 
 
-def merged_tasks(tasks: Sequence[Callable[[], Task]], job: Job) -> Generator[Iterator[Sequence[Tensor]], None, None]:
+def merged_tasks(
+    tasks: Sequence[Callable[[], TensorTask]], job: ExecutionConfig
+) -> Generator[Iterator[Sequence[Tensor]], None, None]:
     """Yield each task's blocks; of a method that kernels can prepare and merge, one task is prepared ahead."""
     ahead = 1 if job.implementation.fused and job.compiled and kernels() else 0
-    if job.moves:
-        yield from moved(tasks, job.device, ahead)
+    if job.uses_device_pipeline:
+        yield from stream_through_device(tasks, job.device, ahead)
     else:
-        with closing(prepared(tasks, ahead)) as ready:
+        with closing(prefetch(tasks, ahead)) as ready:
             for task in ready:
                 yield _later(task, job)
 
 
-def with_survey(plan: Plan, job: Job) -> Job:
+def with_survey(plan: Plan, job: ExecutionConfig) -> ExecutionConfig:
     """Return the job with what the method must know of all tensors at once, where it must."""
     survey = job.implementation.survey
     if survey is None:
@@ -114,7 +116,7 @@ def with_survey(plan: Plan, job: Job) -> Job:
     return replace(job, survey=survey(lambda: (group_of(tensor, job) for tensor in merged), merged[0].parameters))
 
 
-def tensor_blocks(tensor: TensorPlan, job: Job, observers: Observers = ()) -> Iterator[Sequence[Tensor]]:
+def tensor_blocks(tensor: TensorPlan, job: ExecutionConfig, observers: Observers = ()) -> Iterator[Sequence[Tensor]]:
     """Yield one output tensor in blocks of rows, in the plan's dtype, on the CPU: one for each of the job's results.
 
     What is yielded may be overwritten once more is asked for.
@@ -154,7 +156,7 @@ def _copied(tensor: TensorPlan, dtype: torch.dtype) -> Iterator[Tensor]:
 
 def merged_blocks(
     group: TensorGroup,
-    job: Job,
+    job: ExecutionConfig,
     parameters: Mapping[str, Any],
     dtype: torch.dtype,
     observers: Observers = (),
@@ -167,12 +169,12 @@ def merged_blocks(
         yield from made
 
 
-def _later(task: Callable[[], Task], job: Job) -> Iterator[Sequence[Tensor]]:
+def _later(task: Callable[[], TensorTask], job: ExecutionConfig) -> Iterator[Sequence[Tensor]]:
     """The blocks of a task that is known, or turns out to be impossible, when the first is asked for."""
     yield from made_blocks(task(), job)
 
 
-def made_blocks(task: Task, job: Job) -> Iterator[Sequence[Tensor]]:
+def made_blocks(task: TensorTask, job: ExecutionConfig) -> Iterator[Sequence[Tensor]]:
     """Yield a task's blocks made where they are: by a kernel where there is one and nothing observes the values."""
     group = task.group
     kernel = None if task.observed else kernel_for(group, job)
@@ -188,8 +190,12 @@ def made_blocks(task: Task, job: Job) -> Iterator[Sequence[Tensor]]:
 
 
 def task_of(
-    group: TensorGroup, job: Job, parameters: Mapping[str, Any], dtype: torch.dtype, observers: Observers = ()
-) -> Task:
+    group: TensorGroup,
+    job: ExecutionConfig,
+    parameters: Mapping[str, Any],
+    dtype: torch.dtype,
+    observers: Observers = (),
+) -> TensorTask:
     """Find out what the method must know of the whole tensor, and say how its blocks are made."""
     implementation = job.implementation
     known = parameters if job.survey is None else {**parameters, "survey": job.survey}
@@ -211,15 +217,15 @@ def task_of(
         rounded = {id(result): result.to(dtype) for result in results}  # once where they are one tensor
         return [rounded[id(result)] for result in results]
 
-    return Task(group, per_block, make, dtype, arguments, any(observers))
+    return TensorTask(group, per_block, make, dtype, arguments, any(observers))
 
 
-def merge_group(group: TensorGroup, job: Job, parameters: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+def merge_group(group: TensorGroup, job: ExecutionConfig, parameters: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     """Return a whole merged tensor, for callers that hold one anyway."""
     return torch.cat([block.clone() for (block,) in merged_blocks(group, job, parameters, dtype)])
 
 
-def _by_reference(group: TensorGroup, job: Job, parameters: Mapping[str, Any]) -> Sequence[Tensor]:
+def _by_reference(group: TensorGroup, job: ExecutionConfig, parameters: Mapping[str, Any]) -> Sequence[Tensor]:
     base = None if group.base is None else group.base[:].to(torch.bfloat16)
     finetuned = [tensor[:].to(torch.bfloat16) for tensor in group.finetuned]
     known = {**parameters, "is_embedding": group.inputs_first}

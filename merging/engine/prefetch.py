@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from merging.engine.device_pipeline import through
+from merging.engine.device_pipeline import pipeline
 from merging.ops.tensor_blocks import Block, TensorGroup
 
 Make: TypeAlias = Callable[[Block, TensorGroup, Mapping[str, Any]], Sequence[Tensor]]
@@ -21,7 +21,7 @@ Make: TypeAlias = Callable[[Block, TensorGroup, Mapping[str, Any]], Sequence[Ten
 
 
 @dataclass(frozen=True)
-class Task:
+class TensorTask:
     """A tensor that is to be merged into `dtype`.
 
     arguments: what the method is given for every block. observed: whether the values are looked at, as the method's
@@ -54,13 +54,13 @@ class Task:
         return self.make(block, self.group.at(block, rows), dict(given))
 
 
-def prepared(tasks: Iterable[Callable[[], Task]], ahead: int) -> Generator[Callable[[], Task], None, None]:
+def prefetch(tasks: Iterable[Callable[[], TensorTask]], ahead: int) -> Generator[Callable[[], TensorTask], None, None]:
     """Yield functions that return, or raise, what those given do; so many of these are called ahead, in order, on one
     thread, and with none ahead each is the one given."""
     if not ahead:
         yield from tasks
         return
-    waiting: deque[Future[Task]] = deque()
+    waiting: deque[Future[TensorTask]] = deque()
     thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
     try:
         for task in tasks:
@@ -73,18 +73,18 @@ def prepared(tasks: Iterable[Callable[[], Task]], ahead: int) -> Generator[Calla
         thread.shutdown(cancel_futures=True)
 
 
-def moved(
-    tasks: Sequence[Callable[[], Task]], device: torch.device, ahead: int
+def stream_through_device(
+    tasks: Sequence[Callable[[], TensorTask]], device: torch.device, ahead: int
 ) -> Generator[Iterator[Sequence[Tensor]], None, None]:
-    """Yield, for each task, its blocks' results as `transfers.through` yields them; each must be read to its end.
+    """Yield, for each task, its results block by block; each iterator must be read to its end.
 
-    tasks, ahead: as `prepared` takes them. An error of a task, of the reading, or of the making comes through where the
+    tasks, ahead: as `prefetch` takes them. An error of a task, of the reading, or of the making comes through where the
     result that it prevents is due.
     """
     blocks: deque[int] = deque()  # of each task whose blocks have begun
 
-    def items() -> Generator[tuple[Task | None, Any], None, None]:
-        with closing(prepared(tasks, ahead)) as ready:
+    def items() -> Generator[tuple[TensorTask | None, Any], None, None]:
+        with closing(prefetch(tasks, ahead)) as ready:
             for known in ready:
                 try:
                     task = known()
@@ -96,13 +96,13 @@ def moved(
                     blocks.append(len(found))
                     yield from ((task, block) for block in found)
 
-    def read(item: tuple[Task | None, Any]) -> Sequence[Tensor]:
+    def read(item: tuple[TensorTask | None, Any]) -> Sequence[Tensor]:
         task, block = item
         if task is None:
             raise block
         return task.read(block)
 
-    def work(item: tuple[Task | None, Any], there: Sequence[Tensor]) -> Sequence[Tensor]:
+    def work(item: tuple[TensorTask | None, Any], there: Sequence[Tensor]) -> Sequence[Tensor]:
         task, block = item
         assert task is not None
         return task.work(block, there)
@@ -112,6 +112,6 @@ def moved(
         for _ in range(blocks.popleft() - 1):
             yield next(made)
 
-    with closing(items()) as source, closing(through(source, read, work, device)) as made:
+    with closing(items()) as source, closing(pipeline(source, read, work, device)) as made:
         for _ in tasks:
             yield results(made)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from merging.checkpoints.row_source import Rows
-from merging.engine.device_pipeline import elements_for
-from merging.engine.execution import Job
+from merging.engine.device_pipeline import block_elements_for
+from merging.engine.execution import ExecutionConfig
 from merging.engine.mean_row import mean_row
 from merging.ops.tensor_blocks import TensorGroup
 from merging.plan.types import Source, TensorPlan, source_of
@@ -20,7 +20,7 @@ WHOLE = sys.maxsize
 """Elements per block of a tensor that is made in one."""
 
 
-def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
+def group_of(tensor: TensorPlan, job: ExecutionConfig) -> TensorGroup:
     """Return the tensor in the base and in every model, its rows in the result's order.
 
     A stack of matrices is one long matrix to a method that goes by entry, so that a block need not hold a whole one.
@@ -39,7 +39,7 @@ def group_of(tensor: TensorPlan, job: Job) -> TensorGroup:
         seed=job.seed,
         is_embedding=tensor.is_embedding,
         transposed=tensor.transposed,
-        block_elements=WHOLE if job.is_by_tensor else job.block_elements or elements_for(job.device),
+        block_elements=WHOLE if job.is_by_tensor else job.block_elements or block_elements_for(job.device),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from merging.engine import loop
-from merging.engine.execution import Job
+from merging.engine.execution import ExecutionConfig
 from merging.engine.execution import Relaxation as OfBlocks
 from merging.lora.algebra import coefficients
 from merging.lora.plan import Entry, Sum, Term
@@ -34,7 +34,7 @@ class Maker:
     """Computes the tensors of a plan, one result for each omega. job: how whole tensors are made and relaxed."""
 
     method: str
-    job: Job
+    job: ExecutionConfig
     relaxation: Relaxation | None = None
 
     def blocks(self, entry: Entry) -> Iterator[Sequence[Tensor]]:

@@ -95,14 +95,14 @@ class AdapterWork:
         """Load torch and the importance, and return what computes the tensors."""
         import torch
 
-        from merging.engine.loop import Job
+        from merging.engine.execution import ExecutionConfig
         from merging.lora.tensors import Maker
 
         changed = set(self.plan.names)
         tensors = tuple(tensor for tensor in self.plan.of_model.tensors if tensor.name in changed)
         part = replace(self.plan.of_model, tensors=tensors)
         relaxation = self.relaxing.make(self.base, part) if self.relaxing else None
-        job = Job(self.implementation(), torch.device("cpu"), relaxation=relaxation)
+        job = ExecutionConfig(self.implementation(), torch.device("cpu"), relaxation=relaxation)
         return Maker(self.plan.method, job, relaxation)
 
 

@@ -26,13 +26,13 @@ from merging.plan.merge_plan import Output, Variant, Work
 from merging.recipe.mergekit.writer import write_mergekit
 
 if TYPE_CHECKING:
-    from merging.engine.loop import Job
+    from merging.engine.execution import ExecutionConfig
 
 
 class Finisher:
     """Finishes the results of a work whose weights are written, each in its stage."""
 
-    def __init__(self, work: Work, output: Output, job: Job, small: Prepared, licenses: Licenses) -> None:
+    def __init__(self, work: Work, output: Output, job: ExecutionConfig, small: Prepared, licenses: Licenses) -> None:
         self.work, self.output, self.job, self.small, self.licenses = work, output, job, small, licenses
         self.said: list[str] = []
         self.tables: list[str] = []

@@ -15,7 +15,7 @@ from merging.tokenizers.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from merging.checkpoints.checkpoint import Checkpoint
-    from merging.engine.loop import Job
+    from merging.engine.execution import ExecutionConfig
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Work:
     sources: Mapping[str, str]
     lineage: Mapping[str, Any]
     notes: tuple[str, ...]
-    make_job: Callable[[], Job]
+    make_job: Callable[[], ExecutionConfig]
     variants: tuple[Variant, ...] = (Variant(),)
     files: Mapping[str, Path] = field(default_factory=dict)
     whole_matrix: bool = False

@@ -12,9 +12,10 @@ from torch import Tensor
 from aim.capture.whole_model import calibrate
 from aim.pipeline import merged_alone
 from aim.relax import relax
-from merging.engine.device_pipeline import elements_for
-from merging.engine.loop import Job, merged_tasks, task_of
-from merging.engine.prefetch import Task
+from merging.engine.device_pipeline import block_elements_for
+from merging.engine.execution import ExecutionConfig
+from merging.engine.loop import merged_tasks, task_of
+from merging.engine.prefetch import TensorTask
 from merging.ops.kernels.kernels import Kernels, kernels
 from merging.ops.tensor_blocks import TensorGroup
 from merging.recipe.method_registry import Implementation, find_method
@@ -74,11 +75,11 @@ def stored(shapes: Sequence[tuple[int, int]], models: int, device: torch.device)
     return found
 
 
-def job_of(method: str, device: torch.device, moves: bool | None) -> Job:
+def job_of(method: str, device: torch.device, moves: bool | None) -> ExecutionConfig:
     """Return how a method, or the relaxation, makes its blocks."""
     made: Implementation = merged_alone() if method == "relax" else find_method(method).implementation()
     relaxation: Any = _Halfway(device) if method == "relax" else None
-    return Job(made, device, relaxation=relaxation, moved=moves)
+    return ExecutionConfig(made, device, relaxation=relaxation, device_pipeline=moves)
 
 
 def merged(
@@ -89,11 +90,13 @@ def merged(
     method, given = WORK[work]
     job = job_of(method, device, moves)
 
-    def task(base: Tensor, models: Sequence[Tensor]) -> Task:
+    def task(base: Tensor, models: Sequence[Tensor]) -> TensorTask:
         used = models[:1] if method == "relax" else models
         known = {} if method == "relax" else find_method(method).parameters
         parameters = {name: p.for_models(given.get(name, p.default), len(used)) for name, p in known.items()}
-        group = TensorGroup("w.weight", base, tuple(used), device, block_elements=elements or elements_for(device))
+        group = TensorGroup(
+            "w.weight", base, tuple(used), device, block_elements=elements or block_elements_for(device)
+        )
         return task_of(group, job, parameters, dtype)
 
     yield from merged_tasks([partial(task, base, models) for base, *models in tensors], job)

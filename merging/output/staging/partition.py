@@ -25,7 +25,7 @@ from merging.plan.merge_plan import Output, Work
 from merging.processes import Processes
 
 if TYPE_CHECKING:
-    from merging.engine.loop import Job
+    from merging.engine.execution import ExecutionConfig
 
 PATIENCE = 120.0
 """Seconds until a network's file system must show here what another machine has made."""
@@ -66,7 +66,7 @@ def own_files(lanes: Sequence[Sequence[Path]], processes: Processes) -> list[lis
     return [[file for file in lane if file in mine] for lane in lanes]
 
 
-def agreed(work: Work, output: Output, job: Job, lanes: Iterable[Sequence[Path]], key: str) -> str:
+def agreed(work: Work, output: Output, job: ExecutionConfig, lanes: Iterable[Sequence[Path]], key: str) -> str:
     """Return the first process's key. Raises CheckpointError where a process was asked for something else."""
     processes = output.processes
     if processes.count == 1:

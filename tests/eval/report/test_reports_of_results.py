@@ -24,7 +24,8 @@ from aim.pipeline import folder_of, perform, plan_relaxation
 from aim.relax import relax
 from common.errors import CheckpointError, UsageError
 from merging.checkpoints.checkpoint import open_checkpoint
-from merging.engine.loop import Job, merge_group
+from merging.engine.execution import ExecutionConfig
+from merging.engine.loop import merge_group
 from merging.ops.kernels.kernels import kernels
 from merging.ops.sparse.magprune import probabilities
 from merging.ops.tensor_blocks import TensorGroup
@@ -125,7 +126,9 @@ def test_a_zero_keeps_the_bases_sign(method: str, more: dict[str, Any], compiled
                   for n, p in known.parameters.items()}  # fmt: skip
     anchor = None if method == "linear" else tensor
     group = TensorGroup("w.weight", anchor, (tensor.clone(),) * count, CPU)
-    merged = merge_group(group, Job(known.implementation(), CPU, compiled=compiled), parameters, torch.float32)
+    merged = merge_group(
+        group, ExecutionConfig(known.implementation(), CPU, compiled=compiled), parameters, torch.float32
+    )
     assert torch.equal(merged.view(torch.int32), tensor.view(torch.int32))
 
 

@@ -7,8 +7,9 @@ import torch
 
 from aim.importance import Importance
 from aim.relaxer import KEPT_BASE, RELAXED, Relaxer
-from merging.engine.device_pipeline import through
-from merging.engine.loop import Job, merge_group, merged_blocks
+from merging.engine.device_pipeline import pipeline
+from merging.engine.execution import ExecutionConfig
+from merging.engine.loop import merge_group, merged_blocks
 from merging.ops.tensor_blocks import TensorGroup
 from merging.recipe.method_registry import all_methods, find_method
 
@@ -50,7 +51,7 @@ def test_device_does_not_change_the_result(method: str, dtype: torch.dtype) -> N
                 device = torch.device(name)
                 group = TensorGroup("w.weight", stored[0], used, device, block_elements=block)
                 out = dtype if method in BY_ENTRY else torch.float32
-                results.append(merge_group(group, Job(spec.implementation(), device), known, out))
+                results.append(merge_group(group, ExecutionConfig(spec.implementation(), device), known, out))
             cpu, gpu = results
             assert gpu.device.type == "cpu"
             if method in BY_ENTRY:
@@ -69,7 +70,7 @@ def test_relaxation_on_the_device(verdict: str) -> None:
         relaxer = Relaxer(importance, (0.0, 0.4, 1.0), account={"w": verdict})
         relaxer._sources, relaxer._shapes = {"w": "w"}, {"w": (300, 200)}
         group = TensorGroup("w", stored[0], (stored[1],), torch.device(name), block_elements=3000)
-        job = Job(find_method("task_arithmetic").implementation(), torch.device(name), relaxation=relaxer)
+        job = ExecutionConfig(find_method("task_arithmetic").implementation(), torch.device(name), relaxation=relaxer)
         given = {"weights": [1.0], "scaling": 1.0, "normalize": False}
         made = [[t.clone() for t in one] for one in merged_blocks(group, job, given, torch.float32)]
         results.append([torch.cat(parts) for parts in zip(*made, strict=True)])
@@ -93,7 +94,7 @@ def test_the_ring_holds_on_the_device() -> None:
             torch.cuda._sleep(2_000_000)
         return [there[0] * 2 + 1, there[1]]
 
-    for i, (doubled, same) in enumerate(through(range(200), read, slow, device)):
+    for i, (doubled, same) in enumerate(pipeline(range(200), read, slow, device)):
         assert bool((doubled == 2.0 * i + 1).all()), i
         assert bool((same == i).all()), i
         assert doubled.is_pinned()
@@ -110,8 +111,8 @@ def test_errors_leave_the_device_usable() -> None:
         return [there[0] + 1]
 
     with pytest.raises(ValueError, match=r"^five"):
-        list(through(range(20), lambda i: [torch.full((100_000,), float(i))], broken, device))
-    results = through(range(20), lambda i: [torch.full((100_000,), float(i))], lambda i, t: [t[0] + 1], device)
+        list(pipeline(range(20), lambda i: [torch.full((100_000,), float(i))], broken, device))
+    results = pipeline(range(20), lambda i: [torch.full((100_000,), float(i))], lambda i, t: [t[0] + 1], device)
     assert all(bool((one[0] == i + 1).all()) for i, one in enumerate(results))
 
 

@@ -14,7 +14,8 @@ from blake3 import blake3
 
 from aim.relax import relax
 from common.threads import in_order, threads
-from merging.engine.loop import Job, merge_group
+from merging.engine.execution import ExecutionConfig
+from merging.engine.loop import merge_group
 from merging.ops.kernels.kernels import Kernels, kernels
 from merging.ops.order_statistics import UPPER_BINS, lower_counts, upper_counts
 from merging.ops.tensor_blocks import TensorGroup
@@ -61,7 +62,7 @@ def merged(
     parameters = {name: p.for_models(p.default, len(models)) for name, p in spec.parameters.items()}
     parameters |= {name: value for name, value in given.items() if name in parameters}
     group = TensorGroup("w", made[0], tuple(models), CPU, block_elements=13_000)
-    return merge_group(group, Job(spec.implementation(), CPU, compiled=with_kernels), parameters, out)
+    return merge_group(group, ExecutionConfig(spec.implementation(), CPU, compiled=with_kernels), parameters, out)
 
 
 @pytest.mark.parametrize("method", FUSED)

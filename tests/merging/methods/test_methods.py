@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from merging.engine.loop import Job, merge_group
+from merging.engine.execution import ExecutionConfig
+from merging.engine.loop import merge_group
 from merging.ops.sparse.sparsify import keep_mask, kept_count, trim, trim_thresholds
 from merging.ops.tensor_blocks import Block, TensorGroup, last_sums, row_sums
 from merging.recipe.method_registry import all_methods, find_method
@@ -39,7 +40,7 @@ def merge(
     group = TensorGroup(name, base, tuple(finetuned), CPU, seed, embedding, block)
     implementation = find_method(method).implementation()
     parameters = defaults(method, len(finetuned), **changed)
-    return merge_group(group, Job(implementation, CPU, seed), parameters, dtype)
+    return merge_group(group, ExecutionConfig(implementation, CPU, seed), parameters, dtype)
 
 
 def tensors(n: int, shape=(24, 20), *, seed: int = 0, std: float = 0.02, dtype=torch.bfloat16):

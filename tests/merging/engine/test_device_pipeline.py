@@ -20,9 +20,10 @@ from common.errors import CheckpointError, NotANumberError
 from merging.engine import device_pipeline
 from merging.engine.base_comparison import CHANGED
 from merging.engine.collector import StatisticsCollector
-from merging.engine.device_pipeline import Lane, reached, sent, through
-from merging.engine.loop import Job, merged_blocks, run, task_of
-from merging.engine.prefetch import Task, moved
+from merging.engine.device_pipeline import CopyStream, pipeline, to_device_async, wait
+from merging.engine.execution import ExecutionConfig
+from merging.engine.loop import merged_blocks, run, task_of
+from merging.engine.prefetch import TensorTask, stream_through_device
 from merging.ops.tensor_blocks import Block, TensorGroup
 from merging.plan.merge_plan import Output
 from merging.planning import plan_merge
@@ -48,7 +49,7 @@ def merged(method: str, stored: list[torch.Tensor], block: int, **how: object) -
     if "density" in parameters:
         parameters["density"] = [0.5] * len(used)
     group = TensorGroup("w.weight", stored[0], tuple(used), CPU, block_elements=block)
-    job = Job(spec.implementation(), CPU, **how)  # type: ignore[arg-type]
+    job = ExecutionConfig(spec.implementation(), CPU, **how)  # type: ignore[arg-type]
     return torch.cat([one.clone() for (one,) in merged_blocks(group, job, parameters, torch.bfloat16)])
 
 
@@ -58,8 +59,8 @@ def test_every_method_has_the_same_bytes(method: str) -> None:
     block, many, a last one that is smaller."""
     for dtype, block in ((torch.bfloat16, 700), (torch.float32, 110), (torch.bfloat16, 1 << 20)):
         stored = models(dtype)
-        plain = merged(method, stored, block, compiled=False, moved=False)
-        assert torch.equal(merged(method, stored, block, moved=True), plain), (dtype, block)
+        plain = merged(method, stored, block, compiled=False, device_pipeline=False)
+        assert torch.equal(merged(method, stored, block, device_pipeline=True), plain), (dtype, block)
 
 
 @pytest.mark.parametrize("verdict", [RELAXED, KEPT_BASE])
@@ -73,7 +74,13 @@ def test_relaxed_results_have_the_same_bytes(verdict: str) -> None:
         relaxer = Relaxer(importance, (0.0, 0.4, 1.0), account={"w": verdict})
         relaxer._sources, relaxer._shapes = {"w": "w"}, {"w": (61, 110)}
         group = TensorGroup("w", stored[0], (stored[1],), CPU, block_elements=500)
-        job = Job(find_method("task_arithmetic").implementation(), CPU, relaxation=relaxer, compiled=False, moved=moves)
+        job = ExecutionConfig(
+            find_method("task_arithmetic").implementation(),
+            CPU,
+            relaxation=relaxer,
+            compiled=False,
+            device_pipeline=moves,
+        )
         given = {"weights": [1.0], "scaling": 1.0, "normalize": False}
         made = [[t.clone() for t in one] for one in merged_blocks(group, job, given, torch.float32)]
         results.append([torch.cat(parts) for parts in zip(*made, strict=True)])
@@ -100,15 +107,15 @@ def test_order_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         return [torch.full((300,), float(i)), torch.arange(i, i + 40)]
 
     taken = 0
-    for i, (one, other, again) in enumerate(through(range(50), read, lambda i, t: [t[0] * 2, t[1] + 1, t[1]], CPU)):
+    for i, (one, other, again) in enumerate(pipeline(range(50), read, lambda i, t: [t[0] * 2, t[1] + 1, t[1]], CPU)):
         assert torch.equal(one, torch.full((300,), 2.0 * i))
         assert torch.equal(other, torch.arange(i + 1, i + 41))
         assert torch.equal(again, torch.arange(i, i + 40))
         time.sleep(0.001)
         taken = i + 1
-        assert len(begun) <= taken + device_pipeline.threads() + device_pipeline.AHEAD + 2
+        assert len(begun) <= taken + device_pipeline.threads() + device_pipeline.EXTRA_READS + 2
     assert taken == 50
-    assert len(made) <= device_pipeline.threads() + device_pipeline.AHEAD + 2 * device_pipeline.DEPTH
+    assert len(made) <= device_pipeline.threads() + device_pipeline.EXTRA_READS + 2 * device_pipeline.DEPTH
 
 
 @pytest.mark.parametrize("where", ["read", "work", "caller"])
@@ -133,7 +140,7 @@ def test_errors_drain(where: str) -> None:
             raise ValueError("seven cannot be made")
         return there
 
-    results = through(range(30), read, work, CPU)
+    results = pipeline(range(30), read, work, CPU)
     seen: list[int] = []
     if where == "caller":
         for _ in range(4):
@@ -150,18 +157,18 @@ def test_errors_drain(where: str) -> None:
 
 def test_nothing_to_do() -> None:
     """No item is no result."""
-    assert list(through([], lambda i: [], lambda i, t: t, CPU)) == []
+    assert list(pipeline([], lambda i: [], lambda i, t: t, CPU)) == []
 
 
 SHAPES = [(61, 110), (1, 7), (300, 40), (5,), (33, 64)]
 
 
-def tasks_of(method: str, log: list[str] | None = None) -> list[Callable[[], Task]]:
+def tasks_of(method: str, log: list[str] | None = None) -> list[Callable[[], TensorTask]]:
     """The same method on tensors of several shapes, each prepared when it is asked for; log: when that was."""
     spec = find_method(method)
-    job = Job(spec.implementation(), CPU, moved=True)
+    job = ExecutionConfig(spec.implementation(), CPU, device_pipeline=True)
 
-    def task(i: int) -> Task:
+    def task(i: int) -> TensorTask:
         if log is not None:
             log.append(f"prepare {i}")
         stored = models(shape=SHAPES[i])
@@ -179,9 +186,11 @@ def test_tensor_after_tensor(method: str) -> None:
     """In one ring, of tensors with one block and with many, each has the bytes that it has in a ring of its own."""
     alone = []
     for task in tasks_of(method):
-        (made,) = ([one.clone() for (one,) in blocks] for blocks in moved([task], CPU, 1))
+        (made,) = ([one.clone() for (one,) in blocks] for blocks in stream_through_device([task], CPU, 1))
         alone.append(torch.cat(made))
-    together = [torch.cat([one.clone() for (one,) in blocks]) for blocks in moved(tasks_of(method), CPU, 1)]
+    together = [
+        torch.cat([one.clone() for (one,) in blocks]) for blocks in stream_through_device(tasks_of(method), CPU, 1)
+    ]
     assert [tuple(tensor.shape) for tensor in together] == SHAPES
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
@@ -190,7 +199,7 @@ def test_prepared_one_tensor_ahead() -> None:
     """A tensor is prepared when the one before it begins, in order, and no further ahead; one that is not asked for
     any more is not prepared."""
     log: list[str] = []
-    made = moved(tasks_of("ties", log), CPU, 1)
+    made = stream_through_device(tasks_of("ties", log), CPU, 1)
     for i, blocks in enumerate(made):
         log.append(f"merge {i}")
         for _ in blocks:
@@ -211,7 +220,7 @@ def test_an_error_waits_for_its_turn(where: str) -> None:
     def broken(*_: object) -> list[torch.Tensor]:
         raise NotANumberError("not a number")
 
-    def third() -> Task:
+    def third() -> TensorTask:
         task = real()
         if where == "prepare":
             broken()
@@ -221,7 +230,7 @@ def test_an_error_waits_for_its_turn(where: str) -> None:
     counts: list[int] = []
 
     def count() -> None:
-        for blocks in moved(tasks, CPU, 1):
+        for blocks in stream_through_device(tasks, CPU, 1):
             counts.append(0)
             for _ in blocks:
                 counts[-1] += 1
@@ -258,7 +267,7 @@ def test_a_whole_run_in_one_ring(family, tmp_path: Path, method: str) -> None:
 
     runs = []
     for moves, done in ((False, 0), (True, 0), (True, 5)):
-        job = replace(work.make_job(), moved=moves, observe=StatisticsCollector, block_elements=5000)
+        job = replace(work.make_job(), device_pipeline=moves, make_collector=StatisticsCollector, block_elements=5000)
         kept = Kept(done)
         run(plan, job, [kept], quiet=True)
         runs.append(kept)
@@ -281,17 +290,17 @@ def test_rows_of_another_block_are_refused() -> None:
         there.base_block(Block(0, 2, 110))
 
 
-def test_lanes_of_the_cpu_are_words() -> None:
+def test_streams_of_the_cpu_do_nothing() -> None:
     """On the CPU a copy is done when it was asked for, and there is nothing to wait for."""
-    lane, place = Lane(CPU), torch.zeros(3)
-    lane.after(None)
-    lane.copy([place], [torch.ones(3)])
-    assert lane.mark() is None
-    reached(lane.mark())
-    lane.finish()
+    stream, place = CopyStream(CPU), torch.zeros(3)
+    stream.wait_for(None)
+    stream.copy([place], [torch.ones(3)])
+    assert stream.record_event() is None
+    wait(stream.record_event())
+    stream.synchronize()
     tensor = torch.ones(2)
     assert place.tolist() == [1, 1, 1]
-    assert sent(tensor, CPU) is tensor
+    assert to_device_async(tensor, CPU) is tensor
 
 
 def test_tensors_fetched_ahead() -> None:
