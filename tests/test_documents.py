@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "REPRODUCTION.md", "CONTRIBUTING.md", *PAGES]
 LAUNCHERS = ("accelerate", "torchrun", "srun")
-EXECUTED = ["docs/add_a_benchmark.md", "docs/add_a_method.md"]
+EXECUTED = ["docs/add_a_benchmark.md", "docs/add_a_method.md", "docs/add_a_statistic.md"]
 """Pages that tests/test_worked_examples.py executes."""
 OTHER_PROGRAMS = ("python3", "cd", "git", "export", "pip", ".venv/bin/pip", ".venv/bin/pre-commit")
 """First words of commands that run none of this project's scripts."""

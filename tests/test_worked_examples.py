@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.evaluation import make_checkpoint
-from tests.helpers.tiny import fine_tune, make_llama
+from tests.helpers.tiny import fine_tune, make_llama, write_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = re.compile(r"^`([\w/.]+)`:\n\n```\S+\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -65,6 +65,14 @@ def test_add_a_method(copy: Path) -> None:
     assert printed[3].startswith(".....")
     assert "| `median` |" in (copy / "README.md").read_text(encoding="utf-8")
     assert ", median," in (copy / "docs" / "flags.md").read_text(encoding="utf-8").replace("| median |", ", median,")
+
+
+def test_add_a_statistic(copy: Path) -> None:
+    """The statistic of the page relaxes a model, and the lock names it."""
+    fine_tune(make_llama(copy / "BASE"), copy / "MERGED", 1, std=0.02)
+    write_texts(copy / "texts.jsonl")
+    execute("add_a_statistic.md", copy)
+    assert "mean_sqrt" in (copy / "OUT" / "merge.lock.json").read_text(encoding="utf-8")
 
 
 def test_add_a_benchmark(copy: Path) -> None:
