@@ -9,23 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import explain, run, say
-from common.errors import BadInputError, UsageError
+from common.distributed import ProcessGroup, init_distributed
+from common.errors import StoppedError
 from eval.harness.flags import models_of, parser, settings_of
-from eval.harness.ranks import Ranks
 from eval.results.result import EvalResult
 
 Results = list[tuple[EvalResult, Path]]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate as the flags say; print a row per model, and on stderr where the results are."""
+    """Evaluate as the flags say, on all ranks that a launcher started; return the exit code."""
+    with init_distributed() as process_group:
+        return evaluate_or_rescore(argv, process_group)
+
+
+def evaluate_or_rescore(argv: Sequence[str], process_group: ProcessGroup) -> int:
+    """Print a row per model, and on stderr where the results are."""
     a = parser().parse_args(argv)
-    try:
-        results, failures = rescored(a) if a.rescore is not None else evaluated(a)
-    except (UsageError, BadInputError) as error:
-        if Ranks.of_run().first:
-            raise
-        return error.exit_code  # the first process of the launch says it
+    if a.rescore is not None:
+        if not process_group.is_main:  # nothing is left to share: the answers are known
+            return 0
+        results, failures = rescored(a)
+    else:
+        results, failures = evaluated(a, process_group)
     if results:
         show(results, a.quiet, a.answers)
     for failure in failures[:-1]:
@@ -35,15 +41,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def evaluated(a: argparse.Namespace) -> tuple[Results, list[Exception]]:
+def evaluated(a: argparse.Namespace, process_group: ProcessGroup) -> tuple[Results, list[Exception]]:
     """Evaluate every model, all checked before the first is loaded.
 
     Returns:
-        The results, none in other processes than the first, and the errors of models that could not be evaluated. A
-        single model, and one of several processes that wait for each other, raises its error instead.
+        The results, on rank 0 only, and the errors of models that could not be evaluated. A single model, and one of
+        several ranks, which wait for each other, raises its error instead.
     """
     settings, models = settings_of(a), models_of(a)
-    from eval.harness.evaluation import evaluate_share, preflight
+    from eval.harness.evaluation import evaluate_on_ranks, preflight
     from eval.results.store import save
 
     checked = [(model, preflight(model, settings, a.save_path)) for model in models]
@@ -51,11 +57,16 @@ def evaluated(a: argparse.Namespace) -> tuple[Results, list[Exception]]:
     failures: list[Exception] = []
     for model, benchmarks in checked:
         if len(models) > 1:
-            say(f"{model}:", a.quiet or not Ranks.of_run().first)
+            say(f"{model}:", a.quiet or not process_group.is_main)
         try:
-            found = evaluate_share(model, settings, save_path=a.save_path, benchmarks=benchmarks)
+            found = evaluate_on_ranks(
+                model, settings, save_path=a.save_path, benchmarks=benchmarks, process_group=process_group
+            )
+        except StoppedError as error:
+            error.add_note("Answers so far are kept: the same command continues from them.")
+            raise
         except Exception as error:  # of the project, or of third-party code that ran the model
-            if len(models) == 1 or Ranks.of_run().count > 1:
+            if len(models) == 1 or process_group.world_size > 1:
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the failed model
             error.add_note(f"Model: {model}.")

@@ -12,8 +12,8 @@ from aim.config import KEYS as AIM_KEYS
 from aim.config import SEED, Aim, add_aim_flags, add_scaling_flags, aim_of
 from aim.omegas import parse_omegas
 from common.cli import Parser, run, say, value_flags
+from common.distributed import ProcessGroup, init_distributed
 from common.errors import UsageError
-from merging.processes import Processes, together
 from merging.recipe import make_recipe, read_config
 from merging.recipe.flags import OUTPUT_KEYS, make_parser, take, take_push
 from merging.recipe.mergekit.command_line import translate
@@ -21,12 +21,12 @@ from merging.recipe.method_registry import find_method
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, merge (or only plan), say where; with the other processes of the run where a launcher started several."""
-    with together() as processes:
-        return merge_or_plan(argv, processes)
+    """Parse, merge (or only plan), say where; on all ranks that a launcher started."""
+    with init_distributed() as process_group:
+        return merge_or_plan(argv, process_group)
 
 
-def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
+def merge_or_plan(argv: Sequence[str], process_group: ProcessGroup) -> int:
     """Do this process's part of it."""
     early = Parser(add_help=False)
     early.add_argument("--method")
@@ -42,7 +42,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
     quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")
     flags.pop("debug")
-    quiet |= not processes.leads
+    quiet |= not process_group.is_main
     if as_json and not dry_run:
         parser.error("--json goes with --dry_run")
     config = read_config(flags.pop("config")) if "config" in flags and "from_lock" not in flags else {}
@@ -50,7 +50,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     if "from_lock" in flags:
         from aim.replay import repeat
 
-        return repeat(flags, quiet, dry_run, as_json, processes, push=push)
+        return repeat(flags, quiet, dry_run, as_json, process_group, push=push)
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
     aim = aim_asked({key: flags.pop(key, config.pop(key, None)) for key in AIM_KEYS}, bool(asked["resume"]))
     recipe = make_recipe(flags, config)
@@ -62,7 +62,7 @@ def merge_or_plan(argv: Sequence[str], processes: Processes) -> int:
     from merging.plan.merge_plan import Output
 
     given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
-    output = Output(**{"save_path": Path(), **given}, quiet=quiet, processes=processes)
+    output = Output(**{"save_path": Path(), **given}, quiet=quiet, process_group=process_group)
     relaxing = None
     if aim is not None:
         from aim.pipeline import relaxing_of

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aim.calibration.config import Calibration, contradiction
 from aim.statistics import DEFAULT, check_statistic, find_statistic
 from common.cli import say
+from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError, CheckpointError, UsageError, nearest
 from common.processor import product_dtype
 from common.terminal_text import foreign
@@ -21,7 +22,6 @@ from merging.checkpoints.checkpoint import FLOATS, Checkpoint
 from merging.ops.kernels.bus_errors import report_bus_errors
 from merging.output.records.card import public_name
 from merging.output.records.run_record import versions
-from merging.processes import Processes
 from merging.recipe import DTYPES
 
 if TYPE_CHECKING:
@@ -74,9 +74,17 @@ class Settings:
         if self.reference and self.calibration_mode == "layerwise":
             raise UsageError("--numerics reference runs the whole base; leave out --calibration_mode layerwise.")
 
-    def key(self, base_fingerprint: str, dtype: str, digest: str, processes: Processes) -> str:
+    def key(self, base_fingerprint: str, dtype: str, digest: str, process_group: ProcessGroup) -> str:
         """Return what an interrupted calibration must have in common with the one that goes on with it."""
-        same = [base_fingerprint, dtype, digest, self.statistic, processes.rank, processes.count, versions()]
+        same = [
+            base_fingerprint,
+            dtype,
+            digest,
+            self.statistic,
+            process_group.rank,
+            process_group.world_size,
+            versions(),
+        ]
         return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
 
@@ -86,7 +94,7 @@ def importance_of(
     device: torch.device,
     quiet: bool,
     state: Path,
-    processes: Processes | None = None,
+    process_group: ProcessGroup | None = None,
     keep: Callable[[Progress], None] | None = None,
 ) -> Importance:
     """Load the importance of a base where its file stands, else compute it and save it.
@@ -95,25 +103,25 @@ def importance_of(
     that of a calibration for which there is no such file, which is otherwise removed. Raises CheckpointError for a file
     of another base, CalibrationError for text that cannot be used or a base that cannot be run.
     """
-    processes = processes or Processes()
+    process_group = process_group or SINGLE_PROCESS
     file = settings.importance_file
     if file is not None and file.exists():
         from aim.calibration.packing import summary
         from aim.capture.state import remove_state
 
-        remove_state(_state_of_rank(state, processes))
+        remove_state(_state_of_rank(state, process_group))
         found = load_importance(file, base, settings.reference, settings.statistic)
         check_same_calibration(file, found.calibration, settings.calibration)
         say(f"Importance from {file}. {summary(dict(found.calibration))}", quiet)
         return found
     report_bus_errors("The saved state of the calibration is kept; the same command with --resume continues from it.")
-    measured, progress = measure(base, settings, device, quiet, state, processes)
+    measured, progress = measure(base, settings, device, quiet, state, process_group)
     try:
-        if file is not None and processes.leads:
+        if file is not None and process_group.is_main:
             measured.save(file)
             say(f"Importance saved to {file}.", quiet)
         if file is not None:
-            processes.wait()
+            process_group.barrier()
     except BaseException as error:
         if progress is not None:
             progress.stop(error)
@@ -127,7 +135,7 @@ def importance_of(
 
 
 def measure(
-    base: Checkpoint, settings: Settings, device: torch.device, quiet: bool, state: Path, processes: Processes
+    base: Checkpoint, settings: Settings, device: torch.device, quiet: bool, state: Path, process_group: ProcessGroup
 ) -> tuple[Importance, Progress | None]:
     """Run the base over its calibration text; returns its importance and the state that can still be resumed.
 
@@ -160,14 +168,14 @@ def measure(
             f"{base.name} has no tokenizer that loads; calibration needs one ({foreign(str(error), 200)})."
         ) from error
     sample = cut(texts, tokenizer, settings.calibration)
-    quiet = quiet or not processes.leads
+    quiet = quiet or not process_group.is_main
     say(summary(sample.account), quiet)
     mark = fingerprint(base)
     progress = _progress(
-        settings, settings.key(mark, dtype, sample.account["digest"], processes), state, quiet, processes
+        settings, settings.key(mark, dtype, sample.account["digest"], process_group), state, quiet, process_group
     )
     try:
-        mode, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, quiet, processes)
+        mode, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, quiet, process_group)
         found = by_stored_tensor(activations, model, base)
     except BaseException as error:
         if progress is not None:
@@ -185,27 +193,27 @@ def measure(
     return measured, progress
 
 
-def _state_of_rank(state: Path, processes: Processes) -> Path:
-    return state if processes.count == 1 else state.with_name(f"{state.name}-{processes.rank}")
+def _state_of_rank(state: Path, process_group: ProcessGroup) -> Path:
+    return state if process_group.world_size == 1 else state.with_name(f"{state.name}-{process_group.rank}")
 
 
-def _progress(settings: Settings, key: str, state: Path, quiet: bool, processes: Processes) -> Any:
+def _progress(settings: Settings, key: str, state: Path, quiet: bool, process_group: ProcessGroup) -> Any:
     """Where the state of this process's calibration is kept; the reference's is not."""
     if settings.reference:
         return None
     from aim.capture.state import Progress
 
-    return Progress(_state_of_rank(state, processes), key, settings.resume, quiet, processes.leads)
+    return Progress(_state_of_rank(state, process_group), key, settings.resume, quiet, process_group.is_main)
 
 
 def _run(
     base: Checkpoint, settings: Settings, blocks: Tensor, device: torch.device, dtype: str, progress: Any, quiet: bool,
-    processes: Processes,
+    process_group: ProcessGroup,
 ) -> tuple[str, Activations, nn.Module]:  # fmt: skip
     """Run the base; returns the calibration mode, the statistics, and the model (or its skeleton)."""
     from aim.capture import base_model, layerwise, reference_statistic, whole_model
 
-    mode, spread = choose_calibration_mode(base, settings, device, dtype, processes)
+    mode, spread = choose_calibration_mode(base, settings, device, dtype, process_group)
     if mode == "layerwise":
         skeleton = base_model.Skeleton(base, dtype, device)
         say("Calibrating one layer at a time.", quiet)
@@ -213,7 +221,7 @@ def _run(
             skeleton,
             blocks,
             batch_size=settings.batch_size,
-            processes=processes,
+            process_group=process_group,
             progress=progress,
             statistic=find_statistic(settings.statistic),
             place=settings.hidden_states,
@@ -228,7 +236,7 @@ def _run(
         model,
         blocks,
         batch_size=settings.batch_size,
-        processes=processes,
+        process_group=process_group,
         progress=progress,
         statistic=find_statistic(settings.statistic),
         quiet=quiet,
@@ -237,7 +245,7 @@ def _run(
 
 
 def choose_calibration_mode(
-    base: Checkpoint, settings: Settings, device: torch.device, dtype: str, processes: Processes
+    base: Checkpoint, settings: Settings, device: torch.device, dtype: str, process_group: ProcessGroup
 ) -> tuple[str, bool]:
     """Return "whole" or "layerwise", and whether a whole model is spread over all GPUs.
 
@@ -250,7 +258,7 @@ def choose_calibration_mode(
 
     needed = ROOM * weight_bytes(base, dtype)
     fits = needed < available(device)
-    gpus = torch.cuda.device_count() if device.type == "cuda" and processes.count == 1 else 0
+    gpus = torch.cuda.device_count() if device.type == "cuda" and process_group.world_size == 1 else 0
     together = gpus > 1 and needed < sum(available(torch.device("cuda", i)) for i in range(gpus))
     if settings.reference or settings.calibration_mode == "whole":
         return "whole", together and not fits

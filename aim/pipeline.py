@@ -59,10 +59,10 @@ class _Relaxation:
         self.progress: Progress | None = None
 
     def make(self, base: Checkpoint, relax_plan: Plan) -> Relaxer:
-        """Decide what is relaxed by the importance, which is loaded, or measured with the run's other processes."""
+        """Decide what is relaxed by the importance, which is loaded, or measured by all ranks."""
         settings, output = self.aim.settings, self.output
-        device, state = resolve_device(output.device, output.processes), state_file(output.save_path, settings)
-        importance = importance_of(base, settings, device, output.quiet, state, output.processes, self._keep)
+        device, state = resolve_device(output.device, output.process_group), state_file(output.save_path, settings)
+        importance = importance_of(base, settings, device, output.quiet, state, output.process_group, self._keep)
         self.made = Relaxer(importance, self.aim.omegas, self.aim.rule, self.aim.scaling)
         self.made.check(relax_plan)
         say(self.made.sentence(), output.quiet)
@@ -145,7 +145,7 @@ def perform(
     """
     aim.check()
     check_asked(output, aim.kept)
-    with output.processes.first_ahead():
+    with output.process_group.main_process_first():
         work = planned_relaxation(merged_name, base_name, aim, output, dtype, options=options)
     return make(work, output)
 
@@ -208,7 +208,7 @@ def plan_relaxation(
     def make_job() -> ExecutionConfig:
         from merging.engine.execution import ExecutionConfig  # loads torch
 
-        device = resolve_device(output.device, output.processes)
+        device = resolve_device(output.device, output.process_group)
         relaxer = relaxation.make(base, relax_plan)
         return ExecutionConfig(merged_alone(), device, reference=reference, relaxation=relaxer)
 

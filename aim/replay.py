@@ -12,6 +12,7 @@ from aim.config import KEYS as AIM_KEYS
 from aim.config import aim_of
 from aim.pipeline import plan_relaxation, relaxing_by, relaxing_of
 from common.cli import say
+from common.distributed import ProcessGroup
 from common.errors import UsageError, nearest
 from common.terminal_text import quoted
 from merging.lora.either import Either, check_plan_of, make, planned, shown
@@ -19,7 +20,6 @@ from merging.output.hub_upload import Push
 from merging.output.records.lock import pinned, read_lock
 from merging.output.records.next_steps import finish
 from merging.plan.merge_plan import Output
-from merging.processes import Processes
 from merging.recipe import make_recipe
 from merging.recipe.flags import OUTPUT_KEYS
 from merging.recipe.options import PLAN_KEYS, PlanOptions
@@ -94,7 +94,7 @@ def repeat(
     quiet: bool,
     dry_run: bool,
     as_json: bool,
-    processes: Processes,
+    process_group: ProcessGroup,
     program: str | None = None,
     push: Push | None = None,
 ) -> int:
@@ -104,7 +104,7 @@ def repeat(
         flags: from_lock, flags of the output, and base_model and models_to_merge where the inputs lie elsewhere now.
         quiet: whether remarks are left out.
         dry_run: whether the plan alone is printed, as JSON if `as_json`.
-        processes: this process's place among those of the run.
+        process_group: the ranks of the run.
         program: the script whose locks alone are repeated; None for any.
         push: where the result is uploaded.
 
@@ -122,8 +122,8 @@ def repeat(
         raise UsageError("--save_path is missing: the folder for the repeated checkpoint.")
     given = {"save_path": Path(), "max_shard_size": lock["max_shard_size"], "device": lock["device"], **where}
     load_check = {"load_check": False} if dry_run else {}
-    output = Output(**given | load_check, quiet=quiet, expected=lock, processes=processes)
-    with processes.first_ahead():
+    output = Output(**given | load_check, quiet=quiet, expected=lock, process_group=process_group)
+    with process_group.main_process_first():
         work = work_of(lock, output, models.split(",") if models else (), base)
         check_plan_of(work, lock)
     if dry_run:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import UsageError
-from merging.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +18,8 @@ def check_device(name: str) -> None:
         raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, found {name!r}.")
 
 
-def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda` or `cuda:n`; of several processes of a machine each takes a GPU.
+def resolve_device(name: str, process_group: ProcessGroup = SINGLE_PROCESS) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:n`; each rank of a machine takes a GPU.
 
     Raises UsageError where it does not exist.
     """
@@ -29,16 +29,18 @@ def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    if device.type == "cuda" and processes.count > 1:
+    if device.type == "cuda" and process_group.world_size > 1:
         if device.index is not None:
-            raise UsageError(f"--device {name}: {processes.count} processes take a GPU each; leave out the number.")
-        device = torch.device("cuda", processes.local)
+            raise UsageError(
+                f"--device {name}: {process_group.world_size} ranks take a GPU each; leave out the number."
+            )
+        device = torch.device("cuda", process_group.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices.")
     return device
 
 
-def check_device_here(name: str, processes: Processes = ALONE) -> None:
+def check_device_here(name: str, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
     """Raise UsageError for a GPU that is asked for by name and not there; torch is loaded only for such a name."""
     if name.startswith("cuda"):
-        resolve_device(name, processes)
+        resolve_device(name, process_group)

@@ -30,7 +30,7 @@ class InterruptedWorkError(FailureError):
 
 
 class StoppedError(FailureError):
-    """Another process of this run has ended, and this one with it. Without a message where enough was said.
+    """Another rank of this run has ended, and this one with it. Without a message where another rank reports it.
 
     keeps: whether what is done stays for --resume; the exit code is that of the one that ended.
     """

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from common.cli import say
 from common.device import check_device_here
+from common.distributed import ProcessGroup
 from common.errors import UsageError
 from common.files.file_state import check_unchanged, states_of
 from merging.checkpoints.tempdir import is_scratch
@@ -27,19 +28,18 @@ from merging.output.records.lock import files_of
 from merging.output.records.run_record import versions, write_record
 from merging.output.staging.output_path import check_target
 from merging.output.staging.partition import (
-    agreed,
+    check_ranks_agree,
     check_result,
-    hand_in,
-    own_files,
-    own_tensors,
-    stages_of,
-    writers_of,
+    gather_digests,
+    open_stages,
+    open_writers,
+    rank_files,
+    rank_slice,
 )
 from merging.output.staging.stage import Stage, recover, written_bytes
 from merging.output.writer import ShardedWriter, parse_size
 from merging.plan.checks import check_space
 from merging.plan.merge_plan import Output, Work
-from merging.processes import Processes
 
 if TYPE_CHECKING:
     from merging.engine.execution import ExecutionConfig
@@ -48,11 +48,11 @@ if TYPE_CHECKING:
 def produce(work: Work, output: Output) -> Path:
     """Write the checkpoint that was planned and return its folder.
 
-    Of several processes each writes a part of the tensors, and the first finishes. Raises UsageError, CheckpointError
+    Each rank writes its slice of the tensors, and rank 0 finishes the result. Raises UsageError, CheckpointError
     or FailureError; then nothing is at the target that was not there before.
     """
-    with ended(work.finished, output.processes):
-        if not output.processes.leads:
+    with ended(work.finished, output.process_group):
+        if not output.process_group.is_main:
             with _weights(work, output, lambda: None):
                 return output.save_path
         recover(output.save_path, output.quiet)
@@ -62,11 +62,11 @@ def produce(work: Work, output: Output) -> Path:
 
 
 @contextmanager
-def ended(finished: Callable[[BaseException | None], None], processes: Processes) -> Iterator[None]:
+def ended(finished: Callable[[BaseException | None], None], process_group: ProcessGroup) -> Iterator[None]:
     """Call `finished` at the end of a run, with the error that ended it; of several ranks once all are through."""
     try:
         yield
-        processes.wait()
+        process_group.barrier()
     except BaseException as error:
         finished(error)
         raise
@@ -109,29 +109,31 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
 def _weights(
     work: Work, output: Output, check: Callable[[], None]
 ) -> Iterator[tuple[ExecutionConfig, Sequence[Stage], Mapping[Path, str | None]]]:
-    """Write the weights, or this process's part of them; yield job, stages and digests, then take the target's place.
+    """Write this rank's slice of the weights; yield job, stages and digests, then take the target's place.
 
     check: what is tried while the first digests are taken, before torch is loaded.
     """
     report_bus_errors("Finished tensors are kept; the same command with --resume continues from there.")
     lanes = [files_of(checkpoint) for checkpoint in work.inputs.all]
     writers: list[ShardedWriter] = []
-    with InputDigests(own_files(lanes, output.processes), lambda: writers[0].part if writers else 0.0) as digests:
+    with InputDigests(rank_files(lanes, output.process_group), lambda: writers[0].part if writers else 0.0) as digests:
         check()
         others = states_of(work.files.values())
         job = _with_output(work.make_job(), output)
         others = states_of(work.files.values()) | others  # an importance file may be new
         files = [*itertools.chain(*lanes), *work.files.values()]
-        key = _key(work, files, output, job) if output.processes.leads else ""  # it alone saved an importance file
-        with stages_of(work, output, agreed(work, output, job, lanes, key)) as stages:
-            writers += writers_of(work, output, stages)
+        key = (
+            _key(work, files, output, job) if output.process_group.is_main else ""
+        )  # it alone saved an importance file
+        with open_stages(work, output, check_ranks_agree(work, output, job, lanes, key)) as stages:
+            writers += open_writers(work, output, stages)
             try:
                 _stream(work, output, writers, job)
             except BaseException:
                 for writer in writers:
                     writer.abandon()
                 raise
-            found = hand_in(work, output, stages, lanes, digests)
+            found = gather_digests(work, output, stages, lanes, digests)
             yield job, stages, found | {file: digest_of(file) for file in work.files.values()}
             check_unchanged(others)
 
@@ -141,11 +143,11 @@ def check_asked(output: Output, kept: Iterable[Path]) -> None:
 
     Raises UsageError.
     """
-    if output.processes.leads:
+    if output.process_group.is_main:
         recover(output.save_path, output.quiet)
     check_target(output.save_path, output.overwrite, kept, output.resume)
     parse_size(output.max_shard_size)
-    check_device_here(output.device, output.processes)
+    check_device_here(output.device, output.process_group)
 
 
 def check_output(work: Work, output: Output) -> None:
@@ -182,8 +184,8 @@ def _stream(work: Work, output: Output, writers: Sequence[ShardedWriter], job: E
     """Write the weights of all results from one read of the inputs."""
     from merging.engine import loop
 
-    own = own_tensors(work, output.processes)
+    own = rank_slice(work, output.process_group)
     part = replace(work.plan, tensors=work.plan.tensors[own.start : own.stop])
-    loop.run(part, job, writers, output.quiet, work.label, processes=output.processes)
+    loop.run(part, job, writers, output.quiet, work.label, process_group=output.process_group)
     for writer in writers:
         writer.close()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None) -> Path:
     """Merge as the recipe says and return the folder. Raises UsageError, CheckpointError or FailureError."""
     check_asked(output, relaxing.kept if relaxing else [])
-    with output.processes.first_ahead():
+    with output.process_group.main_process_first():
         work = plan_merge(recipe, output, relaxing)
     return produce(work, output)
 
@@ -62,7 +62,7 @@ def plan_merge(
 
         job = ExecutionConfig(
             implementation=method.implementation(),
-            device=resolve_device("cpu" if recipe.numerics == "reference" else output.device, output.processes),
+            device=resolve_device("cpu" if recipe.numerics == "reference" else output.device, output.process_group),
             seed=recipe.seed,
             reference=recipe.numerics == "reference",
             relaxation=relaxing.make(template_model, merge_plan) if relaxing else None,

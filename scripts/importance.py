@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aim.config import add_aim_flags, rule_of, settings_of
 from common.cli import Parser, add_output_flags, run, say
+from common.distributed import ProcessGroup, init_distributed
 from common.errors import UsageError
 from common.figures import check_figure_file
 from common.files.paths import user_path
-from merging.processes import Processes, together
 
 if TYPE_CHECKING:
     from aim.importance import Importance
@@ -43,20 +43,20 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Load or measure, then print, plot and push as asked; several processes measure together, the first goes on."""
-    with together() as processes:
-        return measure_and_show(argv, processes)
+    """Load or measure, then print, plot and push as asked; all ranks measure, and rank 0 does the rest."""
+    with init_distributed() as process_group:
+        return measure_and_show(argv, process_group)
 
 
-def measure_and_show(argv: Sequence[str], processes: Processes) -> int:
+def measure_and_show(argv: Sequence[str], process_group: ProcessGroup) -> int:
     """Do this process's part of it."""
     args = make_parser().parse_args(argv)
     reference = args.numerics == "reference"
     settings = settings_of(vars(args), reference=reference, resume=args.resume, seed="seed")
     rule = rule_of(vars(args), reference)
     check(args)
-    importance = loaded_or_measured(args, settings, processes)
-    if not processes.leads:
+    importance = loaded_or_measured(args, settings, process_group)
+    if not process_group.is_main:
         return 0
     from aim.report.summary import summarise
     from aim.report.text import as_text
@@ -90,7 +90,7 @@ def check(args: Any) -> None:
         check_push(args.push_to_hub)
 
 
-def loaded_or_measured(args: Any, settings: Settings, processes: Processes) -> Importance:
+def loaded_or_measured(args: Any, settings: Settings, process_group: ProcessGroup) -> Importance:
     """The file's importance, held against the base where one is given; else the base's, measured and saved."""
     from aim.importance import Importance
 
@@ -101,10 +101,10 @@ def loaded_or_measured(args: Any, settings: Settings, processes: Processes) -> I
     from common.device import resolve_device
     from merging.checkpoints.checkpoint import open_all
 
-    with processes.first_ahead():
+    with process_group.main_process_first():
         (base,) = open_all([args.base])
-    state, device = state_file(args.importance, settings), resolve_device(args.device, processes)
-    return importance_of(base, settings, device, args.quiet or not processes.leads, state, processes)
+    state, device = state_file(args.importance, settings), resolve_device(args.device, process_group)
+    return importance_of(base, settings, device, args.quiet or not process_group.is_main, state, process_group)
 
 
 def as_record(importance: Importance, found: Summary) -> dict[str, Any]:

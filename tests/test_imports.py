@@ -48,7 +48,6 @@ MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__
 MOST_FILES = 15
 """Of a folder; more than that is hard to search by eye."""
 TO_CUT = {
-    ("common.device", "merging.processes"),
     ("merging.checkpoints.hub", "merging.checkpoints.download"),
     ("merging.checkpoints.adapters.adapter_rows", "merging.ops.tensor_blocks"),
     ("merging.ops.kernels.kernels", "merging.ops.selection"),

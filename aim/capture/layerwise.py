@@ -23,13 +23,13 @@ from aim.capture.hidden_states import HiddenStates
 from aim.capture.hooks import Use, watching
 from aim.capture.state import Progress
 from aim.capture.statistics import Activations, Batch, Sums
-from aim.capture.whole_model import BatchSize, added_up, first_batch_size, forward_arguments, takes, turns
+from aim.capture.whole_model import BatchSize, first_batch_size, forward_arguments, reduce_over_ranks, takes, turns
 from aim.statistics import Statistic
 from common.available_memory import available
+from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError
 from common.out_of_memory import ran_out
 from merging.engine.device_pipeline import to_device_async
-from merging.processes import Processes
 
 TABLE_BYTES = 1 << 30
 """Embedding tables up to this size are put on the GPU; larger ones are looked up in the host's memory."""
@@ -140,7 +140,7 @@ def calibrate_layerwise(
     blocks: Tensor,
     *,
     batch_size: int | None = None,
-    processes: Processes | None = None,
+    process_group: ProcessGroup | None = None,
     progress: Progress | None = None,
     statistic: Statistic | None = None,
     place: str = "auto",
@@ -152,14 +152,14 @@ def calibrate_layerwise(
     place, folder: where hidden states are kept ("host", "disk" or "auto"). On a GPU the next layer's weights come while
     one computes. Raises CalibrationError for layers that do more than hand on hidden states, and for a block too large.
     """
-    processes = processes or Processes()
+    process_group = process_group or SINGLE_PROCESS
     path, layers = stack_of(skeleton.model)
-    run = _Run(skeleton, blocks, path, layers, batch_size, processes, statistic, quiet)
+    run = _Run(skeleton, blocks, path, layers, batch_size, process_group, statistic, quiet)
     sums, position, saved = progress.start() if progress else (Sums(), {}, {})
     hidden = HiddenStates(len(blocks), place, available(torch.device("cpu")), folder, skeleton.device)
     hidden.restore(saved)
     first, done = position.get("layers", 0), position.get("blocks", 0)
-    silent = True if quiet or processes.rank > 0 else None
+    silent = True if quiet or process_group.rank > 0 else None
     bar = tqdm(total=len(layers) + 1, initial=first, desc="calibrating", unit="layer", disable=silent)
     where = {"layers": first, "blocks": done}
     try:
@@ -178,7 +178,7 @@ def calibrate_layerwise(
             hidden.close()
             if progress:
                 progress.save(sums, where, now=True)
-            return added_up(sums, processes).means(statistic)
+            return reduce_over_ranks(sums, process_group).means(statistic)
     except BaseException as error:
         if progress:
             progress.interrupted(error, sums, where, hidden.tensors)
@@ -193,10 +193,10 @@ class _Run:
 
     def __init__(
         self, skeleton: Skeleton, blocks: Tensor, path: str, layers: Sequence[nn.Module], batch_size: int | None,
-        processes: Processes, statistic: Statistic | None, quiet: bool,
+        process_group: ProcessGroup, statistic: Statistic | None, quiet: bool,
     ) -> None:  # fmt: skip
         self.skeleton, self.blocks, self.path, self.layers = skeleton, blocks, path, layers
-        self.processes, self.halves, self.statistic = processes, turns(len(blocks), processes), statistic
+        self.process_group, self.halves, self.statistic = process_group, turns(len(blocks), process_group), statistic
         self.size = BatchSize(batch_size or first_batch_size(skeleton.device, blocks.shape[1]), quiet)
 
     def layer(self, turn: _Turn, k: int, sums: Sums, hidden: HiddenStates, done: int) -> Iterator[int]:
@@ -224,7 +224,7 @@ class _Run:
 
         total = sum(map(len, self.halves))
         while done < total:
-            self.processes.check()
+            self.process_group.check_ranks()
             half, take = takes(self.halves, done, self.size.size)
             (batch, states), taken = self.size.run(take, attempt)
             if states is not None:

@@ -1,4 +1,4 @@
-"""Running the whole base over calibration blocks: batches that fit, resumed where they stopped, on any processes."""
+"""Forward passes of the whole base over calibration blocks: batches that fit, resumed runs, any number of ranks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from aim.capture.state import Progress
 from aim.capture.statistics import HALVES, Activations, Batch, Sums, Total
 from aim.statistics import Statistic
 from common.cli import say
+from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError
 from common.out_of_memory import ran_out
 from merging.engine.device_pipeline import to_device_async
-from merging.processes import Processes
 
 TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 2048}
 """Tokens of a batch where its size is left to us: enough to fill a GPU, few enough for a CPU's caches."""
@@ -30,9 +30,11 @@ def first_batch_size(device: torch.device, block_size: int) -> int:
     return max(1, TOKENS_PER_BATCH[device.type] // block_size)
 
 
-def turns(n_blocks: int, processes: Processes) -> list[list[int]]:
+def turns(n_blocks: int, process_group: ProcessGroup) -> list[list[int]]:
     """Return the numbers of one process's blocks, in two halves that no batch straddles: even blocks and odd ones."""
-    return [list(range(half, n_blocks, HALVES))[processes.rank :: processes.count] for half in range(HALVES)]
+    return [
+        list(range(half, n_blocks, HALVES))[process_group.rank :: process_group.world_size] for half in range(HALVES)
+    ]
 
 
 def takes(halves: list[list[int]], done: int, size: int) -> tuple[int, list[int]]:
@@ -89,19 +91,33 @@ def forward_arguments(model: nn.Module, ids: Tensor) -> dict[str, Any]:
     return arguments
 
 
-def added_up(sums: Sums, processes: Processes) -> Sums:
-    """Return the sums over all processes; a weight that some of them never used counts there with nothing."""
-    if processes.count == 1:
+def reduce_over_ranks(sums: Sums, process_group: ProcessGroup) -> Sums:
+    """Return the sums over all ranks; a weight that a rank never used counts there with zeros."""
+    if process_group.world_size == 1:
         return sums
-    mine = [(i, name, list(total.sum.shape)) for i, half in enumerate(sums.halves) for name, total in half.items()]
-    everywhere = processes.everybody((mine, sums.axes))
-    found = Sums(axes={name: axis for _, axes in everywhere for name, axis in axes.items()})
-    for half, name, shape in sorted({(i, name, tuple(s)) for entries, _ in everywhere for i, name, s in entries}):
-        own = sums.halves[half].get(name) or Total(
-            torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[:-1]).long()
-        )
-        found.halves[half][name] = Total(processes.added(own.sum), processes.added(own.tokens))
-    return found
+    entries = [(i, name, list(total.sum.shape)) for i, half in enumerate(sums.halves) for name, total in half.items()]
+    ranks = process_group.all_gather((entries, sums.axes))
+    everywhere = sorted({(half, name, tuple(shape)) for entries, _ in ranks for half, name, shape in entries})
+    totals = [
+        sums.halves[half].get(name)
+        or Total(torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[:-1], dtype=torch.int64))
+        for half, name, shape in everywhere
+    ]
+    reduced = Sums(axes={name: axis for _, axes in ranks for name, axis in axes.items()})
+    sums_of_all = _reduce_together([total.sum for total in totals], process_group)
+    tokens_of_all = _reduce_together([total.tokens for total in totals], process_group)
+    for (half, name, _), channel_sum, tokens in zip(everywhere, sums_of_all, tokens_of_all, strict=True):
+        reduced.halves[half][name] = Total(channel_sum, tokens)
+    return reduced
+
+
+def _reduce_together(tensors: list[Tensor], process_group: ProcessGroup) -> list[Tensor]:
+    """Return each tensor's sum over all ranks, from one exchange of them all."""
+    if not tensors:
+        return []
+    flat = process_group.all_reduce_sum(torch.cat([tensor.cpu().flatten() for tensor in tensors]))
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def calibrate(
@@ -109,7 +125,7 @@ def calibrate(
     blocks: Tensor,
     *,
     batch_size: int | None = None,
-    processes: Processes | None = None,
+    process_group: ProcessGroup | None = None,
     progress: Progress | None = None,
     statistic: Statistic | None = None,
     quiet: bool = False,
@@ -119,10 +135,10 @@ def calibrate(
     batch_size: None starts with what fills the device; too large a one is halved until it fits. Raises CalibrationError
     where one block does not fit, or activations are not finite.
     """
-    processes = processes or Processes()
+    process_group = process_group or SINGLE_PROCESS
     device = next(model.parameters()).device
     sums, position, _ = progress.start() if progress else (Sums(), {}, {})
-    done, halves = position.get("blocks", 0), turns(len(blocks), processes)
+    done, halves = position.get("blocks", 0), turns(len(blocks), process_group)
     size = BatchSize(batch_size or first_batch_size(device, blocks.shape[1]), quiet)
 
     def attempt(take: list[int]) -> Batch:
@@ -132,12 +148,12 @@ def calibrate(
         return batch
 
     total = sum(map(len, halves))
-    hidden = quiet or processes.rank > 0
+    hidden = quiet or process_group.rank > 0
     bar = tqdm(total=total, initial=done, desc="calibrating", unit="block", disable=True if hidden else None)
     try:
         with torch.no_grad():
             while done < total:
-                processes.check()
+                process_group.check_ranks()
                 half, take = takes(halves, done, size.size)
                 batch, taken = size.run(take, attempt)
                 sums.add(batch, half)
@@ -147,7 +163,7 @@ def calibrate(
                     progress.save(sums, {"blocks": done})
             if progress:
                 progress.save(sums, {"blocks": done}, now=True)
-            return added_up(sums, processes).means(statistic)
+            return reduce_over_ranks(sums, process_group).means(statistic)
     except BaseException as error:
         if progress:
             progress.interrupted(error, sums, {"blocks": done})

@@ -1,1 +1,1 @@
-"""Processes: child interpreters, signals, standard streams, time and memory limits. Ranks are in common/launcher.py."""
+"""Child interpreters, signals, standard streams, time and memory limits; ranks are in common/distributed.py."""

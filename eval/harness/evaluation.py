@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import say
+from common.distributed import SINGLE_PROCESS, ProcessGroup, launcher_ranks
 from common.errors import EvaluationError, UsageError
 from common.versions import versions
 from eval.benchmarks import Benchmark
@@ -23,7 +24,6 @@ from eval.harness import identity, models
 from eval.harness.checks import check_model
 from eval.harness.journal import Journal
 from eval.harness.models import EvaluatedModel
-from eval.harness.ranks import Ranks
 from eval.harness.references import label_of
 from eval.harness.server import Server
 from eval.log_filters import environment, muted
@@ -69,13 +69,17 @@ def evaluate_with_samples(
     model: Any, settings: Settings, *, tokenizer: Any = None, name: str | None = None, save_path: Path | None = None
 ) -> tuple[EvalResult, Samples]:
     """As `evaluate`, and the samples (prompt, generation, verdict) by benchmark; writes the journal only."""
-    found = evaluate_share(model, settings, tokenizer=tokenizer, name=name, save_path=save_path)
-    if found is None:
-        raise EvaluationError("Only the first process of a launch has the result; use evaluate_share in the others.")
-    return found
+    if launcher_ranks()[1] > 1:
+        raise UsageError(
+            "evaluate() and evaluate_with_samples() run in one process; on several ranks call evaluate_on_ranks() "
+            "within common.distributed.init_distributed()."
+        )
+    evaluated = evaluate_on_ranks(model, settings, tokenizer=tokenizer, name=name, save_path=save_path)
+    assert evaluated is not None
+    return evaluated
 
 
-def evaluate_share(
+def evaluate_on_ranks(
     model: Any,
     settings: Settings,
     *,
@@ -83,21 +87,22 @@ def evaluate_share(
     name: str | None = None,
     save_path: Path | None = None,
     benchmarks: list[Benchmark] | None = None,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[EvalResult, Samples] | None:
-    """This process's part of an evaluation; the result in the first process of a launch, None in the others.
+    """Answer this rank's slice of the requests; return the result of all ranks on rank 0, None on the others.
 
-    `benchmarks` are what `preflight` returned, where the caller has checked already.
+    `benchmarks` are what `preflight` returned, where the caller has checked already. Raises StoppedError where another
+    rank has ended.
     """
     started = time.time()
-    ranks = Ranks.of_run()
     benchmarks = preflight(model, settings) if benchmarks is None else benchmarks
-    if ranks.count > 1 and save_path is None:
-        raise EvaluationError("Several processes share answers through the journal in save_path; give one.")
+    if process_group.world_size > 1 and save_path is None:
+        raise EvaluationError("Several ranks share answers through the journal in save_path; give a save_path.")
     screen = sys.stderr
     with ExitStack() as stack:
         stack.enter_context(environment(settings, local=not isinstance(model, str) or Path(model).is_dir()))
         stack.enter_context(muted(settings))
-        settings = models.resolve_device(settings, model, ranks)
+        settings = models.resolve_device(settings, model, process_group)
         subject = models.describe(model, settings, tokenizer, name)
         from eval.data.loading import load
         from eval.data.protocol import configure, plan_items
@@ -112,10 +117,10 @@ def evaluate_share(
         def report(remark: str) -> None:
             if remark not in remarks:
                 remarks.append(remark)
-                say(remark, settings.quiet or not ranks.first)
+                say(remark, settings.quiet or not process_group.is_main)
 
         for remark in remarks:
-            say(remark, settings.quiet or not ranks.first)
+            say(remark, settings.quiet or not process_group.is_main)
         subject = models.with_weights(subject, settings)
         who, scope = _identified(subject, settings, save_path)
         with seeded(settings.seed):
@@ -124,11 +129,11 @@ def evaluate_share(
             asked = asking.build(loaded, settings, plan, scope, template, rule)
         _check_thinking(asked, settings)
         journal = stack.enter_context(
-            Journal(model_folder(save_path, subject.label) if save_path else None, ranks.rank)
+            Journal(model_folder(save_path, subject.label) if save_path else None, process_group.rank)
         )
         if settings.no_cache:
             journal.forget()
-        ranks.wait()  # before anybody adds to the journal: the shares follow from what it lacks
+        process_group.barrier()  # before anybody adds to the journal: the shares follow from what it lacks
         known = _known(asked, journal)
         superseded = journal.superseded(r for pairs in asked.values() for _, requests in pairs for r in requests)
         if superseded:
@@ -140,17 +145,17 @@ def evaluate_share(
         source = _Lazy(subject, settings, who, journal, report)
 
         def show(column: str, total: int, done: int, ahead: float) -> Progress:
-            return Progress(column, total, done, not settings.quiet and ranks.first, ahead, screen)
+            return Progress(column, total, done, not settings.quiet and process_group.is_main, ahead, screen)
 
         with muted(settings, progress=True):
-            seconds = asking.answer_all(asked, journal, source, ranks, show)
+            seconds = asking.answer_all(asked, journal, source, process_group, show)
         used = source.used()
         source.backend = None
         gc.collect()  # the next model of the same process finds the memory free
-        ranks.wait()
-        if not ranks.first:
+        process_group.barrier()
+        if not process_group.is_main:
             return None
-        if ranks.count > 1:
+        if process_group.world_size > 1:
             journal.reread()
         asking.assign(asked, journal)
         truncated = asking.truncated_prompts(asked, journal)
@@ -159,7 +164,7 @@ def evaluate_share(
         raw = grading.grade(loaded, plan, settings)
         add_facts(raw["samples"], asking.facts_of(asked, journal))
     seconds = {"total": round(time.time() - started, 1), "prepare": prepared, "load": source.seconds} | seconds
-    settings_used = settings.recorded() | used | {"max_length": subject.length, "processes": ranks.count}
+    settings_used = settings.recorded() | used | {"max_length": subject.length, "processes": process_group.world_size}
     settings_used |= {"remarks": remarks, "answers": known, "prompts_truncated": truncated}
     return assembled(subject.label, benchmarks, loaded, raw, settings_used, who, seconds, started)
 

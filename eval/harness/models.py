@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from common.distributed import ProcessGroup
 from common.errors import BadInputError, EvaluationError, ProjectError, UsageError, first_line
 from common.processor import product_dtype
 from eval.benchmarks import Benchmark
@@ -18,7 +19,6 @@ from eval.harness.checks import check_length, own_length, usable_length
 from eval.harness.corrections import VERSION
 from eval.harness.corrections.chat_template import render
 from eval.harness.corrections.encoding import adds_special_tokens
-from eval.harness.ranks import Ranks
 from eval.harness.server import Server
 from eval.model_args import answer_changing
 from eval.request_types import Backend, digest
@@ -118,14 +118,14 @@ def _check_think_token(token: Any, tokenizer: Any, label: str) -> None:
         raise UsageError(f"--model_args think_end_token={token} is not in the vocabulary of {label}.")
 
 
-def resolve_device(settings: Settings, model: Any, ranks: Ranks) -> Settings:
+def resolve_device(settings: Settings, model: Any, process_group: ProcessGroup) -> Settings:
     """Return the settings with backend, device, GPUs and dtype decided.
 
     Raises:
         UsageError: A device or package is missing, or flags contradict each other.
     """
     if settings.backend == "openai":
-        if not isinstance(model, str) or ranks.count > 1:
+        if not isinstance(model, str) or process_group.world_size > 1:
             raise UsageError("--backend openai asks a server for a model by its name, from one process.")
         _check_packages(API_PACKAGES, "--backend openai")
         return replace(settings, device="server", n_gpu=0, dtype=settings.dtype or "auto")
@@ -152,7 +152,7 @@ def resolve_device(settings: Settings, model: Any, ranks: Ranks) -> Settings:
     gpu = kind not in ("cpu", "mps") and visible > 0 and settings.n_gpu != 0
     if kind == "cuda" and not gpu:
         raise UsageError(f"--device {settings.device} and --n_gpu 0 contradict each other.")
-    several = ranks.count > 1
+    several = process_group.world_size > 1
     used = "cuda" if gpu else "mps" if kind == "mps" else "cpu"
     settings = replace(settings, dtype=settings.dtype or product_dtype(used))
     backend = "hf" if settings.backend == "auto" else settings.backend
@@ -163,12 +163,12 @@ def resolve_device(settings: Settings, model: Any, ranks: Ranks) -> Settings:
     if several and backend == "vllm":
         raise UsageError("Start --backend vllm once, not by a launcher: it uses the GPUs that --n_gpu says.")
     if several and gpu:
-        if index or ranks.local >= visible:
+        if index or process_group.local_rank >= visible:
             raise UsageError(
-                f"{ranks.count} processes need a GPU each: leave out the number in --device, start as many as there "
-                f"are GPUs ({visible} visible), or give --device cpu."
+                f"{process_group.world_size} ranks need a GPU each: leave out the number in --device, start as many as "
+                f"there are GPUs ({visible} visible), or give --device cpu."
             )
-        return replace(settings, backend=backend, device=f"cuda:{ranks.local}", n_gpu=1)
+        return replace(settings, backend=backend, device=f"cuda:{process_group.local_rank}", n_gpu=1)
     count = 0 if not gpu else 1 if index else settings.n_gpu or visible
     if settings.data_parallel > 1 and (backend != "vllm" or count % settings.data_parallel):
         raise UsageError(

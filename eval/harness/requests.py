@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+from common.distributed import ProcessGroup
 from common.errors import EvaluationError, ProjectError
 from eval.benchmarks import Benchmark
 from eval.data.protocol import Loaded
 from eval.harness.journal import FACTS, Journal
-from eval.harness.ranks import Ranks
 from eval.progress import Progress
 from eval.request_types import Answer, Backend, Facts, Request, digest, key_of
 from eval.settings import Settings
@@ -139,24 +139,24 @@ def answer_all(
     asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]],
     journal: Journal,
     backend: Callable[[], Backend],
-    ranks: Ranks,
+    process_group: ProcessGroup,
     show: Callable[[str, int, int, float], Progress],
 ) -> dict[str, float]:
     """Ask for what the journal lacks, benchmark by benchmark; return the seconds each took, earlier runs included.
 
-    `backend` is called when something is first to be asked, so that nothing is loaded where all is known. Each process
-    answers its share.
+    `backend` is called when something is first to be asked, so that nothing is loaded where all is known. Each rank
+    answers its slice.
     """
     seconds = {b.column: journal.spent[b.column] for b in asked if b.column in journal.spent}
     for benchmark, pairs in asked.items():
         unique = {r.key: r for _, requests in pairs for r in requests}
         open_ = [r for r in unique.values() if r.key not in journal.answers]
-        mine = ranks.share(sorted(open_, key=lambda r: (-len(r.context), r.key)))
+        mine = process_group.strided_slice(sorted(open_, key=lambda r: (-len(r.context), r.key)))
         if not open_:
             continue
         model = backend()
         started = time.monotonic()
-        total, known = (len(mine), 0) if ranks.count > 1 else (len(unique), len(unique) - len(open_))
+        total, known = (len(mine), 0) if process_group.world_size > 1 else (len(unique), len(unique) - len(open_))
         progress = show(benchmark.column, total, known, sum(request.work for request in mine))
 
         def answered(

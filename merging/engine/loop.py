@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.distributed import SINGLE_PROCESS, ProcessGroup
 from merging.engine.base_comparison import BaseComparison
 from merging.engine.execution import ExecutionConfig, Observer, Writer
 from merging.engine.finite_check import Finite, Nonfinite, blamed, sources_of
@@ -21,7 +22,6 @@ from merging.engine.row_groups import aligned_rows, group_of
 from merging.ops.kernels.kernels import kernels
 from merging.ops.tensor_blocks import BLOCK_ELEMENTS, Block, TensorGroup, cut
 from merging.plan.types import Listing, Plan, TensorPlan
-from merging.processes import ALONE, Processes
 from merging.recipe.method_registry import accepted
 
 Observers: TypeAlias = Sequence["Observer | None"]
@@ -34,12 +34,12 @@ def run(
     quiet: bool = False,
     label: str = "merging",
     make: Callable[..., Iterator[Sequence[Tensor]]] | None = None,
-    processes: Processes = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
     """Make every tensor of the plan that is not written yet and hand it to the writers, block by block.
 
     One writer for each of the results that `make` (`tensor_blocks`, with the same arguments) makes; all have written
-    the same tensors. Raises StoppedError once another of the processes has ended.
+    the same tensors. Raises StoppedError once another rank has ended.
     """
     done = writers[0].done
     left = plan.tensors[done:]
@@ -54,7 +54,7 @@ def run(
             comparison.begin(tensor)
             with blamed(inputs):
                 for blocks in results:
-                    processes.check()
+                    process_group.check_ranks()
                     comparison.add(blocks)
                     for writer, check, block in zip(writers, nonfinite, blocks, strict=True):
                         writer.add(block if isinstance(blocks, Finite) else check.check(block))

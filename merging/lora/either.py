@@ -32,7 +32,7 @@ def merge(recipe: MergeRecipe, output: Output, relaxing: Relaxing | None = None)
     if output.save_as == "model":
         return merge_model(recipe, output, relaxing)
     check_asked(output, relaxing.kept if relaxing else [])
-    with output.processes.first_ahead():
+    with output.process_group.main_process_first():
         work = plan_adapter_merge(recipe, relaxing)
     return produce_adapter(work, output)
 

@@ -51,11 +51,11 @@ CONFIG, STEM = "adapter_config.json", "adapter_model"
 def produce_adapter(work: AdapterWork, output: Output) -> Path:
     """Write the adapter that was planned, or one for each omega in a folder of its own, and return the folder.
 
-    Adapters are small: the first of several processes makes them, and the others share the calibration. Raises
+    Adapters are small: rank 0 makes them, and the other ranks share the calibration. Raises
     UsageError, CheckpointError or FailureError; then nothing is at the target that was not there before.
     """
-    with ended(work.relaxing.finished if work.relaxing else lambda _: None, output.processes):
-        if not output.processes.leads:
+    with ended(work.relaxing.finished if work.relaxing else lambda _: None, output.process_group):
+        if not output.process_group.is_main:
             if work.relaxing:
                 work.make()
             return output.save_path

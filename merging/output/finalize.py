@@ -63,7 +63,7 @@ class Finisher:
             **_account(work, stage),
             **variant.details(),
             **({"layer_statistics": rows} if rows else {}),
-            **({"processes": self.output.processes.count} if self.output.processes.count > 1 else {}),
+            **({"processes": self.output.process_group.world_size} if self.output.process_group.world_size > 1 else {}),
             "seconds": round(seconds, 3),
         }
         if self._equals_base(stage):

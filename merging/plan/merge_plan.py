@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.device import check_device
+from common.distributed import SINGLE_PROCESS, ProcessGroup
 from merging.plan.slices import Inputs
 from merging.plan.types import Plan
-from merging.processes import ALONE, Processes
 from merging.tokenizers.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Output:
 
     save_as: "model", or "adapter" where adapters make one adapter. expected: a lock that the result must repeat.
     layer_stats: whether statistics per layer are computed; load_check: whether the planned folder is loaded in
-    transformers before it is written; processes: this one's place among those that make it together.
+    transformers before it is written; process_group: the ranks that make it.
     """
 
     save_path: Path
@@ -38,7 +38,7 @@ class Output:
     load_check: bool = True
     save_as: str = "model"
     expected: Mapping[str, Any] | None = None
-    processes: Processes = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
 
     def __post_init__(self) -> None:
         """Raises UsageError for a device that no machine has; whether this one has it is asked once torch is loaded."""
@@ -46,8 +46,8 @@ class Output:
 
     @property
     def tries_loading(self) -> bool:
-        """Whether this process loads the planned folder in transformers; of several the first does."""
-        return self.load_check and self.processes.leads
+        """Whether this rank loads the planned folder in transformers: rank 0 does."""
+        return self.load_check and self.process_group.is_main
 
 
 @dataclass(frozen=True)

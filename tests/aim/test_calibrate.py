@@ -21,10 +21,10 @@ from aim.config import Aim
 from aim.importance import Importance
 from aim.measure import Settings
 from aim.pipeline import perform
+from common.distributed import ProcessGroup
 from common.errors import CalibrationError, FailureError, UsageError
 from merging.checkpoints.checkpoint import open_checkpoint
 from merging.plan.merge_plan import Output
-from merging.processes import Processes
 from tests.conftest import ROOT
 from tests.helpers.launching import together
 from tests.helpers.memory import STATUS
@@ -117,7 +117,7 @@ def test_killed_calibration_goes_on(family, tmp_path: Path, way: str) -> None:
         "performAIM.py", "--merged_model", merged, "--pretrained_model_name", base, "--calibration", family["text"],
         "--n_samples", "60", "--block_size", "40", "--batch_size", "1", "--calibration_mode", way, "--no-load_check",
     ]  # fmt: skip
-    slow = "import time, aim.capture.state, torch\naim.progress.EVERY_SECONDS = 0.0\n"
+    slow = "import time, aim.capture.state, torch\naim.capture.state.EVERY_SECONDS = 0.0\n"
     slow += "import aim.capture.whole_model as c\nreal = c.forward_arguments\n"
     slow += "def slowly(*a):\n    time.sleep(0.1)\n    return real(*a)\nc.forward_arguments = slowly\n"
     slow += "import aim.capture.layerwise as l\nl.forward_arguments = slowly\n"
@@ -270,7 +270,7 @@ def test_the_way_is_chosen_by_memory(family, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("common.available_memory.available", lambda device, factor=factor: int(factor * weights))
         for way in ("auto", "whole", "layerwise"):
             settings = Settings(Calibration(), calibration_mode=way)
-            chosen[factor, way] = measure.choose_calibration_mode(base, settings, CPU, "bfloat16", Processes())[0]
+            chosen[factor, way] = measure.choose_calibration_mode(base, settings, CPU, "bfloat16", ProcessGroup())[0]
     assert [chosen[factor, "auto"] for factor in (0.5, 1.1, 4.0)] == ["layerwise", "layerwise", "whole"]
     assert {chosen[factor, "whole"] for factor in (0.5, 4.0)} == {"whole"}
     assert {chosen[factor, "layerwise"] for factor in (0.5, 4.0)} == {"layerwise"}

@@ -12,9 +12,9 @@ import pytest
 
 from aim.calibration.packing import _encoded
 from common.cli import run, unsupported_platform
-from common.errors import CalibrationError
+from common.distributed import launcher_ranks
+from common.errors import CalibrationError, UsageError
 from common.files.cache_folder import cache_folder
-from common.launcher import LauncherError, launcher_ranks
 from common.processes.child_process import run_python
 from merging.ops.kernels import build
 from merging.tokenizers.loading import load_apart
@@ -191,7 +191,7 @@ def test_a_contradicting_launcher(
     monkeypatch.delenv("RANK")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(LauncherError, match=sentence):
+    with pytest.raises(UsageError, match=sentence):
         launcher_ranks()
     assert run(main, ["--method", "linear"]) == 2
     shown = capsys.readouterr().err

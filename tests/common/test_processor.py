@@ -11,9 +11,9 @@ import torch
 from aim.calibration.config import Calibration
 from aim.measure import Settings as AimSettings
 from aim.measure import calibration_dtype
+from common.distributed import SINGLE_PROCESS
 from common.processor import BFLOAT16, multiplies_bfloat16, product_dtype
 from eval.harness.models import resolve_device
-from eval.harness.ranks import Ranks
 from eval.settings import Settings
 from merging.checkpoints.checkpoint import open_checkpoint
 from tests.helpers.tiny import make_llama
@@ -64,7 +64,7 @@ def test_evaluation_runs_in_the_papers_dtype_where_it_is_computed(monkeypatch: p
     """bfloat16 is the paper's; a CPU that emulates it evaluates in float32 unless told otherwise."""
     settings = Settings(device="cpu")
     processor(monkeypatch)
-    assert resolve_device(settings, "model", Ranks()).dtype == "float32"
-    assert resolve_device(replace(settings, dtype="bfloat16"), "model", Ranks()).dtype == "bfloat16"
+    assert resolve_device(settings, "model", SINGLE_PROCESS).dtype == "float32"
+    assert resolve_device(replace(settings, dtype="bfloat16"), "model", SINGLE_PROCESS).dtype == "bfloat16"
     processor(monkeypatch, "amx_bf16")
-    assert resolve_device(settings, "model", Ranks()).dtype == "bfloat16"
+    assert resolve_device(settings, "model", SINGLE_PROCESS).dtype == "bfloat16"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # as init_distributed sets it, before the server imports torch
 ROOT = Path(__file__).resolve().parents[2]
 ACCELERATE = (
     "accelerate.commands.launch",
@@ -40,7 +41,7 @@ IMPORTED = [
     "aim.capture.base_model",
     "aim.capture.whole_model",
     "merging.engine.loop",
-    "merging.meeting",
+    "common.distributed",
 ]
 
 

@@ -1,4 +1,4 @@
-"""A run of which one process is killed while the others are busy for minutes; for the test of how they end."""
+"""Run of which one rank is killed while the others are busy for minutes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import signal
 import time
 from collections.abc import Sequence
 
-from merging import company
-from merging.processes import together
+from common import distributed
 
 
 def main(argv: Sequence[str]) -> int:
     """Sleep, or be killed."""
-    company.GRACE = 0.5
-    with together() as processes:
-        processes.wait()
-        if processes.rank == 1:
+    distributed.GRACE_SECONDS = 0.5
+    with distributed.init_distributed() as process_group:
+        process_group.barrier()
+        if process_group.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
     return 0

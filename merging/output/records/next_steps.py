@@ -12,11 +12,11 @@ from merging.plan.merge_plan import Output
 
 
 def finish(folder: Path, output: Output, push: Push | None) -> None:
-    """Upload a run's results where that is asked for, and print the closing line; of several processes the first does.
+    """Upload a run's results where that is asked for, and print the closing line; on rank 0 only.
 
     Raises FailureError where the upload fails; the results are kept.
     """
-    if not output.processes.leads:
+    if not output.process_group.is_main:
         return
     for url in push_results(folder, push) if push else ():
         say(f"Pushed to {url}.", output.quiet)

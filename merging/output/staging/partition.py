@@ -1,4 +1,4 @@
-"""One process's part of a result that several make together: tensors, digests, what it hands in."""
+"""Slices of one result over its ranks: tensors and digests of each rank, checks that they fit together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import CheckpointError
+from common.distributed import ProcessGroup
+from common.errors import CheckpointError, StoppedError
 from merging.checkpoints.storage import tensor_bytes
 from merging.output.digests import InputDigests, digest_of
 from merging.output.records.lock import read_lock
@@ -19,20 +20,19 @@ from merging.output.records.run_record import versions
 from merging.output.shards import Shards, lay_out
 from merging.output.staging.output_path import RECORD
 from merging.output.staging.publication_check import check_files, check_small_files, check_tensors
-from merging.output.staging.stage import Stage, result_folders, staged, stages_for
+from merging.output.staging.stage import Stage, finished, result_folders, staged, stages_for, work_folder_of
 from merging.output.writer import ShardedWriter, parse_size
 from merging.plan.merge_plan import Output, Work
-from merging.processes import Processes
 
 if TYPE_CHECKING:
     from merging.engine.execution import ExecutionConfig
 
-PATIENCE = 120.0
-"""Seconds until a network's file system must show here what another machine has made."""
+FOLDER_SECONDS = 120.0
+"""Time until a network file system must show a folder that another machine has made."""
 
 
-def ranges(sizes: Sequence[int], count: int) -> list[range]:
-    """Cut a list into `count` ranges of about equal sums: an item goes where its middle lies. Some may be empty."""
+def partition(sizes: Sequence[int], count: int) -> list[range]:
+    """Return `count` contiguous ranges of about equal sums: an item goes where its middle lies; ranges may be empty."""
     total, before = sum(sizes), 0
     ends = [0] * count
     for i, size in enumerate(sizes):
@@ -42,8 +42,8 @@ def ranges(sizes: Sequence[int], count: int) -> list[range]:
     return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def dealt(sizes: Sequence[int], count: int) -> list[int]:
-    """Return whose each item is, so that `count` sums are about equal: the largest first, each to the least loaded."""
+def balance(sizes: Sequence[int], count: int) -> list[int]:
+    """Return the rank of each item for about equal sums: the largest first, each to the rank with the least."""
     loads, owners = [0] * count, [0] * len(sizes)
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         owners[i] = loads.index(min(loads))
@@ -51,69 +51,81 @@ def dealt(sizes: Sequence[int], count: int) -> list[int]:
     return owners
 
 
-def own_tensors(work: Work, processes: Processes) -> range:
-    """Return which tensors of the plan are this process's, by their bytes."""
-    return ranges([tensor_bytes(t.shape, t.dtype) for t in work.plan.tensors], processes.count)[processes.rank]
+def rank_slice(work: Work, process_group: ProcessGroup) -> range:
+    """Return this rank's tensors of the plan: a contiguous range, about equal in bytes over the ranks."""
+    return partition([tensor_bytes(t.shape, t.dtype) for t in work.plan.tensors], process_group.world_size)[
+        process_group.rank
+    ]
 
 
-def own_files(lanes: Sequence[Sequence[Path]], processes: Processes) -> list[list[Path]]:
-    """Return those of the inputs' files whose digests are this process's, by their bytes."""
-    if processes.count == 1:
+def rank_files(lanes: Sequence[Sequence[Path]], process_group: ProcessGroup) -> list[list[Path]]:
+    """Return the input files whose digests this rank takes, balanced by size."""
+    if process_group.world_size == 1:
         return [list(lane) for lane in lanes]
     files = _files(lanes)
-    owners = dealt([file.stat().st_size for file in files], processes.count)
-    mine = {file for file, owner in zip(files, owners, strict=True) if owner == processes.rank}
+    owners = balance([file.stat().st_size for file in files], process_group.world_size)
+    mine = {file for file, owner in zip(files, owners, strict=True) if owner == process_group.rank}
     return [[file for file in lane if file in mine] for lane in lanes]
 
 
-def agreed(work: Work, output: Output, job: ExecutionConfig, lanes: Iterable[Sequence[Path]], key: str) -> str:
-    """Return the first process's key. Raises CheckpointError where a process was asked for something else."""
-    processes = output.processes
-    if processes.count == 1:
+def check_ranks_agree(
+    work: Work, output: Output, job: ExecutionConfig, lanes: Iterable[Sequence[Path]], key: str
+) -> str:
+    """Return rank 0's key. Raises CheckpointError for a rank with another command, other files or other packages."""
+    process_group = output.process_group
+    if process_group.world_size == 1:
         return key
     of_output = [output.max_shard_size, output.layer_stats, output.allow_nonfinite]
-    asked = [work.program, work.recipe, *of_output, job.device.type]
+    command = [work.program, work.recipe, *of_output, job.device.type]
     results = [(variant.folder, variant.recipe) for variant in work.variants]
-    seen = [(file.name, file.stat().st_size) for lane in lanes for file in lane]
+    inputs = [(file.name, file.stat().st_size) for lane in lanes for file in lane]
     plan = [(tensor.name, tensor.shape, tensor.dtype) for tensor in work.plan.tensors]
-    mine = {
-        "command": _digest([asked, results]), "inputs": _digest([seen, plan]), "versions": _digest(versions()),
+    facts = {
+        "command": _digest([command, results]),
+        "inputs": _digest([inputs, plan]),
+        "versions": _digest(versions()),
         "key": key,
-    }  # fmt: skip
-    first, *others = processes.everybody(mine)
+    }
+    first, *others = process_group.all_gather(facts)
     for rank, other in enumerate(others, 1):
         for what in ("command", "inputs", "versions"):
             if other[what] != first[what]:
                 raise CheckpointError(
-                    f"Rank {rank} of {processes.count} has other {what} than rank 0; all ranks need the same "
+                    f"Rank {rank} of {process_group.world_size} has other {what} than rank 0; all ranks need the same "
                     "command, the same files and the same packages."
                 )
     return str(first["key"])
 
 
 @contextmanager
-def stages_of(work: Work, output: Output, key: str) -> Iterator[list[Stage]]:
-    """Yield the stages that `merging.output.staging.stage.staged` makes: the first process keeps them, all write in
-    them."""
-    processes, parts = output.processes, [variant.folder for variant in work.variants]
-    if not processes.leads:
-        processes.wait()
+def open_stages(work: Work, output: Output, key: str) -> Iterator[list[Stage]]:
+    """Yield the stages that `merging.output.staging.stage.staged` makes on rank 0; all ranks write into them."""
+    process_group, parts = output.process_group, [variant.folder for variant in work.variants]
+    if not process_group.is_main:
+        process_group.barrier()
         for folder in result_folders(output.save_path, parts):
             _await(folder, output)
-        yield stages_for(output.save_path, parts, key, processes.rank, processes.count)
+        try:
+            yield stages_for(output.save_path, parts, key, process_group.rank, process_group.world_size)
+        except StoppedError as error:
+            if error.keeps and finished(work_folder_of(output.save_path)):
+                error.add_note("Finished tensors are kept: the same command with --resume continues from there.")
+            raise
         return
-    with staged(output.save_path, output.overwrite, key, output.resume, output.quiet, parts, processes.count) as stages:
-        if processes.count > 1:
+    with staged(
+        output.save_path, output.overwrite, key, output.resume, output.quiet, parts, process_group.world_size
+    ) as stages:
+        if process_group.world_size > 1:
             for stage in stages:
                 _shards(work, output).allocate(stage.folder)
-            processes.wait()
+            process_group.barrier()
         yield stages
 
 
-def writers_of(work: Work, output: Output, stages: Sequence[Stage]) -> list[ShardedWriter]:
-    """Return a writer of this process's part for each result, all of them after the same tensor."""
+def open_writers(work: Work, output: Output, stages: Sequence[Stage]) -> list[ShardedWriter]:
+    """Return a writer of this rank's slice for each result, all of them after the same tensor."""
     size, tensors = parse_size(output.max_shard_size), work.plan.tensors
-    own = own_tensors(work, output.processes) if output.processes.count > 1 else None
+    own = rank_slice(work, output.process_group) if output.process_group.world_size > 1 else None
     writers = [ShardedWriter(stage.folder, tensors, size, stage.journal, own=own) for stage in stages]
     done = min(writer.done for writer in writers)
     for writer in writers:
@@ -121,36 +133,36 @@ def writers_of(work: Work, output: Output, stages: Sequence[Stage]) -> list[Shar
     return writers
 
 
-def hand_in(
+def gather_digests(
     work: Work, output: Output, stages: Sequence[Stage], lanes: Sequence[Sequence[Path]], digests: InputDigests
 ) -> dict[Path, str]:
-    """Return the digests of all inputs, and finish the weights: those of several processes by their first.
+    """Return the digests of all inputs; on rank 0, with the journal entries of all ranks, finish the weight files.
 
-    Its journals then have the entries of all. Raises CheckpointError where a file that two processes wrote does not
-    hold what they wrote, OSError where a file could not be read.
+    Raises CheckpointError where a file that two ranks wrote does not hold what they wrote, OSError where a file could
+    not be read.
     """
-    processes, found = output.processes, digests.all()
-    if processes.count == 1:
+    process_group, found = output.process_group, digests.all()
+    if process_group.world_size == 1:
         return found
     files = _files(lanes)
-    processes.wait()
+    process_group.barrier()
     for stage in stages:
-        own = own_tensors(work, processes)
+        own = rank_slice(work, process_group)
         check_tensors(stage.folder, _shards(work, output), stage.journal.entries, own)
-    everybody = processes.everybody(
+    gathered = process_group.gather(
         {"entries": [stage.journal.entries for stage in stages], "digests": [found.get(file) for file in files]}
     )
-    if not processes.leads:
+    if gathered is None:
         return found
     shards = _shards(work, output)
     for i, stage in enumerate(stages):
-        parts = [given["entries"][i] for given in everybody]
+        parts = [entry["entries"][i] for entry in gathered]
         stage.journal.hold(list(chain(*parts)))
         _check_borders(stage, shards, [len(part) for part in parts])
         shards.seal(stage.folder)
         shards.write_index(stage.folder)
-    every = [next((d for d in given if d), None) for given in zip(*(e["digests"] for e in everybody), strict=True)]
-    return {file: digest for file, digest in zip(files, every, strict=True) if digest}
+    by_file = zip(files, *(entry["digests"] for entry in gathered), strict=True)
+    return {file: digest for file, *by_rank in by_file for digest in by_rank if digest}
 
 
 def check_result(work: Work, output: Output, stage: Stage) -> None:
@@ -160,14 +172,14 @@ def check_result(work: Work, output: Output, stage: Stage) -> None:
     """
     shards = _shards(work, output)
     check_files(stage.folder, shards)
-    if output.processes.count == 1:
+    if output.process_group.world_size == 1:
         check_tensors(stage.folder, shards, stage.journal.entries)
     lock = read_lock(stage.folder)
     check_small_files(stage.folder, lock["files"], (RECORD, "README.md"))
 
 
 def _check_borders(stage: Stage, shards: Shards, counts: Sequence[int]) -> None:
-    """Read back what lies next to each other in one file and was written by two processes."""
+    """Read back what lies next to each other in one file and was written by two ranks."""
     starts = {sum(counts[:rank]) for rank in range(1, len(counts))} - {0, len(shards.places)}
     for start in sorted(starts):
         before, after = shards.places[start - 1], shards.places[start]
@@ -175,8 +187,8 @@ def _check_borders(stage: Stage, shards: Shards, counts: Sequence[int]) -> None:
             place, file = shards.places[i], stage.folder / shards.names[before.shard]
             if digest_of(file, place.offset, place.size) != stage.journal.entries[i]["digest"]:
                 raise CheckpointError(
-                    f"Tensor {place.name} in {file.name} is not as it was written: two processes write that file, and "
-                    "the file system of --save_path does not keep them apart; write to another, or with one process."
+                    f"Tensor {place.name} in {file.name} is not as it was written: two ranks write that file, and "
+                    "the file system of --save_path does not keep them apart; write to another, or use one process."
                 )
 
 
@@ -190,13 +202,13 @@ def _files(lanes: Iterable[Sequence[Path]]) -> list[Path]:
 
 
 def _await(folder: Path, output: Output) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + FOLDER_SECONDS
     while not folder.is_dir():
-        output.processes.check()
+        output.process_group.check_ranks()
         if time.monotonic() > deadline:
             raise CheckpointError(
-                f"Process {output.processes.rank} of {output.processes.count} does not see {folder}, which the first "
-                "one made: --save_path must be on a file system that all machines share."
+                f"Rank {output.process_group.rank} does not see {folder}, which rank 0 made: --save_path must be on a "
+                "file system that all machines share."
             )
         time.sleep(0.1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def result_of(out: Path, checkpoint: Path) -> EvalResult:
 
 
 def test_two_processes_share_the_work(checkpoint: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Under `accelerate launch` two gloo processes on the CPU each answer half, and one of them reports the scores and
+    """Under `accelerate launch` two ranks on the CPU each answer half, and rank 0 reports the scores and
     outcomes of a single process; a further run finds all answers."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert run(main, [*flags(checkpoint, data_dir, alone), "--quiet"]) == 0
@@ -176,17 +175,6 @@ def test_lm_evals_search_for_a_batch_size_changes_no_answer(checkpoint: Path) ->
         assert answer == (
             expected if isinstance(expected, str) else (pytest.approx(expected[0], abs=1e-4), expected[1])
         )
-
-
-def test_each_process_takes_its_share() -> None:
-    """Together the processes have every item once, in any number."""
-    from eval.harness.ranks import Ranks
-
-    items = list(range(11))
-    for count in (1, 2, 5, 20):
-        shares: Sequence[list[int]] = [Ranks(rank, count).share(items) for rank in range(count)]
-        assert sorted(i for share in shares for i in share) == items
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_an_encoder_decoder_model_is_evaluated(
