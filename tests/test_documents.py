@@ -144,6 +144,17 @@ def test_links_lead_somewhere(name: str) -> None:
             assert anchor in anchors(linked.read_text(encoding="utf-8")), target
 
 
+NAMED = re.compile(r"`((?:merging|aim|eval|common|configs|scripts|tests)/[\w/.]*)`")
+"""A file or folder of the repository in a document."""
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name not in EXECUTED])
+def test_named_files_exist(name: str) -> None:
+    """Every file and folder of the code that a document names exists."""
+    named = NAMED.findall((ROOT / name).read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists() and "NAME" not in path] == []
+
+
 def test_readme_is_short_and_names_every_page() -> None:
     """README.md has at most 200 lines; each page of docs/ is linked from README.md, CONTRIBUTING.md or another page."""
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
