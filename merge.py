@@ -15,7 +15,7 @@ from common.cli import Parser, run, say, value_flags
 from common.distributed import ProcessGroup, init_distributed
 from common.errors import UsageError
 from merging.recipe import make_recipe, read_config
-from merging.recipe.flags import OUTPUT_KEYS, make_parser, take, take_push
+from merging.recipe.flags import OUTPUT_KEYS, make_method_parser, make_parser, take, take_push
 from merging.recipe.mergekit.command_line import translate
 from merging.recipe.method_registry import find_method
 
@@ -31,12 +31,10 @@ def merge_or_plan(argv: Sequence[str], process_group: ProcessGroup) -> int:
     early = Parser(add_help=False)
     early.add_argument("--method")
     chosen, _ = early.parse_known_args(argv)
-    asks_help = bool({"-h", "--help"} & set(argv))
-    parser = make_parser(find_method(chosen.method) if chosen.method and asks_help else None)
-    parser.add_argument(
-        "--omega", metavar="X or X,Y,Z", help="relax the merge by AIM in the same pass; several make a folder each"
-    )
-    add_aim_flags(parser, SEED, prefix="relax_")
+    if chosen.method and {"-h", "--help"} & set(argv):
+        make_method_parser(find_method(chosen.method)).parse_args(["--help"])
+    parser = make_parser()
+    add_aim_flags(parser, SEED, prefix="relax_", omega="none: no relaxation")
     add_scaling_flags(parser)
     argv, answers = translate(argv, value_flags(parser))
     flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}

@@ -24,29 +24,26 @@ NOT_IN_FILES = ("config", "from_lock", "dry_run", "json", "quiet", "debug", "hel
 
 
 def make_parser() -> Parser:
-    """Return the parser; the first four flags are the original's."""
-    parser = Parser(prog="performAIM.py", description=__doc__)
-    parser.add_argument("--merged_model", help="the merged checkpoint: a folder or hub id")
-    parser.add_argument("--pretrained_model_name", help="its base: a folder or hub id")
-    parser.add_argument(
-        "--omega",
-        metavar="X or X,Y,Z",
-        help="relaxation floor: 1 leaves the merge, 0 is strongest; several make a folder each, from one read "
-        "(default: 0.4)",
+    """Return the parser; the original's flags keep their names."""
+    parser = Parser(
+        prog="performAIM.py",
+        usage="performAIM.py --merged_model MODEL --pretrained_model_name BASE --save_path OUT [flags]",
+        description=__doc__,
     )
-    parser.add_argument("--save_path", type=user_path, help="folder for the relaxed checkpoint")
-    parser.add_argument("--config", type=user_path, metavar="FILE", help="YAML with the flags as keys; flags win")
-    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="dtype of the output (default: the merged model's or adapter's)"
-    )
-    parser.add_argument(
+    group = parser.add_argument_group("models")
+    group.add_argument("--merged_model", metavar="MODEL", help="the merged checkpoint: a folder or hub id (required)")
+    group.add_argument("--pretrained_model_name", metavar="BASE", help="its base: a folder or hub id (required)")
+    group.add_argument("--config", type=user_path, metavar="FILE", help="YAML with the flags as keys; flags win")
+    group = parser.add_argument_group("computation")
+    group.add_argument("--device", help=f"auto, cpu, cuda or cuda:N (default: {DEFAULTS['device']})")
+    group.add_argument("--dtype", choices=DTYPES, help="dtype of the output (default: the merged model's or adapter's)")
+    group.add_argument(
         "--numerics",
         choices=("float32", "reference"),
-        help="reference: the original's bf16 arithmetic, batch 1, tied embeddings relaxed (default: float32)",
+        help="reference: the original's bf16 arithmetic, batch 1, tied embeddings relaxed "
+        f"(default: {DEFAULTS['numerics']})",
     )
-    parser.add_argument("--max_shard_size", help="largest size of one weights file (default: 5GB)")
-    add_aim_flags(parser, seed="seed")
+    add_aim_flags(parser, seed="seed", omega=DEFAULTS["omega"])
     add_scaling_flags(parser)
     add_plan_flags(parser)
     add_run_flags(parser)

@@ -84,19 +84,27 @@ class Aim:
         return found
 
 
-def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") -> None:
-    """Add the flags about importance and what is relaxed; None (or False) where they are not given.
+def add_aim_flags(
+    parser: argparse.ArgumentParser, seed: str, prefix: str = "", omega: str | None = None, title: str = "AIM"
+) -> None:
+    """Add the flags about importance and relaxed tensors; None (or False) where they are not given.
 
-    seed: what the flag of the calibration's shuffling is called; prefix: of --include and --exclude.
+    Args:
+        parser: gets the groups "AIM", "importance of the base" and "calibration text".
+        seed: name of the flag for the seed of the calibration text's shuffling.
+        prefix: of --include and --exclude.
+        omega: default of --omega as the help prints it; None for a script without --omega.
+        title: of the first group.
     """
     rule = Rule()
-    group = parser.add_argument_group("AIM")
-    group.add_argument(
-        "--importance",
-        type=user_path,
-        metavar="FILE",
-        help="reuse this importance file of the base, or compute it and save it there",
-    )
+    group = parser.add_argument_group(title)
+    if omega is not None:
+        group.add_argument(
+            "--omega",
+            metavar="X or X,Y,Z",
+            help="relaxation floor from 0 (strongest) to 1 (leaves the merge); several make a folder each, from one "
+            f"read (default: {omega})",
+        )
     group.add_argument(f"--{prefix}include", metavar="REGEX", help="relax only tensors whose name matches")
     group.add_argument(f"--{prefix}exclude", metavar="REGEX", help="leave tensors whose name matches as merged")
     group.add_argument("--keep_base", metavar="REGEX", help="keep the base's tensors whose name matches")
@@ -111,6 +119,13 @@ def add_aim_flags(parser: argparse.ArgumentParser, seed: str, prefix: str = "") 
         type=int,
         metavar="N",
         help=f"leave experts as merged that fewer calibration tokens were routed to (default: {rule.min_tokens})",
+    )
+    group = parser.add_argument_group("importance of the base")
+    group.add_argument(
+        "--importance",
+        type=user_path,
+        metavar="FILE",
+        help="reuse this importance file of the base, or measure it and save it there",
     )
     group.add_argument(
         "--statistic",

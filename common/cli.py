@@ -10,7 +10,7 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -22,12 +22,31 @@ from common.terminal_text import message_line, terminal_lines
 
 
 class Formatter(argparse.HelpFormatter):
-    """Adds the default of a flag that has one and does not say so itself."""
+    """Help with a short usage line, and for each flag with a value its default or "(required)"."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[Any],
+        prefix: str | None = None,
+    ) -> None:
+        """Name only what must be given; the groups below list the rest."""
+        if usage is None:
+            needed = [action for action in actions if action.required or not action.option_strings]
+            words = " ".join(self._format_usage(None, needed, [], "").split())
+            usage = f"{words} [flags]".replace("%", "%%")
+        super().add_usage(usage, actions, groups, prefix)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
-        if action.default in (None, False, [], argparse.SUPPRESS) or "(default" in text:
+        takes_value = bool(action.option_strings) and action.nargs != 0
+        if re.search(r"\((default|no default|required)", text) or not takes_value:
             return text
+        if action.required:
+            return f"{text} (required)"
+        if action.default is None or action.default == [] or action.default == "":
+            return f"{text} (default: none)"
         return f"{text} (default: %(default)s)"
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -49,6 +68,20 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", Formatter)
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def format_help(self) -> str:
+        """Return the help; in one with groups, the flags of no group come last, as "general"."""
+        plain = self._optionals
+        named = [group for group in self._action_groups if group not in (self._positionals, plain)]
+        if not any(group._group_actions for group in named):
+            return super().format_help()
+        order, title = self._action_groups, plain.title
+        self._action_groups = [self._positionals, *named, plain]
+        plain.title = "general"
+        try:
+            return super().format_help()
+        finally:
+            self._action_groups, plain.title = order, title
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message.rstrip('.')} (`python {self.prog} --help` lists the flags).")

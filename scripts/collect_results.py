@@ -18,7 +18,9 @@ def parser() -> Parser:
     p = Parser(prog="scripts/collect_results.py", description=__doc__)
     p.add_argument("results", nargs="+", type=Path, help="results files, or folders searched for the newest per model")
     p.add_argument("--out", type=Path, required=True, help="the file to write")
-    p.add_argument("--names", action="append", default=[], metavar="PATH=LABEL,...", help="labels to keep with it")
+    p.add_argument(
+        "--names", action="append", default=[], metavar="PATH=LABEL,...", help="labels of models, kept in the file"
+    )
     add_output_flags(p)
     return p
 

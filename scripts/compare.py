@@ -31,7 +31,8 @@ def parser() -> Parser:
     p = Parser(prog="scripts/compare.py", description=(__doc__ or "").splitlines()[0])
     p.add_argument("a", metavar="A", help="results file, folder with one model's results, or with --results a model")
     p.add_argument("b", metavar="B", help="the same; differences are B - A")
-    p.add_argument(
+    g = p.add_argument_group("models")
+    g.add_argument(
         "--results",
         action="append",
         default=[],
@@ -39,11 +40,12 @@ def parser() -> Parser:
         metavar="PATH",
         help="results to find A and B in by name or label, and the population of their HV gains; may be repeated",
     )
-    add_names_flag(p)
+    add_names_flag(g)
     add_measure_flags(p)
-    p.add_argument("--format", choices=tuple(FORMATS), default="text", help="of what is printed")
-    p.add_argument("--draws", type=int, default=DRAWS, help="of the bootstrap and the permutation test")
-    p.add_argument("--seed", type=int, default=0, help="of both")
+    g = p.add_argument_group("tests and output")
+    g.add_argument("--format", choices=tuple(FORMATS), default="text", help="format of the output")
+    g.add_argument("--draws", type=int, default=DRAWS, help="draws of the bootstrap and of the permutation test")
+    g.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of the permutation test")
     add_output_flags(p)
     return p
 

@@ -28,13 +28,15 @@ PUNKT = Path("nltk_data") / "tokenizers" / "punkt_tab"
 
 def parser() -> Parser:
     p = Parser(prog="scripts/fetch_benchmarks.py", description=__doc__)
-    p.add_argument("folder", type=user_path, help="what is filled: DIR/hub/..., DIR/nltk_data, DIR/benchmarks.json")
+    p.add_argument("folder", type=user_path, help="folder to fill: DIR/hub/..., DIR/nltk_data, DIR/benchmarks.json")
     p.add_argument(
-        "--benchmarks", help="only these, comma-separated: mmlu, ifeval, mbpp, humaneval, math, gsm8k, mmlu_pro"
+        "--benchmarks",
+        help="benchmarks to fetch, separated by commas: mmlu, ifeval, mbpp, humaneval, math, gsm8k, mmlu_pro "
+        "(default: all)",
     )
     p.add_argument("--check", action="store_true", help="fetch nothing; compare the folder with its manifest")
-    p.add_argument("--pins", type=user_path, default=FILE, help="the file of revisions")
-    p.add_argument("--nltk_index", help="address of nltk's index of packages (default: nltk's own)")
+    p.add_argument("--pins", type=user_path, default=FILE, help=f"file of revisions (default: configs/{FILE.name})")
+    p.add_argument("--nltk_index", help="URL of nltk's index of packages (default: nltk's own)")
     add_output_flags(p)
     return p
 

@@ -29,15 +29,24 @@ ABOUT = ("base", "calibration", "versions", "numerics", "statistic")
 def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(prog="scripts/importance.py", description=__doc__)
-    parser.add_argument("base", nargs="?", metavar="BASE", help="a folder or hub id; not needed where FILE stands")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--numerics", choices=("float32", "reference"), default="float32", help="reference: bf16")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted calibration")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument("--plot", type=user_path, metavar="FILE.png", help="draw the summary (.png, .svg or .pdf)")
-    parser.add_argument("--push_to_hub", metavar="ORG/NAME", help="upload the file with a card")
-    parser.add_argument("--private", action="store_true", help="with --push_to_hub: into a private repository")
-    add_aim_flags(parser, seed="seed")
+    parser.add_argument(
+        "base", nargs="?", metavar="BASE", help="base model: a folder or hub id; optional where --importance exists"
+    )
+    add_aim_flags(parser, seed="seed", title="tensors of the summary")
+    group = parser.add_argument_group("computation")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--numerics",
+        choices=("float32", "reference"),
+        default="float32",
+        help="reference: the original's bf16 arithmetic",
+    )
+    group.add_argument("--resume", action="store_true", help="resume an interrupted calibration")
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print the summary as JSON")
+    group.add_argument("--plot", type=user_path, metavar="FILE.png", help="draw the summary (.png, .svg or .pdf)")
+    group.add_argument("--push_to_hub", metavar="ORG/NAME", help="upload the file with a card")
+    group.add_argument("--private", action="store_true", help="with --push_to_hub: into a private repository")
     add_output_flags(parser)
     return parser
 

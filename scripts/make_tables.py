@@ -27,18 +27,23 @@ from eval.results.answer_facts import answers_table
 def parser() -> Parser:
     p = Parser(prog="scripts/make_tables.py", description=(__doc__ or "").splitlines()[0])
     add_report_flags(p)
-    p.add_argument("--intervals", action="store_true", help="print the 95 %% interval of each number")
-    p.add_argument("--answers", action="store_true", help="also print length, cut and empty answers by benchmark")
-    p.add_argument("--rank", metavar="COLUMN", help='also print a ranking by a benchmark or by "HV Gain"')
-    p.add_argument("--csv", type=Path, default=Path("results/tables.csv"), metavar="FILE", help="also write this CSV")
-    p.add_argument("--latex", type=Path, metavar="FILE", help="also write LaTeX: compiles as it is, or by \\input")
-    p.add_argument(
+    g = p.add_argument_group("output")
+    g.add_argument("--intervals", action="store_true", help="print the 95 %% interval of each number")
+    g.add_argument("--answers", action="store_true", help="also print length, cut and empty answers by benchmark")
+    g.add_argument("--rank", metavar="COLUMN", help='also print a ranking by a benchmark or by "HV Gain"')
+    g.add_argument("--csv", type=Path, default=Path("results/tables.csv"), metavar="FILE", help="also write this CSV")
+    g.add_argument("--latex", type=Path, metavar="FILE", help="also write LaTeX: compiles as it is, or by \\input")
+    g.add_argument(
         "--update_card",
         type=user_path,
         metavar="CARD",
         help="also write the results of one model into its card (a checkpoint's folder, or its README.md)",
     )
-    p.add_argument("--card_model", metavar="MODEL", help="whose results go into the card (default: by its folder)")
+    g.add_argument(
+        "--card_model",
+        metavar="MODEL",
+        help="model whose results go into the card (default: that of the card's folder)",
+    )
     add_output_flags(p)
     return p
 

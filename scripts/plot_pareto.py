@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.cli import Parser, add_output_flags, run, say
 from common.errors import UsageError, nearest
 from eval.report.plots import curved, plot_omega_curves, plot_pareto, save
-from eval.report.table_flags import add_measure_flags, add_only_flag, add_results_flags, measure_of, models_of
+from eval.report.table_flags import add_measure_flags, add_results_flags, measure_of, models_of
 from eval.stats.gains import all_gains
 from eval.stats.uncertainty import uncertainty
 
@@ -25,17 +25,21 @@ from eval.stats.uncertainty import uncertainty
 def parser() -> Parser:
     p = Parser(prog="scripts/plot_pareto.py", description=(__doc__ or "").splitlines()[0])
     add_results_flags(p)
-    p.add_argument(
+    g = p.add_argument_group("plot")
+    g.add_argument(
         "--out",
         type=Path,
         metavar="STEM|FILE",
         help="write STEM.png and STEM.svg, or one file where it ends in .png, .svg or .pdf (default: results/pareto or "
         "results/omega)",
     )
-    p.add_argument("--x", metavar="BENCHMARK", help="benchmark across (default: every pair, one panel each)")
-    p.add_argument("--y", metavar="BENCHMARK", help="benchmark upwards")
-    add_only_flag(p)
-    p.add_argument("--omega_curves", action="store_true", help="draw scores and HV gain against omega instead")
+    g.add_argument(
+        "--x", metavar="BENCHMARK", help="benchmark of the horizontal axis (default: every pair, one panel each)"
+    )
+    g.add_argument(
+        "--y", metavar="BENCHMARK", help="benchmark of the vertical axis (default: every pair, one panel each)"
+    )
+    g.add_argument("--omega_curves", action="store_true", help="draw scores and HV gain against omega instead")
     add_measure_flags(p)
     add_output_flags(p)
     return p

@@ -24,9 +24,10 @@ from eval.results.samples import answers_of, sample_files
 def parser() -> Parser:
     p = Parser(prog="scripts/report.py", description=(__doc__ or "").splitlines()[0])
     add_report_flags(p)
-    p.add_argument("--out", type=Path, default=Path("results/report.html"), metavar="FILE", help="the page to write")
-    p.add_argument("--title", default="Merges and their relaxations", help="of the page")
-    p.add_argument("--max_items", type=int, metavar="N", help="items of a benchmark to show at most (default: all)")
+    g = p.add_argument_group("output")
+    g.add_argument("--out", type=Path, default=Path("results/report.html"), metavar="FILE", help="HTML file to write")
+    g.add_argument("--title", default="Merges and their relaxations", help="title of the page")
+    g.add_argument("--max_items", type=int, metavar="N", help="items of a benchmark to show at most (default: all)")
     add_output_flags(p)
     return p
 

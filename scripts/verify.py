@@ -35,10 +35,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--recompute", metavar="N|all", help="merge N tensors (or all) again from the inputs and compare their bytes"
     )
-    parser.add_argument("--tensors", metavar="REGEX", help="recompute among the tensors whose name matches")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of the N tensors")
-    parser.add_argument("--base_model", help="where the base lies now, if not where the lock says")
-    parser.add_argument("--models_to_merge", help="where the models lie now, as A,B,C")
+    parser.add_argument(
+        "--tensors", metavar="REGEX", help="with --recompute: only tensors whose name matches (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of the N tensors")
+    parser.add_argument("--base_model", help="path of the base (default: that in the lock)")
+    parser.add_argument("--models_to_merge", metavar="A,B,C", help="paths of the models (default: those in the lock)")
     add_output_flags(parser)
     args = parser.parse_args(argv)
     try:

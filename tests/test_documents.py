@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from merging.recipe.method_registry import all_methods
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "REPRODUCTION.md", "CONTRIBUTING.md", *PAGES]
@@ -60,7 +62,7 @@ def script_of(words: list[str]) -> tuple[Path, list[str]] | None:
 
 @cache
 def help_of(script: Path, method: str | None = None) -> str:
-    """Return the help of a script, for merge.py that of a method."""
+    """Return the help of a script, or of a method of merge.py."""
     chosen = ["--method", method] if method else []
     command = [sys.executable, str(script), *chosen, "--help"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -105,7 +107,7 @@ def test_commands_parse(name: str) -> None:
         if script.suffix == ".py":
             flags = {word.split("=")[0] for word in arguments if word.startswith("--")} - {"--help"}
             method = arguments[arguments.index("--method") + 1] if "--method" in arguments else None
-            known = help_of(script, method)
+            known = help_of(script) + (help_of(script, method) if method in all_methods() else "")
             assert [f for f in flags if not re.search(rf"(?<![\w-]){re.escape(f)}(?![\w-])", known)] == [], words
 
 
@@ -200,6 +202,8 @@ def test_original_commands_are_in_the_readme() -> None:
 def test_every_flag_is_documented(script: str) -> None:
     """Each flag in a script's --help is named in README.md or in a page of docs/."""
     text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", *PAGES))
-    flags = set(re.findall(r"^ +(--[a-z]\w*)", help_of(ROOT / script), re.MULTILINE)) - {"--help"}
+    methods = all_methods() if script == "merge.py" else ()
+    shown = help_of(ROOT / script) + "".join(help_of(ROOT / script, method) for method in methods)
+    flags = set(re.findall(r"^ +(--[a-z]\w*)", shown, re.MULTILINE)) - {"--help"}
     assert len(flags) > 30
     assert [flag for flag in sorted(flags) if not re.search(rf"(?<![\w-]){flag}(?![\w-])", text)] == []

@@ -16,7 +16,11 @@ from eval.tasks.prompts import TEMPLATES
 
 def parser() -> Parser:
     """The flags; the original script's keep their spelling and defaults."""
-    p = Parser(prog="evaluate_model.py", description="Evaluate checkpoints; results as JSON and a table.")
+    p = Parser(
+        prog="evaluate_model.py",
+        usage="evaluate_model.py --model MODEL [flags]",
+        description="Evaluate checkpoints on benchmarks; results are printed as a table and kept as JSON.",
+    )
     _what(p)
     _how(p)
     _where(p)
@@ -25,8 +29,11 @@ def parser() -> Parser:
 
 
 def _what(p: Parser) -> None:
-    g = p.add_argument_group("what is evaluated")
-    g.add_argument("--model", help="checkpoint folder or hub id (organization/name, with @revision); several by commas")
+    g = p.add_argument_group("models and benchmarks")
+    g.add_argument(
+        "--model",
+        help="checkpoint folder or hub id (organization/name, with @revision); several separated by commas (required)",
+    )
     g.add_argument(
         "--preset",
         choices=PRESETS,
@@ -57,16 +64,27 @@ def _what(p: Parser) -> None:
 
 
 def _how(p: Parser) -> None:
-    g = p.add_argument_group("how it is asked and scored")
-    g.add_argument("--num_fewshot", help="examples in prompts: a number for tasks that fix none (MMLU), or mmlu=5,...")
+    g = p.add_argument_group("prompts and answers")
+    g.add_argument(
+        "--num_fewshot",
+        help="examples in prompts: a number for tasks that fix none (MMLU), or mmlu=5,... (default: the task's)",
+    )
     g.add_argument("--apply_chat_template", action="store_true", help="wrap prompts in the tokenizer's chat template")
-    g.add_argument("--math_prompt_type", choices=tuple(TEMPLATES), help="prompt of the paper's math, gsm8k (wcot)")
+    g.add_argument(
+        "--math_prompt_type", choices=tuple(TEMPLATES), help="prompt of the paper's math and gsm8k (default: wcot)"
+    )
     g.add_argument("--math_max_tokens", type=int, default=1024, help="new tokens per answer of the paper's maths")
-    g.add_argument("--max_gen_toks", type=int, help="fewer new tokens per answer of lm-eval's generation tasks")
+    g.add_argument(
+        "--max_gen_toks",
+        type=int,
+        help="fewer new tokens per answer of lm-eval's generation tasks (default: the task's)",
+    )
     g.add_argument("--n_samples", type=int, default=1, help="answers per item, for pass@k; needs --temperature")
     g.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 is greedy")
     g.add_argument("--gen_kwargs", help="generation settings of every task: top_p=0.9,repetition_penalty=1.1,...")
     g.add_argument("--system_instruction", help="system message, or text before each prompt without a chat template")
+    g.add_argument("--seed", type=int, default=1234, help="seed of every random choice")
+    g = p.add_argument_group("code execution")
     g.add_argument(
         "--allow_code_execution",
         action="store_true",
@@ -74,12 +92,10 @@ def _how(p: Parser) -> None:
     )
     weak = "weak: run it with resource limits alone where the machine gives no sandbox (auto: refuse)"
     g.add_argument("--sandbox", choices=SANDBOXES, default="auto", help=weak)
-    g.add_argument("--answers", action="store_true", help="also print length, cut and empty answers by benchmark")
-    g.add_argument("--seed", type=int, default=1234, help="seed of every random choice")
 
 
 def _where(p: Parser) -> None:
-    g = p.add_argument_group("where it runs and where results go")
+    g = p.add_argument_group("backend and device")
     g.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="lm-eval's model: hf (auto too), vllm, or a server"
     )
@@ -101,12 +117,14 @@ def _where(p: Parser) -> None:
     g.add_argument(
         "--batch_size", default="auto", help="rows per batch, or requests at a time; auto or auto:N: as many as fit"
     )
+    g = p.add_argument_group("output")
     g.add_argument(
         "--save_path", type=user_path, default=Path("results"), help="folder that results and answers are added to"
     )
     g.add_argument(
         "--no_cache", action="store_true", help="ask again for the answers that an earlier run left in --save_path"
     )
+    g.add_argument("--answers", action="store_true", help="also print length, cut and empty answers by benchmark")
 
 
 def names(value: str) -> tuple[str, ...]:

@@ -15,27 +15,25 @@ from eval.stats.gains import Measure
 from eval.stats.hypervolume import read_rule
 
 
-def add_results_flags(p: Parser) -> None:
-    """The results to read, and --names."""
+def add_results_flags(p: Parser) -> argparse._ArgumentGroup:
+    """Add the results to read, --names and --only."""
     p.add_argument("results", nargs="+", type=Path, help="results files, or folders searched for the newest per model")
-    add_names_flag(p)
-
-
-def add_only_flag(p: Parser) -> None:
-    p.add_argument("--only", metavar="LABEL", help='only merges of these models, such as "Code + Math", and the models')
+    g = p.add_argument_group("models")
+    add_names_flag(g)
+    g.add_argument("--only", metavar="LABEL", help='only merges of these models, such as "Code + Math", and the models')
+    return g
 
 
 def add_report_flags(p: Parser) -> None:
-    """What tables are made from: results, --with_paper, --only, the measure of HV gain, --seed."""
-    add_results_flags(p)
-    p.add_argument("--with_paper", action="store_true", help="put the results into the paper's tables, marked by ‡")
-    add_only_flag(p)
-    add_measure_flags(p)
-    p.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and the permutations")
+    """Add the flags of tables: results, --with_paper, --only, the measure of HV gain, --seed."""
+    g = add_results_flags(p)
+    g.add_argument("--with_paper", action="store_true", help="put the results into the paper's tables, marked by ‡")
+    g = add_measure_flags(p)
+    g.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and the permutations")
 
 
 def models_of(args: argparse.Namespace, remark: Remark, with_paper: bool = False) -> Models:
-    """Read the results that `add_results_flags` and `add_only_flag` ask for."""
+    """Read the results that `add_results_flags` asks for."""
     models = load(args.results, parse_names(args.names), remark, with_paper)
     return only(models, args.only) if args.only else models
 
@@ -47,28 +45,31 @@ def report_of(args: argparse.Namespace, remark: Remark) -> tuple[Models, Report]
     return models, make_report(models, measure, remark, args.seed)
 
 
-def add_names_flag(p: Parser) -> None:
+def add_names_flag(p: Parser | argparse._ArgumentGroup) -> None:
+    """Add --names."""
     p.add_argument("--names", action="append", default=[], metavar="PATH=LABEL,...", help="labels of models")
 
 
-def add_measure_flags(p: Parser) -> None:
-    """--population, --reference, --root."""
-    p.add_argument(
+def add_measure_flags(p: Parser) -> argparse._ArgumentGroup:
+    """Add --population, --reference and --root, and return their group."""
+    g = p.add_argument_group("HV gain")
+    g.add_argument(
         "--population",
         default="merged",
         metavar="RULE",
         help="population of HV gain: merged (the models merged), paper (the published map), or a YAML or JSON "
         "file: row label or checkpoint -> list of labels",
     )
-    p.add_argument(
+    g.add_argument(
         "--reference",
         default="0",
         metavar="FRACTION",
         help="reference point of volumes: a fraction for all benchmarks, or MMLU=0.25,... and 0 elsewhere",
     )
-    p.add_argument(
+    g.add_argument(
         "--root", type=float, metavar="K", help="root taken of the volume (default: as many as there are benchmarks)"
     )
+    return g
 
 
 def measure_of(args: argparse.Namespace) -> Measure:

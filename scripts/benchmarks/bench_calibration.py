@@ -35,19 +35,27 @@ FIELDS = ("RssAnon", "RssFile")
 def main(argv: Sequence[str]) -> int:
     """Make the checkpoint, run the ways in turn, print a table."""
     parser = Parser(prog="scripts/benchmarks/bench_calibration.py", description=__doc__)
-    parser.add_argument("--shape", choices=list(SHAPES), default="1b", help="of the checkpoint")
-    parser.add_argument("--layers", type=int, help="fewer or more than the shape has")
-    parser.add_argument("--sparse", action="store_true", help="a checkpoint of zeros that takes no disk")
-    parser.add_argument("--ways", default=",".join(WAYS), help="which, with commas between")
-    parser.add_argument("--blocks", type=int, default=8, help="calibration blocks")
-    parser.add_argument("--block_size", type=int, default=512, help="tokens per block")
-    parser.add_argument("--batch_size", type=int, help="blocks at a time (default: as performAIM.py chooses)")
-    parser.add_argument("--runs", type=int, default=3, help="of each way")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the products (default: as performAIM.py chooses)")
-    parser.add_argument("--results", type=user_path, metavar="FILE", help="add the run to this JSON list of runs")
-    parser.add_argument("--folder", type=lambda text: user_path(text).resolve(), required=True, help="for checkpoints")
-    parser.add_argument("--worker", choices=WAYS, help="run one way in this process and print its figures as JSON")
+    group = parser.add_argument_group("checkpoint")
+    group.add_argument("--shape", choices=list(SHAPES), default="1b", help="shape of the checkpoint")
+    group.add_argument("--layers", type=int, help="number of layers of the checkpoint (default: that of the shape)")
+    group.add_argument(
+        "--sparse", action="store_true", help="use a checkpoint of zeros, a sparse file that takes no disk"
+    )
+    group.add_argument(
+        "--folder", type=lambda text: user_path(text).resolve(), required=True, help="folder of the checkpoints"
+    )
+    group = parser.add_argument_group("measurement")
+    group.add_argument("--ways", default=",".join(WAYS), help="calibration modes to measure, separated by commas")
+    group.add_argument("--blocks", type=int, default=8, help="number of calibration blocks")
+    group.add_argument("--block_size", type=int, default=512, help="tokens per block")
+    group.add_argument("--batch_size", type=int, help="blocks at a time (default: as performAIM.py chooses)")
+    group.add_argument("--runs", type=int, default=3, help="runs of each mode; medians are printed")
+    group.add_argument("--device", default="cpu", help="cpu or cuda")
+    group.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the matrix products (default: as performAIM.py chooses)"
+    )
+    group.add_argument("--results", type=user_path, metavar="FILE", help="add the run to this JSON list of runs")
+    group.add_argument("--worker", choices=WAYS, help="run one mode in this process and print its figures as JSON")
     add_output_flags(parser)
     args = parser.parse_args(argv)
     args.dtype = args.dtype or product_dtype(args.device)

@@ -35,14 +35,16 @@ def parser() -> Parser:
     p.add_argument("--model", type=user_path, required=True, help="checkpoint folder")
     p.add_argument("--data_dir", type=user_path, required=True, help="benchmark data laid out like the hub")
     p.add_argument("--tasks", default="mmlu_virology,gsm8k", help="lm-eval tasks (leaves, not groups), comma-separated")
-    p.add_argument("--num_fewshot", type=int, help="examples in prompts of tasks that fix none")
+    p.add_argument("--num_fewshot", type=int, help="examples in prompts of tasks that fix none (default: the task's)")
     p.add_argument("--limit", type=int, default=16, help="items of each task")
     p.add_argument("--max_gen_toks", type=int, default=48, help="new tokens of each generation")
-    p.add_argument("--batch_sizes", default="1,8,auto", help="rows of a batch; auto is ours alone")
-    p.add_argument("--repeats", type=int, default=3, help="how often each is timed")
-    p.add_argument("--dtype", default="float32", help="of the weights")
+    p.add_argument("--batch_sizes", default="1,8,auto", help="rows per batch; plain lm-eval leaves out auto")
+    p.add_argument("--repeats", type=int, default=3, help="timed runs of each")
+    p.add_argument("--dtype", default="float32", help="dtype of the weights")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
-    p.add_argument("--allow_code_execution", action="store_true", help="for HumanEval and MBPP")
+    p.add_argument(
+        "--allow_code_execution", action="store_true", help="run the code that the model writes for HumanEval and MBPP"
+    )
     p.add_argument("--startup", action="store_true", help="time whole processes on one item instead")
     add_output_flags(p)
     return p

@@ -36,15 +36,19 @@ SIZES = {
 def main(argv: Sequence[str]) -> int:
     """Measure the parts that were asked for, print their tables, keep the figures."""
     parser = Parser(prog="scripts/benchmarks/bench_gpu.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--parts", default=",".join(PARTS), help="a limits, b calibration, c merging, d parity")
-    parser.add_argument("--shape", choices=list(SIZES), default="13b", help="of the model that is calibrated")
-    parser.add_argument("--layers", type=int, help="of that model, fewer than the shape has")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="parts to measure: a limits, b calibration, c merging, d parity"
+    )
+    parser.add_argument("--shape", choices=list(SIZES), default="13b", help="shape of the calibrated model")
+    parser.add_argument(
+        "--layers", type=int, help="number of layers of the calibrated model (default: that of the shape)"
+    )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try the script")
-    parser.add_argument("--runs", type=int, default=5, help="of everything; medians are printed")
-    parser.add_argument("--blocks", type=int, help="calibration blocks (default: what the shape needs)")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each measurement; medians are printed")
+    parser.add_argument("--blocks", type=int, help="number of calibration blocks (default: by shape)")
     parser.add_argument("--block_size", type=int, default=512, help="tokens per block")
-    parser.add_argument("--models", type=int, default=3, help="that are merged, beside the base")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="keep the figures")
+    parser.add_argument("--models", type=int, default=3, help="number of fine-tuned models")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the figures to this file")
     add_output_flags(parser)
     args = parser.parse_args(argv)
     parts = args.parts.split(",")

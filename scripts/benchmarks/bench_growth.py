@@ -126,15 +126,23 @@ def _memory() -> int:
 def main(argv: Sequence[str]) -> int:
     """Make checkpoints, measure, print the tables, plot."""
     parser = Parser(prog="scripts/benchmarks/bench_growth.py", description=__doc__)
-    parser.add_argument("--folder", type=lambda t: user_path(t).resolve(), required=True, help="for the checkpoints")
-    parser.add_argument("--axes", default=",".join(AXES), help="to measure, as A,B")
-    parser.add_argument("--sizes", default="0.1b,0.3b,1b,3b", help="of the checkpoints, for size and cold")
+    parser.add_argument(
+        "--folder", type=lambda t: user_path(t).resolve(), required=True, help="folder of the checkpoints"
+    )
+    parser.add_argument("--axes", default=",".join(AXES), help="axes to measure, separated by commas")
+    parser.add_argument(
+        "--sizes", default="0.1b,0.3b,1b,3b", help="sizes of the checkpoints, for the axes size and cold"
+    )
     parser.add_argument("--at", default="0.3b", help="size of the checkpoints for the other axes")
-    parser.add_argument("--runs", type=int, default=3, help="of each command; one where it takes over a minute")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="keep the figures (results/growth.json)")
-    parser.add_argument("--add", action="store_true", help="to the points that the JSON has already")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="runs of each command; one run where it takes over a minute"
+    )
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--add", action="store_true", help="add the points to those that --json already has")
     parser.add_argument("--discard", action="store_true", help="remove the checkpoints of a size after use")
-    parser.add_argument("--plot", type=user_path, metavar="FILE", help="a figure for each axis (.png, .svg or .pdf)")
+    parser.add_argument(
+        "--plot", type=user_path, metavar="FILE", help="draw a figure for each axis (.png, .svg or .pdf)"
+    )
     add_output_flags(parser)
     args = parser.parse_args(argv)
     axes, sizes = _known("--axes", args.axes, AXES), _known("--sizes", args.sizes, SHAPES)

@@ -129,17 +129,17 @@ def main(argv: Sequence[str]) -> int:
     from merging.recipe.method_registry import all_methods
 
     parser = Parser(prog="scripts/benchmarks/bench_memory.py", description=__doc__)
-    parser.add_argument("--shape", choices=list(SHAPES), default="1b", help="of the checkpoints")
-    parser.add_argument("--layers", type=int, help="of the checkpoints, fewer or more than the shape has")
-    parser.add_argument("--models", type=int, default=3, help="fine-tuned models beside the base")
+    parser.add_argument("--shape", choices=list(SHAPES), default="1b", help="shape of the checkpoints")
+    parser.add_argument("--layers", type=int, help="number of layers of the checkpoints (default: that of the shape)")
+    parser.add_argument("--models", type=int, default=3, help="number of fine-tuned models")
     parser.add_argument("--results", type=user_path, metavar="FILE", help="add the run to this JSON list of runs")
-    parser.add_argument("--sparse", action="store_true", help="inputs of zeros that take no disk")
-    parser.add_argument("--methods", help="as A,B (default: every method)")
+    parser.add_argument("--sparse", action="store_true", help="use inputs of zeros, sparse files that take no disk")
+    parser.add_argument("--methods", help="methods to measure, separated by commas (default: every method)")
     parser.add_argument(
         "--folder",
         type=lambda text: user_path(text).resolve(),
         required=True,
-        help="where the checkpoints are made and kept",
+        help="folder of the checkpoints",
     )
     add_output_flags(parser)
     args = parser.parse_args(argv)

@@ -200,14 +200,18 @@ def machine() -> dict[str, str]:
 def main(argv: Sequence[str]) -> int:
     """Make the checkpoints, measure, print the table."""
     parser = Parser(prog="scripts/benchmarks/bench_merge.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shape", choices=list(SHAPES), default="1b", help="of the checkpoints")
-    parser.add_argument("--layers", type=int, help="of the checkpoints, fewer than the shape has")
-    parser.add_argument("--models", type=int, default=3, help="fine-tuned models beside the base")
-    parser.add_argument("--runs", type=int, default=5, help="of each command; of a peer that takes over 60 s, one")
-    parser.add_argument("--work", default=",".join(WORK), help="what to measure, with commas between")
+    parser.add_argument("--shape", choices=list(SHAPES), default="1b", help="shape of the checkpoints")
+    parser.add_argument("--layers", type=int, help="number of layers of the checkpoints (default: that of the shape)")
+    parser.add_argument("--models", type=int, default=3, help="number of fine-tuned models")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="runs of each command; one run of a peer that takes over 60 s"
+    )
+    parser.add_argument("--work", default=",".join(WORK), help="rows to measure, separated by commas")
     parser.add_argument("--no_peers", action="store_true", help="measure only ours and the limit")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="keep the figures (results/performance.json)")
-    parser.add_argument("--folder", type=lambda t: user_path(t).resolve(), required=True, help="for the checkpoints")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument(
+        "--folder", type=lambda t: user_path(t).resolve(), required=True, help="folder of the checkpoints"
+    )
     add_output_flags(parser)
     args = parser.parse_args(argv)
     shape = {**SHAPES[args.shape], **({"layers": args.layers} if args.layers else {})}

@@ -35,8 +35,10 @@ PAIRS = {
 def main(argv: Sequence[str]) -> int:
     """Calibrate in each way once, compare, print."""
     parser = Parser(prog="scripts/benchmarks/calibration_deviation.py", description=__doc__)
-    parser.add_argument("base", help="a folder or hub id")
-    parser.add_argument("--results", type=user_path, metavar="FILE", help="write the figures to this JSON file")
+    parser.add_argument("base", help="base model: a folder or hub id")
+    parser.add_argument_group("output").add_argument(
+        "--results", type=user_path, metavar="FILE", help="also write the figures to this JSON file"
+    )
     add_calibration_flags(parser)
     add_output_flags(parser)
     args = parser.parse_args(argv)

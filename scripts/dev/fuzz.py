@@ -121,11 +121,13 @@ class Target:
 def main(argv: Sequence[str]) -> int:
     """Run the cases, print the table; exit code 1 where there is a problem."""
     parser = Parser(prog="scripts/dev/fuzz.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", type=int, default=500, help="in all, the kinds share them")
-    parser.add_argument("--seed", type=int, default=15, help="of the mutations")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="some of them, with commas between")
-    parser.add_argument("--only", type=int, help="this case of each kind alone, with what it prints")
-    parser.add_argument("--results", type=user_path, metavar="FILE", help="write the counts as JSON")
+    parser.add_argument("--cases", type=int, default=500, help="number of cases, shared by the kinds")
+    parser.add_argument("--seed", type=int, default=15, help="seed of the mutations")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of inputs to mutate, separated by commas")
+    parser.add_argument(
+        "--only", type=int, metavar="N", help="run only case N of each kind, and print its output (default: all)"
+    )
+    parser.add_argument("--results", type=user_path, metavar="FILE", help="also write the counts to this JSON file")
     add_output_flags(parser)
     args = parser.parse_args(argv)
     kinds = args.kinds.split(",")

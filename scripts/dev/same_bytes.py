@@ -10,7 +10,6 @@ with 1. Matrix products of calibration depend on the processor: write the list o
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -26,6 +25,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from common.cli import Parser, add_output_flags, run
+
 VOCABULARY = 96
 DIGEST_LENGTH = 12
 RANKS = 2
@@ -315,7 +318,7 @@ def digests_of(folder: Path) -> Digests:
     return digests
 
 
-def run(recipe: Recipe, folder: Path, out: Path) -> str | None:
+def run_recipe(recipe: Recipe, folder: Path, out: Path) -> str | None:
     """Run a recipe's command; return None, or the end of what it printed where it failed."""
     shutil.rmtree(out, ignore_errors=True)
     for name, text in recipe.files.items():
@@ -376,14 +379,17 @@ def differences(before: dict[str, Digests], after: dict[str, Digests]) -> Iterat
                 yield f"{name}: {tensor}: {old} before, {new} after"
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the matrix; print a digest per recipe, then what differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for checkpoints and outputs (30 MB); made anew")
-    parser.add_argument("--only", default="", metavar="REGEX", help="only recipes whose name matches")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the digests of all tensors")
-    parser.add_argument("--compare", type=Path, metavar="FILE", help="name what differs from kept digests")
-    args = parser.parse_args()
+    parser = Parser(prog="scripts/dev/same_bytes.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder of checkpoints and outputs, 30 MB, made anew"
+    )
+    parser.add_argument("--only", default="", metavar="REGEX", help="only recipes whose name matches (default: all)")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the digests of all tensors to this file")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="name the tensors that differ from this file")
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
     os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
     import torch
     import transformers  # noqa: F401 - imported once, for all the processes that are forked
@@ -407,7 +413,7 @@ def main() -> int:
     failed = 0
     for number, recipe in enumerate(chosen):
         out = folder / f"out-{number}"
-        problem = run(recipe, folder, out)
+        problem = run_recipe(recipe, folder, out)
         if problem is not None:
             failed += 1
             print(f"{recipe.name}: failed: {problem.strip()}", flush=True)
@@ -429,4 +435,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

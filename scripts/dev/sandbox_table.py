@@ -5,22 +5,23 @@ Needs root, to become each identity. `python scripts/dev/sandbox_table.py --only
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+from common.cli import Parser, add_output_flags, run
 from tests.eval.sandbox.arena import STALL_SECONDS
 from tests.eval.sandbox.combinations import COMBINATIONS, Combination, run_arena
 from tests.eval.sandbox.hostile import GOOD
 
 
-def run(combination: Combination, workers: int) -> list[dict[str, Any]]:
+def run_combination(combination: Combination, workers: int) -> list[dict[str, Any]]:
     """Run the arena in a folder of its own and return its lines."""
     with tempfile.TemporaryDirectory(prefix="sandbox-canaries-") as outer:
         os.chmod(outer, 0o711)
@@ -44,12 +45,13 @@ def row(combination: Combination, lines: list[dict[str, Any]]) -> str:
     return "| " + " | ".join(cells) + " |" + "".join(f"\n  escaped: {name}" for name in escaped)
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Print the table; return 1 where a program escaped, stalled the grading or left damage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="one combination, by its name")
-    parser.add_argument("--workers", type=int, default=2, help="programs at a time")
-    arguments = parser.parse_args()
+    parser = Parser(prog="scripts/dev/sandbox_table.py", description=__doc__)
+    parser.add_argument("--only", metavar="NAME", help="run only this combination (default: all)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="programs at a time")
+    add_output_flags(parser)
+    arguments = parser.parse_args(argv)
     print("| grader | mode | programs | escaped | stalled | damage | timed out | slowest |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     failed = False
@@ -60,7 +62,7 @@ def main() -> int:
         if obstacle:
             print(f"| {combination.identity} | {combination.mode} | not run: {obstacle} | | | | | |", flush=True)
             continue
-        lines = run(combination, arguments.workers)
+        lines = run_combination(combination, arguments.workers)
         line = row(combination, lines)
         print(line, flush=True)
         failed |= (
@@ -70,4 +72,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run(main))

@@ -274,10 +274,12 @@ def cases_of(scenario: Scenario, reference: Reference) -> list[Case]:
 def main(argv: Sequence[str]) -> int:
     """Run the cases, print a table, write the results; 1 where there is a problem."""
     parser = Parser(prog="scripts/dev/torture.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sample", type=int, metavar="N", help="of all cases, chosen by --seed")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice")
-    parser.add_argument("--scenario", action="append", metavar="NAME", help="only this one; may be repeated")
-    parser.add_argument("--results", type=user_path, metavar="FILE", help="where the figures go, as JSON")
+    parser.add_argument("--sample", type=int, metavar="N", help="number of cases, chosen by --seed (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of cases")
+    parser.add_argument(
+        "--scenario", action="append", metavar="NAME", help="run only this scenario; may be repeated (default: all)"
+    )
+    parser.add_argument("--results", type=user_path, metavar="FILE", help="also write the figures to this JSON file")
     add_output_flags(parser)
     args = parser.parse_args(argv)
     if "fault_shim" not in os.environ.get("LD_PRELOAD", ""):

@@ -213,8 +213,8 @@ def summary(family: Family) -> str:
 
 def parser() -> Parser:
     p = Parser(prog="scripts/quickstart/family.py", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--save_path", type=Path, default=Path("quickstart_out/family"), help="the folder to make")
-    p.add_argument("--seed", type=int, default=42, help="of the weights, the batches and the items")
+    p.add_argument("--save_path", type=Path, default=Path("quickstart_out/family"), help="folder of the family")
+    p.add_argument("--seed", type=int, default=42, help="seed of the weights, the batches and the items")
     p.add_argument("--fast", action="store_true", help="a smaller family in seconds, with no promise of accuracy")
     p.add_argument("--overwrite", action="store_true", help="replace what is at --save_path")
     add_output_flags(p)

@@ -29,9 +29,9 @@ NAMES = {"base": "Base", "addition": "Addition", "strings": "Strings", "brackets
 
 def parser() -> Parser:
     p = Parser(prog="scripts/quickstart/main.py", description=__doc__)
-    p.add_argument("--save_path", type=Path, default=Path("quickstart_out"), help="everything goes here, made anew")
+    p.add_argument("--save_path", type=Path, default=Path("quickstart_out"), help="folder of all outputs, made anew")
     p.add_argument("--fast", action="store_true", help="smaller models, one combination, two methods: under a minute")
-    p.add_argument("--seed", type=int, default=42, help="of the family and of DARE's masks")
+    p.add_argument("--seed", type=int, default=42, help="seed of the family and of DARE's masks")
     add_output_flags(p)
     return p
 

@@ -25,23 +25,37 @@ GPU_STEPS, GPU_BATCH_TOKENS = 400, 8192
 
 def parser() -> Parser:
     p = Parser(prog="scripts/smollm/main.py", description=__doc__)
-    p.add_argument(
-        "--save_path", type=Path, default=Path("real_model_out"), help="gets base/, one folder a skill, data/"
+    g = p.add_argument_group("models and data")
+    g.add_argument(
+        "--save_path", type=Path, default=Path("real_model_out"), help="folder of base/, one folder per skill, data/"
     )
-    p.add_argument("--base", default="wheel", help=f"wheel ({NAME}), a folder, a .gguf file, or a hub id")
-    p.add_argument("--skills", default=",".join(SKILLS), help='which models to train; "" for the base alone')
-    p.add_argument("--data_dir", type=Path, help="a mirror laid out like the hub (openai/gsm8k/main/train.jsonl, ...)")
-    p.add_argument("--code", type=Path, help="your code data instead: JSON(L) of prompt, completion or Alpaca's fields")
-    p.add_argument("--instructions", type=Path, help="your instruction data instead, in the same forms")
-    p.add_argument("--steps", type=int, help=f"optimiser steps a model; {CPU_STEPS} on a CPU, {GPU_STEPS} on a GPU")
-    p.add_argument(
-        "--batch_tokens", type=int, help=f"tokens a step; {CPU_BATCH_TOKENS} on a CPU, {GPU_BATCH_TOKENS} on a GPU"
+    g.add_argument("--base", default="wheel", help=f"wheel ({NAME}), a folder, a .gguf file, or a hub id")
+    g.add_argument(
+        "--skills", default=",".join(SKILLS), help='models to train, separated by commas; "" for the base alone'
     )
-    p.add_argument("--max_tokens", type=int, default=512, help="longer examples are left out, and counted")
-    p.add_argument("--learning_rate", type=float, default=5e-5, help="the cosine's peak")
-    p.add_argument("--seed", type=int, default=42, help="of the data's order and of the generated instructions")
-    p.add_argument("--device", default="auto", help="auto, cpu, or cuda[:n]")
-    p.add_argument("--overwrite", action="store_true", help="make finished folders again")
+    g.add_argument(
+        "--data_dir", type=Path, help="folder of data laid out like the hub (openai/gsm8k/main/train.jsonl, ...)"
+    )
+    g.add_argument(
+        "--code", type=Path, help="own code data: JSON or JSONL of prompt and completion, or Alpaca's fields"
+    )
+    g.add_argument("--instructions", type=Path, help="own instruction data, in the same forms")
+    g = p.add_argument_group("training")
+    g.add_argument(
+        "--steps", type=int, help=f"optimizer steps per model (default: {CPU_STEPS} on a CPU, {GPU_STEPS} on a GPU)"
+    )
+    g.add_argument(
+        "--batch_tokens",
+        type=int,
+        help=f"tokens per step (default: {CPU_BATCH_TOKENS} on a CPU, {GPU_BATCH_TOKENS} on a GPU)",
+    )
+    g.add_argument(
+        "--max_tokens", type=int, default=512, help="tokens of an example at most; longer ones are dropped and counted"
+    )
+    g.add_argument("--learning_rate", type=float, default=5e-5, help="peak of the cosine schedule")
+    g.add_argument("--seed", type=int, default=42, help="seed of the data's order and of the generated instructions")
+    g.add_argument("--device", default="auto", help="auto, cpu, or cuda[:n]")
+    g.add_argument("--overwrite", action="store_true", help="replace finished folders")
     add_output_flags(p)
     return p
 
