@@ -197,7 +197,7 @@ def plan_relaxation(
         lineage = {**lineage, "base_model": base.ref.full_name}
     (base,) = with_text_parts(merged, [base])
     inputs = Inputs(merged, (merged,), base)
-    read_tokenizers([merged.folder, base.folder], apart=not output.tries_loading)
+    read_tokenizers([merged.folder, base.folder], in_subprocess=not output.tries_loading)
     owner = merged if token_ids(merged.folder) is not None else base
     vocabulary = choose_vocabulary("base", owner, [])
     reference = aim.settings.reference

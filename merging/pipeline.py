@@ -17,13 +17,13 @@ from common.device import check_device_here
 from common.distributed import ProcessGroup
 from common.errors import UsageError
 from common.files.file_state import check_unchanged, states_of
-from merging.checkpoints.tempdir import is_scratch
+from common.files.temporary import is_temporary
+from merging.checkpoints.licenses import licenses_of
 from merging.ops.kernels.bus_errors import report_bus_errors
 from merging.output.digests import InputDigests, digest_of
 from merging.output.finalize import Finisher
 from merging.output.load_check import check_loads, known_names
 from merging.output.preparation import Prepared, prepared
-from merging.output.records.card import licenses_of
 from merging.output.records.lock import files_of
 from merging.output.records.run_record import versions, write_record
 from merging.output.staging.output_path import check_target
@@ -172,7 +172,7 @@ def _with_output(job: ExecutionConfig, output: Output) -> ExecutionConfig:
 
 def _key(work: Work, files: Sequence[Path], output: Output, job: ExecutionConfig) -> str:
     """What an interrupted run must have in common with the one that goes on with it: all that the bytes depend on."""
-    lasting = [file for file in files if not is_scratch(file)]
+    lasting = [file for file in files if not is_temporary(file)]
     seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in lasting]
     results = [(variant.folder, variant.recipe) for variant in work.variants]
     of_output = {"max_shard_size": output.max_shard_size, "layer_stats": output.layer_stats}

@@ -12,8 +12,8 @@ from common.device import resolve_device
 from common.errors import HeadersUnknownError
 from merging.checkpoints.checkpoint import Checkpoint, open_all
 from merging.checkpoints.hub import CheckpointRef
+from merging.checkpoints.model_folder import tokenizer_files
 from merging.checkpoints.text_part import with_text_parts
-from merging.checkpoints.tokenizer_files import tokenizer_files
 from merging.output.load_check import check_loads, known_names
 from merging.output.preparation import prepared
 from merging.pipeline import check_asked, produce
@@ -158,7 +158,7 @@ def _lay_out(recipe: MergeRecipe, opened: Sequence[Checkpoint], loads: bool) -> 
     laid = {id(one): part for one, part in zip(models, with_text_parts(template_model, models), strict=True)}
     inputs = Inputs(template_model, tuple(laid[id(model)] for model in models), base)
     others = [checkpoint for checkpoint in inputs.all if checkpoint is not template_model]
-    read_tokenizers([checkpoint.folder for checkpoint in inputs.all], apart=not loads)
+    read_tokenizers([checkpoint.folder for checkpoint in inputs.all], in_subprocess=not loads)
     vocabulary = choose_vocabulary(recipe.tokenizer, template_model, others, recipe.pad_to_multiple_of)
     vocabulary = with_tokens(vocabulary, recipe.tokens, inputs.all)
     exclusion = Exclusion.of(recipe.exclude, recipe.exclude_from, inputs)

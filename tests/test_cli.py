@@ -139,7 +139,7 @@ def bad(family: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[object]
         "unknown method": ([*m, *out, "--method", "tiesss"], 2, "Did you mean 'ties'?"),
         "no method": ([*m, *out], 2, "--method is missing"),
         "missing model": (["merge.py", "--method", "ties", "--base_model", base, "--models_to_merge", "./none",
-                           *out], 2, "Model ./none is no folder here"),
+                           *out], 2, "Model ./none is neither a local folder"),
         "no such hub model": (["merge.py", "--method", "ties", "--base_model", base, "--models_to_merge", "org/none",
                                *out], 1, "HF_HUB_OFFLINE is set"),
         "base among the models": (["merge.py", "--method", "ties", "--base_model", base, "--models_to_merge",

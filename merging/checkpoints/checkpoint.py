@@ -1,4 +1,4 @@
-"""A checkpoint as a lazy mapping from names to tensors: a folder, a .gguf file or a hub id, perhaps with an adapter."""
+"""Checkpoints as lazy mappings from tensor names to tensors: folders, .gguf files, hub ids, with or without adapter."""
 
 from __future__ import annotations
 
@@ -22,17 +22,13 @@ from merging.checkpoints.model_config import (
     ties_embeddings,
     with_changes,
 )
-from merging.checkpoints.model_folder import check_folder
+from merging.checkpoints.model_folder import check_folder, tokenizer_files, with_tokenizer_of
 from merging.checkpoints.parsed_config import ParsedConfig, parse_config
 from merging.checkpoints.quantized.weights import dequantized
-from merging.checkpoints.storage import CODES, FLOATS, StoredWeights, TensorInfo, Weights, tensor_bytes
-from merging.checkpoints.tempdir import overlay
-from merging.checkpoints.tokenizer_files import tokenizer_files
+from merging.checkpoints.storage import CODES, FLOATS, Rows, StoredWeights, TensorInfo, Weights, tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from merging.checkpoints.row_source import Rows
 
 __all__ = [
     "CODES", "FLOATS", "Checkpoint", "CheckpointRef", "TensorInfo", "open_all", "open_checkpoint", "tensor_bytes",
@@ -41,11 +37,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint: what its headers say, and tensors read on demand.
+    """A checkpoint with its headers in memory; tensors are read on demand.
 
-    folder: where its config, tokenizer and generation config are, which for a .gguf file or an adapter with a tokenizer
-    is a folder of this run; parts: the model, and the adapter if there is one; places: what the user named, for each;
-    reading: sentences on weights that are dequantized; states: of its files when they were opened.
+    Attributes:
+        ref: The reference that the user gave.
+        folder: Folder of config, tokenizer and generation config; a temporary one for a .gguf file, and for an adapter
+            that brings a tokenizer.
+        weights: Tensors by name.
+        config: Content of config.json.
+        parts: The model, and the adapter if there is one.
+        places: Local path of each part.
+        reading: Notes on dequantized weights.
+        states: Size, time and inode of each file when it was opened.
     """
 
     ref: CheckpointRef
@@ -65,22 +68,22 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """How messages call this checkpoint."""
+        """Name of this checkpoint in messages."""
         return str(self.ref)
 
     @property
     def exact_name(self) -> str:
-        """Absolute paths, or hub ids with the commits that were read; parses to this very checkpoint."""
+        """Absolute paths, or hub ids with the commits that were read; it parses to the same checkpoint."""
         return "+".join(part.exact_name for part in self.parts)
 
     @property
     def commit(self) -> str | None:
-        """The commit of a model from the hub (of the base, where there is an adapter)."""
+        """Commit of a model from the hub (of the base, where there is an adapter)."""
         return self.parts[0].commit
 
     @property
     def place(self) -> Path:
-        """The folder or .gguf file that the user named, or its folder in the hub's cache."""
+        """Local path of the model: the folder or .gguf file that the user named, or a folder of the hub's cache."""
         return self.places[0]
 
     @property
@@ -96,8 +99,8 @@ class Checkpoint:
     @cached_property
     def licenses(self) -> tuple[str, ...]:
         """The licenses that the model cards of its parts state, each once."""
-        stated = (license for part in self.parts for license in stated_licenses(part.folder / "README.md"))
-        return tuple(dict.fromkeys(stated))
+        licenses = (license for part in self.parts for license in stated_licenses(part.folder / "README.md"))
+        return tuple(dict.fromkeys(licenses))
 
     @cached_property
     def license_details(self) -> tuple[Mapping[str, str], ...]:
@@ -107,7 +110,7 @@ class Checkpoint:
 
     @cached_property
     def ties_embeddings(self) -> bool:
-        """Whether the output embedding is the input embedding (config, then what is stored)."""
+        """True where the output head shares the input embedding, by the config or else by the stored tensors."""
         return ties_embeddings(self.config, self.tensors)
 
     @cached_property
@@ -122,25 +125,26 @@ class Checkpoint:
 
     @property
     def loads_from_folder(self) -> bool:
-        """Whether transformers finds these very weights in `folder`: no adapter, and not a .gguf file."""
+        """True where transformers loads the same weights from `folder`: no adapter and no .gguf file."""
         return isinstance(self.weights, StoredWeights)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on how the weights are read: dequantized, or an adapter on another base than it was trained on.
+        """Notes on dequantized weights, and on an adapter whose config names another base.
 
-        Bases are compared by the last part of their names, since a base may have been moved, or come from elsewhere.
+        Bases are compared by the last component of their names, since paths and organizations differ between machines.
         """
         trained = getattr(self.weights, "trained_on", None)
         if not trained or Path(trained).name == Path(self.ref.alone.path).resolve().name:
             return self.reading
-        other = f"{self.ref.adapter} was trained on {trained}, by its config; it is added to {self.ref.alone}."
-        return (*self.reading, other)
+        note = f"{self.ref.adapter} was trained on {trained}, by its config; it is added to {self.ref.alone}."
+        return (*self.reading, note)
 
     def rows(self, name: str) -> Rows:
-        """Return a tensor to be read in blocks of rows: a stored one memory-mapped, an adapted one computed in fp32.
+        """Return a tensor that is read in blocks of rows: memory-mapped, or computed in fp32 for adapted tensors.
 
-        Raises CheckpointError where it cannot be read.
+        Raises:
+            CheckpointError: The tensor cannot be read.
         """
         return self.weights.rows(name)
 
@@ -153,8 +157,8 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A reference whose small files are here and whose configs can be used; no weights are needed yet."""
+class _Located:
+    """A reference whose configs and other small files are local and checked; its weights may be absent."""
 
     ref: CheckpointRef
     parts: tuple[Part, ...]
@@ -165,18 +169,23 @@ class _Found:
 
 
 def open_all(names: Sequence[str], headers_only: bool = False, adapters_only: bool = False) -> list[Checkpoint]:
-    """Open several checkpoints, reading headers only; all are found and checked before a weight is downloaded.
+    """Open several checkpoints; all are located and checked before any weights are downloaded.
 
-    headers_only: download no weights at all; such checkpoints can be described and not read. adapters_only: download
-    those of adapters, and of the models below them headers only. Raises UsageError for a model that does not exist,
-    CheckpointError for files that are missing, broken or cannot be merged.
+    Args:
+        names: References: folders, .gguf files or hub ids, with an adapter as BASE+ADAPTER.
+        headers_only: Download no weights; such checkpoints can be planned with but not read.
+        adapters_only: Download the weights of adapters, and only headers of their bases.
+
+    Raises:
+        UsageError: A model does not exist.
+        CheckpointError: Files are missing or broken, or have a format that cannot be merged.
     """
     from merging.checkpoints.download import fetch
 
-    found = [_find(CheckpointRef.parse(name)) for name in names]
+    located = [_find(CheckpointRef.parse(name)) for name in names]
     if not headers_only:
-        fetch([part for one in found for part in one.parts if part.is_adapter or not adapters_only])
-    return [_open(one, headers_only, headers_only or adapters_only) for one in found]
+        fetch([part for one in located for part in one.parts if part.is_adapter or not adapters_only])
+    return [_open(one, headers_only, headers_only or adapters_only) for one in located]
 
 
 def open_checkpoint(text: str) -> Checkpoint:
@@ -184,7 +193,7 @@ def open_checkpoint(text: str) -> Checkpoint:
     return open_all([text])[0]
 
 
-def _find(ref: CheckpointRef) -> _Found:
+def _find(ref: CheckpointRef) -> _Located:
     place = locate(ref)
     base = Part(ref.alone, place.parent if place.is_file() else place)
     gguf = _gguf_of(base, place)
@@ -198,17 +207,17 @@ def _find(ref: CheckpointRef) -> _Found:
             raise UsageError(f"{ref.alone} is an adapter; give it with its base ({trained}) as BASE+{ref.alone}.")
         config = read_json(place / "config.json", _no_config(base))
     if ref.adapter is None:
-        return _Found(ref, (base,), (place,), gguf, config, {})
+        return _Located(ref, (base,), (place,), gguf, config, {})
     home = locate(ref.adapter)
     check_folder(home)
     missing = f"{ref.adapter} is not an adapter (it has no adapter_config.json); separate models by commas."
     adapter_config = read_json(home / "adapter_config.json", missing)
     check_adapter(str(ref.adapter), adapter_config)
-    return _Found(ref, (base, Part(ref.adapter, home, True)), (place, home), gguf, config, adapter_config)
+    return _Located(ref, (base, Part(ref.adapter, home, True)), (place, home), gguf, config, adapter_config)
 
 
 def _no_config(base: Part) -> str:
-    """The sentence on a folder without config.json."""
+    """Return the message for a folder without config.json."""
     names = [file.name for file in base.folder.glob("*")]
     if any(name.endswith(".gguf") for name in names):
         return base.no_weights(names)
@@ -217,7 +226,7 @@ def _no_config(base: Part) -> str:
 
 
 def _gguf_of(base: Part, place: Path) -> Path | None:
-    """The .gguf file that a place is, that a hub id names, or that a local folder holds without other weights."""
+    """Return the .gguf file of a reference; None where the weights are in other formats."""
     if base.ref.file:
         return place / base.ref.file
     if place.is_file() or base.ref.is_hub_id:
@@ -227,30 +236,30 @@ def _gguf_of(base: Part, place: Path) -> Path | None:
     return place / alone[0] if len(alone) == 1 and not base.layout(names).files else None
 
 
-def _open(found: _Found, headers_only: bool, base_headers_only: bool) -> Checkpoint:
-    base, label = found.parts[0], str(found.ref.alone)
+def _open(located: _Located, headers_only: bool, base_headers_only: bool) -> Checkpoint:
+    base, label = located.parts[0], str(located.ref.alone)
     weights: Weights
-    config, folder = found.config, base.folder
+    config, folder = located.config, base.folder
     note: str | None = None
-    if found.gguf is not None:
-        if base_headers_only and not found.gguf.exists():
+    if located.gguf is not None:
+        if base_headers_only and not located.gguf.exists():
             raise HeadersUnknownError(f"{label}: the tensors of a .gguf file are unknown before it is downloaded.")
         from merging.checkpoints.gguf import open_gguf
 
-        weights, config, folder = open_gguf(label, found.gguf)
+        weights, config, folder = open_gguf(label, located.gguf)
     else:
         weights, config, note = dequantized(label, config, _stored(base, base_headers_only))
-    if len(found.parts) > 1:
-        adapter = found.parts[1]
+    if len(located.parts) > 1:
+        adapter = located.parts[1]
         names, ties = (label, str(adapter.ref)), ties_embeddings(config, weights.tensors)
         file = adapter.folder / "adapter_config.json"
-        theirs = _stored(adapter, headers_only)
-        weights = adapt(names, weights, ties, theirs, found.adapter_config, file, config)
-        config, folder = with_changes(config, weights.config_changes), overlay(folder, adapter.folder)
+        adapter_weights = _stored(adapter, headers_only)
+        weights = adapt(names, weights, ties, adapter_weights, located.adapter_config, file, config)
+        config, folder = with_changes(config, weights.config_changes), with_tokenizer_of(folder, adapter.folder)
     reading = () if note is None else (note,)
-    small = [file for part in found.parts for file in (part.folder / "config.json", *tokenizer_files(part.folder))]
+    small = [file for part in located.parts for file in (part.folder / "config.json", *tokenizer_files(part.folder))]
     states = states_of([*weights.files, *small])
-    return Checkpoint(found.ref, folder, weights, config, found.parts, found.places, reading, states)
+    return Checkpoint(located.ref, folder, weights, config, located.parts, located.places, reading, states)
 
 
 def _stored(part: Part, headers_only: bool) -> StoredWeights:

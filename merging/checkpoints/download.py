@@ -1,4 +1,4 @@
-"""Getting a model from the hub: small files first, weights where they are lacking; every failure in one sentence."""
+"""Download of models from the hub: small files first, then missing weights; one sentence for every failure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import DISK_FULL, CheckpointError, HeadersUnknownError, ProjectError, UsageError, causes
-from merging.checkpoints.headers import Layout, header_of, read_headers, united
+from merging.checkpoints.headers import Layout, header_of, join_headers, read_headers
 from merging.checkpoints.hub import CheckpointRef, Part
 from merging.checkpoints.storage import DTYPES, TensorInfo
 
@@ -25,20 +25,22 @@ SMALL_FILES = [
     "NOTICE*",
 ]
 NESTED = ["*/*"]
-"""Subfolders hold other formats (onnx/, original/) and are not fetched."""
+"""Files in subfolders hold other formats (onnx/, original/) and are not fetched."""
 COMPANIONS = ["additional_chat_templates/*.jinja", "[0-9]_*/*"]
-"""But for these: further chat templates, and the modules of sentence-transformers (pooling, dense layers)."""
+"""Exceptions to NESTED: further chat templates, and modules of sentence-transformers (pooling, dense layers)."""
 CONFIGS = ("config.json", "adapter_config.json")
 
 
 class Unreachable(CheckpointError):
-    """The hub does not answer, or not sensibly."""
+    """The hub does not answer, or with an unexpected status."""
 
 
 def small_files(ref: CheckpointRef) -> Path:
-    """Return the folder in the hub's cache with a model's config, tokenizer and card, fetched where it lacks them.
+    """Download a model's config, tokenizer and card as far as they are missing; return its folder in the hub's cache.
 
-    Raises UsageError where the hub has no such model or revision, CheckpointError where it cannot give it.
+    Raises:
+        UsageError: The hub has no such model or revision.
+        CheckpointError: The download fails.
     """
     from huggingface_hub import constants
 
@@ -48,10 +50,10 @@ def small_files(ref: CheckpointRef) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise _offline(ref, "is neither a local folder nor in the hub's cache")
     try:
-        found = _snapshot(ref, ref.revision, SMALL_FILES)
-        if (found / "modules.json").is_file() or (found / "chat_template.jinja").is_file():
-            _snapshot(ref, found.name, COMPANIONS, ignore=[])
-        return found
+        snapshot = _snapshot(ref, ref.revision, SMALL_FILES)
+        if (snapshot / "modules.json").is_file() or (snapshot / "chat_template.jinja").is_file():
+            _snapshot(ref, snapshot.name, COMPANIONS, ignore=[])
+        return snapshot
     except Exception as error:
         failure = explained(error, ref)
         if folder is not None and isinstance(failure, Unreachable):
@@ -60,7 +62,7 @@ def small_files(ref: CheckpointRef) -> Path:
 
 
 def _cached(ref: CheckpointRef) -> tuple[Path | None, bool]:
-    """The folder in the cache, if it can be used at all, and whether all the small files are in it."""
+    """Return the model's folder in the cache (None where it has no config) and whether all small files are in it."""
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     whole = True
@@ -83,81 +85,86 @@ def _snapshot(
 ) -> Path:
     from huggingface_hub import snapshot_download
 
-    found = snapshot_download(
+    folder = snapshot_download(
         ref.repo,
         revision=revision,
         allow_patterns=patterns,
         ignore_patterns=None if ref.file in patterns else NESTED if ignore is None else ignore,
         local_files_only=local_files_only,
     )
-    return Path(found)
+    return Path(folder)
 
 
 def fetch(parts: Sequence[Part]) -> None:
-    """Download the weights that several models lack, after finding that all can be had and that the disk holds them.
+    """Download the missing weights of several models, after checking that all exist and that they fit on the disk.
 
-    Local models are left alone. Raises CheckpointError or UsageError naming the model.
+    Local models are skipped.
+
+    Raises:
+        CheckpointError, UsageError: Naming the model.
     """
     todo = {part: missing_weights(part) for part in dict.fromkeys(parts) if part.ref.is_hub_id}
-    lacking = {part: files for part, files in todo.items() if files}
-    if lacking:
-        _check_space(lacking)
-    for part, files in lacking.items():
+    missing = {part: files for part, files in todo.items() if files}
+    if missing:
+        _check_space(missing)
+    for part, files in missing.items():
         try:
             _snapshot(part.ref, part.folder.name, [glob.escape(name) for name in files])
         except Exception as error:
             raise explained(error, part.ref) from error
 
 
-def _check_space(lacking: Mapping[Part, Mapping[str, int]]) -> None:
+def _check_space(missing: Mapping[Part, Mapping[str, int]]) -> None:
     from huggingface_hub import constants
 
-    needed = sum(size for files in lacking.values() for size in files.values())
+    missing_bytes = sum(size for files in missing.values() for size in files.values())
     cache = Path(constants.HF_HUB_CACHE).absolute()
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
-    if free < needed:
-        state = f"{needed / 1e9:.2f} GB more are needed and {free / 1e9:.2f} GB are free"
-        raise _full(", ".join(str(part.ref) for part in lacking), state)
+    if free < missing_bytes:
+        state = f"{missing_bytes / 1e9:.2f} GB more are needed and {free / 1e9:.2f} GB are free"
+        raise _full(", ".join(str(part.ref) for part in missing), state)
 
 
 def missing_weights(part: Part) -> dict[str, int]:
-    """Return {file: bytes} of the weights that a model from the hub still lacks in the cache.
+    """Return {file name: bytes} of a hub model's weights that are not in the cache.
 
-    Raises CheckpointError where it has none at all, or where they are lacking and the hub cannot be asked.
+    Raises:
+        CheckpointError: The model has no weights, or the hub cannot be reached.
     """
-    if _whole_here(part) is not None:
+    if _cached_layout(part) is not None:
         return {}
     layout, sizes = _remote_layout(part)
     return {name: sizes[name] for name in layout.files if not (part.folder / name).exists()}
 
 
 def remote_headers(part: Part) -> dict[str, TensorInfo]:
-    """Return what the headers of a model on the hub say, of files that are not in the cache without fetching them.
+    """Return the header entries of a hub model; headers of files outside the cache are read over HTTP.
 
-    Raises CheckpointError for formats whose headers cannot be read alone, and as `fetch` does.
+    Raises:
+        CheckpointError: The format has no header that can be read alone, or as in `fetch`.
     """
-    layout = _whole_here(part)
+    layout = _cached_layout(part)
     if layout is not None:
         return read_headers(part.folder, layout)
     layout, _ = _remote_layout(part)
-    found = [
+    headers = [
         header_of(part.folder / name) if (part.folder / name).exists() else _remote_header(part, name)
         for name in layout.files
     ]
-    return united(part.folder, layout, found)
+    return join_headers(part.folder, layout, headers)
 
 
-def _whole_here(part: Part) -> Layout | None:
-    """The layout of the weights in the cache where all of them are there."""
+def _cached_layout(part: Part) -> Layout | None:
+    """Return the layout of the weights where the cache holds all of them, else None."""
     try:
-        layout = part.layout([file.name for file in part.folder.glob("*")])  # the folder may be yet to come
-    except CheckpointError:  # some of the shards, or a broken index: the hub knows better
+        layout = part.layout([file.name for file in part.folder.glob("*")])  # the folder may not exist yet
+    except CheckpointError:  # missing shards or a broken index: ask the hub
         return None
     return layout if layout.files and all((part.folder / name).exists() for name in layout.files) else None
 
 
 def _remote_layout(part: Part) -> tuple[Layout, dict[str, int]]:
-    """The layout of the weights on the hub, and {file: bytes} of all that is there."""
+    """Return the layout of the weights on the hub, and {file name: bytes} of its files."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -166,8 +173,8 @@ def _remote_layout(part: Part) -> tuple[Layout, dict[str, int]]:
     layout = part.layout([name for name in sizes if "/" not in name])
     absent = [name for name in layout.files if name not in sizes]
     if absent and part.ref.file:
-        seen = f"`hf models ls {part.ref.repo}` lists its files"
-        raise UsageError(f"Model {part.ref.repo} has no file {part.ref.file} on the hub; {seen}.")
+        command = f"`hf models ls {part.ref.repo}` lists its files"
+        raise UsageError(f"Model {part.ref.repo} has no file {part.ref.file} on the hub; {command}.")
     if absent:
         raise CheckpointError(f"{part.ref}: its {layout.index} names {absent[0]}, which is not on the hub.")
     if not layout.files:
@@ -176,7 +183,7 @@ def _remote_layout(part: Part) -> tuple[Layout, dict[str, int]]:
 
 
 def _listing(part: Part) -> dict[str, int]:
-    """{path: bytes} of the files of a model's commit on the hub."""
+    """Return {path: bytes} of the files of a model's commit on the hub."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -195,17 +202,17 @@ def _remote_header(part: Part, name: str) -> dict[str, TensorInfo]:
             f"{part.ref}: the tensors in {name} are unknown before it is downloaded; run `{_command(part.ref)}` first."
         )
     try:
-        found = HfApi().parse_safetensors_file_metadata(part.ref.repo, name, revision=part.folder.name)
+        metadata = HfApi().parse_safetensors_file_metadata(part.ref.repo, name, revision=part.folder.name)
     except Exception as error:
         raise explained(error, part.ref) from error
     return {
         tensor: TensorInfo(tuple(info.shape), DTYPES.get(info.dtype, (info.dtype, 0))[0], part.folder / name)
-        for tensor, info in found.tensors.items()
+        for tensor, info in metadata.tensors.items()
     }
 
 
 def explained(error: BaseException, ref: CheckpointRef) -> ProjectError:
-    """Return what a failure of the hub means for the user, and the command to run next."""
+    """Return the project error for a failure of the hub, with the command to run next."""
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
@@ -234,7 +241,7 @@ def explained(error: BaseException, ref: CheckpointRef) -> ProjectError:
         name = ref.repo.split("/")[-1]
         return UsageError(
             f"Model {ref} is neither a local folder nor on the hub (404): check the spelling "
-            f"(`hf models ls --search {name}` lists what is there)."
+            f"(`hf models ls --search {name}` lists models)."
         )
     what = f"status {status}" if status else type(chain[-1]).__name__
     return Unreachable(
@@ -244,7 +251,7 @@ def explained(error: BaseException, ref: CheckpointRef) -> ProjectError:
 
 
 def _command(ref: CheckpointRef) -> str:
-    """The command that puts a model into the hub's cache."""
+    """Return the command that downloads a model into the hub's cache."""
     revision = f" --revision {ref.revision}" if ref.revision else ""
     return f"hf download {ref.repo}{' ' + ref.file if ref.file else ''}{revision}"
 

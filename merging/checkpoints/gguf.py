@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp's format), through the loader of transformers that dequantises them."""
+"""GGUF files (llama.cpp's format), dequantized to fp32 by transformers' loader."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import CheckpointError, FailureError
 from common.files.paths import read_json
+from common.files.temporary import new_folder
 from common.quiet_transformers import quiet_transformers
 from merging.checkpoints.storage import TensorInfo
-from merging.checkpoints.tempdir import scratch_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +25,11 @@ TOKEN_IDS = ("bos", "eos", "pad")
 
 
 class GgufWeights:
-    """The dequantised tensors of a .gguf file, by the names that transformers saves them under, in fp32.
+    """Dequantized tensors of a .gguf file in fp32, by the names under which transformers saves them.
 
-    fp32 holds what every quantisation stands for exactly, so that merging rounds once. Names and shapes are those of a
-    model without memory, made from the file's metadata. The first read dequantises the whole file, because the loader
-    gives no other way: 4 bytes per parameter stay in memory until `close`.
+    fp32 represents every quantization type exactly, so that merging rounds once. Names and shapes come from a model on
+    the meta device. The first read dequantizes the whole file, since transformers' loader reads no single tensors: 4
+    bytes per parameter stay in memory until `close`.
     """
 
     def __init__(self, label: str, file: Path, config: Any) -> None:
@@ -39,7 +39,7 @@ class GgufWeights:
         self._loaded: dict[str, Tensor] | None = None
         self._loading = threading.Lock()
         self._kind = _auto_class(config)
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), _silence_libraries():
             empty = self._kind.from_config(config)
         self.architecture = type(empty).__name__
         self.tensors: Mapping[str, TensorInfo] = {
@@ -52,9 +52,10 @@ class GgufWeights:
         return (self.file,)
 
     def rows(self, name: str) -> Tensor:
-        """Return a tensor in fp32, dequantising the file on the first call.
+        """Return a tensor in fp32; the first call dequantizes the whole file.
 
-        Raises CheckpointError where the file does not hold what its metadata promises.
+        Raises:
+            CheckpointError: A tensor that the metadata describes is missing or has another shape.
         """
         with self._loading:
             if self._loaded is None:
@@ -62,7 +63,7 @@ class GgufWeights:
             return self._loaded[name]
 
     def close(self) -> None:
-        """Let go of the dequantised tensors."""
+        """Release the dequantized tensors."""
         self._loaded = None
 
     def _load(self) -> dict[str, Tensor]:
@@ -70,8 +71,8 @@ class GgufWeights:
         from transformers import GgufConfig
 
         try:
-            with _quiet():
-                model, told = self._kind.from_pretrained(
+            with _silence_libraries():
+                model, loading_info = self._kind.from_pretrained(
                     str(self.file.parent),
                     gguf_file=self.file.name,
                     config=self._config,
@@ -82,22 +83,29 @@ class GgufWeights:
                 )
         except Exception as error:
             raise CheckpointError(
-                f"{self.label} cannot be dequantised by transformers ({_first_line(error)})."
+                f"{self.label} cannot be dequantized by transformers ({_first_line(error)})."
             ) from error
-        lacking = sorted({*told["missing_keys"], *(entry[0] for entry in told["mismatched_keys"])})
-        if lacking:  # transformers fills them with random numbers
+        missing = sorted({*loading_info["missing_keys"], *(entry[0] for entry in loading_info["mismatched_keys"])})
+        if missing:  # transformers fills them with random numbers
             raise CheckpointError(
-                f"{self.label} does not hold {lacking[0]} as its metadata says ({len(lacking)} such tensors); "
+                f"{self.label} does not hold {missing[0]} as its metadata says ({len(missing)} such tensors); "
                 "download it again, or give the safetensors checkpoint that it was made from."
             )
         return {name: tensor.detach() for name, tensor in _saved(model).items()}
 
 
 def open_gguf(label: str, file: Path) -> tuple[GgufWeights, dict[str, Any], Path]:
-    """Return weights, config and a folder with the config and the tokenizer that the file describes.
+    """Return the weights, the config, and a temporary folder with config and tokenizer of a .gguf file.
 
-    Only metadata is read. Raises FailureError where the gguf package is missing, CheckpointError for a file that is
-    broken, one of several parts, or of an architecture that transformers does not read.
+    Only metadata is read.
+
+    Args:
+        label: Name of the model in messages.
+        file: The .gguf file.
+
+    Raises:
+        FailureError: The gguf package is missing.
+        CheckpointError: The file is broken, one of several parts, or of an architecture that transformers cannot load.
     """
     if importlib.util.find_spec("gguf") is None:
         raise FailureError(f"{label} is a GGUF file, and the gguf package is missing: `pip install gguf`.")
@@ -105,9 +113,9 @@ def open_gguf(label: str, file: Path) -> tuple[GgufWeights, dict[str, Any], Path
 
     try:
         _check_whole(label, file)
-        with _quiet():
+        with _silence_libraries():
             config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
-            folder = scratch_folder()
+            folder = new_folder("inputs")
             _add_tokenizer(config, file, folder)
             weights = GgufWeights(label, file, config)
             config.architectures = [weights.architecture]
@@ -116,7 +124,7 @@ def open_gguf(label: str, file: Path) -> tuple[GgufWeights, dict[str, Any], Path
             GenerationConfig.from_model_config(config).save_pretrained(folder)
     except CheckpointError:
         raise
-    except Exception as error:  # the readers raise whatever a broken file makes them stumble over
+    except Exception as error:  # the readers raise errors of many types for broken files
         raise CheckpointError(f"{label} cannot be read as GGUF by transformers ({_first_line(error)}).") from error
     return weights, read_json(folder / "config.json", ""), folder
 
@@ -132,7 +140,7 @@ def _check_whole(label: str, file: Path) -> None:
 
 
 def _add_tokenizer(config: Any, file: Path, folder: Path) -> None:
-    """Save the file's tokenizer, if it has one, and take the special tokens' ids from it."""
+    """Save the file's tokenizer, if it has one, and copy the ids of its special tokens into the config."""
     from gguf import GGUFReader
     from transformers import AutoTokenizer
 
@@ -145,18 +153,18 @@ def _add_tokenizer(config: Any, file: Path, folder: Path) -> None:
 
 
 def _auto_class(config: Any) -> Any:
-    """The Auto class that has a model for the config, the language models first."""
+    """Return the first Auto class of KINDS that has a model for the config."""
     import transformers
 
     classes = [getattr(transformers, name) for name in KINDS]
-    found = next((kind for kind in classes if type(config) in kind._model_mapping), None)
-    if found is None:
+    auto_class = next((kind for kind in classes if type(config) in kind._model_mapping), None)
+    if auto_class is None:
         raise ValueError(f"no model class for {type(config).__name__}")
-    return found
+    return auto_class
 
 
 def _saved(model: Any) -> dict[str, Tensor]:
-    """The model's tensors as save_pretrained would name and cut them, those that are tied to another left out."""
+    """Return the model's tensors under the names and shapes of save_pretrained, without tied copies."""
     from transformers.core_model_loading import revert_weight_conversion
 
     tied = set(model.all_tied_weights_keys)
@@ -168,7 +176,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' remarks on what a GGUF file leaves to defaults, or bars where none can be drawn."""
+def _silence_libraries() -> Iterator[None]:
+    """Silence the libraries' warnings, and their progress bars unless stderr is a terminal."""
     with quiet_transformers(), nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""Which files of a model folder hold its weights, and what their headers say of every tensor."""
+"""Weight files of a model folder, and the header entries of their tensors."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from merging.checkpoints.model_folder import check_inside
 from merging.checkpoints.storage import DTYPES, MAX_NAME, TensorInfo, load_pickled
 
 LONGEST_HEADER = 100_000_000
-"""Bytes of a safetensors header beyond which its own library does not read it either."""
-PART = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})(\.\w+)$")
+"""Bytes; the safetensors library refuses longer headers too."""
+SHARD_NAME = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})(\.\w+)$")
 STRAY = ("adapter_", "consolidated", "optimizer", "training_args")
-"""Beginnings of names of .safetensors files that hold something else, or the same weights under other names."""
+"""Prefixes of .safetensors files that hold other data, or copies of the weights."""
 
 BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-"""Bits of an element of each dtype that safetensors' own library knows."""
+"""Bits per element of each dtype of the safetensors library."""
 MAX_DIMENSIONS = 16
 MAX_SIZE = 2**63 - 1
 NAME_RULE = f"and names have 1 to {MAX_NAME} characters without control characters"
@@ -37,17 +37,24 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 @dataclass(frozen=True)
 class Layout:
-    """The files that hold a model's weights, and the index that names them, if there is one."""
+    """Weight files of a model, and the index file that lists them, if there is one."""
 
     files: tuple[str, ...]
     index: str | None = None
 
 
 def layout_of(folder: Path, names: Sequence[str]) -> Layout:
-    """Choose, among the file names of a model folder (perhaps not all of them here yet), those that hold its weights.
+    """Return the weight files of a model; a layout without files where it has none.
 
-    safetensors before .bin; one whole file before an index before shards without one; an adapter's and other copies
-    are left alone. No files where there are none. Raises CheckpointError for a broken index and for missing shards.
+    safetensors goes before .bin; a single file before an index before shards without an index. Adapters and copies are
+    ignored.
+
+    Args:
+        folder: The model folder; a file of `names` may still have to be downloaded, except an index.
+        names: Names of all files of the model.
+
+    Raises:
+        CheckpointError: The index is broken, or a shard is missing.
     """
     for whole, pattern in (
         ("model.safetensors", r"model[\w.-]*\.safetensors"),
@@ -61,17 +68,21 @@ def layout_of(folder: Path, names: Sequence[str]) -> Layout:
         if shards := sorted(name for name in names if re.fullmatch(pattern, name)):
             _check_numbered(folder, shards)
             return Layout(tuple(shards))
-    others = (name for name in names if name.endswith(".safetensors") and not name.startswith(STRAY))
-    return Layout(tuple(sorted(others)))
+    single_files = (name for name in names if name.endswith(".safetensors") and not name.startswith(STRAY))
+    return Layout(tuple(sorted(single_files)))
 
 
 def adapter_layout(names: Sequence[str]) -> Layout:
-    """Choose an adapter's weights among the file names of its folder; no files where there are none."""
+    """Return the weight file of an adapter among its file names; a layout without files where it has none."""
     return Layout(tuple(name for name in ADAPTER_FILES if name in names)[:1])
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Return {tensor name: file name} of an index. Raises CheckpointError for one that is broken or points outside."""
+    """Return {tensor name: file name} of an index file.
+
+    Raises:
+        CheckpointError: The index is broken, or names a file outside the folder.
+    """
     try:
         content = read_json(index, MAX_INDEX)
     except (UnreadableError, OSError) as error:
@@ -96,28 +107,29 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_plain(name: str) -> bool:
-    """Return whether a name can be printed and stored unescaped."""
+    """Return True where a name can be printed and stored unescaped."""
     return 0 < len(name) <= MAX_NAME and escape_controls(name) == name and "\n" not in name and "\t" not in name
 
 
 def _check_numbered(folder: Path, shards: Sequence[str]) -> None:
-    """Raise CheckpointError where files numbered k of n, without an index, are not all there."""
+    """Raise CheckpointError where one of the files numbered k of n is missing."""
     present = set(shards)
     for name in shards:
-        if part := PART.fullmatch(name):
+        if part := SHARD_NAME.fullmatch(name):
             numbers = range(1, int(part[3]) + 1)
             numbered = (f"{part[1]}-{k:0{len(part[2])}d}-of-{part[3]}{part[4]}" for k in numbers)
-            lacking = next((file for file in numbered if file not in present), None)
-            if lacking is not None:
-                raise CheckpointError(f"{folder} has {foreign(name)} and not {foreign(lacking)}; download it again.")
+            missing = next((file for file in numbered if file not in present), None)
+            if missing is not None:
+                raise CheckpointError(f"{folder} has {foreign(name)} and not {foreign(missing)}; download it again.")
 
 
 def read_headers(folder: Path, layout: Layout) -> dict[str, TensorInfo]:
-    """Return what the headers of a folder's weight files say of every tensor.
+    """Return the header entries of a folder's weight files by tensor name.
 
-    Raises CheckpointError for a file that is missing or broken, a tensor that is in two files or in none.
+    Raises:
+        CheckpointError: A file is missing or broken, or a tensor is in two files or in none.
     """
-    found = []
+    headers = []
     for name in layout.files:
         file = folder / name
         if not file.exists():
@@ -125,14 +137,15 @@ def read_headers(folder: Path, layout: Layout) -> dict[str, TensorInfo]:
                 f"{folder / (layout.index or '')} names {foreign(name)}, which is not in the folder; download it again."
             )
         check_inside(folder, file)
-        found.append(header_of(file))
-    return united(folder, layout, found)
+        headers.append(header_of(file))
+    return join_headers(folder, layout, headers)
 
 
-def united(folder: Path, layout: Layout, headers: Iterable[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
-    """Return the tensors of several files together, checked against the index, if there is one.
+def join_headers(folder: Path, layout: Layout, headers: Iterable[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
+    """Return the union of the header entries of several files, checked against the index, if there is one.
 
-    Raises CheckpointError for a tensor that is in two files, or in none that the index names.
+    Raises:
+        CheckpointError: A tensor is in two files, or the index names a tensor that is in none.
     """
     tensors: dict[str, TensorInfo] = {}
     for header in headers:
@@ -142,17 +155,17 @@ def united(folder: Path, layout: Layout, headers: Iterable[Mapping[str, TensorIn
                 raise CheckpointError(f"Tensor {name} is in both {both} of {folder}; remove one of the files.")
             tensors[name] = info
     if layout.index is not None:
-        lacking = [name for name in weight_map(folder / layout.index) if name not in tensors]
-        if lacking:
-            more = f" ({len(lacking)} such)"
+        missing = [name for name in weight_map(folder / layout.index) if name not in tensors]
+        if missing:
+            more = f" ({len(missing)} such)"
             raise CheckpointError(
-                f"{folder / layout.index} names tensor {foreign(lacking[0])}, which is in no file{more}."
+                f"{folder / layout.index} names tensor {foreign(missing[0])}, which is in no file{more}."
             )
     return tensors
 
 
 def header_of(file: Path) -> dict[str, TensorInfo]:
-    """Return what a weight file's header says of its tensors. Raises CheckpointError for a broken file."""
+    """Return the header entries of a weight file. Raises CheckpointError for a broken file."""
     if file.suffix != ".safetensors":
         return {
             name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), file)
@@ -162,7 +175,7 @@ def header_of(file: Path) -> dict[str, TensorInfo]:
 
 
 def safetensors_header(file: Path) -> dict[str, TensorInfo]:
-    """Return what the header of a safetensors file of any name says. Raises CheckpointError for a broken file."""
+    """Return the header entries of a safetensors file. Raises CheckpointError for a broken file."""
     try:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -183,9 +196,9 @@ def safetensors_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def _checked(header: Any) -> dict[str, dict[str, Any]]:
-    """Return the entries of tensors of a parsed header, each of the types that it should have. Raises ValueError."""
+    """Return the tensor entries of a parsed header after checking their types. Raises ValueError."""
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
@@ -219,7 +232,7 @@ def _check_spec(name: str, spec: Mapping[str, Any]) -> None:
 
 
 def _info(spec: Mapping[str, Any], file: Path, data: int) -> TensorInfo:
-    """What a header's entry says, the file's data beginning at byte `data`."""
+    """Return the TensorInfo of a header entry; the tensor data of the file begin at byte `data`."""
     dtype = DTYPES.get(spec["dtype"], (spec["dtype"], 0))[0]
     return TensorInfo(tuple(spec["shape"]), dtype, file, data + spec["data_offsets"][0])
 
@@ -230,7 +243,7 @@ def _check_layout(entries: Mapping[str, Mapping[str, Any]], size: int) -> None:
     for name, spec in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = spec["data_offsets"]
         if start != end:
-            what = "overlaps the one before it" if start < end else "leaves a hole before it"
+            what = "overlaps the previous one" if start < end else "leaves a gap before it"
             raise ValueError(f"tensor {name} {what}: it starts at byte {start} of the data, {end} expected")
         bits = BITS[spec["dtype"]]
         for dimension in spec["shape"]:

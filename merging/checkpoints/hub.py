@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a local folder or .gguf file, the hub's cache, or the hub; perhaps with an adapter."""
+"""References to checkpoints: local folders, .gguf files and hub ids, with or without an adapter."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ HUB_GGUF = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)/(?P<file>[\w./-]+\.gguf)")
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """What a user calls a model: a local folder or .gguf file, or a hub id `org/name` (of one file in it:
-    `org/name/file.gguf`) with an optional `@revision`; and the LoRA adapter that is added to it, if any."""
+    """A model as users name it.
+
+    Attributes:
+        path: A local folder or .gguf file, or a hub id `org/name` or `org/name/file.gguf`.
+        revision: Revision of a hub id, written `@revision`.
+        adapter: The LoRA adapter that is added to it, written `+adapter`.
+    """
 
     path: str
     revision: str | None = None
@@ -26,12 +31,15 @@ class CheckpointRef:
 
     @classmethod
     def parse(cls, text: str) -> CheckpointRef:
-        """Read `model`, `model@revision` or `base+adapter`, each side with its own revision.
+        """Parse `model`, `model@revision` or `base+adapter`, each side with its own revision.
 
-        A path that exists is one path, whatever signs are in its name. Raises UsageError for an empty name.
+        A path that exists is taken whole, also where it contains @ or +.
+
+        Raises:
+            UsageError: A name is empty.
         """
         text = text.strip()
-        sides = None if _is_here(text) else _sides(text)
+        sides = None if _is_local(text) else _split_adapter(text)
         if sides is None:
             return cls._one(text)
         return replace(cls._one(sides[0]), adapter=cls._one(sides[1]))
@@ -42,7 +50,7 @@ class CheckpointRef:
             raise UsageError(
                 "A model name is empty; give a folder or a hub id such as org/name, with an adapter as base+adapter."
             )
-        if _is_here(text) or "@" not in text:
+        if _is_local(text) or "@" not in text:
             return cls(text)
         path, _, revision = text.rpartition("@")
         return cls(path, revision)
@@ -54,8 +62,8 @@ class CheckpointRef:
 
     @property
     def is_hub_id(self) -> bool:
-        """True for a name that is nothing here but has the form of a hub id."""
-        return not _is_here(self.path) and bool(HUB_ID.fullmatch(self.path) or HUB_GGUF.fullmatch(self.path))
+        """True for a name that is no local path and has the form of a hub id."""
+        return not _is_local(self.path) and bool(HUB_ID.fullmatch(self.path) or HUB_GGUF.fullmatch(self.path))
 
     @property
     def repo(self) -> str:
@@ -71,51 +79,51 @@ class CheckpointRef:
 
     @property
     def full_name(self) -> str:
-        """The hub id as given, or a local path made absolute, so that no relative path passes for a hub id."""
-        own = str(self.alone) if self.is_hub_id else str(Path(self.path).expanduser().resolve())
-        return f"{own}+{self.adapter.full_name}" if self.adapter else own
+        """The hub id, or the local path made absolute so that it cannot be mistaken for a hub id."""
+        model = str(self.alone) if self.is_hub_id else str(Path(self.path).expanduser().resolve())
+        return f"{model}+{self.adapter.full_name}" if self.adapter else model
 
     def __str__(self) -> str:
-        own = f"{self.path}@{self.revision}" if self.revision else self.path
-        return f"{own}+{self.adapter}" if self.adapter else own
+        model = f"{self.path}@{self.revision}" if self.revision else self.path
+        return f"{model}+{self.adapter}" if self.adapter else model
 
 
-def _is_here(text: str) -> bool:
+def _is_local(text: str) -> bool:
     return bool(text) and Path(text).expanduser().exists()
 
 
-def _sides(text: str) -> tuple[str, str] | None:
-    """Cut `base+adapter` where most of the two sides is here, or could be hub ids; of equals at the last +.
+def _split_adapter(text: str) -> tuple[str, str] | None:
+    """Split `base+adapter` at the + whose sides are most likely models (the last of equals).
 
-    None for a text without +, or where neither side could be a model.
+    Returns None for a text without +, or where neither side can be a model.
     """
-    cuts = [(text[: found.start()], text[found.end() :]) for found in re.finditer(r"\+", text)]
+    cuts = [(text[: plus.start()], text[plus.end() :]) for plus in re.finditer(r"\+", text)]
     best = max(reversed(cuts), key=_likelihood, default=None)
     return best if best is not None and _likelihood(best) else None
 
 
 def _likelihood(sides: tuple[str, str]) -> int:
-    """How surely two texts are names of models: 2 for each that is here, 1 for each that could be a hub id."""
+    """Return a score of two texts as model names: 2 for each local path, 1 for each possible hub id."""
     refs = [CheckpointRef._one(side) for side in sides if side.strip()]
-    return sum(2 if _is_here(ref.path) else int(ref.is_hub_id) for ref in refs)
+    return sum(2 if _is_local(ref.path) else int(ref.is_hub_id) for ref in refs)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A model without its adapter, or an adapter, with the folder of its small files."""
+    """A model without its adapter, or an adapter, with the local folder of its small files."""
 
     ref: CheckpointRef
     folder: Path
     is_adapter: bool = False
 
     def layout(self, names: Sequence[str]) -> Layout:
-        """Choose its weights among the folder's file names. Raises CheckpointError as `layout_of` does."""
+        """Return its weight files among the folder's file names. Raises CheckpointError as `layout_of` does."""
         if self.ref.file:
             return Layout((self.ref.file,))
         return adapter_layout(names) if self.is_adapter else layout_of(self.folder, names)
 
     def no_weights(self, names: Iterable[str]) -> str:
-        """Return the sentence on a model or adapter that has no weights among its file names."""
+        """Return the message for a model or adapter without weights among its file names."""
         if self.is_adapter:
             return f"Adapter {self.ref} holds no weights ({' or '.join(ADAPTER_FILES)})."
         gguf = sorted(name for name in names if name.endswith(".gguf"))
@@ -135,20 +143,21 @@ class Part:
 
 
 def locate(ref: CheckpointRef) -> Path:
-    """Return where a reference (without its adapter) is: a folder, or a .gguf file; from the hub with the small files.
+    """Return the local folder or .gguf file of a reference without its adapter; hub models get their small files.
 
-    The hub's own cache, token and environment are used; the cache is tried first. Raises UsageError where there is no
-    such model, CheckpointError where the hub cannot give it.
+    The hub's cache, token and environment variables are used; the cache is tried first.
+
+    Raises:
+        UsageError: There is no such model.
+        CheckpointError: The download fails.
     """
     local = Path(ref.path).expanduser()
     if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
         return local
     if local.exists():
-        raise UsageError(
-            f"Model {ref.alone} is a file; give the folder that it lies in (only .gguf files stand alone)."
-        )
+        raise UsageError(f"Model {ref.alone} is a file; give its folder (only .gguf files are read alone).")
     if not ref.is_hub_id:
-        raise UsageError(f"Model {ref.alone} is no folder here, and not a hub id of the form org/name.")
+        raise UsageError(f"Model {ref.alone} is neither a local folder nor a hub id of the form org/name.")
     from merging.checkpoints.download import small_files
 
     return small_files(ref)

@@ -1,4 +1,4 @@
-"""What a model's config.json and its card say of it."""
+"""Facts from a model's config.json and model card: tied embeddings, licenses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merging.checkpoints.hub import CheckpointRef
 from merging.checkpoints.tensor_names import role_of
 
 LICENSE_KEYS = ("license", "license_name", "license_link")
-"""Keys of a card's front matter about the license."""
+"""License keys in the front matter of a model card."""
 
 
 def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -23,30 +23,30 @@ def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def ties_embeddings(config: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """Return whether the output embedding is the input embedding: by the config, then by the stored names."""
-    stated, has_head = stated_tie(config), any(role_of(name) == "head" for name in names)
-    return not has_head if stated is None or is_tied_within(config) else stated
+    """Return True where the output head shares the input embedding, by the config or else by the stored names."""
+    ties, has_head = stated_tie(config), any(role_of(name) == "head" for name in names)
+    return not has_head if ties is None or is_tied_within(config) else ties
 
 
 def stated_tie(config: Mapping[str, Any]) -> bool | None:
-    """Return what a config says of tying; None where it does not, since transformers 4 left defaults out.
+    """Return tie_word_embeddings of a config; None where it is absent (transformers 4 did not write defaults).
 
-    The top level decides over the language model's part, as in transformers 5.
+    The top level overrides the language model's part, as in transformers 5.
     """
-    stated = config.get("tie_word_embeddings", text_config_of(config).get("tie_word_embeddings"))
-    return None if stated is None else bool(stated)
+    ties = config.get("tie_word_embeddings", text_config_of(config).get("tie_word_embeddings"))
+    return None if ties is None else bool(ties)
 
 
 def is_tied_within(config: Mapping[str, Any]) -> bool:
-    """Return True where the top level says untied and the language model's part tied: then the tensors decide."""
+    """Return True where the top level is untied and the language model's part tied; the tensors decide then."""
     inner = text_config_of(config)
     return config.get("tie_word_embeddings") is False and inner is not config and bool(inner.get("tie_word_embeddings"))
 
 
 def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with keys changed where it has them: at the top, in the language model's part, or in both.
+    """Return a config with changed keys, at the top level, in the language model's part, or in both, as it has them.
 
-    A key that is in neither is added to the language model's part.
+    A key that the config lacks is added to the language model's part.
     """
     nested = config.get("text_config")
     if not isinstance(nested, Mapping):
@@ -57,23 +57,25 @@ def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def stated_licenses(card: Path) -> tuple[str, ...]:
-    """Return the licenses in a model card's front matter; none where there is no card or it cannot be read.
+    """Return the licenses in a model card's front matter; none where there is no card or it cannot be parsed.
 
-    A license that the hub has no id for (`other`) is called by its name. Raises CheckpointError for front matter that
-    exceeds the limits of `common.files.bounded_reading`.
+    `other` is replaced by `license_name`.
+
+    Raises:
+        CheckpointError: The front matter exceeds the limits of `common.files.bounded_reading`.
     """
     front = _front_matter(card)
-    found = front.get("license")
-    if found == "other":
-        found = front.get("license_name", found)
-    listed = found if isinstance(found, list) else [found]
+    license_value = front.get("license")
+    if license_value == "other":
+        license_value = front.get("license_name", license_value)
+    listed = license_value if isinstance(license_value, list) else [license_value]
     return tuple(foreign(license) for license in listed if isinstance(license, str) and license.strip())
 
 
 def license_details(card: Path, ref: CheckpointRef) -> dict[str, Any]:
     """Return `license`, `license_name` and `license_link` of a model card, as far as it states them.
 
-    A link to a file of a repository on the hub is made a whole address. Raises CheckpointError as `stated_licenses`.
+    A relative link of a hub model becomes a URL. Raises CheckpointError as `stated_licenses` does.
     """
     front = _front_matter(card)
     if not stated_licenses(card):
@@ -87,11 +89,11 @@ def license_details(card: Path, ref: CheckpointRef) -> dict[str, Any]:
 
 
 def _front_matter(card: Path) -> Mapping[str, Any]:
-    """The front matter of a model card; empty where there is none."""
+    """Return the front matter of a model card; empty where there is none."""
     try:
         lines = read_text(card, MAX_YAML, cut=True).splitlines()
-        written = "\n".join(lines[1 : lines.index("---", 1)]) if lines[:1] == ["---"] else ""
-        front = next(iter(parse_yaml(written, f"The front matter of {card}")), None)
+        yaml_text = "\n".join(lines[1 : lines.index("---", 1)]) if lines[:1] == ["---"] else ""
+        front = next(iter(parse_yaml(yaml_text, f"The front matter of {card}")), None)
     except LimitError as error:
         raise CheckpointError(str(error)) from error
     except (OSError, ValueError):

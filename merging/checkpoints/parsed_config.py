@@ -1,4 +1,4 @@
-"""Configs with defaults filled in by transformers, so that an absent key equals its default written out."""
+"""Configs with transformers' defaults filled in, so that an absent key equals its default."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ QUANTIZATION = ("quantization_config", "compression_config")
 
 @dataclass(frozen=True)
 class ParsedConfig:
-    """A config as a nested mapping, and the keys that its class in transformers reads.
+    """A config with defaults, and the keys that its class in transformers defines.
 
-    values: the config with defaults, parts as nested mappings. known: {path of a part ("" for the top): keys that the
-    class of that part defines}; empty where transformers has no class for the model type or cannot read the config.
-    source: transformers' config object, None where there is none.
+    Attributes:
+        values: The config with defaults, parts as nested mappings.
+        class_keys: {path of a part ("" for the top level): keys that the config class of that part defines}; empty
+            where transformers has no class for the model type or cannot read the config.
+        source: transformers' config object; None where there is none.
     """
 
     values: Mapping[str, Any]
-    known: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    class_keys: Mapping[str, frozenset[str]] = field(default_factory=dict)
     source: Any = None
 
     @property
@@ -54,21 +56,21 @@ def parse_config(config: Mapping[str, Any]) -> ParsedConfig:
 
         with quiet_transformers():
             source = CONFIG_MAPPING[str(model_type)].from_dict(deepcopy(plain))
-            return ParsedConfig(source.to_dict(), _known_keys(source), source)
-    except Exception:  # an unknown model type, or values that its class refuses: compared as they are written
+            return ParsedConfig(source.to_dict(), _class_keys(source), source)
+    except Exception:  # an unknown model type, or values that its class refuses: the config is compared as written
         return ParsedConfig(plain)
 
 
-def _known_keys(source: Any, path: str = "") -> dict[str, frozenset[str]]:
-    """{path of a part: keys that its config class defines}."""
+def _class_keys(source: Any, path: str = "") -> dict[str, frozenset[str]]:
+    """Return {path of a part: keys that its config class defines}."""
     from transformers import PretrainedConfig
 
     try:
         keys = set(type(source)().to_dict())
-    except Exception:  # a class that cannot be made without arguments
+    except Exception:  # a class whose constructor needs arguments
         keys = set(getattr(type(source), "__dataclass_fields__", vars(source)))
-    found = {path: frozenset(keys)}
+    keys_by_part = {path: frozenset(keys)}
     for key, value in vars(source).items():
         if isinstance(value, PretrainedConfig):
-            found |= _known_keys(value, f"{path}{key}.")
-    return found
+            keys_by_part |= _class_keys(value, f"{path}{key}.")
+    return keys_by_part

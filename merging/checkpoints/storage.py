@@ -1,4 +1,4 @@
-"""Weights in files: what their headers say of every tensor, and the tensors themselves through a memory map."""
+"""Weight files: dtypes, shapes and offsets from headers, and tensors through a memory map."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from common.files.file_state import FileState, check_unchanged, state_of, states
 from common.terminal_text import escape_controls, foreign, quoted
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
-
-    from merging.checkpoints.row_source import Rows
 
 DTYPES = {
     "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
@@ -40,17 +39,21 @@ PACKED = re.compile(
     r"\.(qweight|qzeros|scales|weight_packed|weight_scale(_inv)?|weight_zero_point|SCB|absmax|quant_map|codebooks)$"
     r"|\.weight\.(absmax|quant_map|nested_\w+|quant_state\.\w+)$|\.experts\.\w+_(blocks|scales)$"
 )
-"""Names that quantisers (GPTQ, AWQ, bitsandbytes, fp8, MXFP4) give to packed numbers and their scales."""
+"""Names that quantizers (GPTQ, AWQ, bitsandbytes, fp8, MXFP4) give to packed numbers and their scales."""
 
 PACKED_DTYPES = ("F8", "F6", "F4", "U32", "float8", "float4", "uint32")
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of a tensor; dtype is torch's name ("bfloat16").
+    """Header entry of one tensor.
 
-    offset: where its bytes begin in a safetensors file that is here; None elsewhere. is_calculated: the tensor is
-    dequantized, or an adapter is added to it while it is read, so that dtype is not one that a file stores.
+    Attributes:
+        shape: Shape of the tensor.
+        dtype: Dtype by torch's name ("bfloat16").
+        file: File with the tensor's bytes.
+        offset: First byte of the tensor in a local safetensors file; None for other files.
+        is_calculated: The tensor is dequantized, or an adapter is added to it, so that no file stores this dtype.
     """
 
     shape: tuple[int, ...]
@@ -65,22 +68,37 @@ def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
     return math.prod(shape) * DTYPES[CODES[dtype]][1]
 
 
+class Rows(Protocol):
+    """A tensor read in blocks of rows, so that it need not be whole in memory; torch.Tensor satisfies it."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the whole tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the blocks."""
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Return rows start:stop."""
+
+
 class Weights(Protocol):
-    """The tensors of a checkpoint by name: stored, computed on the fly, or dequantised."""
+    """Tensors of a checkpoint by name: stored, dequantized, or computed while they are read."""
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor's shape and dtype, known without reading it."""
+        """Header entries by tensor name."""
 
     @property
     def files(self) -> Sequence[Path]:
-        """Every file that the values come from."""
+        """All files that the values come from."""
 
     def rows(self, name: str) -> Rows:
         """Return a tensor to be read in blocks. Raises CheckpointError where it cannot be read."""
 
     def close(self) -> None:
-        """Let go of open files and memory; a later read opens them again."""
+        """Release open files and memory; a later read opens them again."""
 
 
 class StoredWeights:
@@ -102,7 +120,7 @@ class StoredWeights:
         info = self.tensors[name]
         file = info.file
         if not file.exists():
-            raise CheckpointError(f"Tensor {name} cannot be read: {file} is not there (only headers were fetched).")
+            raise CheckpointError(f"Tensor {name} cannot be read: {file} is missing (only headers were fetched).")
         if file in self._states:
             check_unchanged({file: self._states[file]})  # a mapped file that is cut short ends the process
         try:
@@ -116,20 +134,20 @@ class StoredWeights:
             raise CheckpointError(f"{file}: tensor {name} cannot be read ({error}).") from error
 
     def close(self) -> None:
-        """Let go of the memory maps."""
+        """Release the memory maps."""
         self._pickled.clear()
         _MAPS.drop(info.file for info in self.tensors.values())
 
 
 class _Maps:
-    """Memory maps by file, the last used of them, since each has a file descriptor as long as it lives."""
+    """Least-recently-used cache of memory maps by file; each map holds a file descriptor."""
 
     def __init__(self) -> None:
         self._maps: OrderedDict[Path, tuple[FileState | None, mmap.mmap]] = OrderedDict()
         self._using = threading.Lock()
 
     def get(self, file: Path) -> mmap.mmap:
-        """Return the map of a file as it is now. Raises OSError, ValueError."""
+        """Return the map of the file's present content. Raises OSError, ValueError."""
         state = state_of(file)
         with self._using:
             if file in self._maps and self._maps[file][0] == state:
@@ -138,11 +156,11 @@ class _Maps:
             self._maps[file] = state, map_file(file)
             self._maps.move_to_end(file)
             while len(self._maps) > most_maps():
-                self._maps.popitem(last=False)  # it is unmapped when the last tensor in it goes
+                self._maps.popitem(last=False)  # unmapped once the last tensor in it is freed
             return self._maps[file][1]
 
     def drop(self, files: Iterable[Path]) -> None:
-        """Let go of some maps."""
+        """Release the maps of some files."""
         with self._using:
             for file in files:
                 self._maps.pop(file, None)
@@ -150,8 +168,7 @@ class _Maps:
 
 @cache
 def most_maps() -> int:
-    """Return how many files are mapped at a time: a quarter of the descriptors that the process may have, at most
-    256."""
+    """Return the number of files mapped at a time: a quarter of the process's descriptor limit, at most 256."""
     try:
         import resource
     except ImportError:  # Windows
@@ -164,19 +181,19 @@ _MAPS = _Maps()
 
 
 def map_file(file: Path) -> mmap.mmap:
-    """Map a file into memory, to be read only.
+    """Map a file into memory read-only.
 
-    safetensors' own library maps it to be written too, without effect on the file; the system then refuses a file that
-    is larger than its memory.
+    The safetensors library maps it writable (copy-on-write), which the system refuses for files larger than memory.
     """
     with file.open("rb") as stream:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def tensor_in(mapped: mmap.mmap, info: TensorInfo) -> Tensor:
-    """Return a tensor of a mapped safetensors file, whose bytes are the file's: it must not be written to.
+    """Return a tensor of a mapped safetensors file; it shares the file's bytes and must not be written to.
 
-    Raises ValueError where the file ends before it.
+    Raises:
+        ValueError: The file ends before the tensor does.
     """
     import torch
 
@@ -184,13 +201,13 @@ def tensor_in(mapped: mmap.mmap, info: TensorInfo) -> Tensor:
     if count == 0:
         return torch.empty(info.shape, dtype=dtype)
     assert info.offset is not None
-    _have_warned()
+    _use_up_warning()
     return torch.frombuffer(mapped, dtype=dtype, count=count, offset=info.offset).reshape(info.shape)
 
 
 @cache
-def _have_warned() -> None:
-    """Let torch warn, unheard, of bytes that cannot be written to: it does so once."""
+def _use_up_warning() -> None:
+    """Trigger torch's once-only warning about read-only buffers while warnings are ignored."""
     import torch
 
     with warnings.catch_warnings():
@@ -199,9 +216,10 @@ def _have_warned() -> None:
 
 
 def load_pickled(file: Path) -> dict[str, Tensor]:
-    """Memory-map a PyTorch .bin of tensors, refusing anything that would need arbitrary unpickling.
+    """Return the memory-mapped tensors of a PyTorch .bin file, which is unpickled with `weights_only`.
 
-    Raises CheckpointError for such a file, for one that is broken, and for one that is no mapping of names to tensors.
+    Raises:
+        CheckpointError: The file holds other objects than tensors, is broken, or is no state dict.
     """
     import torch
 
@@ -218,7 +236,7 @@ def load_pickled(file: Path) -> dict[str, Tensor]:
         ) from error
     except UnreadableError as error:
         raise CheckpointError(str(error)) from error
-    except Exception as error:  # the unpickler raises whatever a broken file makes it stumble over
+    except Exception as error:  # the unpickler raises errors of many types for broken files
         what = foreign((str(error).splitlines() or [""])[0] or type(error).__name__)
         raise CheckpointError(f"{file} is not a whole PyTorch file ({what}); download it again.") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):

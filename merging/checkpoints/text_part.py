@@ -1,4 +1,4 @@
-"""Text models laid over the language part of a vision-language model: their tensors under its names."""
+"""Text models merged into the language part of a vision-language model: their tensors under its names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merging.checkpoints.storage import TensorInfo, Weights
 from merging.checkpoints.tensor_names import PARTS, layer_of, role_of
 
 if TYPE_CHECKING:
-    from merging.checkpoints.row_source import Rows
+    from merging.checkpoints.storage import Rows
 
 
 @dataclass(frozen=True)
@@ -46,34 +46,35 @@ class TextPart:
 
 
 def is_text_part(checkpoint: Checkpoint) -> bool:
-    """Return True for a text model that was laid over the language part of another."""
+    """Return True for a text model whose tensors were renamed to the language part of another model."""
     return isinstance(checkpoint.weights, TextPart)
 
 
-def with_text_parts(template: Checkpoint, others: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Return the checkpoints, each text model laid over the language part of the template model where that has one.
+def with_text_parts(template: Checkpoint, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return the checkpoints, text models renamed to the language part of the template model where that has one.
 
-    Raises CheckpointError where its layers fit several parts of the template model, or none.
+    Raises:
+        CheckpointError: The layers of a text model fit several parts of the template model, or none.
     """
     if not _has_text_part(template):
-        return list(others)
-    return [_laid_over(template, other) if _is_foreign(template, other) else other for other in others]
+        return list(checkpoints)
+    return [_renamed_to_part(template, other) if _is_foreign(template, other) else other for other in checkpoints]
 
 
 def _has_text_part(checkpoint: Checkpoint) -> bool:
     nested = [key for key, value in checkpoint.config.items() if key.endswith("_config") and isinstance(value, Mapping)]
     if not set(nested) - {"quantization_config", "compression_config"}:
-        return False  # spares the import of transformers
+        return False  # without importing transformers
     return isinstance(checkpoint.parsed_config.values.get("text_config"), Mapping)
 
 
 def _is_foreign(template: Checkpoint, other: Checkpoint) -> bool:
-    """True for a text model whose layers the template model does not have by their names."""
+    """Return True for a text model whose layer names the template model does not have."""
     layers = [name for name in other.tensors if layer_of(name)]
     return not _has_text_part(other) and not any(name in template.tensors for name in layers)
 
 
-def _laid_over(template: Checkpoint, text: Checkpoint) -> Checkpoint:
+def _renamed_to_part(template: Checkpoint, text: Checkpoint) -> Checkpoint:
     stack, rest = _first_layer(text)
     last = stack.rstrip(".").rpartition(".")[2]
     ending = f"{last}.0{rest}"
@@ -90,22 +91,26 @@ def _laid_over(template: Checkpoint, text: Checkpoint) -> Checkpoint:
     prefix = stack.removesuffix(f"{last}.")  # "model." in most text models
     names: dict[str, str] = {}
     for name in text.tensors:
-        target = f"{prefixes[0]}{name.removeprefix(prefix)}" if name.startswith(prefix) else _outside(template, name)
+        target = (
+            f"{prefixes[0]}{name.removeprefix(prefix)}"
+            if name.startswith(prefix)
+            else _name_in_template(template, name)
+        )
         names[target] = name
     return replace(text, weights=TextPart(text.weights, names))
 
 
 def _first_layer(text: Checkpoint) -> tuple[str, str]:
-    """The stack of layers of a text model, and the rest of a tensor's name in its first layer."""
+    """Return the stack of layers of a text model, and the rest of a tensor name in its first layer."""
     for name in text.tensors:
-        found = layer_of(name)
-        if found and found[1] == 0:
-            return found[0], found[2]
+        layer = layer_of(name)
+        if layer and layer[1] == 0:
+            return layer[0], layer[2]
     raise CheckpointError(f"{text.name} has no layers that match a language part.")
 
 
-def _outside(template: Checkpoint, name: str) -> str:
-    """The template model's name of a tensor outside the text model's body: its output head."""
+def _name_in_template(template: Checkpoint, name: str) -> str:
+    """Return the template model's name for a tensor outside the layers, such as the output head."""
     role = role_of(name)
     heads = [other for other in template.tensors if role is not None and role_of(other) == role]
     fitting = [other for other in heads if other == name or other.endswith(f".{name}")]

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from merging.checkpoints.row_source import Rows
+from merging.checkpoints.storage import Rows
 from merging.engine.device_pipeline import block_elements_for
 from merging.engine.execution import ExecutionConfig
 from merging.engine.mean_row import mean_row

@@ -56,7 +56,10 @@ def check_parameters(method: str, parameters: Mapping[str, Any]) -> None:
         raise UsageError(
             "--save_as adapter: the scale of passthrough scales the base too; use task_arithmetic with --weights."
         )
-    apart = {"model_stock": parameters.get("filter_wise"), "nuslerp": parameters.get("nuslerp_flatten") is False}
+    apart = {
+        "model_stock": parameters.get("filter_wise"),
+        "nuslerp": parameters.get("nuslerp_flatten") is False,
+    }
     if apart.get(method):
         raise UsageError(
             f"--save_as adapter: {method} is an adapter only with one coefficient for a whole tensor; take "

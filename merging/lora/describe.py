@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from merging.checkpoints.licenses import licenses_of
 from merging.lora.whole import adapted
 from merging.lora.work import AdapterWork
-from merging.output.records.card import licenses_of
 from merging.plan.checks import free_space
 from merging.plan.report import size_of
 

@@ -16,13 +16,14 @@ from typing import Any
 from common.cli import say
 from common.errors import CheckpointError, UsageError
 from common.files.file_state import check_unchanged, states_of
-from merging.checkpoints.tempdir import is_scratch
-from merging.checkpoints.tokenizer_files import tokenizer_files
+from common.files.temporary import is_temporary
+from merging.checkpoints.licenses import licenses_of
+from merging.checkpoints.model_folder import tokenizer_files
 from merging.lora.check import check_adapter_loads
 from merging.lora.work import AdapterWork, described_base, described_inputs
 from merging.output.digests import digest_of
 from merging.output.preparation import prepared
-from merging.output.records.card import Licenses, licenses_of, pipeline_tag_of, write_adapter_card
+from merging.output.records.card import Licenses, pipeline_tag_of, write_adapter_card
 from merging.output.records.lock import (
     FORMAT,
     check_inputs,
@@ -124,7 +125,7 @@ def check_adapter_output(work: AdapterWork, output: Output) -> None:
 def _key(work: AdapterWork) -> str:
     """What an interrupted run must have in common with the one that goes on with it: all that the bytes depend on."""
     files = [*(f for checkpoint in work.inputs.all for f in checkpoint.files), *work.files.values()]
-    lasting = [file for file in files if not is_scratch(file) and file.exists()]
+    lasting = [file for file in files if not is_temporary(file) and file.exists()]
     seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in lasting]
     results = [(variant.folder, variant.recipe) for variant in work.variants]
     same = [work.program, work.recipe, results, seen, versions()]

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from merging.checkpoints.row_source import Rows
+from merging.checkpoints.storage import Rows
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of one tensor per block, so that temporaries stay small. No result depends on it."""

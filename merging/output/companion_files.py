@@ -15,7 +15,7 @@ from common.errors import CheckpointError
 from common.files import bounded_reading
 from common.files.bounded_reading import UnreadableError
 from common.terminal_text import foreign
-from merging.checkpoints.tokenizer_files import tokenizer_files
+from merging.checkpoints.model_folder import tokenizer_files
 
 COPIED = (
     "modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "*processor_config.json",

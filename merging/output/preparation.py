@@ -12,7 +12,7 @@ from typing import Any
 
 from common.files.paths import read_json
 from common.files.temporary import temporary_folder
-from merging.checkpoints.tokenizer_files import tokenizer_files
+from merging.checkpoints.model_folder import tokenizer_files
 from merging.output.companion_files import copy_companions
 from merging.output.load_check import check_architecture
 from merging.plan.result_config import make_configs, rows_of, write_configs

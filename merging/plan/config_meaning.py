@@ -194,7 +194,7 @@ def _comparable(ours: ParsedConfig, theirs: ParsedConfig) -> tuple[ParsedConfig,
 
 def _has_text_part(parsed: ParsedConfig) -> bool:
     nested = parsed.values.get("text_config")
-    return isinstance(nested, Mapping) and ("text_config" in parsed.known.get("", ()) or "hidden_size" in nested)
+    return isinstance(nested, Mapping) and ("text_config" in parsed.class_keys.get("", ()) or "hidden_size" in nested)
 
 
 def _language_part(parsed: ParsedConfig) -> ParsedConfig:
@@ -202,7 +202,7 @@ def _language_part(parsed: ParsedConfig) -> ParsedConfig:
     nested = _has_text_part(parsed)
     values = {k: v for k, v in parsed.text.items() if k not in ("model_type", "architectures")}
     prefix = "text_config." if nested else ""
-    known = {path.removeprefix(prefix): keys for path, keys in parsed.known.items() if path.startswith(prefix)}
+    known = {path.removeprefix(prefix): keys for path, keys in parsed.class_keys.items() if path.startswith(prefix)}
     return ParsedConfig(values, known, parsed.text_source)
 
 
@@ -295,7 +295,7 @@ def _is_idle(key: str, pair: Sequence[ParsedConfig]) -> bool:
     if ".rope." in f".{key}":
         return False
     path = key.removesuffix(_last(key))
-    known = [parsed.known.get(path) for parsed in pair]
+    known = [parsed.class_keys.get(path) for parsed in pair]
     return all(keys is not None and _last(key) not in keys for keys in known)
 
 

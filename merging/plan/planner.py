@@ -7,9 +7,8 @@ from collections.abc import Collection, Sequence
 
 from common.errors import CheckpointError
 from merging.checkpoints.checkpoint import Checkpoint
-from merging.checkpoints.orientation import transposed_names
 from merging.checkpoints.storage import CODES, FLOATS, TensorInfo
-from merging.checkpoints.tensor_names import is_computed, layer_of, role_of
+from merging.checkpoints.tensor_names import is_computed, layer_of, role_of, transposed_names
 from merging.plan.checks import check_config
 from merging.plan.config_meaning import compare_configs
 from merging.plan.dtypes import WideTensors

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.licenses import licenses_of
 from merging.checkpoints.storage import tensor_bytes
-from merging.output.records.card import licenses_of
 from merging.plan.checks import free_space
 from merging.plan.merge_plan import Work
 from merging.plan.types import Plan

@@ -1,4 +1,4 @@
-"""Which chat template the result has: the base's, a named model's, the commonest, or one that was written out."""
+"""Chat template of the result: the base's, a named model's, the most common one, or Jinja text."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from merging.checkpoints.checkpoint import Checkpoint
 
 FILE = "chat_template.jinja"
 BUILT_IN = Path(__file__).resolve().parents[2] / "configs" / "chat_templates"
-"""Templates by name: this project's Jinja for the conversations that mergekit 0.1.5's templates render."""
+"""Folder of named templates, which render conversations as mergekit 0.1.5's templates do."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template (None: there is none) and, in words, whose it is."""
+    """A chat template (None where there is none) and a description of its origin."""
 
     text: str | None
     origin: str
 
 
 def template_of(folder: Path) -> str | None:
-    """Return the chat template in a model folder, from its own file or the tokenizer's config.
+    """Return the chat template of a model folder, from chat_template.jinja or tokenizer_config.json; None if absent.
 
-    Raises CheckpointError for a list of templates without a default, or files that cannot be read.
+    Raises:
+        CheckpointError: A list of templates has no default, or a file cannot be read.
     """
     file = folder / FILE
     if file.is_file():
@@ -39,39 +40,45 @@ def template_of(folder: Path) -> str | None:
         except (UnreadableError, OSError) as error:
             raise CheckpointError(f"The chat template cannot be read: {error}") from error
     config = folder / "tokenizer_config.json"
-    found = read_json(config, "").get("chat_template") if config.is_file() else None
-    if isinstance(found, list):  # several by name
-        if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in found):
+    template = read_json(config, "").get("chat_template") if config.is_file() else None
+    if isinstance(template, list):  # several by name
+        if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in template):
             raise CheckpointError(f"{config}: a list of chat templates should hold objects with name and template.")
-        found = {entry["name"]: entry.get("template") for entry in found}.get("default")
-    if found is not None and not isinstance(found, str):
+        template = {entry["name"]: entry.get("template") for entry in template}.get("default")
+    if template is not None and not isinstance(template, str):
         raise CheckpointError(f"{config}: chat_template should be text.")
-    return found
+    return template
 
 
 def choose_template(
-    policy: str, tokenizer: Path, template_model: Checkpoint, others: Sequence[Checkpoint]
+    policy: str, tokenizer: Path, template_model: Checkpoint, other_models: Sequence[Checkpoint]
 ) -> ChatTemplate:
-    """Return the template by policy: "base", "auto" (the commonest, the earlier where equal), a name of a model or in
-    configs/chat_templates (alpaca, chatml, exaone, llama3, mistral), or Jinja.
+    """Return the chat template of the result.
 
-    tokenizer: the folder that the tokenizer files come from; "base" keeps what it has. Raises UsageError for a model
-    that is not among the inputs or has no template.
+    Args:
+        policy: "base" (the template of the tokenizer's folder), "auto" (the most common one, the first of equals), a
+            model's name, a name in configs/chat_templates (alpaca, chatml, exaone, llama3, mistral), or Jinja text.
+        tokenizer: Folder of the result's tokenizer.
+        template_model: The base or the first model.
+        other_models: The other inputs.
+
+    Raises:
+        UsageError: A named model is not among the inputs or has no template.
     """
     if "{{" in policy or "{%" in policy:
-        return ChatTemplate(policy, "as given")
+        return ChatTemplate(policy, "given as Jinja")
     if policy == "base":
-        owner = next((m.name for m in (template_model, *others) if m.folder == tokenizer), str(tokenizer))
+        owner = next((m.name for m in (template_model, *other_models) if m.folder == tokenizer), str(tokenizer))
         text = template_of(tokenizer)
         return ChatTemplate(text, f"none ({owner} has none)" if text is None else f"that of {owner}")
-    models = list({model.folder: model for model in (template_model, *others)}.values())
+    models = list({model.folder: model for model in (template_model, *other_models)}.values())
     if policy == "auto":
         templates = [(model, text) for model in models if (text := template_of(model.folder)) is not None]
         if not templates:
             return ChatTemplate(None, "none (none of the models has one)")
-        commonest, count = Counter(text for _, text in templates).most_common(1)[0]
-        first = next(model for model, text in templates if text == commonest)
-        return ChatTemplate(commonest, f"that of {first.name} ({count} of {len(models)} models have it)")
+        most_common, count = Counter(text for _, text in templates).most_common(1)[0]
+        first = next(model for model, text in templates if text == most_common)
+        return ChatTemplate(most_common, f"that of {first.name} ({count} of {len(models)} models have it)")
     named = next((model for model in models if policy in (model.name, model.ref.path)), None)
     built_in = BUILT_IN / f"{policy}.jinja"
     if named is None and built_in.is_file():
@@ -83,14 +90,14 @@ def choose_template(
         )
     text = template_of(named.folder)
     if text is None:
-        raise UsageError(f"--chat_template {policy}: that model has no chat template.")
+        raise UsageError(f"--chat_template {policy}: the model has no chat template.")
     return ChatTemplate(text, f"that of {named.name}")
 
 
 def write_template(template: ChatTemplate, folder: Path) -> None:
-    """Make `folder` (with its tokenizer files copied) have this template; files that have it already stay as they are.
+    """Write a chat template into a folder with the result's tokenizer; unchanged where it has the same template.
 
-    A template is written to its own file, as transformers saves it, and taken out of the tokenizer's config.
+    The template is written to chat_template.jinja, as transformers saves it, and removed from tokenizer_config.json.
     """
     if template.text == template_of(folder) or template.text is None:
         return

@@ -1,4 +1,4 @@
-"""Whose tokenizer the result has, and which token has which row: the base's, the union of all, or a named model's."""
+"""Vocabulary of the result: the base's, the union of all models', or a named model's."""
 
 from __future__ import annotations
 
@@ -19,27 +19,24 @@ if TYPE_CHECKING:
 
 
 def embedding_rows(checkpoint: Checkpoint) -> int | None:
-    """Return the number of rows of the input embedding, or None where no tensor is known as one."""
+    """Return the number of rows of the input embedding; None where there is no such tensor."""
     shape = _embedding(checkpoint)
     return shape[0] if shape else None
 
 
 def embedding_width(checkpoint: Checkpoint) -> int | None:
-    """Return the number of columns of the input embedding, or None where no matrix is known as one."""
+    """Return the number of columns of the input embedding; None where there is no such matrix."""
     shape = _embedding(checkpoint)
     return shape[1] if len(shape) == 2 else None
 
 
 def extra_rows(checkpoint: Checkpoint) -> int:
-    """Return how many rows the input embedding has by design beyond the vocabulary of the config and the output head.
-
-    Mllama has 8 for images; 0 for other models.
-    """
-    stated, rows = checkpoint.text_config.get("vocab_size"), embedding_rows(checkpoint)
+    """Return the number of rows that the input embedding has beyond vocab_size and the output head (Mllama: 8)."""
+    vocab_size, rows = checkpoint.text_config.get("vocab_size"), embedding_rows(checkpoint)
     heads = [info.shape[0] for name, info in checkpoint.tensors.items() if role_of(name) == "head" and info.shape]
-    if rows is None or not isinstance(stated, int) or stated not in heads:
+    if rows is None or not isinstance(vocab_size, int) or vocab_size not in heads:
         return 0
-    return max(0, rows - stated)
+    return max(0, rows - vocab_size)
 
 
 def _embedding(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -48,7 +45,7 @@ def _embedding(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def choose_vocabulary(
-    policy: str, template_model: Checkpoint, others: Sequence[Checkpoint], multiple: int | None = None
+    policy: str, template_model: Checkpoint, other_models: Sequence[Checkpoint], multiple: int | None = None
 ) -> Vocabulary:
     """Return the result's vocabulary.
 
@@ -58,7 +55,7 @@ def choose_vocabulary(
     Args:
         policy: "base" (the template model's tokenizer), "union", or the folder or hub id of a model.
         template_model: The base or the first model.
-        others: The other inputs.
+        other_models: The other inputs.
         multiple: Round the number of rows up to a multiple of this; tokens without a row then get one.
 
     Raises:
@@ -66,21 +63,24 @@ def choose_vocabulary(
     """
     tokens, rows = token_ids(template_model.folder), embedding_rows(template_model)
     if policy == "union" and tokens is None:
-        raise UsageError(f"--tokenizer union needs a tokenizer in {template_model.name}, {_why_none(template_model)}.")
+        raise UsageError(
+            f"--tokenizer union needs a tokenizer in {template_model.name}, "
+            f"{_reason_without_tokenizer(template_model)}."
+        )
     if policy not in ("base", "union"):
-        return _named(policy, template_model, others, multiple)
-    kept, tokens_without_rows = _split(tokens, None if multiple else rows)
-    first = max(kept.values(), default=-1) + 1 if kept else 0
+        return _named(policy, template_model, other_models, multiple)
+    ids, tokens_without_rows = _split_by_row(tokens, None if multiple else rows)
+    first = max(ids.values(), default=-1) + 1 if ids else 0
     added: tuple[str, ...] = ()
-    if policy == "union" and kept is not None:
-        theirs = dict.fromkeys(token for other in others for token in _with_row(other))
-        added = tuple(token for token in theirs if token not in kept)
-        kept |= {token: first + i for i, token in enumerate(added)}
-        tokens_without_rows = tuple(token for token in tokens_without_rows if token not in kept)
+    if policy == "union" and ids is not None:
+        candidates = dict.fromkeys(token for model in other_models for token in _tokens_with_row(model))
+        added = tuple(token for token in candidates if token not in ids)
+        ids |= {token: first + i for i, token in enumerate(added)}
+        tokens_without_rows = tuple(token for token in tokens_without_rows if token not in ids)
     return Vocabulary(
         folder=template_model.folder,
         name=template_model.name,
-        tokens=kept,
+        tokens=ids,
         min_rows=first + len(added) if added or multiple else 0,
         added=added,
         tokens_without_rows=tokens_without_rows,
@@ -88,20 +88,24 @@ def choose_vocabulary(
     )
 
 
-def _named(policy: str, template_model: Checkpoint, others: Sequence[Checkpoint], multiple: int | None) -> Vocabulary:
-    """The vocabulary of one of the models, or of another folder or hub id that has a tokenizer."""
-    for model in (template_model, *others):
+def _named(
+    policy: str, template_model: Checkpoint, other_models: Sequence[Checkpoint], multiple: int | None
+) -> Vocabulary:
+    """Return the vocabulary of one of the models, or of another folder or hub id with a tokenizer."""
+    for model in (template_model, *other_models):
         if policy in (model.name, model.ref.path):
             rows = embedding_rows(model)
-            kept, tokens_without_rows = _split(token_ids(model.folder), None if multiple else rows)
-            if kept is None:
-                raise UsageError(f"--tokenizer {policy}: that model needs a tokenizer, {_why_none(model)}.")
+            ids, tokens_without_rows = _split_by_row(token_ids(model.folder), None if multiple else rows)
+            if ids is None:
+                raise UsageError(
+                    f"--tokenizer {policy}: that model needs a tokenizer, {_reason_without_tokenizer(model)}."
+                )
             if rows is not None:
-                rows = max(rows, max(kept.values(), default=-1) + 1)
+                rows = max(rows, max(ids.values(), default=-1) + 1)
             return Vocabulary(
                 model.folder,
                 model.name,
-                kept,
+                ids,
                 fixed_rows=rows,
                 tokens_without_rows=tokens_without_rows,
                 multiple=multiple or 1,
@@ -109,19 +113,25 @@ def _named(policy: str, template_model: Checkpoint, others: Sequence[Checkpoint]
     folder = locate(CheckpointRef.parse(policy))
     tokens = token_ids(folder)
     if tokens is None:
-        raise UsageError(f"--tokenizer {policy}: there is no tokenizer in it that transformers reads.")
-    known = {token for model in (template_model, *others) for token in _with_row(model)}
-    unknown = tuple(token for token in tokens if token not in known)
+        raise UsageError(f"--tokenizer {policy}: it has no tokenizer that transformers can load.")
+    available = {token for model in (template_model, *other_models) for token in _tokens_with_row(model)}
+    unknown = tuple(token for token in tokens if token not in available)
     if unknown:
         raise UsageError(f"--tokenizer {policy} lists {listed(unknown)} that none of the models has a row for.")
     return Vocabulary(folder, policy, tokens, fixed_rows=max(tokens.values()) + 1, multiple=multiple or 1)
 
 
 def with_tokens(vocabulary: Vocabulary, requests: Sequence[TokenRequest], inputs: Sequence[Checkpoint]) -> Vocabulary:
-    """Return the vocabulary with the tokens that a recipe asks for, and where their rows come from.
+    """Return the vocabulary with the tokens of a recipe's `tokenizer.tokens`; new tokens are appended.
 
-    Tokens that it lacks are added after its last. Raises UsageError where there is no tokenizer, for a model that is
-    none of the inputs, and for a token that no model has and no source is given for.
+    Args:
+        vocabulary: The vocabulary of the result so far.
+        requests: The recipe's tokens with the sources of their rows.
+        inputs: The checkpoints of the merge.
+
+    Raises:
+        UsageError: There is no tokenizer, a named model is not among the inputs, or a token has neither a row in any
+            model nor a source.
     """
     if not requests:
         return vocabulary
@@ -131,9 +141,9 @@ def with_tokens(vocabulary: Vocabulary, requests: Sequence[TokenRequest], inputs
     first = max(ids.values(), default=-1) + 1
     new = tuple(request.token for request in requests if request.token not in ids)
     ids |= {token: first + i for i, token in enumerate(new)}
-    known = {token for model in inputs for token in _with_row(model)}
+    available = {token for model in inputs for token in _tokens_with_row(model)}
     for request in requests:
-        if not request.has_source and request.token not in known:
+        if not request.has_source and request.token not in available:
             raise UsageError(
                 f"tokenizer.tokens.{request.token}: no model has this token; give its source (another token of a "
                 "model, or zero)."
@@ -151,7 +161,7 @@ def with_tokens(vocabulary: Vocabulary, requests: Sequence[TokenRequest], inputs
 
 
 def _chosen(request: TokenRequest, inputs: Sequence[Checkpoint]) -> ChosenRow:
-    """The row that a request names, in one of the inputs."""
+    """Return the row of one of the inputs that a request names."""
     where = f"tokenizer.tokens.{request.token}.source"
     if request.zero:
         return ChosenRow(None, force=request.force)
@@ -170,21 +180,21 @@ def _chosen(request: TokenRequest, inputs: Sequence[Checkpoint]) -> ChosenRow:
     return ChosenRow(model, row, request.force)
 
 
-def _why_none(checkpoint: Checkpoint) -> str:
-    """Why a checkpoint's tokens are not known."""
+def _reason_without_tokenizer(checkpoint: Checkpoint) -> str:
+    """Return the reason for which a checkpoint's tokens are unknown, as the end of a sentence."""
     if read_tokenizer(checkpoint.folder) is None:
         return "which has none"
-    return "whose tokenizer is made by code of its own, which is not run"
+    return "whose tokenizer is defined by custom code, which is not run"
 
 
-def _split(tokens: Mapping[str, int] | None, rows: int | None) -> tuple[dict[str, int] | None, tuple[str, ...]]:
-    """The tokens that have a row, and those that have none; all and none where rows do not matter (None)."""
+def _split_by_row(tokens: Mapping[str, int] | None, rows: int | None) -> tuple[dict[str, int] | None, tuple[str, ...]]:
+    """Split tokens into those with and without a row; rows None: all have one."""
     if tokens is None or rows is None:
         return (None if tokens is None else dict(tokens)), ()
     return {t: i for t, i in tokens.items() if i < rows}, tuple(t for t, i in tokens.items() if i >= rows)
 
 
-def _with_row(checkpoint: Checkpoint) -> list[str]:
-    """The checkpoint's tokens that have a row, by id."""
-    kept, _ = _split(token_ids(checkpoint.folder), embedding_rows(checkpoint))
-    return sorted(kept, key=kept.__getitem__) if kept else []
+def _tokens_with_row(checkpoint: Checkpoint) -> list[str]:
+    """Return the checkpoint's tokens that have a row, sorted by id."""
+    ids, _ = _split_by_row(token_ids(checkpoint.folder), embedding_rows(checkpoint))
+    return sorted(ids, key=ids.__getitem__) if ids else []

@@ -1,4 +1,4 @@
-"""The token ids in configs, as the result numbers the tokens that they stand for."""
+"""Token ids in configs, renumbered to the result's vocabulary."""
 
 from __future__ import annotations
 
@@ -11,72 +11,87 @@ from common.errors import CheckpointError
 
 DROPPED = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id",
            "unk_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")  # fmt: skip
-"""Ids that a model can do without: where the result lacks the token, they become null. Others are refused then."""
+"""Optional ids, which become null where the result lacks the token; for other keys that is an error."""
 SINGLE = ("_token_id", "_token_index")
 LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids", "forced_decoder_ids",
          "sequence_bias", "lang_to_id", "task_to_id")  # fmt: skip
 OTHER_VOCABULARIES = ("codebook_", "codec_", "tts_codec_", "t2u_")
-"""Beginnings of the keys whose ids are not of the text's tokens."""
+"""Prefixes of keys whose ids belong to another vocabulary than the text's."""
 
 
 @dataclass(frozen=True)
 class Numbering:
-    """How one model's token ids are called in the result.
+    """Map from one model's token ids to the result's.
 
-    theirs, ours: {token: id} of the model and of the result, None where not known; had, rows: how many rows the model's
-    embedding has, and the result's.
+    Attributes:
+        model_ids, result_ids: {token: id} of the model and of the result; None where unknown.
+        model_rows, result_rows: Rows of the input embedding of the model and of the result; None where unknown.
     """
 
-    theirs: Mapping[str, int] | None
-    ours: Mapping[str, int] | None
-    had: int | None
-    rows: int | None
+    model_ids: Mapping[str, int] | None
+    result_ids: Mapping[str, int] | None
+    model_rows: int | None
+    result_rows: int | None
 
     @cached_property
     def _tokens(self) -> Mapping[int, str]:
-        return {i: token for token, i in (self.theirs or {}).items()}
+        return {i: token for token, i in (self.model_ids or {}).items()}
 
     @cached_property
-    def _taken(self) -> frozenset[int]:
-        return frozenset((self.ours or {}).values())
+    def _result_id_set(self) -> frozenset[int]:
+        return frozenset((self.result_ids or {}).values())
 
     def of(self, number: int) -> int | None:
-        """Return the result's id of what the model calls `number`; None where the result has no row for it.
+        """Return the result's id for a model's token id; None where the result has no row for it.
 
-        A number that is no token's keeps its row, unless a token of the result has taken it.
+        An id without a token stays, unless a token of the result has that id.
         """
         if number < 0:
-            return number  # stands for nothing in the vocabulary
-        known = self.theirs is not None and self.ours is not None
-        token = self._tokens.get(number) if known else None
-        found = number if token is None else (self.ours or {}).get(token)
-        if found is None or (known and token is None and found in self._taken):
+            return number  # negative ids are no tokens (-1: none, -100: ignored)
+        has_tokens = self.model_ids is not None and self.result_ids is not None
+        token = self._tokens.get(number) if has_tokens else None
+        new_id = number if token is None else (self.result_ids or {}).get(token)
+        if new_id is None or (has_tokens and token is None and new_id in self._result_id_set):
             return None
-        return found if self.rows is None or found < self.rows else None
+        return new_id if self.result_rows is None or new_id < self.result_rows else None
 
     def means_nothing(self, number: int) -> bool:
-        """Whether a number is neither a token nor a row of the model, nor a token of the result."""
-        return self.had is not None and number >= self.had and not {number} & (self._tokens.keys() | self._taken)
+        """Return True for an id that is neither a token nor a row of the model, nor a token of the result."""
+        return (
+            self.model_rows is not None
+            and number >= self.model_rows
+            and not {number} & (self._tokens.keys() | self._result_id_set)
+        )
 
 
 def renumber(config: dict[str, Any], numbering: Numbering, name: str) -> list[str]:
-    """Give every token id in a config the result's number; returns the keys of which the result lacks something.
+    """Replace every token id in a config by the result's id, in place.
 
-    Such a single id becomes null; in a list it is left out, together with the word or pair that it is part of; a list
-    that is empty then is taken out, but for end-of-sequence ids, which become null. Raises CheckpointError for an id
-    that a model cannot do without, naming the key; `name` is the model's.
+    An id that the result lacks becomes null; in a list it is removed together with its word or pair. A list that
+    becomes empty is removed, except end-of-sequence ids, which become null.
+
+    Args:
+        config: The config, which is changed.
+        numbering: Map from the model's ids to the result's.
+        name: Name of the model in messages.
+
+    Returns:
+        The keys that lost an id.
+
+    Raises:
+        CheckpointError: The result lacks an id that the model requires; names the key.
     """
-    touched = []
+    changed_keys = []
     for key, value in list(config.items()):
-        if value is None or not _tells_ids(key):
+        if value is None or not _holds_ids(key):
             continue
         try:
             changed = _changed(key, value, numbering)
         except (TypeError, ValueError):
-            continue  # no ids, whatever it is called
+            continue  # the value holds no ids, despite its key
         if changed is None and key not in DROPPED:
             if numbering.means_nothing(value):
-                continue  # of a part that this model has not
+                continue  # belongs to a part that this model lacks
             raise CheckpointError(
                 f"{name}: {key} {value} in its config has no row in the result; choose another --tokenizer, or give it "
                 "a row with --pad_to_multiple_of."
@@ -87,19 +102,19 @@ def renumber(config: dict[str, Any], numbering: Numbering, name: str) -> list[st
             del config[key]
         else:
             config[key] = changed
-        if _leaves(changed) < _leaves(value):
-            touched.append(key)
-    return touched
+        if _count_ids(changed) < _count_ids(value):
+            changed_keys.append(key)
+    return changed_keys
 
 
-def _tells_ids(key: str) -> bool:
+def _holds_ids(key: str) -> bool:
     if key.startswith(OTHER_VOCABULARIES):
         return False
     return key.endswith((*SINGLE, *(f"{ending}s" for ending in SINGLE))) or key in LISTS
 
 
 def _changed(key: str, value: Any, numbering: Numbering) -> Any:
-    """The value of a key in the result's numbers. Raises TypeError for what should be an id and is none."""
+    """Return the value of a key with the result's ids. Raises TypeError for a value that is no id."""
     if isinstance(value, dict):  # a name for each id
         named = {name: _id(number, numbering) for name, number in value.items()}
         return {name: number for name, number in named.items() if number is not None}
@@ -113,15 +128,15 @@ def _changed(key: str, value: Any, numbering: Numbering) -> Any:
         return [[ids, bias] for ids, bias in words if ids is not None]
     if all(isinstance(entry, list) for entry in value):
         return [word for entry in value if (word := _words(entry, numbering)) is not None]
-    return [found for entry in value if (found := _id(entry, numbering)) is not None]
+    return [new_id for entry in value if (new_id := _id(entry, numbering)) is not None]
 
 
 def _words(value: list[Any], numbering: Numbering) -> list[Any] | None:
-    """A word as its ids, None where one of them is lost; or a list of words, None where all are."""
+    """Return a word's ids, None where the result lacks one of them; or a list of words, None where it lacks all."""
     if all(isinstance(entry, list) for entry in value):
         return [word for entry in value if (word := _words(entry, numbering)) is not None] or None
-    found = [_id(entry, numbering) for entry in value]
-    return None if None in found else found
+    ids = [_id(entry, numbering) for entry in value]
+    return None if None in ids else ids
 
 
 def _id(number: Any, numbering: Numbering) -> int | None:
@@ -130,8 +145,8 @@ def _id(number: Any, numbering: Numbering) -> int | None:
     return numbering.of(number)
 
 
-def _leaves(value: Any) -> int:
-    """How many numbers a value holds."""
+def _count_ids(value: Any) -> int:
+    """Return the number of ids in a value."""
     if isinstance(value, dict):
         value = list(value.values())
-    return sum(map(_leaves, value)) if isinstance(value, list) else int(value is not None)
+    return sum(map(_count_ids, value)) if isinstance(value, list) else int(value is not None)

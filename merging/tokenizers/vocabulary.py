@@ -1,4 +1,4 @@
-"""Aligning the rows of embeddings and output heads by token string, never by row number alone."""
+"""Vocabulary alignment of embedding and output-head rows by token string."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from merging.checkpoints.row_source import Rows
+    from merging.checkpoints.storage import Rows
 
 
 @dataclass(frozen=True, eq=False)
 class ChosenRow:
-    """A row that a recipe asks for by token: a row of a checkpoint, or zeros (None), in models that lack the token.
+    """Row of a token that a recipe's `tokenizer.tokens` names.
 
-    force: also in those that have it.
+    Attributes:
+        checkpoint: The checkpoint with the row; None for zeros.
+        row: Row number in that checkpoint.
+        force: Replace the rows of models that have the token, too.
     """
 
     checkpoint: Checkpoint | None
@@ -60,17 +63,25 @@ class Vocabulary:
     chosen: Mapping[int, ChosenRow] = field(default_factory=dict)
 
     def rows(self, template_rows: int) -> int:
-        """Return how many rows a tensor of the result has, from the template model's number."""
+        """Return the number of rows of a tensor of the result.
+
+        Args:
+            template_rows: Rows of the template model's tensor.
+        """
         rows = self.fixed_rows if self.fixed_rows is not None else max(template_rows, self.min_rows)
         return -(-rows // self.multiple) * self.multiple
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """For each row of the result, the row of a model with the same token, or -1 where it has none.
+    """Map from the result's rows to one model's rows by token.
 
-    `rows` is None where the model's first rows are the result's rows, so that nothing has to be gathered. `chosen`:
-    where rows that it lacks are taken from instead of the other models.
+    Attributes:
+        rows: For each row of the result the model's row, -1 where the model lacks the token; None for the identity.
+        total: Number of rows of the result.
+        missing: Tokens of the result that the model lacks.
+        extra: Tokens of the model that the result lacks.
+        chosen: {row of the result: source}, for missing rows that the recipe names.
     """
 
     rows: tuple[int, ...] | None
@@ -81,7 +92,7 @@ class Alignment:
 
     @cached_property
     def index(self) -> torch.Tensor:
-        """The rows as an index (total,) int64."""
+        """Index (total,) int64 of the model's rows."""
         import torch
 
         return torch.arange(self.total) if self.rows is None else torch.tensor(self.rows)
@@ -89,7 +100,13 @@ class Alignment:
 
 @dataclass(frozen=True)
 class AlignedRows:
-    """A model's rows in the result's order, in fp32; `fill(row numbers)` gives the rows that the model lacks."""
+    """Rows of a model in the result's order, in fp32.
+
+    Attributes:
+        source: The model's tensor.
+        alignment: Map of the rows.
+        fill: Function from row numbers of the result (k,) to the rows (k, ...) that the model lacks.
+    """
 
     source: Rows
     alignment: Alignment
@@ -104,7 +121,7 @@ class AlignedRows:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Rows are widened, since a filled one may be an average."""
+        """fp32, since a filled row may be an average."""
         import torch
 
         return torch.float32
@@ -114,15 +131,23 @@ class AlignedRows:
             stop = self.alignment.total if rows.stop is None else min(rows.stop, self.alignment.total)
             return self.source[slice(rows.start or 0, stop)].float()
         index = self.alignment.index[rows]
-        found = gather(self.source, index.clamp(min=0))
+        block = gather(self.source, index.clamp(min=0))
         absent = (index < 0).nonzero().squeeze(1)
         if len(absent):
-            found[absent] = self.fill(absent + (rows.start or 0)).to(found.device)
-        return found
+            block[absent] = self.fill(absent + (rows.start or 0)).to(block.device)
+        return block
 
 
 def gather(rows: Rows, index: Tensor) -> Tensor:
-    """Return the rows of the given numbers (k, ...) in fp32, read in runs of neighbours."""
+    """Return rows by index in fp32; consecutive rows are read together.
+
+    Args:
+        rows: The tensor.
+        index: (k,) row numbers.
+
+    Returns:
+        (k, ...) fp32.
+    """
     import torch
 
     if isinstance(rows, torch.Tensor):
@@ -133,58 +158,73 @@ def gather(rows: Rows, index: Tensor) -> Tensor:
 
 
 def is_vocabulary_tensor(name: str, checkpoint: Checkpoint) -> bool:
-    """Whether the tensor has one row per entry of the checkpoint's vocabulary (embeddings, output head, its bias)."""
+    """Return True for tensors with one row per token: input embedding, output head and its bias."""
     return role_of(name) is not None and bool(checkpoint.tensors[name].shape)
 
 
 def align(
-    wanted: Mapping[str, int] | None,
+    result_tokens: Mapping[str, int] | None,
     total: int,
     tokens: Mapping[str, int] | None,
     rows: int,
     chosen: Mapping[int, ChosenRow] | None = None,
 ) -> Alignment | None:
-    """Map the result's `total` rows to a model's rows by token string; None where it cannot be told (no tokenizer).
+    """Map the result's rows to a model's rows by token string.
 
-    A row without a token (padding up to a round size) corresponds to the same row of the other model where that has no
-    token either.
+    A row without a token (padding) corresponds to the same row of the model where that has no token either.
+
+    Args:
+        result_tokens: {token: row} of the result; None where there is no tokenizer.
+        total: Number of rows of the result.
+        tokens: {token: row} of the model; None where there is no tokenizer.
+        rows: Number of rows of the model.
+        chosen: {row of the result: source} of rows that the recipe names.
+
+    Returns:
+        The alignment; None where a tokenizer is missing and the numbers of rows differ.
     """
-    if wanted is None or tokens is None:
+    if result_tokens is None or tokens is None:
         return Alignment(None, total) if total == rows else None
-    token_at = {i: token for token, i in wanted.items()}
-    taken = set(tokens.values())
+    tokens_by_row = {i: token for token, i in result_tokens.items()}
+    used_rows = set(tokens.values())
     index, missing = [], []
     for row in range(total):
-        token = token_at.get(row)
+        token = tokens_by_row.get(row)
         if token is None:
-            index.append(row if row < rows and row not in taken else -1)
+            index.append(row if row < rows and row not in used_rows else -1)
             continue
-        found = tokens.get(token, rows)
-        wish = (chosen or {}).get(row)
-        index.append(found if found < rows and not (wish and wish.force) else -1)
-        if found >= rows and wish is None:
+        row_of_token = tokens.get(token, rows)
+        choice = (chosen or {}).get(row)
+        index.append(row_of_token if row_of_token < rows and not (choice and choice.force) else -1)
+        if row_of_token >= rows and choice is None:
             missing.append(token)
-    extra = tuple(token for token, i in tokens.items() if token not in wanted and i < rows)
+    extra = tuple(token for token, i in tokens.items() if token not in result_tokens and i < rows)
     identical = index == list(range(total))
     return Alignment(None if identical else tuple(index), total, tuple(missing), extra, chosen or {})
 
 
 @lru_cache(maxsize=64)
 def alignment_of(vocabulary: Vocabulary, total: int, folder: Path, rows: int) -> Alignment | None:
-    """Return `align` for the tokenizer in a folder; embedding and output head of one model ask for the same.
+    """Return `align` for the tokenizer of a folder, cached for embedding and output head of a model.
 
-    Rows match by number where a tokenizer is lacking, or where both are of the same code and files.
+    Rows match by number where a tokenizer is missing, or where both tokenizers have the same custom code and files.
+
+    Args:
+        vocabulary: The vocabulary of the result.
+        total: Number of rows of the result.
+        folder: Folder of the model.
+        rows: Number of rows of the model.
     """
     tokens = token_ids(folder)
     if vocabulary.tokens is None or tokens is None:
-        there = [place for place in (vocabulary.folder, folder) if read_tokenizer(place) is not None]
-        if len({tokenizer_digest(place) for place in there}) > 1:
+        folders = [place for place in (vocabulary.folder, folder) if read_tokenizer(place) is not None]
+        if len({tokenizer_digest(place) for place in folders}) > 1:
             return None
     return align(vocabulary.tokens, total, tokens, rows, vocabulary.chosen)
 
 
 def describe(model: str, rows: int, alignment: Alignment) -> str | None:
-    """Return the sentence that says what alignment does to a model, or None where it does nothing."""
+    """Return the note on the effect of an alignment on a model; None where it has none."""
     parts = []
     if alignment.extra:
         parts.append(f"{listed(alignment.extra)} not in the result's vocabulary left out")
@@ -201,5 +241,5 @@ def describe(model: str, rows: int, alignment: Alignment) -> str | None:
 
 def listed(tokens: tuple[str, ...]) -> str:
     """Return "2 tokens ('a', 'b')", naming at most three."""
-    shown = ", ".join(quoted(token, 60) for token in tokens[:3])
-    return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({shown}{', ...' if len(tokens) > 3 else ''})"
+    names = ", ".join(quoted(token, 60) for token in tokens[:3])
+    return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({names}{', ...' if len(tokens) > 3 else ''})"

@@ -17,7 +17,7 @@ from common.errors import CalibrationError, UsageError
 from common.files.cache_folder import cache_folder
 from common.processes.child_process import run_python
 from merging.ops.kernels import build
-from merging.tokenizers.loading import load_apart
+from merging.tokenizers.loading import load_in_subprocess
 from tests.helpers.tiny import make_llama, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,7 +155,7 @@ def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([".", "", os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "json.py"))
-    found = load_apart([tmp_path / "model"])
+    found = load_in_subprocess([tmp_path / "model"])
     assert found[tmp_path / "model"] is not None
     assert not (tmp_path / "executed").exists()
 

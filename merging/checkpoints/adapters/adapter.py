@@ -1,10 +1,10 @@
-"""LoRA adapters, added to a base tensor by tensor as it is read. Hu et al. 2021, arXiv:2106.09685.
+"""LoRA adapters, added to the base's tensors while they are read. Hu et al. 2021, arXiv:2106.09685.
 
     theta = theta_0 + scaling * B A        B (out, r), A (r, in)
     scaling = alpha / r, or alpha / sqrt(r) with use_rslora (Kalajdzievski 2023, arXiv:2312.03732)
 
-DoRA, biases of B, trained rows of single tokens and factors of fused experts are computed as PEFT merges them. No
-second checkpoint is made, in memory or on disk. Other settings of PEFT's adapter_config.json are refused.
+DoRA, lora_bias, trainable_token_indices and target_parameters (fused experts) are computed as PEFT merges them. No
+second checkpoint is written to memory or disk. Other settings of PEFT's adapter_config.json are refused.
 """
 
 from __future__ import annotations
@@ -26,17 +26,22 @@ from merging.checkpoints.adapters.expert_factors import (
     runs_over_axis_1,
 )
 from merging.checkpoints.model_config import text_config_of
-from merging.checkpoints.orientation import transposed_names
 from merging.checkpoints.storage import FLOATS, TensorInfo, Weights
-from merging.checkpoints.tensor_names import main_embedding, role_of
+from merging.checkpoints.tensor_names import main_embedding, role_of, transposed_names
 
 if TYPE_CHECKING:
-    from merging.checkpoints.row_source import Rows
+    from merging.checkpoints.storage import Rows
 
 
 @dataclass(frozen=True)
 class Product:
-    """What is added to one tensor: the adapter's A and B, and whether the tensor is stored (in, out)."""
+    """LoRA product that is added to one tensor.
+
+    Attributes:
+        pair: The adapter's A and B.
+        scaling: Factor of B A.
+        transposed: The tensor is stored (in, out).
+    """
 
     pair: Pair
     scaling: float
@@ -47,7 +52,9 @@ class Product:
 class Change:
     """Change of one tensor by an adapter, other than an added product.
 
-    kind: its name in messages; apply: from the tensor's rows so far and the adapter's weights to its rows.
+    Attributes:
+        kind: Name of the change in messages.
+        apply: Function of the tensor's rows so far and the adapter's weights; returns the changed rows.
     """
 
     kind: str
@@ -55,11 +62,16 @@ class Change:
 
 
 class AdaptedWeights:
-    """A base's tensors with an adapter's products added and its whole tensors in their place.
+    """Tensors of a base with an adapter applied.
 
-    products, whole: {name of the result's tensor: the adapter's factors, or the key of its tensor}; changes: {name:
-    DoRA, factors of fused experts, biases, trained rows}; heads: {output head that the base ties: its input embedding},
-    for adapters that untie it; trained_on: the base that its config names.
+    Attributes:
+        base, adapter: Weights of the two.
+        products: {tensor name: LoRA product}.
+        whole: {tensor name: key of the adapter's tensor that replaces it}.
+        changes: {tensor name: DoRA, factors of fused experts, bias, or trained rows}.
+        heads: {output head that the base ties: its input embedding}, for adapters that untie it.
+        config_file: The adapter's adapter_config.json.
+        trained_on: The base that the adapter's config names.
     """
 
     def __init__(
@@ -85,12 +97,12 @@ class AdaptedWeights:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The base's files and the adapter's, with its config, which holds the scaling."""
+        """Files of the base and the adapter, and the adapter's config, which holds the scaling."""
         return tuple(sorted({*self.base.files, *self.adapter.files, self.config_file}))
 
     @property
     def config_changes(self) -> dict[str, Any]:
-        """Changes to the base's config: a head that is tied no longer, another number of tokens."""
+        """Changes of the base's config: an untied head, another vocab_size."""
         replaced = [name for name in self.whole if role_of(name) == "input"]
         rows = {"vocab_size": self.tensors[replaced[0]].shape[0]} if replaced else {}
         return {**rows, **({"tie_word_embeddings": False} if self.heads else {})}
@@ -104,13 +116,13 @@ class AdaptedWeights:
         product = self.products.get(name)
         if product is not None:
             a, b = (self.adapter.rows(key)[slice(None)] for key in (product.pair.a, product.pair.b))
-            left, right = (a.T, b.T) if product.transposed else (b, a)
-            rows = LowRankRows(rows, left, right, product.scaling)
+            left_factor, right_factor = (a.T, b.T) if product.transposed else (b, a)
+            rows = LowRankRows(rows, left_factor, right_factor, product.scaling)
         change = self.changes.get(name)
         return rows if change is None else change.apply(rows, self.adapter)
 
     def close(self) -> None:
-        """Let go of both."""
+        """Release open files and memory of both."""
         self.base.close()
         self.adapter.close()
 
@@ -124,25 +136,34 @@ def adapt(
     config_file: Path,
     base_config: Mapping[str, Any],
 ) -> AdaptedWeights:
-    """Lay an adapter over a base. names: of the two, for messages; ties: whether the base ties its output head.
+    """Return the weights of a base with an adapter applied.
 
-    config: adapter_config.json; base_config: config.json. Raises CheckpointError for keys that are not understood, and
-    where names or shapes do not fit the base.
+    Args:
+        names: Names of base and adapter in messages.
+        base: The base's weights.
+        ties: True where the base ties its output head to the input embedding.
+        adapter: The adapter's weights.
+        config: Content of adapter_config.json.
+        config_file: Path of adapter_config.json.
+        base_config: Content of the base's config.json.
+
+    Raises:
+        CheckpointError: A key of the adapter is unknown, or its names or shapes do not fit the base.
     """
     keys = AdapterKeys.sort(names[1], adapter.tensors)
     fit = _Fit(base, adapter, ties, config, names[1])
     whole = fit.whole(keys.whole)
-    fused = fit.fused(keys.pairs, base_config)
-    products = fit.products({name: pair for name, pair in keys.pairs.items() if pair not in fit.fused_pairs})
-    changes = {**fused, **fit.dora(keys.magnitudes, products), **fit.biases(keys.biases, products)}
+    expert_changes = fit.expert_factors(keys.pairs, base_config)
+    products = fit.products({name: pair for name, pair in keys.pairs.items() if pair not in fit.expert_pairs})
+    changes = {**expert_changes, **fit.dora(keys.magnitudes, products), **fit.biases(keys.biases, products)}
     tokens = fit.tokens(keys.tokens)
     fit.check_tied({*whole, *products, *changes}, {*tokens})
     changes |= tokens
     trained = config.get("base_model_name_or_path")
     if fit.problems:
         more = f" (and {len(fit.problems) - 1} more)" if len(fit.problems) > 1 else ""
-        said = f"; it was trained on {trained}" if trained else ""
-        raise CheckpointError(f"Adapter {names[1]} does not fit {names[0]}: {fit.problems[0]}{more}{said}.")
+        trained_on = f"; it was trained on {trained}" if trained else ""
+        raise CheckpointError(f"Adapter {names[1]} does not fit {names[0]}: {fit.problems[0]}{more}{trained_on}.")
     if not (products or whole or changes):
         raise CheckpointError(
             f"Adapter {names[1]} changes no tensor of {names[0]}: its weights file holds no factors, biases or whole "
@@ -152,32 +173,32 @@ def adapt(
 
 
 class _Fit:
-    """Finds the base's tensors that an adapter's belong to, and collects what does not fit."""
+    """Match of an adapter's tensors to the base's; problems are collected and reported together."""
 
     def __init__(self, base: Weights, adapter: Weights, ties: bool, config: Mapping[str, Any], label: str) -> None:
         self._base, self._adapter, self._ties, self._config, self._label = base, adapter, ties, config, label
         self._embedding = main_embedding(base.tensors)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.heads: dict[str, str] = {}
-        self.fused_pairs: list[Pair] = []
+        self.expert_pairs: list[Pair] = []
         self.problems: list[str] = []
 
     def whole(self, keys: Mapping[str, str]) -> dict[str, str]:
-        """Return {stored name: key} of the tensors that replace the base's. A vocabulary may have other rows.
+        """Return {stored name: key} of the tensors that replace the base's; a vocabulary may have more rows.
 
-        A base that ties its head has one table for both: where an adapter has the head that it was trained on and no
-        embedding, the embedding takes its rows, so that new tokens have one.
+        Where the base ties its head and the adapter has a resized head but no embedding, the embedding takes the head's
+        rows, so that new tokens have one.
         """
         replaced = {}
         for name, key in keys.items():
-            stored, theirs = self._target(name), self._adapter.tensors[key].shape
+            stored, shape = self._target(name), self._adapter.tensors[key].shape
             if stored is None:
                 continue
-            ours = self._shapes[stored]
-            grown = role_of(stored) is not None and ours[1:] == theirs[1:]
-            if ours != theirs and not grown:
-                self.problems.append(f"{stored} is {list(ours)} in the base and {list(theirs)} in the adapter")
-            self._shapes[stored] = theirs
+            base_shape = self._shapes[stored]
+            grown = role_of(stored) is not None and base_shape[1:] == shape[1:]
+            if base_shape != shape and not grown:
+                self.problems.append(f"{stored} is {list(base_shape)} in the base and {list(shape)} in the adapter")
+            self._shapes[stored] = shape
             replaced[stored] = key
         head, table = next((n for n in self.heads if ".base_layer." in replaced.get(n, "")), None), self._embedding
         if head is not None and table is not None and table not in replaced:
@@ -187,22 +208,24 @@ class _Fit:
         return replaced
 
     def products(self, pairs: Mapping[str, Pair]) -> dict[str, Product]:
-        """Return {stored name: the product that is added to it}."""
+        """Return {stored name: LoRA product}."""
         targets = {stored: pair for name, pair in pairs.items() if (stored := self._target(name))}
-        ways = {stored: self._ways(stored, pair) for stored, pair in targets.items()}
-        turned = self._config.get("fan_in_fan_out") or any(
-            way == {True} and not targets[n].embedding for n, way in ways.items()
+        orientations = {stored: self._orientations(stored, pair) for stored, pair in targets.items()}
+        is_transposed = self._config.get("fan_in_fan_out") or any(
+            orientation == {True} and not targets[n].embedding for n, orientation in orientations.items()
         )
-        stored_turned = transposed_names({name: info.shape for name, info in self._base.tensors.items()})
+        stored_transposed = transposed_names({name: info.shape for name, info in self._base.tensors.items()})
         products = {}
         for stored, pair in targets.items():
             scaling = self._scaling(pair.module, self._adapter.tensors[pair.a].shape[0])
-            either = len(ways[stored]) == 2 and (turned or stored in stored_turned)  # a square matrix does not tell
-            products[stored] = Product(pair, scaling, ways[stored] == {True} or bool(either))
+            is_transposed_square = len(orientations[stored]) == 2 and (
+                is_transposed or stored in stored_transposed
+            )  # shapes alone do not decide for a square matrix
+            products[stored] = Product(pair, scaling, orientations[stored] == {True} or bool(is_transposed_square))
         return products
 
     def dora(self, magnitudes: Mapping[str, str], products: Mapping[str, Product]) -> dict[str, Change]:
-        """Return {stored name: its rescaling} of DoRA."""
+        """Return {stored name: DoRA rescaling}."""
         from merging.checkpoints.adapters.adapter_rows import DoraRows, LowRankRows
 
         changes = {}
@@ -216,12 +239,12 @@ class _Fit:
             if stored is None:
                 continue
             if stored not in products:
-                self.problems.append(f"{key} has no factors A and B beside it")
+                self.problems.append(f"{key} has no factors A and B")
                 continue
             by_column, shape = products[stored].transposed, self._shapes[stored]
             if self._adapter.tensors[key].shape != (shape[1 if by_column else 0],):
-                theirs = list(self._adapter.tensors[key].shape)
-                self.problems.append(f"{key} is {theirs} and {stored} is {list(shape)}")
+                magnitude_shape = list(self._adapter.tensors[key].shape)
+                self.problems.append(f"{key} is {magnitude_shape} and {stored} is {list(shape)}")
 
             def rescaled(rows: Rows, adapter: Weights, key: str = key, by_column: bool = by_column) -> Rows:
                 assert isinstance(rows, LowRankRows)
@@ -231,7 +254,7 @@ class _Fit:
         return changes
 
     def biases(self, biases: Mapping[str, str], products: Mapping[str, Product]) -> dict[str, Change]:
-        """Return {stored name of a bias: what lora_bias adds to it}."""
+        """Return {stored name of a bias: bias added by lora_bias}."""
         from merging.checkpoints.adapters.adapter_rows import BiasRows
 
         changes = {}
@@ -252,16 +275,16 @@ class _Fit:
         return changes
 
     def tokens(self, tokens: Mapping[str, str]) -> dict[str, Change]:
-        """Return {stored name of a table: the rows that trainable_token_indices replaces}; a tied head follows it."""
+        """Return {stored name of an embedding: rows that trainable_token_indices replaces}; a tied head follows."""
         from merging.checkpoints.adapters.adapter_rows import TokenRows
 
-        stated = self._config.get("trainable_token_indices")
+        indices_setting = self._config.get("trainable_token_indices")
         changes = {}
         for name, key in tokens.items():
             stored = self._target(name)
             if stored is None:
                 continue
-            by_module = stated if isinstance(stated, Mapping) else {"": stated}
+            by_module = indices_setting if isinstance(indices_setting, Mapping) else {"": indices_setting}
             indices = next((by_module[m] for m in by_module if not m or f".{name}".endswith(f".{m}.weight")), None)
             shape, rows = self._shape(key), self._shapes[stored][0]
             numbers = [i for i in indices if isinstance(i, int)] if isinstance(indices, list) else []
@@ -279,10 +302,10 @@ class _Fit:
             changes[stored] = Change("trained rows of single tokens", filled)
         return changes
 
-    def fused(self, pairs: Mapping[str, Pair], base_config: Mapping[str, Any]) -> dict[str, Change]:
-        """Return {stored name: what factors of fused experts (target_parameters) add to it}."""
-        stated = [t.rpartition(".") for t in self._config.get("target_parameters") or () if isinstance(t, str)]
-        targets = [(owner, leaf) for owner, _, leaf in stated if leaf != "weight"]
+    def expert_factors(self, pairs: Mapping[str, Pair], base_config: Mapping[str, Any]) -> dict[str, Change]:
+        """Return {stored name: change by factors of fused experts (target_parameters)}."""
+        parts = [t.rpartition(".") for t in self._config.get("target_parameters") or () if isinstance(t, str)]
+        targets = [(owner, leaf) for owner, _, leaf in parts if leaf != "weight"]
         modules: dict[str, list[Pair]] = {}
         for pair in pairs.values():
             module = pair.module.replace(".base_layer", "")
@@ -290,7 +313,7 @@ class _Fit:
                 modules.setdefault(module, []).append(pair)
         changes: dict[str, Change] = {}
         for module, listed in modules.items():
-            self.fused_pairs += listed
+            self.expert_pairs += listed
             leaves = sorted({leaf for owner, leaf in targets if f".{module}".endswith(f".{owner}")})
             for pair, parameter, way in self._assigned(module, listed, leaves, base_config):
                 changes |= self._fused_changes(pair, parameter, way)
@@ -299,26 +322,26 @@ class _Fit:
     def _assigned(
         self, module: str, pairs: list[Pair], leaves: list[str], base_config: Mapping[str, Any]
     ) -> list[tuple[Pair, FusedParameter, bool]]:
-        """Return which pair belongs to which parameter of a module, by shapes; empty, with a problem, where unclear."""
+        """Match the pairs of a module to its parameters by shapes; empty, with a problem, where that is ambiguous."""
         shapes = {name: info.shape for name, info in self._base.tensors.items()}
         parameters = [fused_parameter(f"{module}.{leaf}", shapes, base_config) for leaf in leaves]
-        known = [parameter for parameter in parameters if parameter is not None]
-        if len(known) != len(leaves) or len(pairs) != len(leaves):
-            lacking = [f"{module}.{leaf}" for leaf, one in zip(leaves, parameters, strict=True) if one is None]
-            self.problems.append(f"the base has no stacked experts {', '.join(lacking) or module}")
+        present = [parameter for parameter in parameters if parameter is not None]
+        if len(present) != len(leaves) or len(pairs) != len(leaves):
+            missing = [f"{module}.{leaf}" for leaf, one in zip(leaves, parameters, strict=True) if one is None]
+            self.problems.append(f"the base has no stacked experts {', '.join(missing) or module}")
             return []
         version = self._config.get("peft_version")
-        inputs_first = _inputs_first(known, text_config_of(base_config).get("hidden_size"))
+        is_in_out = _is_in_out(present, text_config_of(base_config).get("hidden_size"))
         choices = []
         for order in permutations(pairs):
             ways = [
-                runs_over_axis_1(parameter, self._shape(pair.a), self._shape(pair.b), version, inputs_first)
-                for pair, parameter in zip(order, known, strict=True)
+                runs_over_axis_1(parameter, self._shape(pair.a), self._shape(pair.b), version, is_in_out)
+                for pair, parameter in zip(order, present, strict=True)
             ]
             if None not in ways:
-                choices.append(list(zip(order, known, [bool(way) for way in ways], strict=True)))
+                choices.append(list(zip(order, present, [bool(way) for way in ways], strict=True)))
         if len(choices) != 1:
-            what = "fit it in no way" if not choices else "fit it in several ways"
+            what = "do not fit it" if not choices else "fit it in several ways"
             self.problems.append(f"the factors of {module} (target_parameters {', '.join(leaves)}) {what}")
             return []
         return choices[0]
@@ -336,16 +359,16 @@ class _Fit:
                 rows: Rows, adapter: Weights, expert: int | None = expert, first: int = first, last: int = last
             ) -> Rows:
                 a, b = (adapter.rows(key)[slice(None)] for key in (pair.a, pair.b))
-                left, right = expert_factors(a, b, experts, over_axis_1)
+                left_factor, right_factor = expert_factors(a, b, experts, over_axis_1)
                 if expert is None:
-                    return ExpertRows(rows, left, right, scaling)
-                return LowRankRows(rows, left[expert, first:last], right[expert], scaling)
+                    return ExpertRows(rows, left_factor, right_factor, scaling)
+                return LowRankRows(rows, left_factor[expert, first:last], right_factor[expert], scaling)
 
             changes[stored] = Change("factors of fused experts (target_parameters)", added)
         return changes
 
     def check_tied(self, changed: set[str], tokens: set[str]) -> None:
-        """Refuse a change of a tied table in one of its two places alone; trained rows of tokens change both."""
+        """Report a change of only one of two tied matrices; trained rows of tokens change both."""
         if self._ties and self._embedding in changed and not self.heads:
             self.problems.append(f"it changes {self._embedding}, which the base has for its output head too")
         if self.heads and self._embedding in tokens:
@@ -363,7 +386,7 @@ class _Fit:
         return float(alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank)
 
     def _target(self, name: str) -> str | None:
-        """Return the stored name of a tensor of the model; for an output head that the base ties, its own name."""
+        """Return the stored name of a tensor of the model; an output head that the base ties keeps its name."""
         stored = find_stored(name, self._base.tensors)
         if stored is None and role_of(name) == "head" and self._ties and self._embedding is not None:
             self.heads[name] = self._embedding
@@ -377,8 +400,8 @@ class _Fit:
             self._shapes[stored] = info.shape
         return stored
 
-    def _ways(self, stored: str, pair: Pair) -> set[bool]:
-        """Return how B A fits a tensor: as it is (False), turned (True: stored (in, out), or an embedding), or both."""
+    def _orientations(self, stored: str, pair: Pair) -> set[bool]:
+        """Return the orientations in which B A fits a tensor: False as it is, True transposed (see `Product`)."""
         a, b = self._shape(pair.a), self._shape(pair.b)
         shape = self._shapes[stored]
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
@@ -391,10 +414,10 @@ class _Fit:
         return ways
 
 
-def _inputs_first(parameters: list[FusedParameter], hidden_size: object) -> bool | None:
-    """Return whether fused experts are stored (experts, in, out): by the gate's side of the hidden size."""
+def _is_in_out(parameters: list[FusedParameter], hidden_size: object) -> bool | None:
+    """Return True for experts stored (experts, in, out), by the gate's axis of the hidden size; None if unknown."""
     if any(expert is not None for parameter in parameters for expert, _, _ in parameter.stored.values()):
-        return False  # transformers stacks experts that are stored apart as (experts, out, in)
+        return False  # transformers stacks separately stored experts as (experts, out, in)
     for parameter in parameters:
         sides = parameter.shape[1:]
         if "gate" in parameter.name.rpartition(".")[2] and hidden_size in sides and sides[0] != sides[1]:

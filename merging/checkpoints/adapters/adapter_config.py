@@ -1,4 +1,4 @@
-"""What an adapter's config asks for, and what of it can be done."""
+"""Checks of PEFT's adapter_config.json: supported keys, types and values."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ UNDERSTOOD = {
     "corda_config", "lora_ga_config", "velora_config", "use_dora", "lora_bias", "target_parameters",
     "trainable_token_indices",
 }  # fmt: skip
-"""Keys of adapter_config.json that are used here, or that matter in training alone; others, if set, are refused."""
+"""Keys of adapter_config.json that are used here or matter only in training; other keys, if set, are refused."""
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-"""Values of init_lora_weights that leave the base as it was; PiSSA, OLoRA and others train beside another base."""
+"""Values of init_lora_weights that leave the base unchanged; PiSSA, OLoRA and others change it."""
 _LAYERS = OneOf((int, list))
 _TEXTS = OneOf((str, list))
 SHAPE = Fields(
@@ -43,7 +43,11 @@ NAMES = {"use_qalora": "QA-LoRA", "alora_invocation_tokens": "aLoRA", "layer_rep
 
 
 def check_adapter(label: str, config: Mapping[str, Any]) -> None:
-    """Refuse an adapter that is more than LoRA, by the name of what it is. Raises CheckpointError."""
+    """Refuse an adapter of another type than LoRA or with unsupported settings.
+
+    Raises:
+        CheckpointError: Naming the type or the setting.
+    """
     kind = config.get("peft_type")
     if kind is None and ("lora_parameters" in config or "fine_tune_type" in config):
         raise CheckpointError(
@@ -74,10 +78,18 @@ def check_adapter(label: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def pattern_value(label: str, config: Mapping[str, Any], key: str, module: str, otherwise: float) -> float:
-    """Return what rank_pattern or alpha_pattern has for a module: the first regular expression that its name ends with.
+def pattern_value(label: str, config: Mapping[str, Any], key: str, module: str, default: float) -> float:
+    """Return a module's value of rank_pattern or alpha_pattern: that of the first pattern that its name ends with.
 
-    Raises CheckpointError for a pattern that is none, or that takes too long.
+    Args:
+        label: Name of the adapter in messages.
+        config: Content of adapter_config.json.
+        key: "rank_pattern" or "alpha_pattern".
+        module: Dotted name of the module.
+        default: Value where no pattern matches.
+
+    Raises:
+        CheckpointError: A pattern is no regular expression, or its match takes too long.
     """
     for pattern, value in (config.get(key) or {}).items():
         try:
@@ -86,4 +98,4 @@ def pattern_value(label: str, config: Mapping[str, Any], key: str, module: str, 
             raise CheckpointError(str(error)) from error
         if matches:
             return float(value) if isinstance(value, float) else int(value)
-    return otherwise
+    return default

@@ -1,4 +1,4 @@
-"""What PEFT calls an adapter's tensors, and which of the base's they belong to."""
+"""PEFT's names of an adapter's tensors, and the base's tensors that they belong to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REFUSED = {"lora_": "a variant of LoRA"}
 
 @dataclass(frozen=True)
 class Pair:
-    """The keys of A and B, and the name of the module they belong to."""
+    """Keys of A and B, and the name of their module."""
 
     a: str
     b: str
@@ -34,17 +34,20 @@ class Pair:
 
     @property
     def embedding(self) -> bool:
-        """Whether they are of an embedding, which is looked up by row: theta + scaling * (B A)^T."""
+        """True for an embedding, to which the transpose is added: theta + scaling * (B A)^T."""
         return ".lora_embedding_" in self.a
 
 
 @dataclass(frozen=True)
 class AdapterKeys:
-    """An adapter's tensors by what they do.
+    """Tensors of an adapter by purpose; names are those of the model's parameters, keys those in the adapter's file.
 
-    pairs: by the name that the weight has in the model; whole: {name: key of the tensor that takes its place}
-    (modules_to_save, resized embeddings, biases); magnitudes: {name of the weight: key} of DoRA; biases: {name of the
-    bias: key of what is added to it} (lora_bias); tokens: {name of the table: key of its trained rows}.
+    Attributes:
+        pairs: {weight name: A and B}.
+        whole: {name: key of the tensor that replaces it} (modules_to_save, resized embeddings, biases).
+        magnitudes: {weight name: key of the DoRA magnitude vector}.
+        biases: {bias name: key of the bias that is added} (lora_bias).
+        tokens: {embedding name: key of its trained rows} (trainable_token_indices).
     """
 
     pairs: Mapping[str, Pair]
@@ -55,10 +58,10 @@ class AdapterKeys:
 
     @classmethod
     def sort(cls, label: str, keys: Iterable[str]) -> AdapterKeys:
-        """Tell what each key is. Raises CheckpointError for one that is not understood."""
+        """Sort the keys of an adapter by purpose. Raises CheckpointError for an unknown key."""
         sides: dict[str, dict[str, str]] = {}
         whole: dict[str, str] = {}
-        others: dict[str, dict[str, str]] = {"magnitude": {}, "bias": {}, "tokens": {}}
+        by_kind: dict[str, dict[str, str]] = {"magnitude": {}, "bias": {}, "tokens": {}}
         for key in keys:
             name = key.removeprefix(PREFIX)
             if FROZEN in name:
@@ -67,7 +70,7 @@ class AdapterKeys:
             special = next(((k, m["module"], end) for k, p, end in kinds if (m := p.fullmatch(name))), None)
             if special:
                 kind, module, end = special
-                others[kind][f"{WRAPPERS.sub('.', module + '.')}{end}"] = key
+                by_kind[kind][f"{WRAPPERS.sub('.', module + '.')}{end}"] = key
                 continue
             if factor := FACTOR.fullmatch(name):
                 side = sides.setdefault(factor["module"], {})
@@ -84,7 +87,7 @@ class AdapterKeys:
                     f"Adapter {label} holds {key}{what}, which is not supported; merge it with PEFT first."
                 )
             plain = WRAPPERS.sub(".", name)
-            if plain not in whole or plain == name:  # PEFT loads the plain name where it saved a module twice
+            if plain not in whole or plain == name:  # of a module saved twice PEFT loads the plain name
                 whole[plain] = key
         nested = {module for module in sides if ".base_layer" in module and module.replace(".base_layer", "") in sides}
         for side in sides.values():
@@ -96,18 +99,18 @@ class AdapterKeys:
             )
             for module, side in sides.items()
         }
-        return cls(pairs, whole, others["magnitude"], others["bias"], others["tokens"])
+        return cls(pairs, whole, by_kind["magnitude"], by_kind["bias"], by_kind["tokens"])
 
 
 def find_stored(name: str, stored: Iterable[str]) -> str | None:
-    """Return the stored name that a name in the model stands for, or None where none does or several do.
+    """Return the stored name of a model parameter; None where no stored name matches, or several do.
 
-    Checkpoints may lack or have leading parts (`model.`), or have them in another order; layers' numbers must agree.
+    Leading components (`model.`) may be missing, additional or in another order; layer numbers must agree.
     """
-    known = stored if isinstance(stored, Mapping) else dict.fromkeys(stored)
-    if name in known:
+    names = stored if isinstance(stored, Mapping) else dict.fromkeys(stored)
+    if name in names:
         return name
-    ends = _ends(tuple(known))
+    ends = _ends(tuple(names))
     for prefix, end in _cuts(name):
         numbered = any(part.isdigit() for part in end.split("."))
         shared = {whole: len(set(prefix) & set(lead)) for lead, whole in ends.get(end, ())}
@@ -119,7 +122,7 @@ def find_stored(name: str, stored: Iterable[str]) -> str | None:
 
 
 def _cuts(name: str) -> list[tuple[tuple[str, ...], str]]:
-    """Every cut of a dotted name into leading parts without a number and an end of two parts or more, longest first."""
+    """Return all splits of a dotted name into components without a number and an end of two or more components."""
     parts = name.split(".")
     cuts = []
     for i in range(len(parts) - 1):
@@ -131,7 +134,7 @@ def _cuts(name: str) -> list[tuple[tuple[str, ...], str]]:
 
 @lru_cache(maxsize=4)
 def _ends(stored: tuple[str, ...]) -> dict[str, list[tuple[tuple[str, ...], str]]]:
-    """{end of a name: [(its leading parts, the whole name)]}."""
+    """Return {end of a name: [(leading components, whole name)]}."""
     ends: dict[str, list[tuple[tuple[str, ...], str]]] = {}
     for name in stored:
         for prefix, end in _cuts(name):

@@ -1,4 +1,4 @@
-"""Tensors of a base with what an adapter adds to them, computed in fp32 block of rows by block of rows."""
+"""Rows of adapted tensors: computed in fp64 block by block, rounded once to fp32."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from merging.checkpoints.row_source import Rows
+    from merging.checkpoints.storage import Rows
 
 BLOCK_ELEMENTS = 1 << 20
-"""Elements whose product is held in fp64 at a time. No result depends on it."""
+"""Elements per fp64 block. No result depends on it."""
 NORM_ROWS = 256
-"""Rows per step of a norm over columns. Fixed: the order of a floating-point sum is part of its result."""
+"""Rows per step of a column norm; fixed, since the result depends on the order of summation."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class AdaptedRows(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """fp32, whatever the base is stored in."""
+        """fp32, whatever the dtype of the base."""
         import torch
 
         return torch.float32
@@ -56,28 +56,28 @@ class AdaptedRows(ABC):
 
 @dataclass(frozen=True)
 class LowRankRows(AdaptedRows):
-    """theta_0 + scaling * left @ right: left (rows, r), right (r, columns).
+    """theta_0 + scaling * left_factor @ right_factor: left_factor (rows, r), right_factor (r, columns).
 
-    The product is added up rank by rank in fp64, where the product of two fp32 numbers is exact: no element depends on
-    the rows next to it, on threads, or on how a matrix product would be cut.
+    The product is summed rank by rank in fp64, where products of two fp32 numbers are exact: no element depends on
+    neighboring rows, threads or block sizes.
     """
 
-    left: Tensor
-    right: Tensor
+    left_factor: Tensor
+    right_factor: Tensor
     scaling: float
 
     def wide_rows(self, start: int, stop: int) -> Tensor:
         """Return rows start:stop in fp64."""
-        return low_rank(self.left[start:stop], self.right, self.scaling).add_(self.base[start:stop])
+        return low_rank(self.left_factor[start:stop], self.right_factor, self.scaling).add_(self.base[start:stop])
 
 
 @dataclass(frozen=True)
 class ExpertRows(AdaptedRows):
-    """Stacked experts (experts, s1, s2): theta_0[e] + scaling * left[e] @ right[e]."""
+    """Stacked experts (experts, s1, s2): theta_0[e] + scaling * left_factor[e] @ right_factor[e]."""
 
-    left: Tensor
+    left_factor: Tensor
     """(experts, s1, r)"""
-    right: Tensor
+    right_factor: Tensor
     """(experts, r, s2)"""
     scaling: float
 
@@ -85,16 +85,16 @@ class ExpertRows(AdaptedRows):
         """Return experts start:stop in fp64."""
         import torch
 
-        deltas = [low_rank(self.left[e], self.right[e], self.scaling) for e in range(start, stop)]
+        deltas = [low_rank(self.left_factor[e], self.right_factor[e], self.scaling) for e in range(start, stop)]
         return torch.stack(deltas).add_(self.base[start:stop])
 
 
 @dataclass(frozen=True)
 class DoraRows(AdaptedRows):
-    """m * V / ||V||, V = theta_0 + scaling * left @ right, the norm over the inputs of each output channel.
+    """m * V / ||V||, V = theta_0 + scaling * B A, the norm over the inputs of each output channel.
 
-    Liu et al. 2024, arXiv:2402.09353, equation 5. magnitude (outputs,); by_column: the outputs run along axis 1
-    (matrices that are stored (in, out), embeddings).
+    Liu et al. 2024, arXiv:2402.09353, equation 5. magnitude: (outputs,); by_column: outputs are along axis 1 (matrices
+    stored (in, out), embeddings).
     """
 
     changed: LowRankRows
@@ -142,7 +142,7 @@ class BiasRows(AdaptedRows):
 
 @dataclass(frozen=True)
 class TokenRows(AdaptedRows):
-    """A table in which the rows of some tokens are replaced (trainable_token_indices): {row: index in `rows`}."""
+    """An embedding with some rows replaced (trainable_token_indices); replaced: {row: index in `rows`}."""
 
     rows: Tensor
     replaced: dict[int, int]
@@ -156,12 +156,18 @@ class TokenRows(AdaptedRows):
         return block
 
 
-def low_rank(left: Tensor, right: Tensor, scaling: float) -> Tensor:
-    """Return scaling * left @ right in fp64, added up rank by rank: left (rows, r), right (r, columns)."""
+def low_rank(left_factor: Tensor, right_factor: Tensor, scaling: float) -> Tensor:
+    """Return scaling * left_factor @ right_factor in fp64, summed rank by rank.
+
+    Args:
+        left_factor: (rows, r).
+        right_factor: (r, columns).
+        scaling: Factor of the product.
+    """
     import torch
 
-    left, right = left.double(), right.double()
-    total = torch.zeros(len(left), right.shape[1], dtype=torch.float64)
-    for rank in range(len(right)):
-        total.addr_(left[:, rank], right[rank])
+    left_factor, right_factor = left_factor.double(), right_factor.double()
+    total = torch.zeros(len(left_factor), right_factor.shape[1], dtype=torch.float64)
+    for rank in range(len(right_factor)):
+        total.addr_(left_factor[:, rank], right_factor[rank])
     return total.mul_(scaling)

@@ -1,8 +1,8 @@
-"""LoRA factors of fused experts (PEFT's target_parameters), matched to how a base stores its experts.
+"""LoRA factors of fused experts (PEFT's target_parameters), matched to the base's storage of its experts.
 
 PEFT keeps one A (experts * r, s) and one B (s', r * experts) for a parameter (experts, s1, s2); the rows of A are
 ordered by expert and then by rank, the columns of B by rank and then by expert. For parameters (experts, out, in) PEFT
-exchanged the two sides until 0.19.1: A is over axis 1 there, over axis 2 since.
+exchanged the two sides until 0.19.1: A runs over axis 1 in those versions, over axis 2 in later ones.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ EXCHANGED_UNTIL = (0, 19, 1)
 
 @dataclass(frozen=True)
 class FusedParameter:
-    """A fused parameter of the model and what the base stores of it.
+    """A fused parameter of the model and its stored tensors.
 
-    shape: (experts, s1, s2); stored: {stored name: (expert or None for all, first row, last row of s1)}.
+    Attributes:
+        name: Path of the parameter in the model.
+        shape: (experts, s1, s2).
+        stored: {stored name: (expert or None for all, first row, last row of s1)}.
     """
 
     name: str
@@ -36,16 +39,21 @@ class FusedParameter:
 def fused_parameter(
     name: str, stored: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
 ) -> FusedParameter | None:
-    """Return how a base stores the fused parameter `name` (its path in the model), None where it does not have it.
+    """Return the stored tensors of a fused parameter; None where the base does not have it.
 
-    stored: {name: shape}; config: config.json. A base that stores each expert apart is matched by transformers' own
-    table of conversions, for tables that only stack experts and lay gate above up.
+    A base that stores each expert separately is matched by transformers' conversion mapping, where that only stacks
+    experts and concatenates gate and up.
+
+    Args:
+        name: Path of the parameter in the model.
+        stored: {stored name: shape} of the base.
+        config: Content of the base's config.json.
     """
-    own = next((n for n in stored if n == name or n.endswith(f".{name}") or name.endswith(f".{n}")), None)
-    if own is not None:
-        shape = stored[own]
+    stacked = next((n for n in stored if n == name or n.endswith(f".{name}") or name.endswith(f".{n}")), None)
+    if stacked is not None:
+        shape = stored[stacked]
         return (
-            FusedParameter(name, (shape[0], shape[1], shape[2]), {own: (None, 0, shape[1])})
+            FusedParameter(name, (shape[0], shape[1], shape[2]), {stacked: (None, 0, shape[1])})
             if len(shape) == 3
             else None
         )
@@ -71,28 +79,42 @@ def fused_parameter(
 
 
 def runs_over_axis_1(
-    parameter: FusedParameter, a: Sequence[int], b: Sequence[int], version: str | None, inputs_first: bool | None
+    parameter: FusedParameter, a: Sequence[int], b: Sequence[int], version: str | None, is_in_out: bool | None
 ) -> bool | None:
-    """Return whether A runs over axis 1 of the parameter (and B over axis 2); None where the shapes fit neither way.
+    """Return True where A runs over axis 1 of the parameter (and B over axis 2); None where the shapes do not fit.
 
-    a, b: shapes of the factors; version: of PEFT, from the adapter's config; inputs_first: whether the parameter is
-    stored (experts, in, out), None where that is not known. A square parameter is decided by the last two.
+    For square parameters `version` and `is_in_out` decide.
+
+    Args:
+        parameter: The fused parameter.
+        a, b: Shapes of the factors.
+        version: PEFT version of the adapter's config.
+        is_in_out: True for a parameter stored (experts, in, out); None where that is unknown.
     """
     experts, s1, s2 = parameter.shape
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0] or a[0] % experts:
         return None
-    ways = [way for way, sides in ((True, (s1, s2)), (False, (s2, s1))) if (a[1], b[0]) == sides]
-    if len(ways) < 2:
-        return ways[0] if ways else None
-    if inputs_first is None:
+    orientations = [
+        orientation for orientation, sides in ((True, (s1, s2)), (False, (s2, s1))) if (a[1], b[0]) == sides
+    ]
+    if len(orientations) < 2:
+        return orientations[0] if orientations else None
+    if is_in_out is None:
         return None
-    return inputs_first or _number(version) < EXCHANGED_UNTIL
+    return is_in_out or _number(version) < EXCHANGED_UNTIL
 
 
 def expert_factors(a: Tensor, b: Tensor, experts: int, over_axis_1: bool) -> tuple[Tensor, Tensor]:
-    """Return (left, right) with delta[e] = left[e] @ right[e]: left (experts, s1, r), right (experts, r, s2).
+    """Return the factors of each expert: delta[e] = left_factor[e] @ right_factor[e].
 
-    a (experts * r, s), b (s', r * experts), as PEFT stores them.
+    Args:
+        a: (experts * r, s), as PEFT stores it.
+        b: (s', r * experts), as PEFT stores it.
+        experts: Number of experts.
+        over_axis_1: A runs over axis 1 of the parameter.
+
+    Returns:
+        left_factor (experts, s1, r), right_factor (experts, r, s2).
     """
     by_expert = a.reshape(experts, -1, a.shape[1])  # (experts, r, s)
     outputs = b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)  # (experts, s', r)
@@ -110,28 +132,28 @@ def _sources(name: str, config: Mapping[str, Any]) -> list[list[str]]:
         return []
     text = config.get("text_config")
     kinds = [part.get("model_type") for part in (config, text) if isinstance(part, Mapping)]
-    found = []
+    sources = []
     for kind in kinds:
         for entry in (get_checkpoint_conversion_mapping(kind) or []) if isinstance(kind, str) else []:
             if not isinstance(entry, WeightConverter) or not name.endswith(entry.target_patterns[0].lstrip(".")):
                 continue
             operations = [(type(o).__name__, getattr(o, "dim", None)) for o in entry.operations]
             if operations in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
-                found.append(list(entry.source_patterns))
-    return found
+                sources.append(list(entry.source_patterns))
+    return sources
 
 
 def _experts(pattern: str, layer: int, stored: Mapping[str, tuple[int, ...]]) -> dict[int, str]:
     """Return {expert: stored name} of a layer for a pattern such as `.experts.*.w1.weight`."""
     end = re.compile(re.escape(pattern.lstrip(".").lstrip("^")).replace(r"\*", r"(\d+)") + "$")
-    found = {}
+    names = {}
     for name in stored:
         place = layer_of(name)
         if place and place[1] == layer and (match := end.search(name)):
-            found[int(match[1])] = name
-    return dict(sorted(found.items())) if sorted(found) == list(range(len(found))) else {}
+            names[int(match[1])] = name
+    return dict(sorted(names.items())) if sorted(names) == list(range(len(names))) else {}
 
 
 def _number(version: str | None) -> tuple[int, ...]:
-    """Return a version as numbers; (0,), older than any, where an adapter's config states none."""
+    """Return a version as numbers; (0,), older than any, where it is absent."""
     return tuple(int(n) for n in re.findall(r"\d+", version or "0")[:3])

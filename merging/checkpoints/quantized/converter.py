@@ -1,4 +1,4 @@
-"""The contract of a quantization format, and helpers that several formats share."""
+"""Protocol of a quantization format, and functions that several formats share."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2
 class QuantizedTensor:
     """One weight that a format stores in several tensors.
 
-    name, shape: of the dequantized weight; parts: {role: name of the stored tensor}, the packed numbers under
-    "weight"; settings: what the format needs besides (bits, group size, block size).
+    Attributes:
+        name, shape: Of the dequantized weight.
+        parts: {role: name of the stored tensor}; the packed numbers have the role "weight".
+        settings: Bits, group size, block size and other parameters of the format.
     """
 
     name: str
@@ -35,24 +37,37 @@ class Converter(Protocol):
     """A quantization format: finds its weights among the stored tensors, and dequantizes rows of one of them."""
 
     label: str
-    """The format as messages and the model card call it."""
+    """Name of the format in messages and the model card."""
 
     def validate(self, stored: StoredTensors) -> list[QuantizedTensor]:
         """Return the weights of this format; reads headers only, unless the format keeps shapes in tensors.
 
-        Raises CheckpointError where parts are missing or their shapes contradict each other.
+        Raises:
+            CheckpointError: Parts are missing, or their shapes contradict each other.
         """
 
     def process(self, tensor: QuantizedTensor, parts: Mapping[str, Tensor], rows: slice) -> Tensor:
-        """Return rows `rows` of the dequantized weight in fp32; `parts` are the stored tensors by role."""
+        """Return rows of the dequantized weight.
+
+        Args:
+            tensor: The weight.
+            parts: Stored tensors by role.
+            rows: Rows start:stop of the weight.
+
+        Returns:
+            (stop - start, ...) in fp32.
+        """
 
 
 @dataclass(frozen=True)
 class StoredTensors:
-    """The stored tensors of a checkpoint, as converters see them.
+    """Stored tensors of a checkpoint, the input of converters.
 
-    label: the checkpoint's name in messages; tensors: headers by name; settings: config.json's quantization_config
-    (an empty mapping where there is none); read: returns a stored tensor by name.
+    Attributes:
+        label: Name of the checkpoint in messages.
+        tensors: Header entries by name.
+        settings: quantization_config of config.json; empty where there is none.
+        read: Function that returns a stored tensor by name.
     """
 
     label: str
@@ -61,27 +76,27 @@ class StoredTensors:
     read: Callable[[str], Tensor]
 
     def ending(self, suffix: str) -> list[str]:
-        """Return the beginnings of the names that end with `suffix`, in the checkpoint's order."""
+        """Return the names that end with `suffix`, without it, in the checkpoint's order."""
         return [name.removesuffix(suffix) for name in self.tensors if name.endswith(suffix)]
 
-    def part(self, name: str, beside: str) -> str:
-        """Return `name`, a tensor that `beside` cannot be read without. Raises CheckpointError where it is missing."""
+    def part(self, name: str, weight: str) -> str:
+        """Return `name`, a tensor that `weight` needs. Raises CheckpointError where it is missing."""
         if name not in self.tensors:
             raise CheckpointError(
-                f"{self.label}: tensor {beside} is quantized and {name} is missing; download the checkpoint again."
+                f"{self.label}: tensor {weight} is quantized and {name} is missing; download the checkpoint again."
             )
         return name
 
     def refuse(self, name: str, expected: str) -> CheckpointError:
-        """Return the error for a stored tensor of another shape or dtype than its format has."""
+        """Return the error for a stored tensor whose shape or dtype does not belong to its format."""
         info = self.tensors[name]
         return CheckpointError(
             f"{self.label}: tensor {name} has shape {list(info.shape)} and dtype {info.dtype}, expected {expected}; "
-            "the quantization format is not one that is read here, so give the unquantized checkpoint."
+            "this quantization format is not supported; give the unquantized checkpoint."
         )
 
     def bits(self, default: int = 4) -> int:
-        """Return the bits per weight that the quantization_config states. Raises CheckpointError for an odd value."""
+        """Return the bits per weight of the quantization_config. Raises CheckpointError outside 1 to 8."""
         bits = self.settings.get("bits", self.settings.get("w_bit", default))
         if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
             raise CheckpointError(
@@ -91,10 +106,17 @@ class StoredTensors:
 
 
 def unpack_bits(packed: Tensor, bits: int, dim: int, count: int) -> Tensor:
-    """Return `count` unsigned numbers of `bits` bits along `dim` of an int32 tensor, the lowest bits first.
+    """Unpack unsigned integers along an axis of an int32 tensor.
 
-    packed: (..., words, ...) int32, a little-endian bit stream along `dim`; numbers may cross words (3, 5, 6, 7 bits).
-    Returns an int32 tensor with `count` in the place of `words`.
+    Args:
+        packed: (..., words, ...) int32, a little-endian bit stream along `dim`; numbers may cross words (3, 5, 6, 7
+            bits).
+        bits: Bits per number.
+        dim: Axis of the words.
+        count: Numbers to unpack.
+
+    Returns:
+        (..., count, ...) int32.
     """
     import torch
 
@@ -110,7 +132,7 @@ def unpack_bits(packed: Tensor, bits: int, dim: int, count: int) -> Tensor:
 
 
 def unpack_slice(packed: Tensor, bits: int, dim: int, start: int, stop: int) -> Tensor:
-    """Return numbers start:stop along `dim` as `unpack_bits` does, from the words that hold them alone."""
+    """Return numbers start:stop along `dim` as `unpack_bits` does, reading only their words."""
     first = start // 32 * 32  # 32 numbers fill whole words at any width
     words = packed.narrow(dim, first * bits // 32, math.ceil(stop * bits / 32) - first * bits // 32)
     return unpack_bits(words, bits, dim, stop - first).narrow(dim, start - first, stop - start)

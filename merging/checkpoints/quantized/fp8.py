@@ -62,7 +62,7 @@ class Fp8:
 
     @staticmethod
     def _block(stored: StoredTensors, name: str, scale: str) -> tuple[int, int]:
-        """Return (rows, columns) that share a scale. Raises CheckpointError where the shapes do not say."""
+        """Return (rows, columns) that share a scale. Raises CheckpointError where the shapes do not fit."""
         shape, grid = stored.tensors[name].shape, stored.tensors[scale].shape
         if math.prod(grid) == 1:
             return 1, 1
@@ -70,13 +70,13 @@ class Fp8:
             grid = (grid[0], 1)
         if len(shape) not in (2, 3) or len(grid) != len(shape) or grid[:-2] != shape[:-2]:
             raise stored.refuse(scale, f"a scale for {name} {list(shape)}")
-        stated = stored.settings.get("weight_block_size") or (None, None)
-        if not isinstance(stated, list | tuple) or len(stated) != 2:
-            stated = (None, None)
+        block_size = stored.settings.get("weight_block_size") or (None, None)
+        if not isinstance(block_size, list | tuple) or len(block_size) != 2:
+            block_size = (None, None)
         block = []
-        for size, scales, width in zip(shape[-2:], grid[-2:], stated, strict=True):
+        for size, scales, width in zip(shape[-2:], grid[-2:], block_size, strict=True):
             fitting = [n for n in (width, size // max(1, scales), BLOCK) if isinstance(n, int) and n > 0]
             block.append(next((n for n in fitting if math.ceil(size / n) == scales), 0))
         if 0 in block:
-            raise stored.refuse(scale, f"blocks of {list(stated)} over {name} {list(shape)}")
+            raise stored.refuse(scale, f"blocks of {list(block_size)} over {name} {list(shape)}")
         return block[0], block[1]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Place, among the eight numbers of a word, of output channel 0, 1, ... (Lin et al. 2023, arXiv:2306.00978)."""
+"""Position of output channel 0, 1, ... among the eight numbers of a word (Lin et al. 2023, arXiv:2306.00978)."""
 
 
 def _quantized_modules(stored: StoredTensors) -> Iterator[tuple[str, str, str, str]]:
@@ -190,15 +190,17 @@ class CompressedInt:
             for bits in range(1, 9)
             if len(shape) == 2 and info.shape == (shape[0], math.ceil(shape[1] * bits / 32)) and shape[1] > 0
         ]
-        stated = self._stated_bits(stored)
-        bits = next((b for b in stated if b in fitting), fitting[0] if len(fitting) == 1 else None)
+        config_bits = self._config_bits(stored)
+        bits = next((b for b in config_bits if b in fitting), fitting[0] if len(fitting) == 1 else None)
         if bits is None:
-            raise stored.refuse(packed, f"numbers of {sorted(stated) or 'as many'} bits for a weight {list(shape)}")
+            raise stored.refuse(
+                packed, f"numbers of {sorted(config_bits) or 'as many'} bits for a weight {list(shape)}"
+            )
         return self._tensor(stored, module, packed, shape, {"bits": bits, "packed": True})
 
     @staticmethod
-    def _stated_bits(stored: StoredTensors) -> list[int]:
-        """Return the bits that the config's groups state for weights."""
+    def _config_bits(stored: StoredTensors) -> list[int]:
+        """Return num_bits of the config's groups of weights."""
         groups = stored.settings.get("config_groups")
         listed = groups.values() if isinstance(groups, Mapping) else ()
         weights = [group.get("weights") for group in listed if isinstance(group, Mapping)]
@@ -222,7 +224,7 @@ class CompressedInt:
             raise stored.refuse(parts["group"], f"[{shape[1]}]")
         if "zero" in parts and settings["packed"] and stored.tensors[parts["zero"]].dtype == "int32":
             bits = int(str(settings["bits"]))
-            wanted = (math.ceil(shape[0] * bits / 32), max(1, size // shape[0]))
-            if stored.tensors[parts["zero"]].shape != wanted:
-                raise stored.refuse(parts["zero"], f"{list(wanted)} of int32")
+            zero_shape = (math.ceil(shape[0] * bits / 32), max(1, size // shape[0]))
+            if stored.tensors[parts["zero"]].shape != zero_shape:
+                raise stored.refuse(parts["zero"], f"{list(zero_shape)} of int32")
         return QuantizedTensor(f"{module}.weight", shape, parts, settings)

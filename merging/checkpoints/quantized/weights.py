@@ -1,4 +1,4 @@
-"""Weights of a quantized checkpoint as if they had been stored in fp32, dequantized block of rows by block of rows."""
+"""Weights of a quantized checkpoint, dequantized to fp32 block by block while they are read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from merging.checkpoints.row_source import Rows
+    from merging.checkpoints.storage import Rows
 
 
 CONVERTERS: tuple[Converter, ...] = (
@@ -31,13 +31,13 @@ RUNTIME = re.compile(
     r"\.(input_scale|input_zero_point|input_global_scale|output_scale|activation_scale(_inv)?|act_scale|k_scale|v_scale"
     r"|q_scale|weight_format|weight_shape|g_idx|perm|workspace|kv_scale|prob_scale)$"
 )
-"""Tensors that only a quantized forward pass uses: scales of activations and of the KV cache, layouts of kernels."""
+"""Tensors that only quantized inference uses: scales of activations and of the KV cache, kernel layouts."""
 CONFIG_KEYS = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True)
 class DequantizedRows:
-    """One quantized weight, read as fp32."""
+    """Rows of one quantized weight in fp32."""
 
     label: str
     tensor: QuantizedTensor
@@ -72,9 +72,11 @@ class DequantizedRows:
 
 
 class DequantizedWeights:
-    """Stored tensors, the quantized ones under their weight's name and shape, in fp32.
+    """Tensors of a checkpoint, the quantized ones in fp32 under the name and shape of their weight.
 
-    formats: {label of a format: number of weights}; left_out: stored tensors that only a quantized forward pass uses.
+    Attributes:
+        formats: {name of a format: number of weights}.
+        left_out: Stored tensors that only quantized inference uses.
     """
 
     def __init__(
@@ -109,11 +111,11 @@ class DequantizedWeights:
         return DequantizedRows(self._label, tensor, converter, parts)
 
     def close(self) -> None:
-        """Let go of the memory maps."""
+        """Release the memory maps."""
         self._stored.close()
 
-    def remark(self) -> str:
-        """Return the sentence that the screen, the run record and the model card have on these weights."""
+    def note(self) -> str:
+        """Return the note on these weights for the log, the run record and the model card."""
         counts = ", ".join(f"{label}: {count}" for label, count in sorted(self.formats.items()))
         dropped = f"; {len(self.left_out)} tensors for quantized inference are left out" if self.left_out else ""
         return (
@@ -124,14 +126,23 @@ class DequantizedWeights:
 def dequantized(
     label: str, config: Mapping[str, Any], stored: StoredWeights
 ) -> tuple[StoredWeights | DequantizedWeights, dict[str, Any], str | None]:
-    """Lay the converters over stored tensors where some are quantized.
+    """Return the weights of a checkpoint, dequantized where its tensors are quantized.
 
-    Returns the weights, the config without its account of quantization, and a sentence for the user or None. The
-    tensors decide: a quantization_config over plain tensors is left out with a sentence. Raises CheckpointError for
-    formats that are not read here, naming tensor and format.
+    The tensors decide: a quantization_config next to unquantized tensors is removed with a note.
+
+    Args:
+        label: Name of the checkpoint in messages.
+        config: Content of config.json.
+        stored: Tensors as stored.
+
+    Returns:
+        Weights, config without quantization_config, and a note for the user or None.
+
+    Raises:
+        CheckpointError: A format is not supported; names tensor and format.
     """
-    stated = next((config[key] for key in CONFIG_KEYS if config.get(key)), None)
-    settings = stated if isinstance(stated, Mapping) else {}
+    quantization = next((config[key] for key in CONFIG_KEYS if config.get(key)), None)
+    settings = quantization if isinstance(quantization, Mapping) else {}
     plain = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
     view = StoredTensors(label, stored.tensors, settings, stored.rows)
     weights: dict[str, tuple[Converter, QuantizedTensor]] = {}
@@ -146,10 +157,10 @@ def dequantized(
             weights[tensor.name] = converter, tensor
     if not weights:
         _refuse_packed(label, settings, stored.tensors)
-        return stored, plain if stated else dict(config), _left_over(label, config) if stated else None
-    found = DequantizedWeights(label, stored, weights)
-    _refuse_packed(label, settings, {n: i for n, i in found.tensors.items() if n not in weights})
-    return found, plain, found.remark()
+        return stored, plain if quantization else dict(config), _left_over(label, config) if quantization else None
+    weights_in_fp32 = DequantizedWeights(label, stored, weights)
+    _refuse_packed(label, settings, {n: i for n, i in weights_in_fp32.tensors.items() if n not in weights})
+    return weights_in_fp32, plain, weights_in_fp32.note()
 
 
 def _left_over(label: str, config: Mapping[str, Any]) -> str:

@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.hub import CheckpointRef
+from merging.checkpoints.licenses import Licenses
 from merging.recipe.method_registry import all_methods
 
 TAGS = ("merge",)
 AIM_TAG = "activation-informed-merging"
 AIM_PAPER = "arXiv:2502.02421"
-NAMELESS = "licenses-of-the-inputs"
-"""Name of the license of a result whose inputs have different ones, since the hub wants a name beside `other`."""
-
-
-@dataclass(frozen=True)
-class Licenses:
-    """The licenses of the inputs by model (those that state one), and the one that the result carries.
-
-    details: `license`, `license_name` and `license_link` of the result's front matter.
-    """
-
-    by_model: Mapping[str, tuple[str, ...]]
-    result: str | None
-    warning: str | None
-    details: Mapping[str, str] = field(default_factory=dict)
-
-
-def licenses_of(checkpoints: Sequence[Checkpoint]) -> Licenses:
-    """Read what the inputs' model cards say. The result has a license only where all that state one agree."""
-    by_model = {checkpoint.name: checkpoint.licenses for checkpoint in checkpoints if checkpoint.licenses}
-    found = list(dict.fromkeys(license for licenses in by_model.values() for license in licenses))
-    if len(found) > 1:
-        told = "; ".join(f"{name}: {', '.join(licenses)}" for name, licenses in by_model.items())
-        warning = f"The inputs have different licenses ({told}); the result's must satisfy them all."
-        return Licenses(by_model, None, warning, {"license": "other", "license_name": NAMELESS})
-    details = [detail for checkpoint in checkpoints for detail in checkpoint.license_details]
-    return Licenses(by_model, found[0] if found else None, None, details[0] if found else {})
 
 
 def write_card(

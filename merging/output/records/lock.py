@@ -17,8 +17,8 @@ from common.files.json_types import Between, Each, Fields, ListOf, Matching, May
 from common.files.paths import read_json
 from common.terminal_text import foreign, quoted
 from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.model_folder import tokenizer_files
 from merging.checkpoints.storage import CODES
-from merging.checkpoints.tokenizer_files import tokenizer_files
 from merging.output.digests import digest_of
 from merging.output.staging.output_path import RECORD
 from merging.plan.types import Listing, Named

@@ -600,9 +600,9 @@ def test_refused_folders(bases: dict[str, Path], tmp_path: Path, how: str) -> No
 
 def test_a_file_is_no_model(bases: dict[str, Path]) -> None:
     """A weights file given instead of its folder is told so; a path that is not here is no hub id."""
-    with pytest.raises(UsageError, match=r"model\.safetensors is a file; give the folder that it lies in"):
+    with pytest.raises(UsageError, match=r"model\.safetensors is a file; give its folder"):
         open_checkpoint(str(bases["llama"] / "model.safetensors"))
-    with pytest.raises(UsageError, match="is no folder here, and not a hub id"):
+    with pytest.raises(UsageError, match="is neither a local folder nor a hub id"):
         open_checkpoint("./none")
 
 

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from common.errors import CheckpointError, UsageError
-from merging.checkpoints.tokenizer_files import SETTINGS, VOCABULARIES, tokenizer_files
+from merging.checkpoints.model_folder import SETTINGS, VOCABULARIES, tokenizer_files
 from merging.plan.merge_plan import Output
 from merging.planning import merge
 from merging.recipe import make_recipe
-from merging.tokenizers.loading import load_apart
+from merging.tokenizers.loading import load_in_subprocess
 from merging.tokenizers.token_ids import token_ids, tokenizer_digest
 from tests.helpers.architectures import quiet
 from tests.helpers.tiny import fine_tune, make_llama, weights
@@ -56,7 +56,7 @@ def test_ids_are_those_of_transformers(layouts, name: str) -> None:
 
 def test_ids_without_torch(layouts) -> None:
     """The process without torch, which serves where transformers is not imported, gives the same for every layout."""
-    found = load_apart(list(layouts.values()))
+    found = load_in_subprocess(list(layouts.values()))
     assert len(found) > 30
     for folder in layouts.values():
         if folder in found:
@@ -217,10 +217,10 @@ def test_a_tokenizer_of_its_own_code(family, tmp_path: Path, capsys) -> None:
     assert token_ids(folders["base"]) is None
     out = merged(folders["base"], folders["same"], tmp_path / "out", quiet=False)
     said = capsys.readouterr().err
-    assert "is made by code of its own, which is not run" in said
+    assert "is defined by custom code, which is not run" in said
     assert f"put the .py files of {folders['base']} beside" in said
     assert torch.equal(weights(out)[EMBEDDING], weights(folders["base"])[EMBEDDING])
     with pytest.raises(CheckpointError, match="that transformers reads their rows cannot be matched by token"):
         merged(folders["base"], folders["other"], tmp_path / "two")
-    with pytest.raises(UsageError, match="whose tokenizer is made by code of its own"):
+    with pytest.raises(UsageError, match="whose tokenizer is defined by custom code"):
         merged(folders["base"], folders["same"], tmp_path / "three", tokenizer="union")

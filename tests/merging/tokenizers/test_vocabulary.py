@@ -190,7 +190,7 @@ def templated(trio, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
         ("base", "X{{ messages }}", "base."),
         ("auto", "Y{{ messages }}", "2 of 4 models have it"),
         ("b", "Y{{ messages }}", "b."),
-        ("Z{{ messages }}", "Z{{ messages }}", "as given"),
+        ("Z{{ messages }}", "Z{{ messages }}", "given as Jinja"),
     ],
 )
 def test_chat_template(templated, tmp_path: Path, capsys, policy: str, expected: str, said: str) -> None:
