@@ -55,7 +55,6 @@ TO_CUT = {
     ("merging.ops.selection", "merging.ops.magnitudes"),
     ("merging.ops.sparse.sparse_sum", "merging.methods.task_arithmetic"),
     ("merging.plan.merge_plan", "merging.engine.execution"),
-    ("merging.plan.report", "merging.output.records.card"),
     ("merging.recipe.flags", "merging.output.hub_upload"),
     ("merging.recipe.method_registry", "merging.ops.tensor_blocks"),
     ("merging.recipe.checks", "merging.recipe.merge_recipe"),
