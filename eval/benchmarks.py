@@ -87,23 +87,23 @@ def chosen(
     Raises UsageError for an unknown maths benchmark or where nothing is asked for.
     """
     maths = MATHS[preset]
-    found: dict[str, Benchmark] = {}
+    selected: dict[str, Benchmark] = {}
     for name in benchmarks:
-        found[name] = MMLU_PRO if name == "mmlu_pro" else LM_EVAL.get(name) or Benchmark(name, name, name)
+        selected[name] = MMLU_PRO if name == "mmlu_pro" else LM_EVAL.get(name) or Benchmark(name, name, name)
     if mmlu_pro:
-        found["mmlu_pro"] = MMLU_PRO
+        selected["mmlu_pro"] = MMLU_PRO
     for name in math_benchmarks:
         if name not in maths:
             hint = nearest(name, maths) or " lm-eval's own tasks go to --benchmarks."
             raise UsageError(f"--math_benchmarks knows math and gsm8k, not {name!r}.{hint}")
-        found[f"math:{name}"] = maths[name]
-    if not found:
+        selected[f"math:{name}"] = maths[name]
+    if not selected:
         raise UsageError("Nothing to evaluate: --benchmarks and --math_benchmarks are both empty.")
-    tasks = [b.task for b in found.values()]
+    tasks = [b.task for b in selected.values()]
     twice = next((t for t in tasks if tasks.count(t) > 1), None)
     if twice:
         raise UsageError(f"The task {twice!r} is asked for by --benchmarks and by --math_benchmarks; leave one out.")
-    return list(found.values())
+    return list(selected.values())
 
 
 def refuse_code(names: Sequence[str], allowed: bool) -> None:

@@ -18,13 +18,13 @@ def environment(settings: Settings, local: bool) -> Iterator[None]:
 
     `local` says that the model is here: then, with an offline `data_dir`, the hub is never asked for anything.
     """
-    wanted = {"TOKENIZERS_PARALLELISM": "false"}
+    variables = {"TOKENIZERS_PARALLELISM": "false"}
     if not settings.debug:  # libraries set their own level when imported
-        wanted |= {"DATASETS_VERBOSITY": "critical", "TRANSFORMERS_VERBOSITY": "error"}
+        variables |= {"DATASETS_VERBOSITY": "critical", "TRANSFORMERS_VERBOSITY": "error"}
     if settings.offline:
-        wanted |= {"HF_DATASETS_OFFLINE": "1"} | ({"HF_HUB_OFFLINE": "1"} if local else {})
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+        variables |= {"HF_DATASETS_OFFLINE": "1"} | ({"HF_HUB_OFFLINE": "1"} if local else {})
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:

@@ -90,12 +90,12 @@ def _value(text: str) -> Any:
 
 def check_model_args(arguments: Mapping[str, Any], backend: str) -> None:
     """Raise UsageError for a key that the backend does not know, naming the nearest one."""
-    known = KNOWN[backend]
+    known_keys = KNOWN[backend]
     for key in arguments:
         if key in FLAGS:
             raise UsageError(f"--model_args {key}: give it as {FLAGS[key]}.")
-        if key not in known:
-            raise UsageError(f"--model_args {key} is not known to the {backend} backend.{nearest(key, known)}")
+        if key not in known_keys:
+            raise UsageError(f"--model_args {key} is not known to the {backend} backend.{nearest(key, known_keys)}")
     if arguments.get("enable_thinking") and arguments.get("think_end_token") is None:
         raise UsageError("--model_args enable_thinking=true needs think_end_token=TOKEN, which ends the reasoning.")
 

@@ -81,9 +81,9 @@ class Settings:
                 raise UsageError(f"--{name} must be at least 1, not {value}.")
         if self.n_gpu is not None and self.n_gpu < 0:
             raise UsageError(f"--n_gpu must be 0 or more, not {self.n_gpu}.")
-        known = {"dtype": DTYPES, "backend": BACKENDS, "math_prompt_type": tuple(TEMPLATES), "preset": PRESETS}
-        known["sandbox"] = SANDBOXES
-        for name, values in known.items():
+        known_fields = {"dtype": DTYPES, "backend": BACKENDS, "math_prompt_type": tuple(TEMPLATES), "preset": PRESETS}
+        known_fields["sandbox"] = SANDBOXES
+        for name, values in known_fields.items():
             value = getattr(self, name)
             if value is not None and value not in values:
                 raise UsageError(f"--{name} is one of {', '.join(values)}, not {value!r}.{nearest(value, values)}")
@@ -159,19 +159,19 @@ class Settings:
 
     def recorded(self) -> dict[str, Any]:
         """The settings as JSON for the results file; "limit" is the largest of the limits, None where there is none."""
-        found = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        return found | {"limit": max(self.limits.values(), default=None)}
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return values | {"limit": max(self.limits.values(), default=None)}
 
     @classmethod
     def from_recorded(cls, data: Mapping[str, Any], **changes: Any) -> Settings:
         """Settings as a results file has them, with `changes`; what this version does not know is left out."""
-        known = {f.name for f in fields(cls)}
-        found = {k: v for k, v in data.items() if k in known}
+        known_fields = {f.name for f in fields(cls)}
+        values = {k: v for k, v in data.items() if k in known_fields}
         for name in ("benchmarks", "math_benchmarks"):
-            found[name] = tuple(found.get(name, ()))
+            values[name] = tuple(values.get(name, ()))
         for name in ("data_dir", "include_path"):
-            found[name] = Path(found[name]) if found.get(name) else None
-        return cls(**{**found, **changes})
+            values[name] = Path(values[name]) if values.get(name) else None
+        return cls(**{**values, **changes})
 
 
 def parse_numbers(flag: str, value: str | None) -> dict[str, int]:

@@ -88,9 +88,9 @@ def _reader(load: Callable[..., Any], hub: Path | None, fresh: Path, offline: bo
                 f"{hub} has no {path}: copy the data set's folder there as the hub has it (scripts/fetch_benchmarks.py "
                 "does for the paper's benchmarks), or leave out --data_dir."
             )
-        known = pinned().get(path)
-        if known is not None:
-            kwargs = {"revision": known.revision, **kwargs}
+        revision = pinned().get(path)
+        if revision is not None:
+            kwargs = {"revision": revision.revision, **kwargs}
         try:
             return _checked(path, load(path, name, **kwargs), f"The hub's {path}")
         except BadInputError:
@@ -115,11 +115,11 @@ def _loaded(load: Callable[..., Any], folder: Path, name: str | None, options: d
         ) from error
 
 
-def _checked(name: str, found: Any, where: str) -> Any:
+def _checked(name: str, value: Any, where: str) -> Any:
     """The data set, if it has the columns its benchmark reads."""
-    for split in found.values() if hasattr(found, "values") else [found]:
+    for split in value.values() if hasattr(value, "values") else [value]:
         check_columns(name, split.column_names, where)
-    return found
+    return value
 
 
 def _humaneval() -> Any:
@@ -132,10 +132,10 @@ def _humaneval() -> Any:
 
 def _punkt(data_dir: Path) -> Path | None:
     """The nltk folder that has the sentence splitter IFEval needs: beside or in `data_dir`, or where nltk looks."""
-    given = (data_dir / "nltk_data", data_dir.resolve().parent / "nltk_data")
+    candidates = (data_dir / "nltk_data", data_dir.resolve().parent / "nltk_data")
     usual = [Path(p) for p in os.environ.get("NLTK_DATA", "").split(os.pathsep) if p]
     usual += [Path.home() / "nltk_data", Path("/usr/share/nltk_data"), Path("/usr/local/share/nltk_data")]
-    return next((f for f in (*given, *usual) if (f / "tokenizers" / "punkt_tab").exists()), None)
+    return next((f for f in (*candidates, *usual) if (f / "tokenizers" / "punkt_tab").exists()), None)
 
 
 def check_nltk(offline: bool) -> None:
@@ -162,16 +162,16 @@ def check_nltk(offline: bool) -> None:
 
 def offer_nltk(data_dir: Path | None) -> None:
     """Let nltk find punkt_tab in `data_dir`; a folder others may write, which nltk refuses, is copied first."""
-    found = _punkt(data_dir) if data_dir is not None else None
-    if found is None:
+    punkt = _punkt(data_dir) if data_dir is not None else None
+    if punkt is None:
         return
-    folder = str(_private(found) if _open_to_others(found) else found)
+    folder = str(_private(punkt) if _open_to_others(punkt) else punkt)
     nltk = sys.modules.get("nltk")  # which takes two seconds to import: it may not be needed
     if nltk is not None and folder not in nltk.data.path:
         nltk.data.path.insert(0, folder)
-    given = [p for p in os.environ.get("NLTK_DATA", "").split(os.pathsep) if p]
-    if folder not in given:
-        os.environ["NLTK_DATA"] = os.pathsep.join([folder, *given])
+    candidates = [p for p in os.environ.get("NLTK_DATA", "").split(os.pathsep) if p]
+    if folder not in candidates:
+        os.environ["NLTK_DATA"] = os.pathsep.join([folder, *candidates])
 
 
 def _open_to_others(folder: Path) -> bool:

@@ -40,12 +40,12 @@ def pinned(file: Path = FILE) -> Mapping[str, Pinned]:
     """Every data set by its name on the hub."""
     import yaml
 
-    found = {}
+    datasets = {}
     for name, entry in yaml.safe_load(file.read_text(encoding="utf-8"))["sets"].items():
         items = {place: (int(one[0]), one[1] if len(one) > 1 else None) for place, one in entry["items"].items()}
         files, columns, benchmarks = (tuple(entry[key]) for key in ("files", "columns", "benchmarks"))
-        found[name] = Pinned(entry["revision"], files, columns, items, benchmarks)
-    return found
+        datasets[name] = Pinned(entry["revision"], files, columns, items, benchmarks)
+    return datasets
 
 
 def items_digest(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -59,12 +59,12 @@ def items_digest(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> s
 
 def check_columns(name: str, columns: Sequence[str], where: str) -> None:
     """Raise BadInputError where a data set lacks columns that its benchmark reads."""
-    known = pinned().get(name)
-    lacking = [c for c in known.columns if c not in columns] if known else []
-    if known and lacking:
+    dataset = pinned().get(name)
+    lacking = [c for c in dataset.columns if c not in columns] if dataset else []
+    if dataset and lacking:
         raise BadInputError(
             f"{where} is another version of {name}: it has no {', '.join(lacking)} (but {', '.join(columns)}); "
-            f"scripts/fetch_benchmarks.py gets the revision {known.revision[:12]}."
+            f"scripts/fetch_benchmarks.py gets the revision {dataset.revision[:12]}."
         )
 
 
@@ -86,14 +86,14 @@ def check_manifest(folder: Path, hub: Path, names: Sequence[str]) -> None:
             f"{path} has schema {data.get('schema')!r}, and this version reads {SCHEMA}: fetch the folder again."
         )
     for name in names:
-        known = pinned().get(name)
-        if name not in sets or known is None:
+        dataset = pinned().get(name)
+        if name not in sets or dataset is None:
             continue
         revision, files = sets[name]
-        if revision != known.revision:
+        if revision != dataset.revision:
             raise BadInputError(
                 f"{folder} holds {name} of revision {revision[:12]}, and this version of the project evaluates on "
-                f"{known.revision[:12]}: run scripts/fetch_benchmarks.py {folder} again."
+                f"{dataset.revision[:12]}: run scripts/fetch_benchmarks.py {folder} again."
             )
         for file, digest in files.items():
             problem = _problem(hub / name / file, digest)
@@ -112,9 +112,9 @@ def facts(name: str, config: str | None, split: str, rows: Any) -> tuple[int, st
 
     `rows` are the items of a data set that has pins; the digest covers the columns that benchmarks read.
     """
-    known = pinned()[name]
-    digest = items_digest(rows, known.columns)
-    count, expected = known.items.get(f"{config or 'default'}/{split}", (None, None))
+    dataset = pinned()[name]
+    digest = items_digest(rows, dataset.columns)
+    count, expected = dataset.items.get(f"{config or 'default'}/{split}", (None, None))
     if count is None or (expected is None and count == len(rows)):
         return len(rows), digest, None
     return len(rows), digest, count == len(rows) and digest == expected

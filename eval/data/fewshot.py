@@ -43,16 +43,17 @@ def _without_item(task: Any, sampler: Any, examples: Sequence[Any], item: Any, s
     places = [i for i, example in enumerate(examples) if _same(task, example, item)]
     if not places:
         return examples
-    others = [doc for doc in sampler.fewshot_docs() if doc not in examples and not _same(task, doc, item)]
-    if len(others) < len(places):
+    candidates = [doc for doc in sampler.fewshot_docs() if doc not in examples and not _same(task, doc, item)]
+    if len(candidates) < len(places):
         if not _from_evaluated_split(task):
             return examples  # another split repeats the question, and has too few others
+        available = len(examples) - len(places) + len(candidates)
         raise UsageError(
-            f"--num_fewshot {len(examples)}: {task.config.task} has only {len(examples) - len(places) + len(others)} "
-            "examples besides the item itself; ask for fewer."
+            f"--num_fewshot {len(examples)}: {task.config.task} has only {available} examples besides the item itself; "
+            "use fewer."
         )
     in_order = type(sampler).__name__ == "FirstNSampler"
-    chosen = others[: len(places)] if in_order else random.Random(f"{seed} {item}").sample(others, len(places))
+    chosen = candidates[: len(places)] if in_order else random.Random(f"{seed} {item}").sample(candidates, len(places))
     for place, other in zip(places, chosen, strict=True):
         examples[place] = other
     return examples

@@ -26,7 +26,7 @@ def load(benchmarks: tuple[Benchmark, ...], settings: Settings) -> Mapping[Bench
     offer_nltk(settings.data_dir)
     if any(b.name == "ifeval" for b in benchmarks):
         check_nltk(settings.offline)
-    read = _read if settings.include_path else _kept
+    read = _read if settings.include_path else _cached_read
     return read(benchmarks, settings.data_dir, settings.offline, settings.include_path, settings.seed)
 
 
@@ -72,25 +72,25 @@ def _facts(tasks: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_kept = lru_cache(maxsize=4)(_read)
+_cached_read = lru_cache(maxsize=4)(_read)
 
 
 def _indexed(benchmarks: tuple[Benchmark, ...], include_path: Path | None) -> tuple[Any, list[Path]]:
     """lm-eval's index of the folders needed, and they; of everything only where a group's parts are not beside it."""
     from lm_eval.tasks import TaskManager
 
-    own = [str(include_path)] if include_path else []
-    known = TaskManager(include_path=own, include_defaults=False).all_tasks if own else ()
-    needed = folders_for(benchmarks, known)
-    folders = [str(f) for f in needed] + own
+    include_paths = [str(include_path)] if include_path else []
+    known_tasks = TaskManager(include_path=include_paths, include_defaults=False).all_tasks if include_paths else ()
+    task_folders = folders_for(benchmarks, known_tasks)
+    folders = [str(f) for f in task_folders] + include_paths
     manager = TaskManager(include_path=folders, include_defaults=False)
     if any(_members(b.task, manager) is None for b in benchmarks):
         manager = TaskManager(include_path=folders, include_defaults=True)
-        needed.append(stock_folder())
+        task_folders.append(stock_folder())
     for b in benchmarks:
         if _members(b.task, manager) is None:
             raise EvaluationError(f"lm-eval could not read the task files of benchmark {b.name!r}.")
-    return manager, needed + [Path(f) for f in own]
+    return manager, task_folders + [Path(f) for f in include_paths]
 
 
 def _members(name: str, manager: Any) -> list[str] | None:

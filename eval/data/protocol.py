@@ -53,12 +53,12 @@ class Shipped:
 
 
 @contextmanager
-def sandboxed_code_eval(needed: bool) -> Iterator[None]:
+def sandboxed_code_eval(is_needed: bool) -> Iterator[None]:
     """While open, `evaluate.load("code_eval")` is the sandbox: the stock code tasks load that metric when imported.
 
     Where no task asks for that metric (`needed`), its library, which takes a second, is left alone.
     """
-    if not needed:
+    if not is_needed:
         yield
         return
     import evaluate as hf_evaluate
@@ -85,8 +85,8 @@ def configure(loaded: Mapping[Benchmark, Loaded], settings: Settings, max_length
             _set_shots(benchmark, task, part.shipped[name], settings)
             _set_scoring(benchmark, task, part.shipped[name], settings)
             if task.get_config("output_type") == "generate_until":
-                remark = _set_generation(benchmark, task, part.shipped[name], settings, max_length)
-                remarks += [remark] if remark and remark not in remarks else []
+                warning = _set_generation(benchmark, task, part.shipped[name], settings, max_length)
+                remarks += [warning] if warning and warning not in remarks else []
     if settings.math_prompt_type == "wcot" and any(b.paper_prompt for b in loaded):
         remarks.append("wcot: code blocks in answers are not executed (the reference executed them).")
     return remarks
@@ -116,10 +116,10 @@ def _set_up_sandbox(loaded: Mapping[Benchmark, Loaded], settings: Settings) -> l
 
 
 def _set_shots(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Settings) -> None:
-    asked = settings.num_fewshot.get(benchmark.name)
-    if asked is None and shipped.shots is None:
-        asked = settings.num_fewshot.get(EVERY)
-    count = shipped.shots or 0 if asked is None else asked
+    shots = settings.num_fewshot.get(benchmark.name)
+    if shots is None and shipped.shots is None:
+        shots = settings.num_fewshot.get(EVERY)
+    count = shipped.shots or 0 if shots is None else shots
     task.set_config("num_fewshot", count)
     task.set_fewshot_seed(seed=settings.seed)
     keep_item_out(task, settings.seed)
@@ -136,16 +136,16 @@ def _set_generation(
         generation |= {"until": list(STOPS[kind]), "max_gen_toks": settings.math_max_tokens}
     if benchmark.samples and settings.temperature > 0:
         generation |= {"do_sample": True, "temperature": settings.temperature}
-    remark = None
+    warning = None
     lengths = [generation.pop(name, None) for name in LENGTH_NAMES]  # all of them: one that stays would be sent too
-    wanted = int(next((length for length in lengths if length is not None), 256))
+    max_new_tokens = int(next((length for length in lengths if length is not None), 256))
     if settings.max_gen_toks is not None and not benchmark.paper_prompt:
-        wanted = min(wanted, settings.max_gen_toks)
-    if wanted > max_length * 3 // 4:
-        wanted = max(1, max_length // 2)
-        remark = f"{benchmark.name}: at most {wanted} new tokens, half of the {max_length} the model takes."
-    task.set_config("generation_kwargs", generation | {"max_gen_toks": wanted})
-    return remark
+        max_new_tokens = min(max_new_tokens, settings.max_gen_toks)
+    if max_new_tokens > max_length * 3 // 4:
+        max_new_tokens = max(1, max_length // 2)
+        warning = f"{benchmark.name}: at most {max_new_tokens} new tokens, half of the {max_length} the model takes."
+    task.set_config("generation_kwargs", generation | {"max_gen_toks": max_new_tokens})
+    return warning
 
 
 def _set_scoring(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Settings) -> None:
@@ -159,16 +159,16 @@ def _set_scoring(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Se
         task.apply_filters = lambda: _filter_without_reasoning(task)
     if not getattr(task, "UNSAFE_CODE", False):
         return
-    ours = benchmark.runs_code
-    if ours and repeats > 1 and shipped.filters:
+    runs_code = benchmark.runs_code
+    if runs_code and repeats > 1 and shipped.filters:
         from lm_eval.filters import build_filter_ensemble
 
         name = shipped.filters[0].name
         task._filters = [build_filter_ensemble(name, [["custom", {"filter_fn": scoring.every_answer}]])]
     elif shipped.filters:
         task._filters = shipped.filters
-    task.apply_filters = lambda: _judge_at_once(task, ours)
-    if ours:
+    task.apply_filters = lambda: _judge_at_once(task, runs_code)
+    if runs_code:
         task.set_config("process_results", lambda doc, results: scoring.code(doc, results[0]))
 
 
@@ -184,11 +184,11 @@ def _filter_without_reasoning(task: Any) -> Any:
             instance.resps = answers
 
 
-def _judge_at_once(task: Any, ours: bool) -> Any:
+def _judge_at_once(task: Any, runs_code: bool) -> Any:
     """Apply the filters, then run all programs of a task in parallel, before lm-eval scores items one by one."""
     outcome = type(task).apply_filters(task)
     items = [(instance.doc, answer) for instance in task.instances for answer in instance.filtered_resps.values()]
-    if ours:
+    if runs_code:
         scoring.prefetch(items)
         return outcome
     programs = [(p, doc) for doc, answer in items for p in ([answer] if isinstance(answer, str) else answer)]
@@ -204,12 +204,12 @@ def plan_items(
     for b, part in loaded.items():
         sizes = {name: len(task.eval_docs) for name, task in part.tasks.items()}
         limit, total = settings.limit(b), sum(sizes.values())
-        taken = {name: list(range(n)) for name, n in sizes.items()} if limit is None else items_per_part(limit, sizes)
-        plan |= taken
-        count = sum(map(len, taken.values()))
-        told = f"all {total} items" if limit is None else f"{count} of {total} items"
+        indices = {name: list(range(n)) for name, n in sizes.items()} if limit is None else items_per_part(limit, sizes)
+        plan |= indices
+        count = sum(map(len, indices.values()))
+        scope = f"all {total} items" if limit is None else f"{count} of {total} items"
         why = "" if limit is None else f" (--limit {limit})"
-        remarks.append(f"{b.name}: {told}{_parts(sizes)}{why}.")
+        remarks.append(f"{b.name}: {scope}{_parts(sizes)}{why}.")
         if part.data.get("published") is False:
             remarks.append(f"{b.name}: these are not the published items; scores do not compare with others'.")
     return plan if settings.limits else None

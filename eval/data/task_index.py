@@ -31,33 +31,33 @@ def stock_folder() -> Path:
 @cache
 def stock_names() -> Mapping[str, Sequence[Path]]:
     """Every task, group and tag that lm-eval's files name, with the folders of the files that do."""
-    found: dict[str, list[Path]] = {}
+    folders_by_name: dict[str, list[Path]] = {}
     for file in sorted(stock_folder().rglob("*.yaml")):
         text = file.read_bytes()
         tags = b"".join(_TAG_LIST.findall(text)).replace(b"-", b" ", 1).split()
         for name in {*_NAME.findall(text), *(tag.strip(b"\"'") for tag in tags if tag != b"-")}:
-            folders = found.setdefault(name.decode(), [])
+            folders = folders_by_name.setdefault(name.decode(), [])
             if file.parent not in folders:
                 folders.append(file.parent)
-    return found
+    return folders_by_name
 
 
-def folders_for(benchmarks: Sequence[Benchmark], known: Sequence[str] = ()) -> list[Path]:
+def folders_for(benchmarks: Sequence[Benchmark], known_tasks: Sequence[str] = ()) -> list[Path]:
     """The folders whose task files define `benchmarks`, without those in `known` (the user's own).
 
     Raises UsageError for a name that no task file has, suggesting the nearest.
     """
     folders: list[Path] = []
     for benchmark in benchmarks:
-        if benchmark.task in known:
+        if benchmark.task in known_tasks:
             continue
         if benchmark.paper_prompt:
-            found: Sequence[Path] = [OURS / benchmark.name]
+            candidates: Sequence[Path] = [OURS / benchmark.name]
         elif benchmark.folders:
-            found = [stock_folder() / folder for folder in benchmark.folders]
+            candidates = [stock_folder() / folder for folder in benchmark.folders]
         else:
-            found = _found(benchmark.task, known)
-        folders += [folder for folder in found if folder not in folders]
+            candidates = _folders_of(benchmark.task, known_tasks)
+        folders += [folder for folder in candidates if folder not in folders]
     return folders
 
 
@@ -74,7 +74,7 @@ def _near(name: str) -> Path | None:
     return None
 
 
-def _found(name: str, known: Sequence[str]) -> Sequence[Path]:
+def _folders_of(name: str, known_tasks: Sequence[str]) -> Sequence[Path]:
     near = _near(name)
     if near is not None:
         return [near]
@@ -85,5 +85,5 @@ def _found(name: str, known: Sequence[str]) -> Sequence[Path]:
         raise UsageError(
             f"There is no benchmark {name!r} among lm-eval's tasks; ask for it by --math_benchmarks {name}."
         )
-    candidates = {*LM_EVAL, MMLU_PRO.name, *known, *names}
+    candidates = {*LM_EVAL, MMLU_PRO.name, *known_tasks, *names}
     raise UsageError(f"There is no benchmark {name!r}.{nearest(name, candidates)}")

@@ -57,24 +57,24 @@ def _check_adapter(name: str) -> None:
         raise UsageError(f"The adapter {name} does not exist, and is no hub id (organization/name) either.")
 
 
-def check_length(own: int | None, asked: int | None, model: str) -> None:
+def check_length(model_length: int | None, max_length: int | None, model: str) -> None:
     """Raise UsageError where `asked` tokens are more than the model's own length."""
-    if own is not None and asked is not None and asked > own:
-        raise UsageError(f"--max_model_len {asked} is more than the {own} positions of {model}.")
+    if model_length is not None and max_length is not None and max_length > model_length:
+        raise UsageError(f"--max_model_len {max_length} is more than the {model_length} positions of {model}.")
 
 
 def own_length(config: dict[str, Any]) -> int | None:
     """The longest sequence a model's configuration allows; None where it does not say."""
     text = config.get("text_config") or config
-    found = [text[key] for key in LENGTH_KEYS if isinstance(text.get(key), int)]
-    return found[0] if found else None
+    lengths = [text[key] for key in LENGTH_KEYS if isinstance(text.get(key), int)]
+    return lengths[0] if lengths else None
 
 
-def usable_length(own: int | None, asked: int | None, preset: str = "paper") -> int:
+def usable_length(model_length: int | None, max_length: int | None, preset: str = "paper") -> int:
     """The sequence length to evaluate with: as asked, else the model's own, at most 4096 in the paper's preset."""
-    if asked:
-        return asked
-    return min(PAPER_LENGTH, own or PAPER_LENGTH) if preset == "paper" else own or UNSAID_LENGTH
+    if max_length:
+        return max_length
+    return min(PAPER_LENGTH, model_length or PAPER_LENGTH) if preset == "paper" else model_length or UNSAID_LENGTH
 
 
 def _has_template(folder: Path) -> bool:

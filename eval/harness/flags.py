@@ -134,10 +134,10 @@ def names(value: str) -> tuple[str, ...]:
 
 def models_of(a: argparse.Namespace) -> list[str]:
     """The models asked for, paths with ~ expanded. Raises UsageError where there are none."""
-    found = [str(user_path(m)) if m.startswith("~") else m for m in names(a.model or "")]
-    if not found:
+    models = [str(user_path(m)) if m.startswith("~") else m for m in names(a.model or "")]
+    if not models:
         raise UsageError("--model FOLDER_OR_ID is needed (`python evaluate_model.py --help` lists the flags).")
-    return found
+    return models
 
 
 def settings_of(a: argparse.Namespace) -> Settings:

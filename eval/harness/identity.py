@@ -31,7 +31,7 @@ def model_digest(folder: Path) -> str:
     Raises BadInputError where the folder holds no weights.
     """
     names = sorted(f.name for f in folder.iterdir() if f.is_file())
-    weights = next((found for pattern in WEIGHTS if (found := [n for n in names if fnmatch(n, pattern)])), None)
+    weights = next((matches for pattern in WEIGHTS if (matches := [n for n in names if fnmatch(n, pattern)])), None)
     if not weights:
         raise BadInputError(f"{folder} holds no weights (model.safetensors, or shards with an index).")
     return _files_digest(folder, {*weights, *(n for n in names if any(fnmatch(n, p) for p in BESIDE))})
@@ -95,16 +95,16 @@ def _git(root: Path, *arguments: str) -> str | None:
 def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
     """The processor's name, the cores this process may use, the memory in GiB, and the names of the GPUs used."""
     cores = usable_cores()
-    found: dict[str, Any] = {"cpu": _processor(), "cores": cores, "gpus": list(gpus)}
+    machine: dict[str, Any] = {"cpu": _processor(), "cores": cores, "gpus": list(gpus)}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    return found
+        machine["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    return machine
 
 
 def _processor() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+        match = None
+    return match.group(1).strip() if match else platform.processor() or platform.machine()

@@ -19,12 +19,12 @@ from eval.results.store import model_folder, samples_file
 from eval.settings import Settings
 
 
-def source_of(given: Path, model: str | None, save_path: Path) -> Path:
+def source_of(result_path: Path, model: str | None, save_path: Path) -> Path:
     """The results file to grade again: the one given, else the newest of `model` under `save_path`."""
-    if given != Path():
-        if not given.is_file():
-            raise UsageError(f"--rescore {given} is not a file; give a results_*.json of evaluate_model.py.")
-        return given
+    if result_path != Path():
+        if not result_path.is_file():
+            raise UsageError(f"--rescore {result_path} is not a file; give a results_*.json of evaluate_model.py.")
+        return result_path
     if not model:
         raise UsageError("--rescore needs a results file, or --model to find its newest one under --save_path.")
     results = sorted(model_folder(save_path, model).glob("results_*.json"))
@@ -88,10 +88,10 @@ def rescore(
 
 def _keep_facts(samples: Mapping[str, list[dict[str, Any]]], lines: list[Mapping[str, Any]]) -> None:
     """Copy what is known of the answers besides their texts from the old samples to the new ones."""
-    known = {(line["task"], line["doc_id"]): {n: line[n] for n in FACTS if n in line} for line in lines}
+    facts = {(line["task"], line["doc_id"]): {n: line[n] for n in FACTS if n in line} for line in lines}
     for task, items in samples.items():
         for item in items:
-            item.update(known.get((task, item["doc_id"]), {}))
+            item.update(facts.get((task, item["doc_id"]), {}))
 
 
 def _samples(file: Path) -> list[dict[str, Any]]:

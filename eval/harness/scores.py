@@ -95,8 +95,10 @@ def _scored(
         stderr *= 100
     items = {(s["task"], s["doc_id"]) for leaf in leaves for s in samples.get(leaf, ())}
     n = len(items) or results.get("sample_len")
-    others = {} if outcomes is None else {other: ratio_score(outcomes, other) for other in beside or {}}
-    return Score(label, value, stderr, n, others, direction_of(metric, directions), fraction), outcomes
+    further_scores = (
+        {} if outcomes is None else {metric_name: ratio_score(outcomes, metric_name) for metric_name in beside or {}}
+    )
+    return Score(label, value, stderr, n, further_scores, direction_of(metric, directions), fraction), outcomes
 
 
 def _aggregation(task: Any, metric: str) -> str:

@@ -23,9 +23,9 @@ CLOCK = 60.0
 class RefusedError(EvaluationError):
     """The server understood a request and refused it; `status` and `said` are its words."""
 
-    def __init__(self, url: str, status: int, said: str) -> None:
-        super().__init__(f"{url} refused a request ({status}): {said}")
-        self.status, self.said = status, said
+    def __init__(self, url: str, status: int, reply: str) -> None:
+        super().__init__(f"{url} refused a request ({status}): {reply}")
+        self.status, self.said = status, reply
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Server:
     def models(self) -> dict[str, Mapping[str, Any]] | None:
         """The models it serves by id; None where it does not list them. Raises BadInputError where it is not there."""
         try:
-            found = self._once("models", None, 20.0)
+            listing = self._once("models", None, 20.0)
         except RefusedError as error:
             if error.status in (401, 403):
                 raise BadInputError(
@@ -48,7 +48,7 @@ class Server:
             raise BadInputError(
                 f"There is no server at --base_url {self.base_url} ({reason(error)}); start it, or correct the address."
             ) from error
-        listed = found.get("data") if isinstance(found, Mapping) else None
+        listed = listing.get("data") if isinstance(listing, Mapping) else None
         return {m["id"]: m for m in listed if "id" in m} if isinstance(listed, list) else None
 
     def check(self, model: str) -> Mapping[str, Any]:
@@ -83,8 +83,8 @@ class Server:
             with urlopen(HTTPRequest(url, data=data, headers=headers), timeout=seconds) as answer:
                 return json.loads(answer.read())
         except HTTPError as error:
-            said = error.read(2000).decode("utf-8", "replace")
-            raise RefusedError(url, error.code, " ".join(said.split())[:300]) from error
+            reply = error.read(2000).decode("utf-8", "replace")
+            raise RefusedError(url, error.code, " ".join(reply.split())[:300]) from error
 
 
 def reason(error: Exception) -> str:

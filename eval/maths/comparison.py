@@ -122,12 +122,12 @@ def _matched(a: Sequence[Value], g: Sequence[Value], rules: Rules) -> bool:
     """Return whether the items are equal in some order."""
     if len(a) != len(g) or len(a) > 40:
         return False
-    left = list(g)
+    unmatched = list(g)
     for item in a:
-        place = next((i for i, other in enumerate(left) if same(item, other, rules)), None)
+        place = next((i for i, other in enumerate(unmatched) if same(item, other, rules)), None)
         if place is None:
             return False
-        del left[place]
+        del unmatched[place]
     return True
 
 
@@ -174,14 +174,14 @@ def _same_relations(a: Value, g: Value, rules: Rules) -> bool:
         a_steps, g_steps = steps(a), steps(g)
         if a_steps is None or g_steps is None:
             return same_sets(a, g)
-        left = list(g_steps)
+        unmatched = list(g_steps)
         for step in a_steps:
-            match = next((other for other in left if _same_step(step, other)), None)
+            match = next((other for other in unmatched if _same_step(step, other)), None)
             if match is None:
                 break
-            left.remove(match)
+            unmatched.remove(match)
         else:
-            return not left
+            return not unmatched
         return same_sets(a, g)
     relation, other = (a, g) if isinstance(a, Relation) else (g, a)
     assert isinstance(relation, Relation)

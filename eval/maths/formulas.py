@@ -161,8 +161,8 @@ class _Arguments:
             count = _ARGUMENTS.get(command[1], 0)
             option = re.compile(r"\[[^\[\]]*\]\s*").match(self.text, self.at) if command[1] == "sqrt" else None
             self.at = option.end() if option else self.at
-            shown = option[0].strip() if option else ""
-            return f"\\{command[1]}{shown}" + (
+            text = option[0].strip() if option else ""
+            return f"\\{command[1]}{text}" + (
                 "".join(self._argument(command[1]) for _ in range(count)) if count else " "
             )
         self.at += 1

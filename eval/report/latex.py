@@ -70,8 +70,10 @@ def to_latex(report: Report, intervals: bool = False) -> str:
 
 
 def _table(report: Report, table: Table, intervals: bool, sources: bool) -> str:
-    own = all(line.population is None or set(line.population) == set(line.row.members) for line in report.lines)
-    numbers = [*report.columns, *([] if sources else [HV] if own else [HV, OVER])]
+    own_population = all(
+        line.population is None or set(line.population) == set(line.row.members) for line in report.lines
+    )
+    numbers = [*report.columns, *([] if sources else [HV] if own_population else [HV, OVER])]
     header = " & ".join(map(escaped, ["Model(s)", *([] if sources else ["AIM"]), *numbers]))
     rows, above = [], None
     for line in table.lines:
@@ -81,7 +83,12 @@ def _table(report: Report, table: Table, intervals: bool, sources: bool) -> str:
         row = _row("" if label == above else label, line, intervals, sources)
         rows.append(" & ".join(row[: len(numbers) + (1 if sources else 2)]) + r" \\")
         above = label
-    columns = "l" + ("" if sources else "l") + "r" * len(report.columns) + ("" if sources else "r" if own else "rl")
+    columns = (
+        "l"
+        + ("" if sources else "l")
+        + "r" * len(report.columns)
+        + ("" if sources else "r" if own_population else "rl")
+    )
     name = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
     same = [t for t in report.methods if re.sub(r"[^a-z0-9]+", "-", t.title.lower()).strip("-") == name]
     if len(same) > 1 or not name:  # two labels of one name would be an error
@@ -112,7 +119,7 @@ def _cell(cell: Cell, intervals: bool) -> str:
     if cell.value is None:
         return "--"
     number = rf"\textbf{{{cell.number}}}" if cell.lead else escaped(cell.number)
-    shown = f" [{as_printed(cell, 0)}, {as_printed(cell, 1)}]" if intervals and cell.interval else ""
-    shown += f" ({cell.change})" if cell.change else ""
-    behind = "".join(SPECIAL.get(c, c) for c in shown.replace("-", "−").replace("inf", "∞"))
+    text = f" [{as_printed(cell, 0)}, {as_printed(cell, 1)}]" if intervals and cell.interval else ""
+    text += f" ({cell.change})" if cell.change else ""
+    behind = "".join(SPECIAL.get(c, c) for c in text.replace("-", "−").replace("inf", "∞"))
     return number + (rf"\,{{\tiny{behind}}}" if behind else "") + (escaped("†") if cell.is_significant else "")

@@ -163,10 +163,10 @@ class _Filler:
         if number is None:
             return Cell()
         place = row.key, column
-        moved = self.uncertainty.changes.get(place)
-        is_significant = None if moved is None else place in self.uncertainty.significant
+        change_interval = self.uncertainty.changes.get(place)
+        is_significant = None if change_interval is None else place in self.uncertainty.significant
         interval = self.uncertainty.intervals.get(place)
-        return Cell(number, value, change, better if change else None, False, is_significant, interval, moved)
+        return Cell(number, value, change, better if change else None, False, is_significant, interval, change_interval)
 
 
 def printed(score: Score) -> str:

@@ -75,9 +75,9 @@ def markdown_cell(cell: Cell, intervals: bool, bold: bool) -> str:
 
 def _behind(cell: Cell, intervals: bool) -> str:
     """Return the text after a number: its interval, its change, and the mark of a significant change."""
-    shown = f" [{as_printed(cell, 0)}, {as_printed(cell, 1)}]" if intervals and cell.interval else ""
-    shown += f" ({cell.change})" if cell.change else ""
-    return shown + (SIGNIFICANT if cell.is_significant else "")
+    suffix = f" [{as_printed(cell, 0)}, {as_printed(cell, 1)}]" if intervals and cell.interval else ""
+    suffix += f" ({cell.change})" if cell.change else ""
+    return suffix + (SIGNIFICANT if cell.is_significant else "")
 
 
 def as_printed(cell: Cell, end: int) -> str:
@@ -116,14 +116,14 @@ def to_csv(report: Report) -> str:
         omega = "" if line.row.lineage.omega is None else f"{line.row.lineage.omega:g}"
         values = ["" if cell.value is None else repr(float(cell.value)) for cell in line.cells]
         published = "yes" if line.row.published else "no"
-        shown = [csv_text(line.method), csv_text(line.label), line.aim, *(cell.text for cell in line.cells)]
+        cells = [csv_text(line.method), csv_text(line.label), line.aim, *(cell.text for cell in line.cells)]
         population = csv_text("; ".join(line.population or ()))
-        made = [population, omega, csv_text(line.row.model), published, *values]
-        write([*shown, *made, *(text for cell in line.cells for text in _statistics(cell))])
+        record = [population, omega, csv_text(line.row.model), published, *values]
+        write([*cells, *record, *(text for cell in line.cells for text in _statistics(cell))])
     return out.getvalue()
 
 
 def _statistics(cell: Cell) -> list[str]:
-    ends = [f"{end:.6g}" for found in (cell.interval, cell.change_interval) for end in found or ()]
+    ends = [f"{end:.6g}" for bounds in (cell.interval, cell.change_interval) for end in bounds or ()]
     ends = ends if len(ends) == 4 else [*(ends if cell.interval else ["", ""]), "", ""]
     return [*ends, "" if cell.is_significant is None else "yes" if cell.is_significant else "no"]

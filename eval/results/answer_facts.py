@@ -54,11 +54,11 @@ def answers_table(results: Sequence[EvalResult]) -> str:
     benchmarks = [c for c in COLUMNS if c in present] + [c for c in present if c not in COLUMNS]
     if not benchmarks:
         return "No result has figures of generated answers; grade the samples again with --rescore."
-    known = {name: {fact for r in results for fact in r.answers.get(name, {})} for name in benchmarks}
+    known_facts = {name: {fact for r in results for fact in r.answers.get(name, {})} for name in benchmarks}
     columns = [
         (name, fact)
         for name in benchmarks
-        for fact in ("tokens" if "tokens" in known[name] else "characters", "cut", "empty")
+        for fact in ("tokens" if "tokens" in known_facts[name] else "characters", "cut", "empty")
     ]
     rows = [["Model", *(f"{markdown_text(name)} {HEADINGS[fact]}" for name, fact in columns)]]
     for result in results:

@@ -21,21 +21,21 @@ COLLECTION = "results_collection"
 
 def packed(results: Sequence[EvalResult], names: Mapping[str, str]) -> str:
     """Return the text of a collection, a line per model, so that a change shows as one."""
-    asked: list[dict[str, Any]] = []
+    item_lists: list[dict[str, Any]] = []
     short = shortest_names([result.model for result in results])
     slims = [slim(result, short) for result in results]
-    entries = [json.dumps(_entry(result, asked), separators=(",", ":")) for result in slims]
+    entries = [json.dumps(_entry(result, item_lists), separators=(",", ":")) for result in slims]
     lines = ",\n".join(entries)
-    items = json.dumps(asked, separators=(",", ":"))
+    items = json.dumps(item_lists, separators=(",", ":"))
     return f'{{"format":"{COLLECTION}","names":{json.dumps(dict(names))},"asked":{items},"results":[\n{lines}\n]}}\n'
 
 
 def unpacked(data: Mapping[str, Any], source: str) -> tuple[list[EvalResult], dict[str, str]]:
     """Read what `packed` wrote: results and labels. Raises BadInputError naming `source` for anything else."""
     try:
-        asked = data.get("asked", [])
+        item_lists = data.get("asked", [])
         entries = [
-            {**entry, "outcomes": {c: _opened(tasks, asked) for c, tasks in entry.get("outcomes", {}).items()}}
+            {**entry, "outcomes": {c: _opened(tasks, item_lists) for c, tasks in entry.get("outcomes", {}).items()}}
             for entry in data["results"]
         ]
         names = dict(data.get("names", {}))
@@ -50,10 +50,13 @@ def shortest_names(models: Sequence[str]) -> dict[str, str]:
     """Return the last part of each model's path, or as many parts as tell it from the others of that last part."""
     parts = {model: Path(model).parts for model in models}
     names = {}
-    for model, own in parts.items():
-        others = [other for other in parts.values() if other != own]
-        length = next((n for n in range(1, len(own) + 1) if all(o[-n:] != own[-n:] for o in others)), len(own))
-        names[model] = str(Path(*own[-length:])) if own else model
+    for model, path_parts in parts.items():
+        other_parts = [other for other in parts.values() if other != path_parts]
+        length = next(
+            (n for n in range(1, len(path_parts) + 1) if all(o[-n:] != path_parts[-n:] for o in other_parts)),
+            len(path_parts),
+        )
+        names[model] = str(Path(*path_parts[-length:])) if path_parts else model
     return names
 
 
@@ -64,8 +67,8 @@ def slim(result: EvalResult, short: Mapping[str, str]) -> EvalResult:
     """
 
     def name(model: str) -> str:
-        known = {str(Path(path)): called for path, called in short.items()}
-        return known.get(str(Path(model)), Path(model).name)
+        labels = {str(Path(path)): called for path, called in short.items()}
+        return labels.get(str(Path(model)), Path(model).name)
 
     lineage = result.lineage
     names = replace(
@@ -79,15 +82,15 @@ def slim(result: EvalResult, short: Mapping[str, str]) -> EvalResult:
     )
 
 
-def _entry(result: EvalResult, asked: list[dict[str, Any]]) -> dict[str, Any]:
+def _entry(result: EvalResult, item_lists: list[dict[str, Any]]) -> dict[str, Any]:
     empty: dict[str, dict[str, Any]] = {"outcomes": {}, "hardware": {}, "seconds": {}}
     entry: dict[str, Any] = {k: v for k, v in result.to_json()["aim"].items() if v is not None and v != empty.get(k)}
     for tasks in entry.get("outcomes", {}).values():
         for task in tasks.values():
             items = {"items": task.pop("items"), "docs": task.pop("docs")}
-            if items not in asked:
-                asked.append(items)
-            task["asked"] = asked.index(items)
+            if items not in item_lists:
+                item_lists.append(items)
+            task["asked"] = item_lists.index(items)
             task["verdicts"] = {name: _digits(values) for name, values in task["verdicts"].items()}
     return entry
 
@@ -96,11 +99,11 @@ def _digits(values: Sequence[float]) -> str | list[float]:
     return "".join(str(int(v)) for v in values) if all(v in range(10) for v in values) else list(values)
 
 
-def _opened(tasks: Mapping[str, Any], asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _opened(tasks: Mapping[str, Any], item_lists: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         name: {
             **{key: value for key, value in task.items() if key != "asked"},
-            **asked[task["asked"]],
+            **item_lists[task["asked"]],
             "verdicts": {n: list(map(float, values)) for n, values in task["verdicts"].items()},
         }
         for name, task in tasks.items()

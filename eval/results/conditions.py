@@ -48,16 +48,16 @@ def run_differences(a: EvalResult, b: EvalResult) -> Differences:
 
     A limit or number of shots for one benchmark (`--limit mmlu=10`) counts where both results have that benchmark.
     """
-    found = {name: (_setting(a, name), _setting(b, name)) for name in (*SHARED, *OF_MODEL)}
+    differences = {name: (_setting(a, name), _setting(b, name)) for name in (*SHARED, *OF_MODEL)}
     if all(MATHS_COLUMNS & set(result.scores) for result in (a, b)):
-        found |= {name: (a.settings.get(name), b.settings.get(name)) for name in MATHS_ONLY}
+        differences |= {name: (a.settings.get(name), b.settings.get(name)) for name in MATHS_ONLY}
     for setting, flag in BY_BENCHMARK.items():
-        found[flag] = (_by_benchmark(a, setting, EVERY), _by_benchmark(b, setting, EVERY))
-    found["lm_eval"] = (a.versions.get("lm_eval"), b.versions.get("lm_eval"))
+        differences[flag] = (_by_benchmark(a, setting, EVERY), _by_benchmark(b, setting, EVERY))
+    differences["lm_eval"] = (a.versions.get("lm_eval"), b.versions.get("lm_eval"))
     shared = [column for column in a.scores if column in b.scores]
     for column in shared:
-        found |= {f"{flag} of {column}": pair for flag, pair in _of_column(a, b, column).items()}
-    return _unequal(found)
+        differences |= {f"{flag} of {column}": pair for flag, pair in _of_column(a, b, column).items()}
+    return _unequal(differences)
 
 
 def column_differences(a: EvalResult, b: EvalResult, column: str) -> Differences:
@@ -68,12 +68,12 @@ def column_differences(a: EvalResult, b: EvalResult, column: str) -> Differences
     if a.published or b.published:
         return {}
     names = [name for name in SHARED if not (column in LIKELIHOOD_COLUMNS and name in GENERATION)]
-    found = {name: (_setting(a, name), _setting(b, name)) for name in names}
+    differences = {name: (_setting(a, name), _setting(b, name)) for name in names}
     if column in MATHS_COLUMNS:
-        found |= {name: (a.settings.get(name), b.settings.get(name)) for name in MATHS_ONLY}
-    found["lm_eval"] = (a.versions.get("lm_eval"), b.versions.get("lm_eval"))
-    found |= _of_column(a, b, column)
-    return _unequal(found)
+        differences |= {name: (a.settings.get(name), b.settings.get(name)) for name in MATHS_ONLY}
+    differences["lm_eval"] = (a.versions.get("lm_eval"), b.versions.get("lm_eval"))
+    differences |= _of_column(a, b, column)
+    return _unequal(differences)
 
 
 def _setting(result: EvalResult, name: str) -> Any:
@@ -84,14 +84,16 @@ def _setting(result: EvalResult, name: str) -> Any:
 
 
 def _of_column(a: EvalResult, b: EvalResult, column: str) -> Differences:
-    found = {flag: tuple(_by_benchmark(r, setting, column) for r in (a, b)) for setting, flag in BY_BENCHMARK.items()}
+    differences = {
+        flag: tuple(_by_benchmark(r, setting, column) for r in (a, b)) for setting, flag in BY_BENCHMARK.items()
+    }
     if column in a.scores and column in b.scores:
-        found["metric"] = (a.scores[column].metric, b.scores[column].metric)
+        differences["metric"] = (a.scores[column].metric, b.scores[column].metric)
     if column in a.outcomes and column in b.outcomes:
-        found["items"] = items = _items(a.outcomes[column], b.outcomes[column])
+        differences["items"] = items = _items(a.outcomes[column], b.outcomes[column])
         if items == (None, None):
-            found.pop("limit")
-    return {name: (pair[0], pair[1]) for name, pair in found.items()}
+            differences.pop("limit")
+    return {name: (pair[0], pair[1]) for name, pair in differences.items()}
 
 
 def _items(a: Outcomes, b: Outcomes) -> tuple[Any, Any]:
@@ -115,11 +117,11 @@ def _by_benchmark(result: EvalResult, setting: str, column: str) -> Any:
     return result.settings.get("limit") if setting == "limits" else None
 
 
-def _unequal(found: Mapping[str, tuple[Any, Any]]) -> Differences:
+def _unequal(pairs: Mapping[str, tuple[Any, Any]]) -> Differences:
     """Pairs whose values differ. Where all answers came from the journal, dtype and backend may be unknown."""
     return {
         name: (a, b)
-        for name, (a, b) in found.items()
+        for name, (a, b) in pairs.items()
         if _key(a) != _key(b) and not (name in ("dtype_used", "backend") and {a, b} & {None, "None", "auto"})
     }
 
@@ -129,27 +131,27 @@ def _key(value: Any) -> str:
     return json.dumps(value or None, sort_keys=True, default=str)
 
 
-def listed(found: Mapping[str, tuple[Any, Any]]) -> str:
+def listed(differences: Mapping[str, tuple[Any, Any]]) -> str:
     """Return differences as text: "limit 10 and 20, preset paper and lm-eval"."""
-    return ", ".join(f"{name} {_shown(a)} and {_shown(b)}" for name, (a, b) in found.items())
+    return ", ".join(f"{name} {_format(a)} and {_format(b)}" for name, (a, b) in differences.items())
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return "none" if value in (None, "", {}) else str(value)
 
 
 def column_conflicts(results: Iterable[EvalResult], column: str) -> Differences:
     """Return the conditions of a column in which any of several measured results differs from another one."""
     measured = [r for r in results if column in r.scores and not r.published]
-    found: Differences = {}
+    differences: Differences = {}
     for other in measured[1:]:
         for name, pair in column_differences(measured[0], other, column).items():
-            found.setdefault(name, pair)
+            differences.setdefault(name, pair)
     dtypes = {r.settings.get("dtype_used") for r in measured} - {None}
     if len(dtypes) > 1:
         first, second, *_ = sorted(map(str, dtypes))
-        found.setdefault("dtype_used", (first, second))
-    return found
+        differences.setdefault("dtype_used", (first, second))
+    return differences
 
 
 def prompt_hash(result: EvalResult, column: str) -> str | None:
@@ -158,9 +160,9 @@ def prompt_hash(result: EvalResult, column: str) -> str | None:
     if not isinstance(hashes, Mapping):
         return None
     preset = str(result.settings.get("preset") or "paper")
-    known = [b.task for b in (*LM_EVAL.values(), MMLU_PRO, *MATHS.get(preset, {}).values()) if b.column == column]
+    known_tasks = [b.task for b in (*LM_EVAL.values(), MMLU_PRO, *MATHS.get(preset, {}).values()) if b.column == column]
     tasks: Sequence[str] = list(result.outcomes[column].tasks) if column in result.outcomes else []
-    for name in (*known, column, *(tasks if len(tasks) == 1 else ())):
+    for name in (*known_tasks, column, *(tasks if len(tasks) == 1 else ())):
         if name in hashes:
             return str(hashes[name])
     return None

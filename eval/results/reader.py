@@ -26,15 +26,19 @@ def load(paths: Sequence[Path], names: Mapping[str, str], remark: Remark, with_p
 
     `with_paper` adds the published results and their labels, and keeps to their benchmarks.
     """
-    results, given = read_all(paths, remark)
+    results, labels_from_files = read_all(paths, remark)
     if with_paper:
         published, labels = read_results(PAPER, remark)
         present = {score for result in results for score in result.scores}
         if present - set(COLUMNS):
             remark(f"Not among the paper's benchmarks, and left out: {', '.join(sorted(present - set(COLUMNS)))}.")
         results = published + [_of_the_paper(result) for result in results]
-        given = {**labels, **{Path(model).name: label for model, label in labels.items()}, **given}
-    return assemble(results, {**given, **names}, remark)
+        labels_from_files = {
+            **labels,
+            **{Path(model).name: label for model, label in labels.items()},
+            **labels_from_files,
+        }
+    return assemble(results, {**labels_from_files, **names}, remark)
 
 
 def _of_the_paper(result: EvalResult) -> EvalResult:

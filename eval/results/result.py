@@ -55,8 +55,8 @@ class Score:
         """
         beside = {name: cls.from_json(other) for name, other in data.get("beside", {}).items()}
         metric = str(data["metric"])
-        known = {"higher_is_better": direction_of(metric), "is_fraction": metric not in NOT_FRACTIONS}
-        return cls(**{**known, **data, "beside": beside})
+        versions = {"higher_is_better": direction_of(metric), "is_fraction": metric not in NOT_FRACTIONS}
+        return cls(**{**versions, **data, "beside": beside})
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Lineage:
         if not record.is_file():
             return cls()
         try:
-            found = read_json(record)["lineage"]
-            relaxation = {name: found[name] for name in RELAXATION_FIELDS if name in found}
-            return cls(found["method"], found["base_model"], tuple(found["models"]), found["omega"], **relaxation)
+            entry = read_json(record)["lineage"]
+            relaxation = {name: entry[name] for name in RELAXATION_FIELDS if name in entry}
+            return cls(entry["method"], entry["base_model"], tuple(entry["models"]), entry["omega"], **relaxation)
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{record} is not a run record of merge.py or performAIM.py ({error}).") from error
 
@@ -138,7 +138,7 @@ class EvalResult:
             "commit": self.commit,
             "lineage": self.lineage.to_json(),
             "scores": {name: asdict(score) for name, score in self.scores.items()},
-            "outcomes": {name: found.to_json() for name, found in self.outcomes.items()},
+            "outcomes": {name: entry.to_json() for name, entry in self.outcomes.items()},
             "answers": {name: dict(facts) for name, facts in self.answers.items()},
             "settings": dict(self.settings),
             "versions": dict(self.versions),
@@ -155,10 +155,10 @@ class EvalResult:
         if not isinstance(ours, Mapping) or "schema" not in ours:
             raise BadInputError(f"{source} is not a results file of evaluate_model.py.")
         if ours["schema"] not in READ:
-            known = f"{', '.join(map(str, READ[:-1]))} and {READ[-1]}"
+            versions = f"{', '.join(map(str, READ[:-1]))} and {READ[-1]}"
             raise BadInputError(
-                f"{source} has schema {ours['schema']!r}, and this version reads {known}: evaluate the model again, or "
-                "use the version that wrote it."
+                f"{source} has schema {ours['schema']!r}, and this version reads {versions}: evaluate the model "
+                "again, or use the version that wrote it."
             )
         try:
             lineage = dict(ours["lineage"])
@@ -170,7 +170,7 @@ class EvalResult:
                 settings=ours["settings"],
                 versions=ours["versions"],
                 harness={k: v for k, v in data.items() if k != "aim"},
-                outcomes={name: Outcomes.from_json(found) for name, found in ours.get("outcomes", {}).items()},
+                outcomes={name: Outcomes.from_json(entry) for name, entry in ours.get("outcomes", {}).items()},
                 **{name: ours[name] for name in CIRCUMSTANCES if name in ours},
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -83,17 +83,17 @@ def _lines(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _answer(sample: Mapping[str, Any], column: str, strict: bool) -> Answer:
-    asked = [part for part in sample.get("arguments") or [] if isinstance(part, list) and part]
-    prompt = str(asked[0][0]) if asked else ""
+    arguments = [part for part in sample.get("arguments") or [] if isinstance(part, list) and part]
+    prompt = str(arguments[0][0]) if arguments else ""
     responses = [response[0] if len(response) == 1 else response for response in sample.get("resps") or []]
     gold = str(sample.get("target", ""))
-    if asked and all(len(part) > 1 and isinstance(part[1], str) for part in asked):
+    if arguments and all(len(part) > 1 and isinstance(part[1], str) for part in arguments):
         likely = [float(r[0]) if isinstance(r, list) else float("nan") for r in responses]
-        choices = tuple((str(part[1]).strip(), value) for part, value in zip(asked, likely, strict=False))
+        choices = tuple((str(part[1]).strip(), value) for part, value in zip(arguments, likely, strict=False))
         at = int(gold) if gold.isdecimal() else -1
         return Answer(prompt, choices[at][0] if 0 <= at < len(choices) else gold, choices=choices)
     texts = tuple(str(text) for r in responses for text in (r if isinstance(r, list) else [r]))
-    taken = None
+    extracted = None
     if column in ("MATH", "GSM8K") and texts:
-        taken = final_answer(texts[0]) if strict else extract(texts[0])
-    return Answer(prompt, gold, texts, extracted=taken)
+        extracted = final_answer(texts[0]) if strict else extract(texts[0])
+    return Answer(prompt, gold, texts, extracted=extracted)

@@ -99,14 +99,14 @@ def table(results: Sequence[EvalResult]) -> str:
 
 def details(result: EvalResult) -> list[str]:
     """A sentence per column: how many items, which metric, and what is reported beside it."""
-    found = []
+    sentences = []
     for name, score in result.scores.items():
         beside = "".join(f"; {other} {_cell(value)}" for other, value in score.beside.items())
-        found.append(f"{name}: {score.metric} of {score.n if score.n is not None else 'all'} items{beside}")
-    return found
+        sentences.append(f"{name}: {score.metric} of {score.n if score.n is not None else 'all'} items{beside}")
+    return sentences
 
 
-def _known(value: float | None) -> bool:
+def _is_known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
@@ -114,4 +114,4 @@ def _cell(score: Score | None) -> str:
     if score is None:
         return "-"
     form = ".2f" if score.is_fraction else ".4g"
-    return f"{score.value:{form}}" + ("" if not _known(score.stderr) else f" ± {score.stderr:{form}}")
+    return f"{score.value:{form}}" + ("" if not _is_known(score.stderr) else f" ± {score.stderr:{form}}")

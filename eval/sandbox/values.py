@@ -31,8 +31,8 @@ def builtin_error(kind: type[BaseException]) -> str:
 
 def error_class(name: Any) -> type[BaseException]:
     """Return the built-in exception class of this name; Exception where there is none."""
-    found = getattr(builtins, name, None) if isinstance(name, str) else None
-    return found if isinstance(found, type) and issubclass(found, BaseException) else Exception
+    builtin = getattr(builtins, name, None) if isinstance(name, str) else None
+    return builtin if isinstance(builtin, type) and issubclass(builtin, BaseException) else Exception
 
 
 class Encoder:

@@ -56,7 +56,7 @@ def hv_gain(
     if len(corner) != d:
         raise ValueError(f"the reference needs one number, or one for each of the {d} scores of x")
     # Decided on the scores themselves: rounding leaves a difference of volumes near 0, and its root far from 0.
-    if any(all(theirs >= ours for theirs, ours in zip(member, x, strict=True)) for member in population):
+    if any(all(b >= a for b, a in zip(member, x, strict=True)) for member in population):
         return 0.0
     point = [score * scale - low for score, low in zip(x, corner, strict=True)]
     if min(point) <= 0.0:
@@ -98,8 +98,8 @@ def population_of(
         return PAPER_POPULATION[frozenset(members)]
     if isinstance(rule, str):
         raise ValueError(f"unknown population rule {rule!r}")
-    found = rule.get(name, rule.get(label))
-    return None if found is None else tuple(found)
+    corner = rule.get(name, rule.get(label))
+    return None if corner is None else tuple(corner)
 
 
 def read_rule(value: str) -> str | dict[str, list[str]]:

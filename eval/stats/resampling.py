@@ -61,9 +61,9 @@ def permutation(a: Terms, b: Terms, draws: int, seed: Sequence[int]) -> float:
     extreme = 0
     for start in range(0, draws, block):
         swapped = generator.binomial(counts, 0.5, size=(min(block, draws - start), len(counts)))
-        kept = counts - swapped
-        found = _difference(kept @ first + swapped @ second, kept @ second + swapped @ first)
-        extreme += int((np.abs(found) >= observed - 1e-9).sum())
+        unswapped = counts - swapped
+        differences = _difference(unswapped @ first + swapped @ second, unswapped @ second + swapped @ first)
+        extreme += int((np.abs(differences) >= observed - 1e-9).sum())
     return (1 + extreme) / (1 + draws)
 
 
@@ -90,11 +90,11 @@ def _scores(sums: Array, sizes: Sequence[int]) -> Array:
     import numpy as np
 
     numerators, denominators = sums[:, 0::2], sums[:, 1::2]
-    drawn = denominators > 0  # a draw may lack all items of a small task; the mean is then over the other tasks
-    ratios = np.divide(numerators, denominators, out=np.zeros_like(numerators, dtype=np.float64), where=drawn)
+    is_valid = denominators > 0  # a draw may lack all items of a small task; the mean is then over the other tasks
+    ratios = np.divide(numerators, denominators, out=np.zeros_like(numerators, dtype=np.float64), where=is_valid)
     ends = np.cumsum(sizes)
     terms = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    return np.stack([100 * ratios[:, t].sum(axis=1) / drawn[:, t].sum(axis=1) for t in terms], 1)
+    return np.stack([100 * ratios[:, t].sum(axis=1) / is_valid[:, t].sum(axis=1) for t in terms], 1)
 
 
 def _difference(a: Array, b: Array) -> Array:

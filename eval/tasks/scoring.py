@@ -63,9 +63,11 @@ def minerva(doc: Mapping[str, str], answer: str, stock: Callable[..., Any]) -> d
     `stock` is that task's own scoring function, whose `exact_match` is kept; it counts only answers in the words of its
     examples.
     """
-    theirs = stock.__globals__
-    normal = theirs["normalize_final_answer"](theirs["get_unnormalized_answer"](without_reasoning(answer)))
-    exact = theirs["is_equiv"](normal, doc["answer"])
+    stock_globals = stock.__globals__
+    normal = stock_globals["normalize_final_answer"](
+        stock_globals["get_unnormalized_answer"](without_reasoning(answer))
+    )
+    exact = stock_globals["is_equiv"](normal, doc["answer"])
     return {"math_verify": float(GRADER.verify(answer, doc["solution"])), "exact_match": float(exact)}
 
 

@@ -46,9 +46,9 @@ def final_answer(text: str) -> str:
     box = _last_box(text)
     if box is not None:
         return bare(box)
-    stated = _last(_STATED, text)
-    if stated:
-        return bare(_statement(text[stated.end() :]))
+    statement = _last(_STATED, text)
+    if statement:
+        return bare(_statement(text[statement.end() :]))
     formula = next(_formulas_backwards(text), None)
     if formula is not None:
         return bare(formula)
@@ -118,8 +118,8 @@ def _masked(sentence: str) -> str:
 def _formulas(text: str) -> Iterator[str]:
     """Yield what stands between the marks of inline and display mathematics, in order."""
     for start, end in _spans(text):
-        mark = next(m for m in _CLOSERS if text.startswith(m, start))
-        yield text[start + len(mark) : end - len(_CLOSERS[mark])]
+        marker = next(m for m in _CLOSERS if text.startswith(m, start))
+        yield text[start + len(marker) : end - len(_CLOSERS[marker])]
 
 
 def _formulas_backwards(text: str) -> Iterator[str]:
@@ -135,24 +135,24 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
         opener = _OPENER.search(text, place)
         if opener is None:
             return
-        mark = opener[0]
+        marker = opener[0]
         place = opener.end()
-        if mark not in _CLOSERS or mark in missing:
+        if marker not in _CLOSERS or marker in missing:
             continue
-        end = _closer(text, place, mark)
+        end = _closer(text, place, marker)
         if end is None:
-            if mark != "$":
-                missing.add(mark)
+            if marker != "$":
+                missing.add(marker)
             continue
         if text[place:end].strip():
-            yield opener.start(), end + len(_CLOSERS[mark])
-        place = end + len(_CLOSERS[mark])
+            yield opener.start(), end + len(_CLOSERS[marker])
+        place = end + len(_CLOSERS[marker])
 
 
-def _closer(text: str, start: int, mark: str) -> int | None:
+def _closer(text: str, start: int, marker: str) -> int | None:
     """Return where a formula's closing mark stands; None where it is missing, for `$` on its line."""
-    if mark != "$":
-        end = text.find(_CLOSERS[mark], start)
+    if marker != "$":
+        end = text.find(_CLOSERS[marker], start)
         return end if end >= 0 else None
     for match in re.compile(r"\\.|[$\n]", re.DOTALL).finditer(text, start):
         if match[0] == "$":

@@ -35,13 +35,13 @@ def check_adapter(config: Any, folder: Path, label: str) -> None:
     except Exception as error:  # peft raises ValueError, TypeError or KeyError by method
         raise BadInputError(f"The adapter of {label} does not fit its base: {first_line(error)}") from error
     shapes = _shapes(folder)
-    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    problems = [f"{n} has no place in the base" for n in sorted(set(shapes) - set(wanted))]
-    problems += [f"{n} is missing" for n in sorted(set(wanted) - set(shapes))]
+    expected_shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    problems = [f"{n} has no place in the base" for n in sorted(set(shapes) - set(expected_shapes))]
+    problems += [f"{n} is missing" for n in sorted(set(expected_shapes) - set(shapes))]
     problems += [
-        f"{n} has shape {shapes[n]}, the base needs {wanted[n]}"
-        for n in sorted(set(wanted) & set(shapes))
-        if shapes[n] != wanted[n]
+        f"{n} has shape {shapes[n]}, the base needs {expected_shapes[n]}"
+        for n in sorted(set(expected_shapes) & set(shapes))
+        if shapes[n] != expected_shapes[n]
     ]
     if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""

@@ -313,14 +313,14 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         """Return the answer's text, its number of generated tokens, and whether it ended before the limit."""
         end = next((at for at, i in enumerate(new) if i in ends), None)
         count = len(new) if end is None else end + 1
-        kept = new[:end]
+        new_ids = new[:end]
         context = prompt if self.backend == "causal" else []
-        if self.think_end_token is not None and self.think_end_token in kept:
-            after = len(kept) - kept[::-1].index(self.think_end_token)
-            context, kept = kept[:after], kept[after:]
-            text = self._decoder.decode(context, kept).lstrip()
+        if self.think_end_token is not None and self.think_end_token in new_ids:
+            after = len(new_ids) - new_ids[::-1].index(self.think_end_token)
+            context, new_ids = new_ids[:after], new_ids[after:]
+            text = self._decoder.decode(context, new_ids).lstrip()
         else:
-            text = self._decoder.decode(context, kept)
+            text = self._decoder.decode(context, new_ids)
         shortened = cut(text, until)
         return shortened, count, end is not None or shortened != text
 

@@ -268,15 +268,15 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
             )
             if not answer.ok:
                 return  # lm-eval asks again
-            found = answer.json()["choices"][0].get("logprobs")
+            logprobs = answer.json()["choices"][0].get("logprobs")
         except (requests.RequestException, ValueError, LookupError):
             return
-        if not found or not found.get("token_logprobs") or not found.get("top_logprobs"):
+        if not logprobs or not logprobs.get("token_logprobs") or not logprobs.get("top_logprobs"):
             raise EvaluationError(
                 f"The server at {self.base_url} gives no log-likelihoods of prompts (echo with logprobs): leave out "
                 "benchmarks of multiple choice, or use --backend hf."
             )
-        count = len(found["token_logprobs"])
+        count = len(logprobs["token_logprobs"])
         if count != len(ids) + 1:
             raise EvaluationError(
                 f"The server at {self.base_url} splits a prompt into {count - 1} tokens, the tokenizer into "

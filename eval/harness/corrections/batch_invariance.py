@@ -103,12 +103,12 @@ def _long_row(config: Any, max_length: int) -> int:
     scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     kinds = [s for s in (scaling, *scaling.values()) if isinstance(s, dict)]
     if any((s.get("rope_type") or s.get("type")) in ("longrope", "su", "dynamic", "yarn_dynamic") for s in kinds):
-        own = next(
+        length = next(
             (s["original_max_position_embeddings"] for s in kinds if s.get("original_max_position_embeddings")), 0
         )
-        own = own or getattr(text, "original_max_position_embeddings", 0) or text.max_position_embeddings
-        if own + STEPS < max_length:
-            return int(own) + 1
+        length = length or getattr(text, "original_max_position_embeddings", 0) or text.max_position_embeddings
+        if length + STEPS < max_length:
+            return int(length) + 1
     return LONG
 
 

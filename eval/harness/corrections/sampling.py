@@ -52,15 +52,15 @@ def take_sampling(settings: dict[str, Any], seeds: Sequence[int]) -> LogitsProce
     """
     temperature = float(settings.pop("temperature", 0.0) or 0.0)
     is_sampling = settings.pop("do_sample", None) is not False and temperature > 0
-    asked = {name: settings.pop(name) for name in tuple(WARPERS) if name in settings}
+    chosen = {name: settings.pop(name) for name in tuple(WARPERS) if name in settings}
     processors = LogitsProcessorList()
     if not is_sampling:
         return processors
     if temperature != 1:
         processors.append(TemperatureLogitsWarper(temperature))
     for name, (kind, neutral) in WARPERS.items():
-        if asked.get(name, neutral) not in (None, neutral):
-            processors.append(kind(asked[name]))
+        if chosen.get(name, neutral) not in (None, neutral):
+            processors.append(kind(chosen[name]))
     processors.append(GumbelNoise(seeds))
     return processors
 

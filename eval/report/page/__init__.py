@@ -54,12 +54,12 @@ def _summary(models: Models, report: Report) -> str:
     merges = sum(1 for f in models.families if f.twin)
     relaxed = sum(len(f.relaxed) for f in models.families)
     counts = ((len(models.sources), "source model"), (merges, "merge"), (relaxed, "relaxed merge"))
-    told = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count]
+    counts_text = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count]
     paper = {row.key for f in models.families for row in f.relaxed}
     changes = [
         interval for (key, column), interval in report.uncertainty.changes.items() if column == HV and key in paper
     ]
-    text = f"{', '.join(told)}; {', '.join(models.columns)}"
+    text = f"{', '.join(counts_text)}; {', '.join(models.columns)}"
     if not changes:
         return f"{text}{f'; no {HV} could be compared item by item' if relaxed else ''}."
     up, down = sum(low > 0 for low, _ in changes), sum(high < 0 for _, high in changes)

@@ -58,11 +58,11 @@ def _leave_with_two_ids() -> bool:
         Whether the maps are written; the namespace is entered in either case.
     """
     parent = os.getpid()
-    ready, go = os.pipe()
+    ready, proceed = os.pipe()
     writer = os.fork()
     if writer == 0:
         try:
-            os.close(go)
+            os.close(proceed)
             os.read(ready, 1)
             for name in ("gid_map", "uid_map"):
                 _write(f"/proc/{parent}/{name}", f"0 0 1\n{NOBODY} {NOBODY} 1")
@@ -73,7 +73,7 @@ def _leave_with_two_ids() -> bool:
     try:
         unshare(NEWUSER)
     finally:
-        os.close(go)
+        os.close(proceed)
         _, status = os.waitpid(writer, 0)
     return status == 0
 
