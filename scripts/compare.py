@@ -20,7 +20,7 @@ from eval.report.comparison_text import to_json, to_markdown, to_text
 from eval.report.table_flags import add_measure_flags, add_names_flag, measure_of
 from eval.results.reader import parse_names, read_all
 from eval.results.result import EvalResult
-from eval.results.rows import Remark, assemble, known_names
+from eval.results.rows import Warn, assemble, known_names
 from eval.stats.comparison import DRAWS, compare
 from eval.stats.gain_comparison import compare_gains
 
@@ -50,7 +50,7 @@ def parser() -> Parser:
     return p
 
 
-def one(what: str, flag: str, known: Sequence[EvalResult], names: Mapping[str, str], remark: Remark) -> EvalResult:
+def one(what: str, flag: str, known: Sequence[EvalResult], names: Mapping[str, str], warn: Warn) -> EvalResult:
     """The result that A or B means: a model of `known` by path, name or label, else a results file or folder.
 
     Raises UsageError where that is none or several.
@@ -61,7 +61,7 @@ def one(what: str, flag: str, known: Sequence[EvalResult], names: Mapping[str, s
         spelled |= {label for model, label in names.items() if model in spelled or Path(model).name in spelled}
     found = [result for result in known if what in called[result.model]]
     if not found and Path(what).exists():
-        found = read_all([Path(what)], remark)[0]
+        found = read_all([Path(what)], warn)[0]
     if len(found) > 1:
         listed = ", ".join(result.model for result in found)
         raise UsageError(f"{flag} {what} means {len(found)} models ({listed}); give one model's folder or its path.")
@@ -74,18 +74,18 @@ def one(what: str, flag: str, known: Sequence[EvalResult], names: Mapping[str, s
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    remark = partial(say, quiet=args.quiet)
+    warn = partial(say, quiet=args.quiet)
     if args.draws < 100:
         raise UsageError(f"--draws {args.draws}: at least 100 are needed.")
     measure = measure_of(args)
-    known, given = read_all(args.results, remark)
+    known, given = read_all(args.results, warn)
     names = {**given, **parse_names(args.names)}
-    a, b = (one(what, flag, known, names, remark) for what, flag in ((args.a, "A"), (args.b, "B")))
+    a, b = (one(what, flag, known, names, warn) for what, flag in ((args.a, "A"), (args.b, "B")))
     found = compare(a, b, args.draws, args.seed)
     gain, why = None, list(found.remarks)
     if known:
         asked = [*(r for r in known if r.model not in (a.model, b.model)), a, *([b] if b.model != a.model else [])]
-        models = assemble(asked, names, remark)
+        models = assemble(asked, names, warn)
         gain = compare_gains(models, a.model, b.model, measure, args.seed, why.append)
     found = replace(found, remarks=tuple(why))
     print(FORMATS[args.format](found, gain, args.draws, args.seed), end="", flush=True)

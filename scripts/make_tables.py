@@ -50,8 +50,8 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    remark = partial(say, quiet=args.quiet)
-    models, report = report_of(args, remark)
+    warn = partial(say, quiet=args.quiet)
+    models, report = report_of(args, warn)
     ranked = ranking(report, args.rank) if args.rank else []
     card = update_card(args.update_card, args.card_model, report, args.intervals) if args.update_card else None
     write_whole(args.csv, to_csv(report).encode("utf-8"))
@@ -63,9 +63,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"\n## Answers\n\n{answers_table(measured)}", flush=True)
     if args.rank:
         print("\n" + to_ranking(report, ranked, args.rank, args.intervals), end="", flush=True)
-    remark(f"The same rows are in {args.csv}{f' and {args.latex}' if args.latex else ''}.")
+    warn(f"The same rows are in {args.csv}{f' and {args.latex}' if args.latex else ''}.")
     if card:
-        remark(f"The results of {card.model} are in {card.path}.")
+        warn(f"The results of {card.model} are in {card.path}.")
     return 0
 
 

@@ -63,16 +63,16 @@ def chosen_pairs(columns: Sequence[str], x: str | None, y: str | None) -> list[t
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    remark = partial(say, quiet=args.quiet)
-    models = models_of(args, remark)
+    warn = partial(say, quiet=args.quiet)
+    models = models_of(args, warn)
     if args.omega_curves:
         if not curved(models):
             raise UsageError("Omega curves need AIM results of one merge at two omegas or more; none has them.")
-        gains = all_gains(models, measure_of(args), remark)
-        noise = uncertainty(models, gains, measure_of(args), remark, 0)
+        gains = all_gains(models, measure_of(args), warn)
+        noise = uncertainty(models, gains, measure_of(args), warn, 0)
         figure = plot_omega_curves(models, gains.values, noise.intervals)
     else:
-        figure = plot_pareto(models, chosen_pairs(models.columns, args.x, args.y), remark)
+        figure = plot_pareto(models, chosen_pairs(models.columns, args.x, args.y), warn)
     stem = args.out or Path("results") / ("omega" if args.omega_curves else "pareto")
     for path in save(figure, stem):
         print(path)

@@ -34,19 +34,19 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    remark = partial(say, quiet=args.quiet)
+    warn = partial(say, quiet=args.quiet)
     if args.max_items is not None and args.max_items < 1:
         raise UsageError(f"--max_items {args.max_items}: at least 1, or leave it out for all.")
-    models, report = report_of(args, remark)
+    models, report = report_of(args, warn)
     files = sample_files(args.results)
     answers = {
-        row.key: answers_of(row.result, files.get(model_key(row.model), []), remark)
+        row.key: answers_of(row.result, files.get(model_key(row.model), []), warn)
         for row in models.rows
         if not row.published
     }
     page = make_page(models, report, answers, args.title, args.max_items).encode("utf-8", "replace")
     write_whole(args.out, page)
-    remark(f"The page is {args.out} ({len(page) / 1e6:.1f} MB); it needs nothing else.")
+    warn(f"The page is {args.out} ({len(page) / 1e6:.1f} MB); it needs nothing else.")
     return 0
 
 

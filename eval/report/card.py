@@ -62,20 +62,20 @@ def update_card(card: Path, model: str | None, report: Report, intervals: bool =
 def _line(path: Path, model: str | None, report: Report) -> Line:
     lines = [line for line in report.lines if not line.row.published]
     if model is not None:
-        found = [line for line in lines if model in (line.row.model, line.row.name, line.row.label)]
-        wanted = f"--card_model {model}"
+        matches = [line for line in lines if model in (line.row.model, line.row.name, line.row.label)]
+        flag = f"--card_model {model}"
     else:
         folder = path.parent.resolve()
-        found = [line for line in lines if Path(line.row.model).resolve() == folder]
-        found = found or [line for line in lines if line.row.name == folder.name]
-        wanted = f"--update_card {path}"
-    if len(found) == 1:
-        return found[0]
+        matches = [line for line in lines if Path(line.row.model).resolve() == folder]
+        matches = matches or [line for line in lines if line.row.name == folder.name]
+        flag = f"--update_card {path}"
+    if len(matches) == 1:
+        return matches[0]
     names = [line.row.name for line in lines]
     hint = (
         nearest(model, names) if model else f" Choose one with --card_model: {', '.join(names) or 'none was measured'}."
     )
-    raise UsageError(f"{wanted}: {len(found) or 'no'} models of these results match.{hint}")
+    raise UsageError(f"{flag}: {len(matches) or 'no'} models of these results match.{hint}")
 
 
 def updated(text: str, line: Line, report: Report, intervals: bool, source: str) -> str:
@@ -84,13 +84,13 @@ def updated(text: str, line: Line, report: Report, intervals: bool, source: str)
 
     match = FRONT.match(text)
     front, body = (match[1], text[match.end() :]) if match else ("", text)
-    known = _read(front, source)
-    index = _index(line, report.columns, known.get("model-index"))
+    front_matter = _read(front, source)
+    index = _index(line, report.columns, front_matter.get("model-index"))
     rest = INDEX.sub("", front)
     dumped = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
-    made = (rest.rstrip("\n") + "\n" if rest.strip() else "") + dumped
-    if {k: v for k, v in _read(made, source).items() if k != "model-index"} != {
-        k: v for k, v in known.items() if k != "model-index"
+    new_front_matter = (rest.rstrip("\n") + "\n" if rest.strip() else "") + dumped
+    if {k: v for k, v in _read(new_front_matter, source).items() if k != "model-index"} != {
+        k: v for k, v in front_matter.items() if k != "model-index"
     }:
         raise BadInputError(f"{source}: its front matter is written in a way that results cannot be added to.")
     section = f"{BEGIN}\n\n{_section(line, report, intervals)}\n\n{END}"
@@ -100,19 +100,19 @@ def updated(text: str, line: Line, report: Report, intervals: bool, source: str)
         body = f"{body[: place.start()].rstrip()}\n\n{section}\n" + (f"\n{after}" if after else "")
     else:
         body = f"{body.rstrip()}\n\n{section}\n"
-    return f"---\n{made}---\n{body if body.startswith(chr(10)) or match else chr(10) + body}"
+    return f"---\n{new_front_matter}---\n{body if body.startswith(chr(10)) or match else chr(10) + body}"
 
 
 def _read(front: str, source: str) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(front) or {}
+        values = yaml.safe_load(front) or {}
     except yaml.YAMLError as error:
         raise BadInputError(f"{source}: its front matter is not YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise BadInputError(f"{source}: its front matter should hold keys and values.")
-    return found
+    return values
 
 
 def _section(line: Line, report: Report, intervals: bool) -> str:
@@ -147,14 +147,14 @@ def _how(line: Line) -> str:
     """One sentence on the settings and versions that the scores depend on."""
     result = line.row.result
     settings = result.settings
-    said = [f"preset {settings['preset']}"] if settings.get("preset") else []
-    said += [f"at most {settings['limit']} items of a benchmark"] if settings.get("limit") else ["whole benchmarks"]
-    said += ["chat template"] if settings.get("apply_chat_template") else ["no chat template"]
-    said += [str(settings["dtype_used"])] if settings.get("dtype_used") else []
+    phrases = [f"preset {settings['preset']}"] if settings.get("preset") else []
+    phrases += [f"at most {settings['limit']} items of a benchmark"] if settings.get("limit") else ["whole benchmarks"]
+    phrases += ["chat template"] if settings.get("apply_chat_template") else ["no chat template"]
+    phrases += [str(settings["dtype_used"])] if settings.get("dtype_used") else []
     used = [f"{name.replace('_', '-')} {result.versions[name]}" for name in _VERSIONS if name in result.versions]
     other = [f"{column} as {score.metric}" for column, score in result.scores.items() if not score.is_fraction]
     units = f"percent, {', '.join(other)}" if other else "percent"
-    return markdown_text(f"Scores in {units} ({', '.join(said)}{'; ' + ', '.join(used) if used else ''}).")
+    return markdown_text(f"Scores in {units} ({', '.join(phrases)}{'; ' + ', '.join(used) if used else ''}).")
 
 
 def _kind_of(metric: str) -> str:
@@ -170,7 +170,7 @@ def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
-    found = []
+    entries = []
     intervals = {column: cell.interval for column, cell in zip(columns, line.cells, strict=False)}
     for column, score in line.row.result.scores.items():
         kind, dataset, split, config = DATASETS.get(column, (_kind_of(score.metric), column, None, None))
@@ -179,7 +179,7 @@ def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]
         interval = intervals.get(column)
         args |= {"ci95": [round(end, 4) for end in interval]} if interval else {}
         for name, one, more in ((score.metric, score, args), *((n, other, {}) for n, other in score.beside.items())):
-            found.append(
+            entries.append(
                 EvalResult(
                     task_type="text-generation",
                     dataset_type=dataset,
@@ -193,15 +193,15 @@ def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]
                     verified=False,
                 )
             )
-    index: list[dict[str, Any]] = eval_results_to_model_index(line.row.name, found)
-    ours = {_identity(entry) for entry in index[0]["results"]}
-    others = [
+    index: list[dict[str, Any]] = eval_results_to_model_index(line.row.name, entries)
+    identities = {_identity(entry) for entry in index[0]["results"]}
+    other_entries = [
         entry
         for model in (old if isinstance(old, list) else [])
         for entry in (model.get("results") or [] if isinstance(model, dict) else [])
-        if _identity(entry) not in ours
+        if _identity(entry) not in identities
     ]
-    index[0]["results"] += others
+    index[0]["results"] += other_entries
     return index
 
 

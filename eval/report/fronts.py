@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from common.escape import figure_text
 from common.figures import Marker, ordered_colors
 from eval.report.labels import Label
-from eval.results.rows import Family, Models, Row
+from eval.results.rows import MergeGroup, Models, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def variants(models: Models) -> tuple[Variant, ...]:
 
     The best of several omegas is never set against one merge. Rows at omega 1 beside their merge are that merge.
     """
-    relaxed = [_moved(family) for family in models.families]
+    relaxed = [_relaxed_rows(family) for family in models.families]
     if all(len(rows) < 2 for rows in relaxed):
         rows = tuple(row for rows in relaxed for row in rows)
         return (Variant("with AIM", WITH, rows),) if rows else ()
@@ -84,7 +84,7 @@ def draw_pair(ax: Axes, models: Models, x: str, y: str, markers: Mapping[str, Ma
         return [p for p in map(at, rows) if p is not None]
 
     sources = points(models.sources)
-    plain = points([f.twin for f in models.families if f.twin is not None])
+    plain = points([f.unrelaxed for f in models.families if f.unrelaxed is not None])
     sets = variants(models)
     relaxed = {variant.label: points(variant.rows) for variant in sets}
     every = [*sources, *plain, *(point for some in relaxed.values() for point in some)]
@@ -98,9 +98,11 @@ def draw_pair(ax: Axes, models: Models, x: str, y: str, markers: Mapping[str, Ma
     steps = _draw_fronts(ax, front, [(fronts[v.label], v.color) for v in sets if v.label in fronts])
     path: list[Point] = []
     for family in models.families:
-        twin = points([family.twin] if family.twin else [])
-        moved = [(p, v.color) for row in _moved(family) for v in sets if row in v.rows if (p := at(row)) is not None]
-        path += _draw_family(ax, twin, moved, markers[family.method], 1.0 if named else 0.8)
+        unrelaxed = points([family.unrelaxed] if family.unrelaxed else [])
+        relaxed_points = [
+            (p, v.color) for row in _relaxed_rows(family) for v in sets if row in v.rows if (p := at(row)) is not None
+        ]
+        path += _draw_family(ax, unrelaxed, relaxed_points, markers[family.method], 1.0 if named else 0.8)
     labels = []
     for row in models.sources:
         point = at(row)
@@ -123,15 +125,15 @@ def draw_pair(ax: Axes, models: Models, x: str, y: str, markers: Mapping[str, Ma
         for family in models.families:
             best = [(at(row), v.color) for v in sets for row in v.rows if row in family.rows]
             best = [(p, color) for p, color in best if any(p in some for some in fronts.values())]
-            best += [(at(family.twin), WITHOUT)] if at(family.twin) in front else []
+            best += [(at(family.unrelaxed), WITHOUT)] if at(family.unrelaxed) in front else []
             name = figure_text(family.method if one_set else family.label)
             labels += [Label(name, p, color) for p, color in best[:1] if p is not None]
     return Panel(tuple(labels), tuple(every), (*steps, *path))
 
 
-def _moved(family: Family) -> tuple[Row, ...]:
+def _relaxed_rows(family: MergeGroup) -> tuple[Row, ...]:
     """AIM rows apart from those at omega 1 beside their merge, which are that merge."""
-    return tuple(row for row in family.relaxed if family.twin is None or row.lineage.omega != 1.0)
+    return tuple(row for row in family.relaxed if family.unrelaxed is None or row.lineage.omega != 1.0)
 
 
 def is_base(row: Row, models: Models) -> bool:
@@ -177,17 +179,17 @@ def _draw_fronts(ax: Axes, plain: list[Point], relaxed: Sequence[tuple[list[Poin
 
 
 def _draw_family(
-    ax: Axes, twin: Sequence[Point], relaxed: Sequence[tuple[Point, str]], marker: Marker, scale: float
+    ax: Axes, unrelaxed: Sequence[Point], relaxed: Sequence[tuple[Point, str]], marker: Marker, scale: float
 ) -> list[Point]:
     """Draw a merge (hollow), its AIM rows (filled) and arrows along falling omega; return points along these."""
     path: list[Point] = []
-    for a, b in itertools.pairwise([*twin, *(point for point, _ in relaxed)] if twin else []):
+    for a, b in itertools.pairwise([*unrelaxed, *(point for point, _ in relaxed)] if unrelaxed else []):
         if a != b:
             arrow = {"arrowstyle": "-|>,head_width=0.13,head_length=0.3", "color": "#8c8c8c", "lw": 0.6}
             ax.annotate("", b, a, arrowprops={**arrow, "shrinkA": 1.5, "shrinkB": 2.2}, zorder=2.8)
             path += _between(a, b, 24)
     look: dict[str, Any] = {"marker": marker, "ms": scale * marker_size(marker), "mew": 0.9 * scale, "ls": ""}
-    for point in twin:
+    for point in unrelaxed:
         ax.plot(*point, mfc="white", mec=WITHOUT, zorder=3, **look)
     for point, color in relaxed:
         ax.plot(*point, mfc=color, mec=color, zorder=4, **look)

@@ -53,7 +53,7 @@ def place(
     frame = ax.get_window_extent()
     inside: Box = (frame.x0, frame.y0, frame.x1, frame.y1)
     to_pixels = ax.transData.transform
-    taken = [_around(float(px), float(py), radius * scale, radius * scale) for px, py in map(to_pixels, markers)]
+    occupied = [_box_around(float(px), float(py), radius * scale, radius * scale) for px, py in map(to_pixels, markers)]
     dots = [(float(px), float(py)) for px, py in map(to_pixels, lines)]
     left_out = 0
     for label in labels:
@@ -61,13 +61,13 @@ def place(
         text = _write(ax, label, (0.0, 0.0), width, leader=False)
         extent = text.get_window_extent()
         text.remove()
-        spot = _spot(x, y, extent.width, extent.height, scale, inside, taken, dots)
+        spot = _spot(x, y, extent.width, extent.height, scale, inside, occupied, dots)
         if spot is None:
             left_out += 1
             continue
         dx, dy, distance = spot
         _write(ax, label, (dx / scale, dy / scale), width, leader=distance >= 5.0)
-        taken.append(_around(x + dx, y + dy, extent.width / 2, extent.height / 2))
+        occupied.append(_box_around(x + dx, y + dy, extent.width / 2, extent.height / 2))
     return left_out
 
 
@@ -105,7 +105,7 @@ def _spot(
     height: float,
     scale: float,
     inside: Box,
-    taken: Sequence[Box],
+    occupied: Sequence[Box],
     dots: Sequence[Point],
 ) -> tuple[float, float, float] | None:
     """Offset (pixels) of a label's centre from (x, y), and its distance class; None where there is no free place."""
@@ -117,9 +117,9 @@ def _spot(
             # On the edge of a rectangle around the marker, so that text sits close at the sides and above alike.
             dx = math.cos(angle) * gap + max(-1.0, min(1.0, 1.6 * math.cos(angle))) * width / 2
             dy = math.sin(angle) * gap + max(-1.0, min(1.0, 1.6 * math.sin(angle))) * height / 2
-            box = _around(x + dx, y + dy, width / 2 + scale, height / 2 + 0.5 * scale)
+            box = _box_around(x + dx, y + dy, width / 2 + scale, height / 2 + 0.5 * scale)
             within = inside[0] <= box[0] and inside[1] <= box[1] and box[2] <= inside[2] and box[3] <= inside[3]
-            if not within or any(_touch(box, other) for other in taken):
+            if not within or any(_touch(box, other) for other in occupied):
                 continue
             crossed = sum(box[0] < px < box[2] and box[1] < py < box[3] for px, py in dots)
             cost = distance + 6.0 * crossed
@@ -128,7 +128,7 @@ def _spot(
     return best[1:] if best else None
 
 
-def _around(x: float, y: float, half_width: float, half_height: float) -> Box:
+def _box_around(x: float, y: float, half_width: float, half_height: float) -> Box:
     return (x - half_width, y - half_height, x + half_width, y + half_height)
 
 

@@ -16,7 +16,7 @@ from eval.outcomes import IFEVAL_MEAN, Outcomes
 from eval.report.fronts import Variant, pareto_front, variants
 from eval.report.plots import curved
 from eval.report.report import Report
-from eval.results.rows import Family, Models, Row
+from eval.results.rows import MergeGroup, Models, Row
 from eval.results.samples import Answer, Item
 from eval.stats.gains import HV
 
@@ -62,7 +62,7 @@ def _methods(models: Models) -> dict[str, Any]:
 
 def _model(row: Row, models: Models, number: Mapping[str, int], sets: Sequence[Variant]) -> dict[str, Any]:
     family = next((f for f in models.families if any(r.key == row.key for r in f.rows)), None)
-    twin = family.twin if family and family.twin and family.twin.key != row.key else None
+    unrelaxed = family.unrelaxed if family and family.unrelaxed and family.unrelaxed.key != row.key else None
     kind = "base" if family is None and not any(row.label in f.members for f in models.families) else "source"
     if family is not None:
         relaxed = "variant" if row.lineage.variant else "aim"
@@ -75,7 +75,7 @@ def _model(row: Row, models: Models, number: Mapping[str, int], sets: Sequence[V
         "omega": row.lineage.omega,
         "relaxation": row.lineage.variant or "AIM",
         "published": row.published,
-        "twin": number[twin.key] if twin else None,
+        "unrelaxed": number[unrelaxed.key] if unrelaxed else None,
         "variant": next((i for i, v in enumerate(sets) if any(r.key == row.key for r in v.rows)), None),
         "scores": {c: row.scores[c] for c in models.columns if c in row.scores},
     }
@@ -84,37 +84,37 @@ def _model(row: Row, models: Models, number: Mapping[str, int], sets: Sequence[V
 def _pairs(models: Models, number: Mapping[str, int]) -> list[dict[str, Any]]:
     """For each pair of benchmarks the Pareto fronts, as points: without AIM, and one for each variant with AIM."""
     sets = variants(models)
-    found = []
+    panels = []
     for x, y in itertools.combinations(models.columns, 2):
 
         def points(rows: Sequence[Row | None], x: str = x, y: str = y) -> list[tuple[float, float]]:
             return [(r.scores[x], r.scores[y]) for r in rows if r and x in r.scores and y in r.scores]
 
         sources = points(models.sources)
-        plain = points([f.twin for f in models.families])
+        plain = points([f.unrelaxed for f in models.families])
         relaxed = [points(variant.rows) for variant in sets]
         fronts: dict[str, Any] = {"plain": pareto_front([*sources, *plain]) if plain else []}
         fronts["relaxed"] = [pareto_front([*sources, *some]) if some else [] for some in relaxed]
         if sources or plain or any(relaxed):
-            found.append({"x": x, "y": y, **fronts})
-    return found
+            panels.append({"x": x, "y": y, **fronts})
+    return panels
 
 
 def _curves(models: Models, report: Report) -> list[dict[str, Any]]:
     """For each family with several omegas, each quantity's points (omega, value, low, high); the merge at omega 1."""
     names = [*models.columns, HV]
     cells = {line.row.key: dict(zip(names, line.cells, strict=True)) for line in report.lines}
-    found = []
+    panels = []
     for family in curved(models):
         lines = {name: _curve(family, cells, name) for name in names}
-        found.append({"label": family.label, "method": family.method, "lines": {k: v for k, v in lines.items() if v}})
-    return found
+        panels.append({"label": family.label, "method": family.method, "lines": {k: v for k, v in lines.items() if v}})
+    return panels
 
 
-def _curve(family: Family, cells: Mapping[str, Any], name: str) -> list[list[float | None]]:
+def _curve(family: MergeGroup, cells: Mapping[str, Any], name: str) -> list[list[float | None]]:
     points: dict[float, list[float | None]] = {}
     for row in family.curve:
-        omega = 1.0 if row is family.twin else row.lineage.omega
+        omega = 1.0 if row is family.unrelaxed else row.lineage.omega
         cell = cells[row.key][name]
         if omega is not None and cell.value is not None:
             points.setdefault(omega, [omega, cell.value, *(cell.interval or (None, None))])
@@ -130,11 +130,11 @@ def _benchmark(
     most: int | None,
 ) -> dict[str, Any]:
     """One benchmark's items: which there are, who has them right; prompts and answers go into chunks."""
-    asked: dict[Item, None] = {}
+    all_items: dict[Item, None] = {}
     for row in rows:
         if column in row.result.outcomes:
-            asked |= {(task, item): None for task, item, _ in row.result.outcomes[column].keys()}  # noqa: SIM118
-    items = list(asked)[:most]
+            all_items |= {(task, item): None for task, item, _ in row.result.outcomes[column].keys()}  # noqa: SIM118
+    items = list(all_items)[:most]
     tasks = list(dict.fromkeys(task for task, _ in items))
     verdicts = {}
     questions: dict[Item, tuple[str, str]] = {}
@@ -144,13 +144,13 @@ def _benchmark(
             continue
         marks = _marks(outcomes, row.result.scores[column].metric)
         verdicts[number[row.key]] = "".join(marks.get(item, "-") for item in items)
-        own = answers.get(row.key, {}).get(column, {})
-        for item, answer in own.items():
+        answers_of_row = answers.get(row.key, {}).get(column, {})
+        for item, answer in answers_of_row.items():
             questions.setdefault(item, (answer.prompt, answer.gold))
     for row in rows:
-        own = answers.get(row.key, {}).get(column, {})
-        if own and number[row.key] in verdicts:
-            parts = [_packed_answer(own.get(item), questions.get(item)) for item in items]
+        answers_of_row = answers.get(row.key, {}).get(column, {})
+        if answers_of_row and number[row.key] in verdicts:
+            parts = [_packed_answer(answers_of_row.get(item), questions.get(item)) for item in items]
             details = _details(row.result.outcomes[column], items)
             data.chunks[f"a{number[row.key]}-{column}"] = packed({"answers": parts, "metrics": details})
     if questions:
@@ -160,7 +160,7 @@ def _benchmark(
         "tasks": tasks,
         "items": [[tasks.index(task), item] for task, item in items],
         "verdicts": verdicts,
-        "of": len(asked),
+        "of": len(all_items),
     }
 
 
@@ -173,7 +173,7 @@ def _marks(outcomes: Outcomes, metric: str) -> dict[Item, str]:
 
 def _details(outcomes: Outcomes, items: Sequence[Item]) -> dict[str, list[float | None]]:
     """Every metric that is kept of a benchmark, in the order of the items."""
-    shared = [set(found.verdicts) for found in outcomes.tasks.values()]
+    shared = [set(panels.verdicts) for panels in outcomes.tasks.values()]
     names = [n for n in next(iter(outcomes.tasks.values())).verdicts if all(n in s for s in shared)]
     keys = [(task, item) for task, item, _ in outcomes.keys()]  # noqa: SIM118
     values = {name: dict(zip(keys, outcomes.verdicts(name), strict=True)) for name in names}
@@ -183,14 +183,14 @@ def _details(outcomes: Outcomes, items: Sequence[Item]) -> dict[str, list[float 
 def _packed_answer(answer: Answer | None, question: tuple[str, str] | None) -> dict[str, Any] | None:
     if answer is None:
         return None
-    found: dict[str, Any] = {"t": list(answer.texts)} if not answer.choices else {}
+    packed: dict[str, Any] = {"t": list(answer.texts)} if not answer.choices else {}
     if answer.choices:
-        found["c"] = [[text, round(value, 3) if math.isfinite(value) else None] for text, value in answer.choices]
+        packed["c"] = [[text, round(value, 3) if math.isfinite(value) else None] for text, value in answer.choices]
     if answer.extracted is not None:
-        found["x"] = answer.extracted
+        packed["x"] = answer.extracted
     if question and answer.prompt != question[0]:
-        found["p"] = answer.prompt
-    return found
+        packed["p"] = answer.prompt
+    return packed
 
 
 def packed(value: Any) -> str:

@@ -47,9 +47,9 @@ def _row(report: Report, line: Line, sources: bool) -> str:
     cells = line.cells[:-1] if sources else line.cells
     name = f'<th scope="row">{escape(shown_label(line, report))}<span class="sub">{escape(line.row.name)}</span></th>'
     aim = "" if sources else f"<td>{escape(line.aim)}</td>"
-    own = "" if sources else f"<td>{escape(over(line))}</td>"
+    cell_over = "" if sources else f"<td>{escape(over(line))}</td>"
     kind = "source" if sources else "aim" if line.row.lineage.omega is not None else "plain"
-    return f'<tr class="{kind}">{name}{aim}{"".join(map(_cell, cells))}{own}</tr>'
+    return f'<tr class="{kind}">{name}{aim}{"".join(map(_cell, cells))}{cell_over}</tr>'
 
 
 def _cell(cell: Cell) -> str:
@@ -60,9 +60,9 @@ def _cell(cell: Cell) -> str:
     change = ""
     if cell.change:
         way = "" if cell.better is None else " up" if cell.better else " down"
-        mark = f'<abbr title="statistically significant">{SIGNIFICANT}</abbr>' if cell.is_significant else ""
+        sign = f'<abbr title="statistically significant">{SIGNIFICANT}</abbr>' if cell.is_significant else ""
         sure = " sure" if cell.is_significant else ""
-        change = f'<span class="change{way}{sure}">{escape(cell.change)}{mark}</span>'
+        change = f'<span class="change{way}{sure}">{escape(cell.change)}{sign}</span>'
     return f'<td class="n" data-v="{cell.value!r}">{number}{change}{interval}</td>'
 
 
@@ -72,18 +72,18 @@ def comparisons(models: Models, report: Report) -> str:
     for family in models.families:
         for row in (*family.relaxed, *family.variants):
             found = report.uncertainty.differences.get(row.key)
-            if found and family.twin:
+            if found and family.unrelaxed:
                 omega = "" if row.lineage.omega is None else f" at omega {row.lineage.omega:g}"
                 title = f"{family.method}, {family.label}: {row.lineage.variant or 'AIM'}{omega}"
                 gain = report.uncertainty.changes.get((row.key, HV))
-                values = [report.gains.values.get(r.key) for r in (row, family.twin)]
+                values = [report.gains.values.get(r.key) for r in (row, family.unrelaxed)]
                 change = None if None in values else (values[0] or 0.0) - (values[1] or 0.0)
-                says, moved = _badge(found, change, gain)
+                badge_text, is_changed = _badge(found, change, gain)
                 kind = escape(row.lineage.variant or "AIM")
-                names = f"{escape(family.twin.name)} (without) and {escape(row.name)} (with {kind})"
+                names = f"{escape(family.unrelaxed.name)} (without) and {escape(row.name)} (with {kind})"
                 parts.append(
                     f'<details class="card"><summary><span>{escape(title)}</span> '
-                    f'<span class="badge{" sure" if moved else ""}">{says}</span></summary>'
+                    f'<span class="badge{" sure" if is_changed else ""}">{badge_text}</span></summary>'
                     f"{_forest(found)}{_gain(change, gain)}"
                     f'<p class="sub">{names}</p></details>'
                 )
@@ -92,15 +92,15 @@ def comparisons(models: Models, report: Report) -> str:
     return "\n".join(parts)
 
 
-def _badge(found: Sequence[Difference], change: float | None, gain: Interval | None) -> tuple[str, bool]:
+def _badge(differences: Sequence[Difference], change: float | None, gain: Interval | None) -> tuple[str, bool]:
     """Return the summary of a comparison as HTML, HV gain included, and True where a difference is significant."""
-    parts = [(f"{d.column} {d.value:+.2f}", _way(d.value, d.higher_is_better)) for d in found if d.is_significant]
-    known = change is not None and gain is not None
+    parts = [(f"{d.column} {d.value:+.2f}", _way(d.value, d.higher_is_better)) for d in differences if d.is_significant]
+    is_known = change is not None and gain is not None
     if change is not None and gain is not None and not gain[0] <= 0 <= gain[1]:
         parts.append((f"{HV} {change:+.3f}", _way(change, True)))
     if parts:
         return ", ".join(f'<span class="{way}">{escape(text)}</span>' for text, way in parts), True
-    return f"no significant difference{f', {HV} included' if known else ''}", False
+    return f"no significant difference{f', {HV} included' if is_known else ''}", False
 
 
 def _way(value: float, higher_is_better: bool | None) -> str:
@@ -116,10 +116,10 @@ def _gain(change: float | None, gain: Interval | None) -> str:
     return f"<p>{HV}: {change:+.3f}, 95 % interval {gain[0]:+.3f} to {gain[1]:+.3f}, {verdict_text}.</p>"
 
 
-def _forest(found: Sequence[Difference]) -> str:
-    reach = max(1.0, *(abs(end) for d in found for end in d.interval)) * 1.05
+def _forest(differences: Sequence[Difference]) -> str:
+    reach = max(1.0, *(abs(end) for d in differences for end in d.interval)) * 1.05
     rows = []
-    for d in found:
+    for d in differences:
         low, high, at = (50 + 50 * value / reach for value in (*d.interval, d.value))
         shape = (
             f'<svg class="forest" viewBox="0 0 100 16" preserveAspectRatio="none" aria-hidden="true">'
@@ -129,12 +129,12 @@ def _forest(found: Sequence[Difference]) -> str:
         )
         counts = "" if d.only_a is None else f"{d.only_a} / {d.only_b}"
         sure = f' class="sure {_way(d.value, d.higher_is_better)}"' if d.is_significant else ""
-        says = verdict(d).replace("B ", "AIM ")
+        verdict_text = verdict(d).replace("B ", "AIM ")
         interval = f"{d.interval[0]:+.2f} to {d.interval[1]:+.2f}"
         least = "none" if d.detectable is None else f"{d.detectable:.2f}"
         numbers = [str(d.n), f"{d.value:+.2f}", interval, None, least, counts, escape(shown_p(d.corrected))]
         cells = "".join(f"<td>{shape}</td>" if text is None else f'<td class="n">{text}</td>' for text in numbers)
-        rows.append(f'<tr{sure}><th scope="row">{escape(d.column)}</th>{cells}<td>{says}</td></tr>')
+        rows.append(f'<tr{sure}><th scope="row">{escape(d.column)}</th>{cells}<td>{verdict_text}</td></tr>')
     heads = (
         *("", "items", "difference", "95 % interval", "", "detectable", "only without / only with", "p corrected"),
         "verdict",
@@ -152,16 +152,16 @@ SETTINGS = (*SHARED, "limit", "num_fewshot", "math_prompt_type", "math_max_token
 def provenance(models: Models) -> str:
     """Which weights, settings and versions each measured row comes from."""
     measured = [row for row in models.rows if not row.published]
-    known: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for row in measured:
         result = row.result
         entry: dict[str, Any] = {"digest": (result.digest or "").removeprefix("sha256:")[:12]}
         entry |= {name: result.settings.get(name) for name in SETTINGS}
         entry |= {f"{name} version": version for name, version in result.versions.items()}
         entry["minutes"] = f"{result.seconds['total'] / 60:.1f}" if "total" in result.seconds else None
-        known.append(entry)
-    every = dict.fromkeys(n for e in known for n in e)
-    names = [n for n in every if any(e.get(n) not in (None, "", False, {}) for e in known)]
+        entries.append(entry)
+    every = dict.fromkeys(n for e in entries for n in e)
+    names = [n for n in every if any(e.get(n) not in (None, "", False, {}) for e in entries)]
     if not measured:
         return "<p>All rows are the paper's.</p>"
     head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in names)
@@ -169,7 +169,7 @@ def provenance(models: Models) -> str:
         f'<tr><th scope="row">{escape(row.model)}</th>'
         + "".join(f"<td>{escape('' if entry.get(n) is None else str(entry[n]))}</td>" for n in names)
         + "</tr>"
-        for row, entry in zip(measured, known, strict=True)
+        for row, entry in zip(measured, entries, strict=True)
     )
     return (
         f'<div class="wide" tabindex="0"><table><thead><tr><th scope="col">model</th>{head}</tr></thead>'

@@ -11,7 +11,7 @@ from common.escape import figure_text
 from common.figures import DPI, KINDS, WIDTH, Marker, in_style, legend_rows, method_looks, write_figure
 from eval.report.fronts import DASHES, GAINED, LOST, SOURCE, WITH, WITHOUT, draw_pair, is_base, marker_size, variants
 from eval.report.labels import place
-from eval.results.rows import Family, Models, Remark, Row
+from eval.results.rows import MergeGroup, Models, Row, Warn
 from eval.stats.gains import HV
 from eval.stats.significance import Interval
 
@@ -23,12 +23,12 @@ STANDARD = ("png", "svg")
 """Formats that are written where none is named."""
 
 
-def plot_pareto(models: Models, pairs: Sequence[tuple[str, str]], remark: Remark) -> Figure:
+def plot_pareto(models: Models, pairs: Sequence[tuple[str, str]], warn: Warn) -> Figure:
     """Draw one panel for each pair of benchmarks: source models, merges, an arrow from each merge to its AIM rows.
 
     A front is that of the source models together with the merges, once without AIM, and once with it or once for each
     omega where a merge was relaxed at several; the area that AIM adds or takes away is tinted where there is one. A
-    single panel also names the merges on the fronts. `remark` hears of labels left out.
+    single panel also names the merges on the fronts. `warn` receives labels left out.
     """
     from matplotlib.figure import Figure
 
@@ -54,7 +54,7 @@ def plot_pareto(models: Models, pairs: Sequence[tuple[str, str]], remark: Remark
         for ax, panel in zip(axes, panels, strict=False):
             left_out = place(ax, panel.labels, panel.markers, panel.lines, 20 if single else 11, 3.2 if single else 2.6)
             if left_out:
-                remark(f"{ax.get_ylabel()} over {ax.get_xlabel()}: no room for {left_out} of the labels.")
+                warn(f"{ax.get_ylabel()} over {ax.get_xlabel()}: no room for {left_out} of the labels.")
     return figure
 
 
@@ -71,7 +71,7 @@ def _kind_handles(models: Models) -> list[Any]:
         handles.append(dot("s", SOURCE, SOURCE, "fine-tuned model"))
     if any(is_base(r, models) for r in models.sources):
         handles.append(dot("s", "white", SOURCE, "base"))
-    if any(family.twin for family in models.families):
+    if any(family.unrelaxed for family in models.families):
         handles.append(dot("o", "white", WITHOUT, "merge without AIM"))
         handles.append(Line2D([], [], color=WITHOUT, lw=1.1, ls=DASHES, label="front without AIM"))
     sets = variants(models)
@@ -118,9 +118,9 @@ def plot_omega_curves(
     quantities = [HV, *models.columns]
     with in_style():
         looks = method_looks(f.method for f in models.families)
-        shown = dict.fromkeys(family.method for family in families)
+        methods = dict.fromkeys(family.method for family in families)
         handles: list[Any] = [
-            Line2D([], [], color=looks[m][1], marker=looks[m][0], ms=4, lw=1.1, label=figure_text(m)) for m in shown
+            Line2D([], [], color=looks[m][1], marker=looks[m][0], ms=4, lw=1.1, label=figure_text(m)) for m in methods
         ]
         hollow: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "white", "mec": "#6e6e6e", "ms": 4}
         handles.append(Line2D([], [], label="without AIM (omega 1)", **hollow))
@@ -151,7 +151,7 @@ def plot_omega_curves(
 
 def _draw_curve(
     ax: Axes,
-    family: Family,
+    family: MergeGroup,
     quantity: str,
     gains: Mapping[str, float],
     intervals: Mapping[tuple[str, str], Interval],
@@ -170,20 +170,20 @@ def _draw_curve(
         xs = [omega for omega, _ in banded]
         ax.fill_between(xs, [e[0] for _, e in banded], [e[1] for _, e in banded], color=color, alpha=0.15, lw=0)
     ax.plot(*zip(*points, strict=True), **style)
-    if family.twin and rows[-1][2] is family.twin:
+    if family.unrelaxed and rows[-1][2] is family.unrelaxed:
         ax.plot(*points[-1], **{**style, "mfc": "white", "zorder": 3})
 
 
-def curved(models: Models) -> list[Family]:
+def curved(models: Models) -> list[MergeGroup]:
     """Return the families that have a curve: AIM rows at two omegas or more."""
     return [f for f in models.families if len({row.lineage.omega for row in f.relaxed}) > 1]
 
 
-def _curve(family: Family, quantity: str, gains: Mapping[str, float]) -> list[tuple[float, float, Row]]:
+def _curve(family: MergeGroup, quantity: str, gains: Mapping[str, float]) -> list[tuple[float, float, Row]]:
     """(omega, value, row) by rising omega, with the merge itself at omega 1."""
     points: dict[float, tuple[float, float, Row]] = {}
     for row in family.curve:
-        omega = 1.0 if row is family.twin else row.lineage.omega
+        omega = 1.0 if row is family.unrelaxed else row.lineage.omega
         value = gains.get(row.key) if quantity == HV else row.scores.get(quantity)
         if omega is not None and value is not None:
             points.setdefault(omega, (omega, value, row))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from common.errors import UsageError, nearest
 from eval.results.conditions import column_conflicts, column_differences, listed
 from eval.results.result import Score
-from eval.results.rows import Models, Remark, Row
+from eval.results.rows import Models, Row, Warn
 from eval.stats.gains import HV, Gains, Measure, all_gains, not_counted
 from eval.stats.significance import Interval
 from eval.stats.uncertainty import Uncertainty, uncertainty
@@ -85,27 +85,27 @@ class Report:
         return tuple(line for table in tables for line in table.lines)
 
 
-def make_report(models: Models, measure: Measure, remark: Remark, seed: int = 0) -> Report:
-    """Compute gains and significance, and fill the cells. `remark` hears why a cell stays empty.
+def make_report(models: Models, measure: Measure, warn: Warn, seed: int = 0) -> Report:
+    """Compute gains and significance, and fill the cells. `warn` receives the reason a cell stays empty.
 
     `seed` is that of the bootstrap and the permutations. Raises UsageError for a measure that does not fit the models.
     """
     measure.check(models)
-    gains = all_gains(models, measure, remark)
-    noise = uncertainty(models, gains, measure, remark, seed)
+    gains = all_gains(models, measure, warn)
+    noise = uncertainty(models, gains, measure, warn, seed)
     omegas = sorted({row.lineage.omega for f in models.families for row in f.relaxed if row.lineage.omega is not None})
-    fill = _Filler(models, gains, noise, measure.root, remark)
+    fill = _Filler(models, gains, noise, measure.root, warn)
     sources = [Line(row, "-", row.label, "-", None, fill.cells(row, None)) for row in models.sources]
     merged = []
     for family in models.families:
         for row in family.rows:
-            twin = family.twin if row is not family.twin else None
+            unrelaxed = family.unrelaxed if row is not family.unrelaxed else None
             omega = row.lineage.omega
             aim = "No" if omega is None else "Yes" if len(omegas) == 1 else f"Yes ({omega:g})"
             if row.lineage.variant:
                 aim = f"{row.lineage.variant} ({omega:g})"
             population = gains.populations.get(row.key)
-            merged.append(Line(row, family.method, family.label, aim, population, fill.cells(row, twin)))
+            merged.append(Line(row, family.method, family.label, aim, population, fill.cells(row, unrelaxed)))
     as_published = measure.population == "paper" and all(row.published for row in models.rows)
     sources, merged = (_lead(lines, models, as_published) for lines in (sources, merged))
     titles = dict.fromkeys(line.method for line in merged)
@@ -127,34 +127,34 @@ class _Filler:
     gains: Gains
     uncertainty: Uncertainty
     root: float | None
-    remark: Remark
+    warn: Warn
 
-    def cells(self, row: Row, twin: Row | None) -> tuple[Cell, ...]:
+    def cells(self, row: Row, unrelaxed: Row | None) -> tuple[Cell, ...]:
         cells = []
         for column in self.models.columns:
             score = row.result.scores.get(column)
             number = None if score is None else printed(score)
-            before = twin.result.scores.get(column) if twin else None
+            before = unrelaxed.result.scores.get(column) if unrelaxed else None
             change, better = None, None
-            if score and number and twin and before and self._alike(row, twin, column):
+            if score and number and unrelaxed and before and self._alike(row, unrelaxed, column):
                 # Percentages of benchmarks are those of the printed values, as in the paper; a reader can check them.
                 change = percentage(float(printed(before)), float(number))
                 rise = score.value > before.value
                 better = None if score.higher_is_better is None else rise == score.higher_is_better
             cells.append(self._cell(row, column, number, score.value if score else None, change, better))
-        gain, was = self.gains.values.get(row.key), self.gains.values.get(twin.key) if twin else None
-        populations = [set(self.gains.populations.get(r.key, ())) for r in (row, twin) if r]
+        gain, was = self.gains.values.get(row.key), self.gains.values.get(unrelaxed.key) if unrelaxed else None
+        populations = [set(self.gains.populations.get(r.key, ())) for r in (row, unrelaxed) if r]
         one = len(populations) == 2 and populations[0] == populations[1]
         change = percentage(was, gain) if gain is not None and was is not None and one else None
         number = None if gain is None else f"{gain:.2f}" if self.root is None else f"{gain:.3g}"
         cells.append(self._cell(row, HV, number, gain, change, (gain or 0.0) > (was or 0.0)))
         return tuple(cells)
 
-    def _alike(self, row: Row, twin: Row, column: str) -> bool:
+    def _alike(self, row: Row, unrelaxed: Row, column: str) -> bool:
         """True where the two scores compare; otherwise the remark names what differs."""
-        unlike = column_differences(twin.result, row.result, column)
+        unlike = column_differences(unrelaxed.result, row.result, column)
         if unlike:
-            self.remark(f"{column} of {row.model} and of {twin.model} do not compare: {listed(unlike)}.")
+            self.warn(f"{column} of {row.model} and of {unrelaxed.model} do not compare: {listed(unlike)}.")
         return not unlike
 
     def _cell(
@@ -178,8 +178,8 @@ def percentage(before: float, after: float) -> str | None:
     """Relative change as printed, `+4.65%` or `+inf%`; None where nothing changed, to 2 decimals of a percent."""
     if before == 0.0:
         return None if after == 0.0 else f"{math.copysign(math.inf, after):+}%"
-    shown = f"{100.0 * (after - before) / abs(before):+.2f}%"
-    return None if shown in ("+0.00%", "-0.00%") else shown
+    text = f"{100.0 * (after - before) / abs(before):+.2f}%"
+    return None if text in ("+0.00%", "-0.00%") else text
 
 
 def _lead(lines: Sequence[Line], models: Models, as_published: bool) -> list[Line]:
@@ -199,8 +199,8 @@ def _lead(lines: Sequence[Line], models: Models, as_published: bool) -> list[Lin
         groups: dict[object, list[int]] = {}
         for i, line in enumerate(lines):
             if line.cells[at].value is not None:
-                own = last and not as_published
-                groups.setdefault(frozenset(line.population or ()) if own else None, []).append(i)
+                own_population = last and not as_published
+                groups.setdefault(frozenset(line.population or ()) if own_population else None, []).append(i)
         for group in groups.values():
             values = {i: v for i in group if (v := lines[i].cells[at].value) is not None}
             if len(values) < 2:
@@ -287,21 +287,21 @@ def _notes(
 
 def _column_notes(models: Models) -> Iterator[str]:
     """Sentences on columns that have no best score: other directions and scales, rows under several conditions."""
-    others = [f"{c} ({not_counted(models, c)})" for c in models.columns if c not in models.gain_columns]
-    if others:
-        yield f"Scores are percentages, higher is better, except {'; '.join(others)}: no bold, no part in {HV}."
+    excluded = [f"{c} ({not_counted(models, c)})" for c in models.columns if c not in models.gain_columns]
+    if excluded:
+        yield f"Scores are percentages, higher is better, except {'; '.join(excluded)}: no bold, no part in {HV}."
     conditions: dict[str, list[str]] = {}
     for column in models.columns:
         for name, pair in column_conflicts([row.result for row in models.rows], column).items():
             conditions.setdefault(listed({name: pair}), []).append(column)
     if conditions:
-        found = "; ".join(
+        conditions_text = "; ".join(
             f"{text} ({'all' if len(columns) == len(models.columns) > 1 else ', '.join(columns)})"
             for text, columns in conditions.items()
         )
         yield (
-            f"Evaluated under several conditions: {found}. Scores under different conditions do not compare: no bold "
-            "in a column of a table that holds both, no change between them."
+            f"Evaluated under several conditions: {conditions_text}. Scores under different conditions do not "
+            "compare: no bold in a column of a table that holds both, no change between them."
         )
 
 

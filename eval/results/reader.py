@@ -15,30 +15,30 @@ from common.errors import BadInputError, UsageError
 from eval.results.collection import COLLECTION, unpacked
 from eval.results.conditions import BY_BENCHMARK, listed, run_differences
 from eval.results.result import COLUMNS, PUBLISHED, EvalResult, Lineage, Score, read_json_file
-from eval.results.rows import Models, Remark, assemble
+from eval.results.rows import Models, Warn, assemble
 
 PAPER = Path(__file__).resolve().parent.parent.parent / "configs" / "paper_results.json"
 """The paper's tables: 4 source models, 40 merges."""
 
 
-def load(paths: Sequence[Path], names: Mapping[str, str], remark: Remark, with_paper: bool = False) -> Models:
+def load(paths: Sequence[Path], names: Mapping[str, str], warn: Warn, with_paper: bool = False) -> Models:
     """Read results and put them in the order of the tables. `names`: model path, id or last part -> label to print.
 
     `with_paper` adds the published results and their labels, and keeps to their benchmarks.
     """
-    results, labels_from_files = read_all(paths, remark)
+    results, labels_from_files = read_all(paths, warn)
     if with_paper:
-        published, labels = read_results(PAPER, remark)
+        published, labels = read_results(PAPER, warn)
         present = {score for result in results for score in result.scores}
         if present - set(COLUMNS):
-            remark(f"Not among the paper's benchmarks, and left out: {', '.join(sorted(present - set(COLUMNS)))}.")
+            warn(f"Not among the paper's benchmarks, and left out: {', '.join(sorted(present - set(COLUMNS)))}.")
         results = published + [_of_the_paper(result) for result in results]
         labels_from_files = {
             **labels,
             **{Path(model).name: label for model, label in labels.items()},
             **labels_from_files,
         }
-    return assemble(results, {**labels_from_files, **names}, remark)
+    return assemble(results, {**labels_from_files, **names}, warn)
 
 
 def _of_the_paper(result: EvalResult) -> EvalResult:
@@ -57,11 +57,11 @@ class Source:
     argument: int
 
 
-def read_all(paths: Sequence[Path], remark: Remark) -> tuple[list[EvalResult], dict[str, str]]:
+def read_all(paths: Sequence[Path], warn: Warn) -> tuple[list[EvalResult], dict[str, str]]:
     """Read results files and folders: one result a model, and the labels that the files bring.
 
     Of one model the last argument's result counts, and within a folder the newest. Others add the benchmarks that it
-    lacks where weights and evaluation conditions are the same; `remark` hears of those that are left out.
+    lacks where weights and evaluation conditions are the same; `warn` receives those that are left out.
     """
     groups: dict[str, list[Source]] = {}
     names: dict[str, str] = {}
@@ -72,15 +72,15 @@ def read_all(paths: Sequence[Path], remark: Remark) -> tuple[list[EvalResult], d
             sources = sorted(sources, key=lambda source: source.time or 0.0)
         for source in sources:
             groups.setdefault(source.result.key, []).append(source)
-    return [_newest(group, remark) for group in groups.values()], names
+    return [_newest(group, warn) for group in groups.values()], names
 
 
-def read_results(path: Path, remark: Remark) -> tuple[list[EvalResult], Mapping[str, str]]:
+def read_results(path: Path, warn: Warn) -> tuple[list[EvalResult], Mapping[str, str]]:
     """Read one argument of `read_all`."""
-    return read_all([path], remark)
+    return read_all([path], warn)
 
 
-def _newest(sources: Sequence[Source], remark: Remark) -> EvalResult:
+def _newest(sources: Sequence[Source], warn: Warn) -> EvalResult:
     """Return a model's newest result, with the benchmarks of older ones that belong to the same row."""
     *older, newest = sources
     result = newest.result
@@ -88,19 +88,19 @@ def _newest(sources: Sequence[Source], remark: Remark) -> EvalResult:
         lacking = [name for name in source.result.scores if name not in result.scores]
         both = [name for name in source.result.scores if name in result.scores]
         if both and source.argument != newest.argument:
-            remark(f"{result.model} has several results for {', '.join(both)}; those of {newest.file} are used.")
+            warn(f"{result.model} has several results for {', '.join(both)}; those of {newest.file} are used.")
         if not lacking:
             continue
         reason = _unlike(source, newest)
         if reason:
-            remark(
+            warn(
                 f"{source.file} is left out ({', '.join(lacking)} of {result.model}): its conditions are not those of "
                 f"the newest result, {newest.file}: {reason}."
             )
             continue
         machines = [r.hardware.get("cpu") for r in (source.result, result)]
         if None not in machines and machines[0] != machines[1]:
-            remark(
+            warn(
                 f"{result.model}: {', '.join(lacking)} was measured on another machine ({machines[0]}) than the rest "
                 f"({machines[1]})."
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.errors import UsageError, nearest
 from eval.results.result import COLUMNS, PUBLISHED, EvalResult, Lineage, Score
 
-Remark = Callable[[str], None]
+Warn = Callable[[str], None]
 
 METHOD_NAMES = {
     "dare_linear": "DARE Task Arithmetic",
@@ -65,11 +65,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Family:
+class MergeGroup:
     """One merge and its relaxations.
 
     Attributes:
-        twin: The merge itself; None where only relaxations have results.
+        unrelaxed: The merge itself; None where only relaxations have results.
         relaxed: The paper's AIM, by falling omega.
         variants: Controls, and AIM with another statistic or normalization, by name and falling omega.
     """
@@ -77,7 +77,7 @@ class Family:
     method: str
     label: str
     members: tuple[str, ...]
-    twin: Row | None
+    unrelaxed: Row | None
     relaxed: tuple[Row, ...]
     variants: tuple[Row, ...] = ()
 
@@ -88,7 +88,7 @@ class Family:
     @property
     def curve(self) -> tuple[Row, ...]:
         """The merge and the paper's AIM: one curve over omega."""
-        return self.relaxed if self.twin is None else (self.twin, *self.relaxed)
+        return self.relaxed if self.unrelaxed is None else (self.unrelaxed, *self.relaxed)
 
     @property
     def published(self) -> bool:
@@ -100,7 +100,7 @@ class Models:
     """All that was read: source models (the base first), families in table order, benchmarks in column order."""
 
     sources: tuple[Row, ...]
-    families: tuple[Family, ...]
+    families: tuple[MergeGroup, ...]
     columns: tuple[str, ...]
     samples: Mapping[str, str] | None = None
     """Where --limit was given for any of them: how many items each benchmark's scores are of, as far as they say."""
@@ -135,15 +135,15 @@ class Models:
         """
         merged = [(name, row) for family in self.families for row in family.rows for name in (row.name, row.label)]
         named = [*((row.label, row) for row in self.sources), *reversed(merged)]
-        found = [row for name, row in named if name == label and (row.published or not published)]
-        return min(found, key=lambda row: row.published, default=None)
+        matches = [row for name, row in named if name == label and (row.published or not published)]
+        return min(matches, key=lambda row: row.published, default=None)
 
 
 def _counts(score: Score) -> bool:
     return score.is_fraction and score.higher_is_better is True
 
 
-def assemble(results: Sequence[EvalResult], names: Mapping[str, str], remark: Remark) -> Models:
+def assemble(results: Sequence[EvalResult], names: Mapping[str, str], warn: Warn) -> Models:
     """Name the models, pair each AIM row with its merge, and put all in the order of the tables."""
     label_of = _labeller(results, names)
     order = _source_order(results, label_of)
@@ -157,7 +157,7 @@ def assemble(results: Sequence[EvalResult], names: Mapping[str, str], remark: Re
         (row for row in rows if not row.merged), key=lambda r: (r.label not in bases, rank[r.label], not r.published)
     )
     families = sorted(
-        _families([row for row in rows if row.merged], remark),
+        _families([row for row in rows if row.merged], warn),
         key=lambda f: (f.method.lower(), len(f.members), [rank[m] for m in f.members], not f.published, f.label),
     )
     present = dict.fromkeys(name for row in rows for name in row.scores)
@@ -173,7 +173,7 @@ def _samples(results: Sequence[EvalResult], columns: Sequence[str]) -> dict[str,
     return {c: " to ".join(map(str, dict.fromkeys((n[0], n[-1])))) for c, n in counts.items() if n}
 
 
-def _families(rows: Sequence[Row], remark: Remark) -> list[Family]:
+def _families(rows: Sequence[Row], warn: Warn) -> list[MergeGroup]:
     groups: dict[tuple[str, tuple[str, ...], bool], list[Row]] = {}
     for row in rows:
         method = row.lineage.method or "Unrecorded method"
@@ -181,48 +181,50 @@ def _families(rows: Sequence[Row], remark: Remark) -> list[Family]:
     families = []
     for (method, members, _), group in groups.items():
         label = " + ".join(members)
-        twins = [row for row in group if row.lineage.omega is None]
-        relaxed: dict[str | None, list[Row]] = {twin.model: [] for twin in twins}
+        unrelaxed_rows = [row for row in group if row.lineage.omega is None]
+        relaxed: dict[str | None, list[Row]] = {unrelaxed.model: [] for unrelaxed in unrelaxed_rows}
         for row in group:
             if row.lineage.omega is not None:
-                twin = _twin(row, twins)
-                if twin is None:
-                    remark(f"{row.model}: no single merge without AIM to compare it with, so no percentages.")
-                relaxed.setdefault(twin.model if twin else None, []).append(row)
-        by_model = {twin.model: twin for twin in twins}
+                unrelaxed = _unrelaxed_counterpart(row, unrelaxed_rows)
+                if unrelaxed is None:
+                    warn(f"{row.model}: no single merge without AIM to compare it with, so no percentages.")
+                relaxed.setdefault(unrelaxed.model if unrelaxed else None, []).append(row)
+        by_model = {unrelaxed.model: unrelaxed for unrelaxed in unrelaxed_rows}
         for model, aim_rows in relaxed.items():
-            own = by_model.get(model) if model is not None else None
-            name = (own or aim_rows[0]).name
-            shown = label or name
+            row_of_model = by_model.get(model) if model is not None else None
+            name = (row_of_model or aim_rows[0]).name
+            shown_name = label or name
             if len(relaxed) > 1 and label:
-                shown = f"{label} ({name})"
+                shown_name = f"{label} ({name})"
             rows = sorted(aim_rows, key=lambda r: (r.lineage.variant, -(r.lineage.omega or 0.0), r.model))
             paper = tuple(row for row in rows if not row.lineage.variant)
-            others = tuple(row for row in rows if row.lineage.variant)
-            families.append(Family(method, shown, members, own, paper, others))
+            other_rows = tuple(row for row in rows if row.lineage.variant)
+            families.append(MergeGroup(method, shown_name, members, row_of_model, paper, other_rows))
     return families
 
 
-def _twin(row: Row, twins: Sequence[Row]) -> Row | None:
+def _unrelaxed_counterpart(row: Row, unrelaxed_rows: Sequence[Row]) -> Row | None:
     """The merge that `row` relaxes: the only one of its models and method, or the one its own name begins with."""
-    if len(twins) > 1:
-        twins = [twin for twin in twins if row.name.startswith(twin.name)]
-        longest = max((len(twin.name) for twin in twins), default=0)
-        twins = [twin for twin in twins if len(twin.name) == longest]
-    return twins[0] if len(twins) == 1 else None
+    if len(unrelaxed_rows) > 1:
+        unrelaxed_rows = [unrelaxed for unrelaxed in unrelaxed_rows if row.name.startswith(unrelaxed.name)]
+        longest = max((len(unrelaxed.name) for unrelaxed in unrelaxed_rows), default=0)
+        unrelaxed_rows = [unrelaxed for unrelaxed in unrelaxed_rows if len(unrelaxed.name) == longest]
+    return unrelaxed_rows[0] if len(unrelaxed_rows) == 1 else None
 
 
 def only(models: Models, label: str) -> Models:
     """Keep the merges called `label`, the models they merge, and the base."""
     families = tuple(f for f in models.families if label in (f.label, " + ".join(f.members)))
     if not families:
-        known = list(dict.fromkeys(f.label for f in models.families))
+        labels = list(dict.fromkeys(f.label for f in models.families))
         raise UsageError(
-            f"--only {label!r}: the merges are of {'; '.join(known) or 'no models'}.{nearest(label, known)}"
+            f"--only {label!r}: the merges are of {'; '.join(labels) or 'no models'}.{nearest(label, labels)}"
         )
     members = {m for f in families for m in f.members}
-    others = {m for f in models.families for m in f.members} - members
-    return replace(models, families=families, sources=tuple(s for s in models.sources if s.label not in others))
+    members_left_out = {m for f in models.families for m in f.members} - members
+    return replace(
+        models, families=families, sources=tuple(s for s in models.sources if s.label not in members_left_out)
+    )
 
 
 def model_key(model: str) -> str:
@@ -235,13 +237,13 @@ def known_names(names: Mapping[str, str], spellings: Collection[str]) -> dict[st
 
     A model that `spellings` does not have is split at an earlier sign that leaves one of them.
     """
-    found = {}
+    matches = {}
     for model, label in names.items():
         parts = model.split("=")
         heads = ["=".join(parts[:n]) for n in range(len(parts), 0, -1)]
         head = next((h for h in heads if h in spellings or model_key(h) in spellings), model)
-        found[model_key(head)] = f"{model}={label}"[len(head) + 1 :]
-    return found
+        matches[model_key(head)] = f"{model}={label}"[len(head) + 1 :]
+    return matches
 
 
 def _labeller(results: Sequence[EvalResult], names: Mapping[str, str]) -> Callable[[str], str]:

@@ -11,7 +11,7 @@ from typing import Any
 from common.errors import BadInputError
 from eval.results.reader import results_files
 from eval.results.result import EvalResult
-from eval.results.rows import Remark, model_key
+from eval.results.rows import Warn, model_key
 from eval.tasks.answers import extract
 from eval.tasks.strict import final_answer
 
@@ -45,10 +45,10 @@ def sample_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
     return files
 
 
-def answers_of(result: EvalResult, files: Sequence[Path], remark: Remark) -> dict[str, dict[Item, Answer]]:
+def answers_of(result: EvalResult, files: Sequence[Path], warn: Warn) -> dict[str, dict[Item, Answer]]:
     """One model's answers by column and item, as far as its result has outcomes of them; newer files win.
 
-    Raises BadInputError for a file that is cut short; `remark` hears of columns without answers.
+    Raises BadInputError for a file that is cut short; `warn` receives columns without answers.
     """
     docs = {
         (task, item): (column, doc)
@@ -65,9 +65,7 @@ def answers_of(result: EvalResult, files: Sequence[Path], remark: Remark) -> dic
                 answers.setdefault(column, {})[key] = _answer(sample, column, maths)
     without = [column for column in result.outcomes if column not in answers]
     if without:
-        remark(
-            f"{result.model}: no samples of {', '.join(without)} beside its results, so their answers are not shown."
-        )
+        warn(f"{result.model}: no samples of {', '.join(without)} beside its results, so their answers are not shown.")
     return answers
 
 

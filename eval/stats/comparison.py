@@ -102,8 +102,8 @@ def differences(
     """
     terms: dict[str, tuple[Terms, Terms]] = {}
     for column in in_order(a.outcomes):
-        asked = columns is None or column in columns
-        if asked and column in b.outcomes and column in a.scores and column in b.scores:
+        item_keys = columns is None or column in columns
+        if item_keys and column in b.outcomes and column in a.scores and column in b.scores:
             pair = paired(a, b, column)
             if pair is not None:
                 metric = a.scores[column].metric
@@ -134,8 +134,8 @@ def paired(a: EvalResult, b: EvalResult, column: str) -> tuple[Outcomes, Outcome
             f"{column} is {metrics[0]} of {a.model} and {metrics[1]} of {b.model}: other presets or versions; evaluate "
             "both alike."
         )
-    asked = [r.outcomes[column].keys() for r in (a, b)]
-    keys = [{(task, item): doc for task, item, doc in items} for items in asked]
+    item_keys = [r.outcomes[column].keys() for r in (a, b)]
+    keys = [{(task, item): doc for task, item, doc in items} for items in item_keys]
     both = [key for key in keys[0] if key in keys[1]]
     other = next((key for key in both if keys[0][key] != keys[1][key]), None)
     if other:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eval.results.rows import Models, Remark
+from eval.results.rows import Models, Warn
 from eval.stats.gains import Measure, all_gains, gain_draws
 from eval.stats.resampling import LEAST_ITEMS, percentiles
 from eval.stats.significance import Interval
@@ -25,8 +25,8 @@ class GainDifference:
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
-def compare_gains(models: Models, a: str, b: str, measure: Measure, seed: int, remark: Remark) -> GainDifference | None:
-    """Compare the gains of models `a` and `b`; None where that cannot be, and `remark` hears why.
+def compare_gains(models: Models, a: str, b: str, measure: Measure, seed: int, warn: Warn) -> GainDifference | None:
+    """Compare the gains of models `a` and `b`; None where that cannot be, and `warn` receives the reason.
 
     It cannot where one has no gain or no outcomes per item, or where their populations differ.
     """
@@ -34,7 +34,7 @@ def compare_gains(models: Models, a: str, b: str, measure: Measure, seed: int, r
     gains = all_gains(models, measure, lambda sentence: None)
     without = [name for name, model in (("A", a), ("B", b)) if model not in gains.values]
     if without:
-        remark(
+        warn(
             f"HV gain: {' and '.join(without)} {'have' if len(without) > 1 else 'has'} none; it takes a merge, and "
             "results of its population on every benchmark."
         )
@@ -42,17 +42,17 @@ def compare_gains(models: Models, a: str, b: str, measure: Measure, seed: int, r
     populations = [gains.populations[model] for model in (a, b)]
     if set(populations[0]) != set(populations[1]):
         sets = " and ".join(f"{{{', '.join(labels)}}}" for labels in populations)
-        remark(
+        warn(
             f"HV gain: those of A and B are over different populations ({sets}) and do not compare; --population FILE "
             "gives both one."
         )
         return None
-    drawn = gain_draws(models, gains, measure, GAIN_DRAWS, seed)
-    if a not in drawn or b not in drawn:
-        remark(
+    draws_of_gains = gain_draws(models, gains, measure, GAIN_DRAWS, seed)
+    if a not in draws_of_gains or b not in draws_of_gains:
+        warn(
             f"HV gain: not every model of the population has outcomes on the same items, {LEAST_ITEMS} or more of each "
             "benchmark, so it is not compared."
         )
         return None
-    interval = percentiles(drawn[b] - drawn[a])
+    interval = percentiles(draws_of_gains[b] - draws_of_gains[a])
     return GainDifference(populations[0], gains.values[a], gains.values[b], interval)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import UsageError, nearest
 from eval.results.conditions import column_differences, listed
-from eval.results.rows import Models, Remark, Row
+from eval.results.rows import Models, Row, Warn
 from eval.stats.hypervolume import hv_gain, population_of
 from eval.stats.resampling import LEAST_ITEMS, bootstrap, seed_of
 
@@ -52,11 +52,13 @@ class Measure:
                     raise UsageError(f"--reference {column}: it has no part in HV gain; {not_counted(models, column)}.")
         if isinstance(self.population, str):
             return
-        known = {name for family in models.families for name in (family.label, *(row.name for row in family.rows))}
+        names_of_rows = {
+            name for family in models.families for name in (family.label, *(row.name for row in family.rows))
+        }
         for label in self.population:
-            if label not in known:
+            if label not in names_of_rows:
                 raise UsageError(
-                    f"The population file has {label!r}, which no merged row is called.{nearest(label, known)}"
+                    f"The population file has {label!r}, which no merged row is called.{nearest(label, names_of_rows)}"
                 )
 
 
@@ -68,16 +70,16 @@ class Gains:
     populations: Mapping[str, tuple[str, ...]]
 
 
-def all_gains(models: Models, measure: Measure, remark: Remark) -> Gains:
-    """Compute the gain of each merged model; `remark` hears, once each, why one cannot be computed."""
+def all_gains(models: Models, measure: Measure, warn: Warn) -> Gains:
+    """Compute the gain of each merged model; `warn` receives each reason why one cannot be computed, once."""
     values: dict[str, float] = {}
     populations: dict[str, tuple[str, ...]] = {}
-    said: set[str] = set()
+    reported: set[str] = set()
 
     def once(sentence: str) -> None:
-        if sentence not in said:
-            said.add(sentence)
-            remark(sentence)
+        if sentence not in reported:
+            reported.add(sentence)
+            warn(sentence)
 
     columns = models.gain_columns
     if models.families and not columns:
@@ -162,17 +164,17 @@ def gain_draws(models: Models, gains: Gains, measure: Measure, draws: int, seed:
 
     rows = {row.key: row for row in models.rows}
     columns = models.gain_columns
-    drawn = [_column_draws(list(rows.values()), column, draws, seed) for column in columns]
-    found: dict[str, Array] = {}
+    column_draws = [_column_draws(list(rows.values()), column, draws, seed) for column in columns]
+    values_by_row: dict[str, Array] = {}
     for key in gains.values:
         taking = [key, *(member.key for member in members_of(rows[key], gains.populations[key], models))]
-        groups = [{column[one][0] if one in column else None for one in taking} for column in drawn]
+        groups = [{column[one][0] if one in column else None for one in taking} for column in column_draws]
         if any(len(group) != 1 or None in group for group in groups):
             continue
-        scores = np.stack([[column[one][1] for column in drawn] for one in taking])  # (models, columns, draws)
+        scores = np.stack([[column[one][1] for column in column_draws] for one in taking])  # (models, columns, draws)
         points = scores.transpose(2, 0, 1).tolist()
-        found[key] = np.array([measure.gain(point[0], point[1:], columns) for point in points])
-    return found
+        values_by_row[key] = np.array([measure.gain(point[0], point[1:], columns) for point in points])
+    return values_by_row
 
 
 def _column_draws(rows: Sequence[Row], column: str, draws: int, seed: int) -> dict[str, tuple[int, Array]]:
@@ -182,9 +184,9 @@ def _column_draws(rows: Sequence[Row], column: str, draws: int, seed: int) -> di
         outcomes = row.result.outcomes.get(column)
         if outcomes is not None and column in row.result.scores and len(outcomes.keys()) >= LEAST_ITEMS:
             groups.setdefault(tuple(row.result.outcomes[column].keys()), []).append(row)
-    found = {}
+    values_by_row = {}
     for number, group in enumerate(groups.values()):
         terms = [row.result.outcomes[column].terms(row.result.scores[column].metric) for row in group]
         scores = bootstrap(terms, draws, seed_of(seed, column))
-        found.update({row.key: (number, scores[:, at]) for at, row in enumerate(group)})
-    return found
+        values_by_row.update({row.key: (number, scores[:, at]) for at, row in enumerate(group)})
+    return values_by_row

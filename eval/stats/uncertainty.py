@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from common.errors import ProjectError
 from eval.results.conditions import column_differences
-from eval.results.rows import Models, Remark
+from eval.results.rows import Models, Warn
 from eval.stats.comparison import DRAWS, Difference, differences, right_or_wrong
 from eval.stats.gains import HV, Gains, Measure, gain_draws
 from eval.stats.resampling import LEAST_ITEMS, Terms, bootstrap, percentiles, seed_of
@@ -39,7 +39,7 @@ class Uncertainty:
     pairs: int = 0
 
 
-def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, seed: int = 0) -> Uncertainty:
+def uncertainty(models: Models, gains: Gains, measure: Measure, warn: Warn, seed: int = 0) -> Uncertainty:
     """Compute intervals and significance from the outcomes per item, where there are any.
 
     Benchmarks: as `differences` does, corrected for their number within a row. HV gain: significant where the 95 %
@@ -48,8 +48,8 @@ def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, 
     intervals: dict[Place, Interval] = {}
     changes: dict[Place, Interval] = {}
     significant: set[Place] = set()
-    drawn = gain_draws(models, gains, measure, GAIN_DRAWS, seed)
-    intervals |= {(model, HV): percentiles(values) for model, values in drawn.items()}
+    gain_samples = gain_draws(models, gains, measure, GAIN_DRAWS, seed)
+    intervals |= {(model, HV): percentiles(values) for model, values in gain_samples.items()}
     for row in models.rows:
         for column, outcomes in row.result.outcomes.items():
             if column in row.result.scores:
@@ -57,21 +57,23 @@ def uncertainty(models: Models, gains: Gains, measure: Measure, remark: Remark, 
                 interval = score_interval(terms, column, seed)
                 intervals |= {(row.key, column): interval} if interval else {}
     in_full: dict[str, Sequence[Difference]] = {}
-    pairs = [(family.twin, row) for family in models.families if family.twin for row in family.rows[1:]]
-    for twin, row in pairs:
+    pairs = [(family.unrelaxed, row) for family in models.families if family.unrelaxed for row in family.rows[1:]]
+    for unrelaxed, row in pairs:
         try:
-            unlike = {c: column_differences(twin.result, row.result, c).keys() for c in models.columns}
-            found = differences(twin.result, row.result, DRAWS, seed, [c for c in unlike if unlike[c] <= {"items"}])
-            found = [d for d in found if not unlike[d.column]]
+            unlike = {c: column_differences(unrelaxed.result, row.result, c).keys() for c in models.columns}
+            row_differences = differences(
+                unrelaxed.result, row.result, DRAWS, seed, [c for c in unlike if unlike[c] <= {"items"}]
+            )
+            row_differences = [d for d in row_differences if not unlike[d.column]]
         except ProjectError as error:  # other data, or another metric: the scores do not compare
-            remark(str(error))
-            found = []
-        in_full |= {row.key: found} if found else {}
-        changes |= {(row.key, d.column): d.interval for d in found}
-        significant |= {(row.key, d.column) for d in found if d.is_significant}
-        same = gains.populations.get(row.key) == gains.populations.get(twin.key)
-        if same and row.key in drawn and twin.key in drawn:
-            low, high = changes[row.key, HV] = percentiles(drawn[row.key] - drawn[twin.key])
+            warn(str(error))
+            row_differences = []
+        in_full |= {row.key: row_differences} if row_differences else {}
+        changes |= {(row.key, d.column): d.interval for d in row_differences}
+        significant |= {(row.key, d.column) for d in row_differences if d.is_significant}
+        same = gains.populations.get(row.key) == gains.populations.get(unrelaxed.key)
+        if same and row.key in gain_samples and unrelaxed.key in gain_samples:
+            low, high = changes[row.key, HV] = percentiles(gain_samples[row.key] - gain_samples[unrelaxed.key])
             significant |= {(row.key, HV)} if low > 0 or high < 0 else set()
     return Uncertainty(intervals, changes, frozenset(significant), in_full, len(in_full), len(pairs))
 

@@ -86,8 +86,12 @@ def gain_pairs(models: Models, population: str = "merged") -> Iterator[tuple[str
     """Yield the method, the HV gain of a merge, and that of its first relaxation."""
     gains = all_gains(models, Measure(population=population), lambda _: None).values
     for family in models.families:
-        if family.twin is not None and family.relaxed and {family.twin.key, family.relaxed[0].key} <= gains.keys():
-            yield family.method, gains[family.twin.key], gains[family.relaxed[0].key]
+        if (
+            family.unrelaxed is not None
+            and family.relaxed
+            and {family.unrelaxed.key, family.relaxed[0].key} <= gains.keys()
+        ):
+            yield family.method, gains[family.unrelaxed.key], gains[family.relaxed[0].key]
 
 
 def _raised(pairs: list[tuple[str, float, float]]) -> str:
@@ -116,9 +120,9 @@ def _quickstart(folder: Path) -> list[str]:
 
 def _real_model(folder: Path) -> list[str]:
     models = load([folder / "real_model_samples.json"], {}, lambda _: None)
-    family = next(family for family in models.families if family.twin is not None and family.relaxed)
-    assert family.twin is not None
-    found = compare(family.twin.result, family.relaxed[0].result)
+    family = next(family for family in models.families if family.unrelaxed is not None and family.relaxed)
+    assert family.unrelaxed is not None
+    found = compare(family.unrelaxed.result, family.relaxed[0].result)
     significant = [d.column for d in found.differences if d.is_significant]
     verdict = f"significant: {', '.join(significant)}" if significant else "no benchmark changes significantly"
     return [

@@ -170,7 +170,7 @@ def report(out: Path, quiet: bool) -> None:
     write_whole(out / "tables.csv", to_csv(table).encode())
     print("\n" + to_markdown(table), end="")
     gains = table.gains.values
-    pairs = [(f.twin, f.relaxed[0]) for f in models.families if f.twin is not None and f.relaxed]
+    pairs = [(f.unrelaxed, f.relaxed[0]) for f in models.families if f.unrelaxed is not None and f.relaxed]
     changes = [gains[b.key] - gains[a.key] for a, b in pairs if a.key in gains and b.key in gains]
     raised, lowered = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
     print(f"\nAIM with omega {OMEGA:g} raised the HV gain of {raised} of {len(changes)} merges and lowered {lowered}.")

@@ -51,7 +51,7 @@ def make_page(models: Models, report: Report, answers: Answers, title: str, most
 
 def _summary(models: Models, report: Report) -> str:
     """Return one sentence: numbers of models and merges, benchmarks, and significant changes of HV gain."""
-    merges = sum(1 for f in models.families if f.twin)
+    merges = sum(1 for f in models.families if f.unrelaxed)
     relaxed = sum(len(f.relaxed) for f in models.families)
     counts = ((len(models.sources), "source model"), (merges, "merge"), (relaxed, "relaxed merge"))
     counts_text = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count]

@@ -99,9 +99,9 @@ function draw(pair, small) {
   }
   if (!small) {
     for (const p of shown) {
-      const twin = shown.find((other) => other.i === p.model.twin);
-      if (twin && (twin.px !== p.px || twin.py !== p.py))
-        box.svg.append(arrow(box.x(twin.px), box.y(twin.py), box.x(p.px), box.y(p.py)));
+      const unrelaxed = shown.find((other) => other.i === p.model.unrelaxed);
+      if (unrelaxed && (unrelaxed.px !== p.px || unrelaxed.py !== p.py))
+        box.svg.append(arrow(box.x(unrelaxed.px), box.y(unrelaxed.py), box.x(p.px), box.y(p.py)));
     }
   }
   const order = ["base", "source", "merge", "variant", "aim"];

@@ -20,8 +20,8 @@ async function chooseBenchmark(column) {
   state.questions = await chunk(`q-${column}`);
   const models = Object.keys(state.benchmark.verdicts).map(Number);
   const before = { a: at("model-a").value, b: at("model-b").value };
-  const aim = models.find((m) => core.models[m].kind === "aim" && models.includes(core.models[m].twin));
-  const start = aim === undefined ? [models[0], models[1]] : [core.models[aim].twin, aim];
+  const aim = models.find((m) => core.models[m].kind === "aim" && models.includes(core.models[m].unrelaxed));
+  const start = aim === undefined ? [models[0], models[1]] : [core.models[aim].unrelaxed, aim];
   ["a", "b"].forEach((side, i) => {
     const select = at(`model-${side}`),
       keep = models.includes(Number(before[side])) && before[side] !== "";

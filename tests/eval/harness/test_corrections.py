@@ -289,7 +289,7 @@ def test_missing_tensors_end_the_run(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"model\.norm\.weight \(8,\), not \(16,\)"):
         load(edited(checkpoint, tmp_path / "short", lambda t: t.update({"model.norm.weight": torch.ones(8)})))
     more = load(edited(checkpoint, tmp_path / "more", lambda t: t.update({"value_head.weight": torch.ones(2)})))
-    assert any("value_head.weight" in remark for remark in more.remarks)
+    assert any("value_head.weight" in warn for warn in more.remarks)
 
 
 def test_a_tied_head_needs_no_tensor(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_batches_do_not_change_answers(loaded: tuple[Any, Any], name: str) -> No
         found, other = together[r.key]
         assert facts == other
         assert found == (alone if isinstance(alone, str) else (pytest.approx(alone[0], abs=1e-3), alone[1]))
-    reported = [remark for remark in lm.remarks if "this model's logits change" in remark]
+    reported = [warn for warn in lm.remarks if "this model's logits change" in warn]
     assert bool(reported) == (name in DEPENDENT), (reported, lm.invariance)
 
 

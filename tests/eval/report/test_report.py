@@ -182,7 +182,7 @@ def test_missing_scores_stay_empty(family: Path) -> None:
     found = cells(report)
     assert found["-", "two", "-"][2:] == ["-", "-", "-"]
     assert found["WIDEN", "one + two", "No"] == ["60.00", "40.00", "-", "-", "-"]
-    assert any("one has no score for MMLU" in remark for remark in remarks)
+    assert any("one has no score for MMLU" in warn for warn in remarks)
 
 
 def test_population_member_without_result(family: Path) -> None:
@@ -202,7 +202,7 @@ def test_population_file(family: Path) -> None:
     assert report.methods[0].lines[1].population == ("base", "two")
     left_out, remarks = report_of(models, {"ties_12": []})
     assert [line.cells[-1].text == "-" for line in left_out.methods[0].lines] == [False, True]
-    assert any("no population is known" in remark for remark in remarks)
+    assert any("no population is known" in warn for warn in remarks)
     with pytest.raises(UsageError, match=r"(?i)did you mean 'one \+ two'"):
         report_of(models, {"one + tow": ["one"]})
     with pytest.raises(UsageError, match="--population paper"):
@@ -210,7 +210,7 @@ def test_population_file(family: Path) -> None:
 
 
 def test_several_omegas(family: Path) -> None:
-    """Each omega has its row after the twin, from weak to strong relaxation, and its percentages are to the twin."""
+    """Each omega has its row after the unrelaxed merge, weak to strong; percentages are relative to it."""
     put(family, "ties_12_aim0", (66.0, 60.0, 28.0), merge_of("one", "two", omega=0.0))
     put(family, "ties_12_aim1", (60.0, 64.0, 32.0), merge_of("one", "two", omega=1.0))
     report, _ = report_of(load([family], {}, silent))
@@ -229,7 +229,7 @@ def test_two_merges_of_the_same_models(family: Path) -> None:
     assert found["Ties Merging", "one + two (ties_12)", "Yes"][0] == "63.00 (+5.00%)"
     assert found["Ties Merging", "one + two (ties_12b)", "Yes"][0] == "55.00 (+10.00%)"
     assert found["Ties Merging", "one + two (other_aim)", "Yes"][0] == "**70.00**"
-    assert any("other_aim" in remark for remark in remarks)
+    assert any("other_aim" in warn for warn in remarks)
 
 
 def test_newest_result_counts(family: Path) -> None:
@@ -239,10 +239,10 @@ def test_newest_result_counts(family: Path) -> None:
     models = load([family], {}, remarks.append)
     assert models.find("one").scores["adding"] == 90.0  # type: ignore[union-attr]
     assert models.columns == TASKS
-    assert any("is left out (MMLU of" in remark for remark in remarks)
+    assert any("is left out (MMLU of" in warn for warn in remarks)
     models = load([family, old], {}, remarks.append)
     assert models.find("one").scores == {"adding": 1.0, "reversing": 25.0, "coding": 20.0, "MMLU": 9.0}  # type: ignore[union-attr]
-    assert any("several results for adding" in remark for remark in remarks)
+    assert any("several results for adding" in warn for warn in remarks)
 
 
 def test_limited_scores_are_said(family: Path) -> None:
@@ -270,7 +270,7 @@ def test_merge_without_record_keeps_its_name(family: Path) -> None:
     put(family, "found_aim", (50.0, 50.0, 50.0), Lineage(None, "out/base", (), 0.4))
     report, remarks = report_of(load([family], {}, silent))
     assert cells(report)["Unrecorded method", "found_aim", "Yes"][-1] == "-"
-    assert any("no population is known" in remark for remark in remarks)
+    assert any("no population is known" in warn for warn in remarks)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_results_on_other_data_are_not_compared() -> None:
     moved = replace(aim, outcomes={**aim.outcomes, "GSM8K": replace(aim.outcomes["GSM8K"], tasks=changed)})
     models = assemble([*(r for r in results.values() if r is not aim), moved], NAMES, silent)
     text = to_markdown(make_report(models, Measure(), remarks.append))
-    assert any("another question" in remark for remark in remarks)
+    assert any("another question" in warn for warn in remarks)
     assert "†" not in text.split("HV Gain:")[0]
 
 
@@ -381,4 +381,4 @@ def test_results_of_the_same_weights_are_put_together(tmp_path: Path) -> None:
     remarks: list[str] = []
     (found,) = read_all([tmp_path], remarks.append)[0]
     assert set(found.scores) == {"GSM8K"}
-    assert any("is left out (MMLU of" in remark for remark in remarks)
+    assert any("is left out (MMLU of" in warn for warn in remarks)

@@ -130,15 +130,15 @@ def test_tables_do_not_compare_across_conditions(name: str) -> None:
         results[-1] = replace(part(results[-1], "GSM8K"), outcomes=outcomes)
     remarks: list[str] = []
     report = make_report(assemble(results, {}, silent), Measure(), remarks.append)
-    (twin, aim) = report.methods[0].lines
+    (unrelaxed, aim) = report.methods[0].lines
     at = report.columns.index("GSM8K")
     assert aim.cells[at].value == results[-1].scores["GSM8K"].value
     assert aim.cells[at].change is None
     assert aim.cells[at].is_significant is not True
     assert aim.cells[-1].text == "-"
-    assert not any(line.cells[at].lead for line in (twin, aim))
+    assert not any(line.cells[at].lead for line in (unrelaxed, aim))
     assert f"{name} " in report.note
-    assert any(f"{name} " in remark for remark in remarks)
+    assert any(f"{name} " in warn for warn in remarks)
     with pytest.raises(UsageError, match=f"--rank GSM8K: .*{name} "):
         ranking(report, "GSM8K")
 
@@ -241,7 +241,7 @@ def test_no_column_counts() -> None:
     remarks: list[str] = []
     report = make_report(assemble(results, {}, silent), Measure(), remarks.append)
     assert {line.cells[-1].text for line in report.lines} == {"-"}
-    assert any("No HV gain" in remark for remark in remarks)
+    assert any("No HV gain" in warn for warn in remarks)
 
 
 def test_lower_is_better_in_a_comparison() -> None:

@@ -197,7 +197,7 @@ def test_gain_needs_the_same_items() -> None:
         assert gain_draws(models, gains, Measure(), 100, 0) == {}
         remarks: list[str] = []
         assert compare_gains(models, "out/ties", "out/ties_aim", Measure(), 0, remarks.append) is None
-        assert any("same items" in remark for remark in remarks)
+        assert any("same items" in warn for warn in remarks)
 
 
 def test_gains_over_different_populations_are_not_compared() -> None:
@@ -206,7 +206,7 @@ def test_gains_over_different_populations_are_not_compared() -> None:
     models = assemble([*family(), other], {}, silent)
     remarks: list[str] = []
     assert compare_gains(models, "out/ties", "out/ties_code", Measure(), 0, remarks.append) is None
-    assert any("{code, maths} and {base, code}" in remark or "{code, base}" in remark for remark in remarks), remarks
+    assert any("{code, maths} and {base, code}" in warn or "{code, base}" in warn for warn in remarks), remarks
     one = Measure({name: ["code"] for name in ("ties", "ties_code", "ties_aim")})
     found = compare_gains(models, "out/ties", "out/ties_code", one, 0, remarks.append)
     assert found is not None
