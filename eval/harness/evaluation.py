@@ -114,28 +114,28 @@ def evaluate_on_ranks(
         plan = plan_items(loaded, settings, remarks)
         remarks += _setting_remarks(settings)
 
-        def report(remark: str) -> None:
-            if remark not in remarks:
-                remarks.append(remark)
-                say(remark, settings.quiet or not process_group.is_main)
+        def report(warning: str) -> None:
+            if warning not in remarks:
+                remarks.append(warning)
+                say(warning, settings.quiet or not process_group.is_main)
 
-        for remark in remarks:
-            say(remark, settings.quiet or not process_group.is_main)
+        for warning in remarks:
+            say(warning, settings.quiet or not process_group.is_main)
         subject = models.with_weights(subject, settings)
         who, scope = _identified(subject, settings, save_path)
         with seeded(settings.seed):
             template = subject.template(settings.apply_chat_template, report)
             rule = models.special_tokens_of(subject, settings)
-            asked = asking.build(loaded, settings, plan, scope, template, rule)
-        _check_thinking(asked, settings)
+            requests = asking.build(loaded, settings, plan, scope, template, rule)
+        _check_thinking(requests, settings)
         journal = stack.enter_context(
             Journal(model_folder(save_path, subject.label) if save_path else None, process_group.rank)
         )
         if settings.no_cache:
             journal.forget()
         process_group.barrier()  # before anybody adds to the journal: the shares follow from what it lacks
-        known = _known(asked, journal)
-        superseded = journal.superseded(r for pairs in asked.values() for _, requests in pairs for r in requests)
+        n_known = _count_known_answers(requests, journal)
+        superseded = journal.superseded(r for pairs in requests.values() for _, part in pairs for r in part)
         if superseded:
             report(
                 f"The journal holds {superseded} answers to these items from another checkpoint, prompt, setting or "
@@ -144,11 +144,11 @@ def evaluate_on_ranks(
         prepared = round(time.time() - started, 1)  # imports, tokenizer, tasks, prompts: what comes before the weights
         source = _Lazy(subject, settings, who, journal, report)
 
-        def show(column: str, total: int, done: int, ahead: float) -> Progress:
-            return Progress(column, total, done, not settings.quiet and process_group.is_main, ahead, screen)
+        def show(column: str, total: int, done: int, expected_seconds: float) -> Progress:
+            return Progress(column, total, done, not settings.quiet and process_group.is_main, expected_seconds, screen)
 
         with muted(settings, progress=True):
-            seconds = asking.answer_all(asked, journal, source, process_group, show)
+            seconds = asking.answer_all(requests, journal, source, process_group, show)
         used = source.used()
         source.backend = None
         gc.collect()  # the next model of the same process finds the memory free
@@ -157,15 +157,15 @@ def evaluate_on_ranks(
             return None
         if process_group.world_size > 1:
             journal.reread()
-        asking.assign(asked, journal)
-        truncated = asking.truncated_prompts(asked, journal)
+        asking.assign(requests, journal)
+        truncated = asking.truncated_prompts(requests, journal)
         for benchmark, count in truncated.items():
             report(f"{benchmark}: the prompts of {count} items lost their beginning to fit {subject.length} tokens.")
         raw = grading.grade(loaded, plan, settings)
-        add_facts(raw["samples"], asking.facts_of(asked, journal))
+        add_facts(raw["samples"], asking.facts_of(requests, journal))
     seconds = {"total": round(time.time() - started, 1), "prepare": prepared, "load": source.seconds} | seconds
     settings_used = settings.recorded() | used | {"max_length": subject.length, "processes": process_group.world_size}
-    settings_used |= {"remarks": remarks, "answers": known, "prompts_truncated": truncated}
+    settings_used |= {"remarks": remarks, "answers": n_known, "prompts_truncated": truncated}
     return assembled(subject.label, benchmarks, loaded, raw, settings_used, who, seconds, started)
 
 
@@ -189,9 +189,9 @@ def assembled(
     tagged = {t: [{"task": t, **s} for s in items] for t, items in by_task.items()}
     samples = {b.task: [s for t in loaded[b].tasks for s in tagged[t]] for b in benchmarks}
     further = sizes_of(settings["n_samples"])
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for b in benchmarks:
-        found |= scores_of(b, loaded[b], raw, tagged, further if b.samples else ())
+        columns |= scores_of(b, loaded[b], raw, tagged, further if b.samples else ())
     answers = {b.column: facts for b in benchmarks if (facts := answer_facts(samples[b.task]))}
     data = {b.name: dict(loaded[b].data) for b in benchmarks if loaded[b].data}
     settings = settings | {"containment": CODE_EVAL.record()}
@@ -199,12 +199,12 @@ def assembled(
     config = {"model": settings["backend"], "model_args": {"pretrained": label}, "random_seed": settings["seed"]}
     result = EvalResult(
         model=label,
-        scores={column: score for column, (score, _) in found.items()},
+        scores={column: score for column, (score, _) in columns.items()},
         lineage=Lineage.of_checkpoint(label),
         settings=settings,
         versions=versions(),
         harness={**raw, "config": {**config, **settings}, "date": started},
-        outcomes={column: outcomes for column, (_, outcomes) in found.items() if outcomes is not None},
+        outcomes={column: outcomes for column, (_, outcomes) in columns.items() if outcomes is not None},
         answers=answers,
         digest=who.digest,
         commit=who.commit,
@@ -251,10 +251,10 @@ def _gpus(settings: Settings) -> tuple[str, ...]:
     return tuple(torch.cuda.get_device_name(i) for i in numbers)
 
 
-def _known(asked: Mapping[Benchmark, Any], journal: Journal) -> dict[str, int]:
-    keys = {r.key for pairs in asked.values() for _, requests in pairs for r in requests}
-    known = sum(key in journal.answers for key in keys)
-    return {"from the journal": known, "new": len(keys) - known}
+def _count_known_answers(requests: Mapping[Benchmark, Any], journal: Journal) -> dict[str, int]:
+    keys = {r.key for pairs in requests.values() for _, part in pairs for r in part}
+    count = sum(key in journal.answers for key in keys)
+    return {"from the journal": count, "new": len(keys) - count}
 
 
 def _setting_remarks(settings: Settings) -> list[str]:
@@ -275,11 +275,11 @@ def _setting_remarks(settings: Settings) -> list[str]:
     return remarks
 
 
-def _check_thinking(asked: Mapping[Benchmark, Any], settings: Settings) -> None:
+def _check_thinking(requests: Mapping[Benchmark, Any], settings: Settings) -> None:
     """Raise UsageError where a reasoning model is to score choices, which it does without its reasoning."""
     if not settings.model_args.get("enable_thinking"):
         return
-    names = [b.name for b, pairs in asked.items() if any(r.kind != "generate" for _, rs in pairs for r in rs)]
+    names = [b.name for b, pairs in requests.items() if any(r.kind != "generate" for _, rs in pairs for r in rs)]
     if names:
         raise UsageError(f"--model_args enable_thinking=true: {', '.join(names)} scores choices without generating.")
 
@@ -308,8 +308,8 @@ class _Lazy:
             started = time.monotonic()
             self.backend = models.make_backend(self.subject, self.settings)
             self.seconds = round(time.monotonic() - started, 1)
-            for remark in self.backend.remarks:
-                self.report(remark)
+            for warning in self.backend.remarks:
+                self.report(warning)
             run = {"model": self.subject.label, "digest": self.who.digest, "settings": self.settings.recorded()}
             self.journal.begin(run | {"versions": versions(), "time": time.strftime("%Y-%m-%d %H:%M:%S")})
         return self.backend

@@ -10,7 +10,7 @@ from common.cli import Parser
 from common.errors import UsageError
 from eval.report.report import Report, make_report
 from eval.results.reader import load, parse_names
-from eval.results.rows import Models, Remark, only
+from eval.results.rows import Models, Warn, only
 from eval.stats.gains import Measure
 from eval.stats.hypervolume import read_rule
 
@@ -32,17 +32,17 @@ def add_report_flags(p: Parser) -> None:
     g.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and the permutations")
 
 
-def models_of(args: argparse.Namespace, remark: Remark, with_paper: bool = False) -> Models:
+def models_of(args: argparse.Namespace, warn: Warn, with_paper: bool = False) -> Models:
     """Read the results that `add_results_flags` asks for."""
-    models = load(args.results, parse_names(args.names), remark, with_paper)
+    models = load(args.results, parse_names(args.names), warn, with_paper)
     return only(models, args.only) if args.only else models
 
 
-def report_of(args: argparse.Namespace, remark: Remark) -> tuple[Models, Report]:
+def report_of(args: argparse.Namespace, warn: Warn) -> tuple[Models, Report]:
     """Read the results and make the tables that `add_report_flags` ask for."""
     measure = measure_of(args)
-    models = models_of(args, remark, args.with_paper)
-    return models, make_report(models, measure, remark, args.seed)
+    models = models_of(args, warn, args.with_paper)
+    return models, make_report(models, measure, warn, args.seed)
 
 
 def add_names_flag(p: Parser | argparse._ArgumentGroup) -> None:
@@ -82,13 +82,13 @@ def measure_of(args: argparse.Namespace) -> Measure:
 def _reference(text: str) -> float | dict[str, float]:
     if "=" not in text:
         return _fraction(text)
-    found: dict[str, float] = {}
+    reference: dict[str, float] = {}
     for entry in text.split(","):
         column, _, value = entry.rpartition("=")
         if not column.strip():
             raise UsageError(f"--reference {entry!r}: expected BENCHMARK=FRACTION.")
-        found[column.strip()] = _fraction(value)
-    return found
+        reference[column.strip()] = _fraction(value)
+    return reference
 
 
 def _fraction(text: str) -> float:
