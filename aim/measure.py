@@ -18,10 +18,10 @@ from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError, CheckpointError, UsageError, nearest
 from common.processor import product_dtype
 from common.terminal_text import foreign
+from common.versions import MERGING, package_versions
 from merging.checkpoints.checkpoint import FLOATS, Checkpoint
 from merging.ops.kernels.bus_errors import report_bus_errors
 from merging.output.records.card import public_name
-from merging.output.records.run_record import versions
 from merging.recipe import DTYPES
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Settings:
             self.statistic,
             process_group.rank,
             process_group.world_size,
-            versions(),
+            package_versions(MERGING),
         ]
         return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 

@@ -18,6 +18,7 @@ from common.distributed import ProcessGroup
 from common.errors import UsageError
 from common.files.file_state import check_unchanged, states_of
 from common.files.temporary import is_temporary
+from common.versions import MERGING, package_versions
 from merging.checkpoints.licenses import licenses_of
 from merging.ops.kernels.bus_errors import report_bus_errors
 from merging.output.digests import InputDigests, digest_of
@@ -25,7 +26,7 @@ from merging.output.finalize import Finisher
 from merging.output.load_check import check_loads, known_names
 from merging.output.preparation import Prepared, prepared
 from merging.output.records.lock import files_of
-from merging.output.records.run_record import versions, write_record
+from merging.output.records.run_record import write_record
 from merging.output.staging.output_path import check_target
 from merging.output.staging.partition import (
     check_ranks_agree,
@@ -176,7 +177,7 @@ def _key(work: Work, files: Sequence[Path], output: Output, job: ExecutionConfig
     seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in lasting]
     results = [(variant.folder, variant.recipe) for variant in work.variants]
     of_output = {"max_shard_size": output.max_shard_size, "layer_stats": output.layer_stats}
-    same = [work.program, work.recipe, results, seen, versions(), of_output, str(job.device)]
+    same = [work.program, work.recipe, results, seen, package_versions(MERGING), of_output, str(job.device)]
     return hashlib.sha256(json.dumps(same, default=str).encode()).hexdigest()
 
 

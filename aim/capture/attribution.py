@@ -11,9 +11,9 @@ from aim.capture.hooks import output_head
 from aim.capture.parameter_map import Binding, bindings, parts
 from aim.capture.statistics import Activations
 from aim.importance import Importance
+from common.versions import MERGING, versions
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.tensor_names import PARTS
-from merging.output.records.run_record import versions
 from merging.plan.tied_weights import main_of
 
 UNREACHED = "no calibration token reached it"
@@ -59,7 +59,7 @@ def by_stored_tensor(activations: Activations, model: Any, base: Checkpoint) -> 
     heads = {table: head} if base.ties_embeddings and table is not None and head is not None else {}
     return Importance(
         activations=means, axes=axes, unmeasured=unmeasured, calibration={}, base={}, tokens=tokens,
-        stability=stability, heads=heads, versions=versions(),
+        stability=stability, heads=heads, versions=versions(MERGING),
     )  # fmt: skip
 
 

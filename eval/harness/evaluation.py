@@ -17,7 +17,7 @@ from typing import Any
 from common.cli import say
 from common.distributed import SINGLE_PROCESS, ProcessGroup, launcher_ranks
 from common.errors import EvaluationError, UsageError
-from common.versions import versions
+from common.versions import EVALUATION, package_versions, versions
 from eval.benchmarks import Benchmark
 from eval.data.data_sources import check_data
 from eval.harness import identity, models
@@ -202,7 +202,7 @@ def assembled(
         scores={column: score for column, (score, _) in columns.items()},
         lineage=Lineage.of_checkpoint(label),
         settings=settings,
-        versions=versions(),
+        versions=versions(EVALUATION),
         harness={**raw, "config": {**config, **settings}, "date": started},
         outcomes={column: outcomes for column, (_, outcomes) in columns.items() if outcomes is not None},
         answers=answers,
@@ -261,9 +261,8 @@ def _setting_remarks(settings: Settings) -> list[str]:
     """Return the backend that runs, and settings without an effect."""
     package = {"hf": "transformers", "vllm": "vllm", "openai": "lm-eval"}[settings.backend]
     where = str(settings.base_url) if settings.backend == "openai" else f"{settings.device}, {settings.dtype}"
-    remarks = [
-        f"Backend: lm-eval's {settings.backend} ({package} {versions().get(package.replace('-', '_'), '')}) on {where}."
-    ]
+    version = package_versions((package,)).get(package.replace("-", "_"), "")
+    remarks = [f"Backend: lm-eval's {settings.backend} ({package} {version}) on {where}."]
     temperature = settings.gen_kwargs.get("temperature") or settings.temperature or settings.gen_kwargs.get("do_sample")
     idle = [name for name in SAMPLING if name in settings.gen_kwargs]
     if idle and not temperature:
@@ -311,7 +310,7 @@ class _Lazy:
             for warning in self.backend.remarks:
                 self.report(warning)
             run = {"model": self.subject.label, "digest": self.who.digest, "settings": self.settings.recorded()}
-            self.journal.begin(run | {"versions": versions(), "time": time.strftime("%Y-%m-%d %H:%M:%S")})
+            self.journal.begin(run | {"versions": versions(EVALUATION), "time": time.strftime("%Y-%m-%d %H:%M:%S")})
         return self.backend
 
     def used(self) -> dict[str, Any]:

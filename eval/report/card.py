@@ -162,7 +162,7 @@ def _kind_of(metric: str) -> str:
     return "accuracy" if metric in ("acc", "acc_norm", "exact_match", "accuracy") else metric
 
 
-_VERSIONS = ("lm_eval", "transformers", "torch", "vllm")
+_VERSIONS = ("lm_eval", "transformers", "torch", "vllm", "project", "commit")
 
 
 def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]:

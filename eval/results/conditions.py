@@ -35,7 +35,7 @@ UNSCORED = (
 """Settings that do not change a score, or that another recorded value stands for (dtype: dtype_used)."""
 RECORDED = (*SHARED, *MATHS_ONLY, *BY_BENCHMARK, "limit", *OF_MODEL, "prompts_sha256", "data")
 """Settings that a collection of results keeps."""
-VERSIONS = ("lm_eval", "transformers", "tokenizers", "torch", "datasets", "vllm", "math_verify", "project")
+VERSIONS = ("lm_eval", "transformers", "tokenizers", "torch", "datasets", "vllm", "math_verify", "project", "commit")
 """Packages whose version may change a score."""
 MATHS_COLUMNS = frozenset(benchmark.column for benchmark in MATHS["paper"].values())
 _NAMES = {b.column: name for name, b in (*LM_EVAL.items(), *MATHS["paper"].items(), (MMLU_PRO.name, MMLU_PRO))}

@@ -17,6 +17,7 @@ from common.cli import say
 from common.errors import CheckpointError, UsageError
 from common.files.file_state import check_unchanged, states_of
 from common.files.temporary import is_temporary
+from common.versions import MERGING, package_versions, versions
 from merging.checkpoints.licenses import licenses_of
 from merging.checkpoints.model_folder import tokenizer_files
 from merging.lora.check import check_adapter_loads
@@ -34,7 +35,7 @@ from merging.output.records.lock import (
     tensors_of,
     write_lock,
 )
-from merging.output.records.run_record import versions, write_record
+from merging.output.records.run_record import write_record
 from merging.output.shards import lay_out
 from merging.output.staging.output_path import RECORD, check_target
 from merging.output.staging.publication_check import check_files, check_small_files
@@ -128,7 +129,7 @@ def _key(work: AdapterWork) -> str:
     lasting = [file for file in files if not is_temporary(file) and file.exists()]
     seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in lasting]
     results = [(variant.folder, variant.recipe) for variant in work.variants]
-    same = [work.program, work.recipe, results, seen, versions()]
+    same = [work.program, work.recipe, results, seen, package_versions(MERGING)]
     return hashlib.sha256(json.dumps(same, default=str).encode()).hexdigest()
 
 
@@ -210,7 +211,7 @@ def _finish(
         "sources": dict(work.sources),
         "device": "cpu",
         "max_shard_size": output.max_shard_size,
-        "versions": versions(),
+        "versions": versions(MERGING),
         **inputs,
         "files": small_files(stage.folder),
         "tensors": tensors,

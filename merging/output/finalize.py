@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.versions import MERGING, versions
 from merging.engine.base_comparison import CHANGED
 from merging.output.layer_statistics import as_markdown, by_layer
 from merging.output.preparation import Prepared
@@ -20,7 +21,7 @@ from merging.output.records.lock import (
     tensors_of,
     write_lock,
 )
-from merging.output.records.run_record import versions, write_record
+from merging.output.records.run_record import write_record
 from merging.output.staging.stage import Stage
 from merging.plan.merge_plan import Output, Variant, Work
 from merging.recipe.mergekit.writer import write_mergekit
@@ -116,7 +117,7 @@ class Finisher:
             "device": self.job.device.type,
             **({"threads": torch.get_num_threads()} if work.whole_matrix else {}),
             "max_shard_size": self.output.max_shard_size,
-            "versions": versions(),
+            "versions": versions(MERGING),
             "inputs": inputs,
             "other_inputs": others,
             "files": small_files(stage.folder),

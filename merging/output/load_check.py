@@ -17,9 +17,9 @@ from common.files.temporary import temporary_folder
 from common.processes.execution_limits import time_limit
 from common.quiet_transformers import quiet_transformers
 from common.terminal_text import foreign, quoted
+from common.versions import package_versions
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.tensor_names import layer_of
-from merging.output.records.run_record import versions
 from merging.output.shards import header_bytes
 from merging.plan.prediction import prediction_names
 from merging.plan.result_config import write_configs
@@ -220,7 +220,7 @@ def _passed(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Collect
 
     None where the version of transformers is not known, or there is no cache folder.
     """
-    version, folder = versions().get("transformers"), cache_folder()
+    version, folder = package_versions(("transformers",)).get("transformers"), cache_folder()
     if version is None or folder is None:
         return None
     asked = json.dumps([version, sys.version, configs, sorted(known), header_bytes(plan.tensors).decode("latin-1")])

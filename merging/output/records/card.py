@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from common.versions import project_line
 from merging.checkpoints.hub import CheckpointRef
 from merging.checkpoints.licenses import Licenses
 from merging.recipe.method_registry import all_methods
@@ -45,6 +46,7 @@ def write_card(
         *reading,
         *([licenses.warning] if licenses.warning else []),
         *_recipes(recipe, merge_recipe),
+        f"Made by {project_line()}.",
         *([f"## Layer statistics\n\n{layer_statistics}"] if layer_statistics else []),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -77,6 +79,7 @@ def write_adapter_card(
         *remarks,
         *([licenses.warning] if licenses.warning else []),
         *_recipes(recipe, merge_recipe),
+        f"Made by {project_line()}.",
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

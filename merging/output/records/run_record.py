@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,9 @@ from common.errors import CheckpointError
 from common.files.bounded_reading import UnreadableError
 from common.files.json_types import Fields, ListOf, Maybe, OneOf, check_shape
 from common.files.paths import read_json
+from common.versions import MERGING, versions
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.output.staging.output_path import RECORD
-
-VERSION = "0.1.0"
-
 
 RELAXATION_KEYS = ("statistic", "normalization", "control")
 """Keys of a lineage that say how a relaxation differs from the paper's AIM; absent where it does not."""
@@ -29,23 +25,12 @@ LINEAGE = Fields(
 """Types of the lineage in a run record."""
 
 
-def versions() -> dict[str, str]:
-    """Return the versions a result depends on."""
-    found = {"project": VERSION, "python": platform.python_version()}
-    for package in ("torch", "transformers", "safetensors", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def write_record(folder: Path, lineage: Mapping[str, Any], details: Mapping[str, Any]) -> None:
     """Write the run record: what was made of what, with every effective parameter."""
     record = {
         "lineage": dict(lineage),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
+        "versions": versions(MERGING),
         **details,
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")

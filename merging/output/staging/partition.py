@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from common.distributed import ProcessGroup
 from common.errors import CheckpointError, StoppedError
+from common.versions import MERGING, package_versions
 from merging.checkpoints.storage import tensor_bytes
 from merging.output.digests import InputDigests, digest_of
 from merging.output.records.lock import read_lock
-from merging.output.records.run_record import versions
 from merging.output.shards import Shards, lay_out
 from merging.output.staging.output_path import RECORD
 from merging.output.staging.publication_check import check_files, check_small_files, check_tensors
@@ -83,7 +83,7 @@ def check_ranks_agree(
     facts = {
         "command": _digest([command, results]),
         "inputs": _digest([inputs, plan]),
-        "versions": _digest(versions()),
+        "versions": _digest(package_versions(MERGING)),
         "key": key,
     }
     first, *others = process_group.all_gather(facts)

@@ -14,6 +14,7 @@ import pytest
 
 from common.cli import run
 from common.errors import EvaluationError, UsageError
+from common.versions import EVALUATION, versions
 from eval.benchmarks import chosen
 from eval.data.protocol import items_per_part
 from eval.data.task_index import stock_folder
@@ -71,6 +72,7 @@ def test_all_kinds_of_benchmarks_run_and_are_saved(
     assert {"total", "prepare", "load", "MMLU", "HumanEval", "MATH", "GSM8K"} <= set(result.seconds)
     assert result.settings["max_length"] == 512
     assert result.versions["lm_eval"]
+    assert result.versions.items() >= versions(EVALUATION).items()
     assert result.model == str(checkpoint)
     stamp = written.stem.removeprefix("results_")
     names = sorted(p.name for p in written.parent.iterdir())
