@@ -18,11 +18,11 @@ from merging.output.load_check import check_loads, known_names
 from merging.output.preparation import prepared
 from merging.pipeline import check_asked, produce
 from merging.plan.checks import check_distinct
-from merging.plan.exclusion import Exclusion
 from merging.plan.merge_plan import Output, Relaxing, Variant, Work
 from merging.plan.planner import plan
 from merging.plan.slices import Inputs
 from merging.plan.types import Plan
+from merging.plan.unmerged_tensors import Exclusion
 from merging.recipe import MergeRecipe, remarks
 from merging.recipe.checks import check_values, idle_filters
 from merging.recipe.mergekit.writer import as_mergekit

@@ -1,7 +1,7 @@
-"""Comparison of the inputs' configs: keys that change what a weight computes, and keys that do not.
+"""Comparison of the inputs' configs: keys that change the function of the weights, and keys that do not.
 
-Weights of equal shapes mean different things under another number of heads, activation, norm epsilon, window, rotary
-embedding or router; such models have no common coordinates. Configs are compared with transformers' defaults filled in.
+Models with weights of equal shapes but another number of heads, activation, norm epsilon, window, rotary embedding or
+router must not be merged. Configs are compared with transformers' defaults filled in.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ NO_EFFECT = re.compile(
     r"|num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|cross_attention_hidden_size"
     r"|use_(dora|lora|unpad)|ep_size|layer_norm_type_\w+|expert_(parallel|model)\w*|mtp_loss\w*|run_name|wandb\w*"
 )
-"""Keys about training, precision, speed, generation, labels' number or names: they change no weight's function; those
-about vocabulary and tying are handled with the tensors."""
+"""Keys about training, precision, speed, generation, number of labels or names, which do not change the function of a
+weight; vocabulary and tying are compared by tensors."""
 TOKEN_IDS = re.compile(r"\w*(_token_ids?|_token_index|_token_indices|_tok_id)")
 POSITIONS = re.compile(
     r"max_position_embeddings|n_positions|n_ctx|n_ctx_\w+|max_seq(uence)?_len(gth)?|seq_len(gth)?|sequence_length"
     r"|model_max_length|max_(source|target|decoder|encoder|2d)_positions?|initial_context_length|max_context_\w+"
     r"|training_seqlen|context_length|block_size|use_dynamic_ntk"
 )
-"""Keys about the longest text; a difference is reported. A table of positions shows it in its shape."""
+"""Keys for the maximum sequence length; a difference is reported. Position embeddings show it in their shape."""
 DEPTHS = re.compile(r"num_hidden_layers|n_layers?|num_layers|n_layer|depth|(en|de)coder_layers|num_decoder_layers")
 PREDICTION = re.compile(r"num_nextn_predict_layers|num_mtp_\w+|mtp_\w+|n_predict|num_nextn\w*")
 BY_LAYER = re.compile(
@@ -54,20 +54,20 @@ BY_LAYER = re.compile(
     r"|first_k_dense_replace|first_\w*dense\w*|max_window_layers|num_kv_shared_layers|moe_layer_\w+|use_sliding_window"
     r"|_?sliding_window_pattern|num_dense_layers|n_dense_layers|num_moe_layers|global_layers"
 )
-"""Keys that give each layer its kind, by a list, a pattern or numbers."""
+"""Keys that define the kind of each layer, by a list, a pattern or numbers."""
 DERIVED = re.compile(
     r"max_window_layers|use_sliding_window|_?sliding_window_pattern|full_attention_interval|no_rope_layer_interval"
     r"|interleave_moe_layer_step|global_attn_every_n_layers|full_attn_idxs"
 )
-"""Those that mean nothing beside the list that transformers derives from them, which is compared instead."""
+"""Keys of BY_LAYER from which transformers derives a list; that list is compared instead."""
 WINDOWS = re.compile(r"sliding_window|attention_window|window_size|local_attention|attention_chunk_size|sliding_\w+")
 FUNCTION = re.compile(
     r"head|act|eps|window|rope|rotary|theta|scal|softcap|multiplier|top_?k|expert|norm|alibi|parallel|layer_types"
     r"|pattern|period|offset|interval|logit|conv|state|dt_|chunk|group|qk_|bias|mask|causal|gate|residual|ntk|logn|mode"
 )
-"""Words in keys that matter, for model types that transformers does not know."""
+"""Words in keys that change the function of weights, for model types that transformers does not know."""
 ACTIVATIONS = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "gelu_python": "gelu"}
-"""Names of one function."""
+"""Synonyms of activation functions."""
 HEAD_CLASSES = re.compile(r"For(Sequence|Token|Image|Audio)\w*Classification|RewardModel")
 ROPE_KEYS = {
     "rope_theta": "rope_theta", "rotary_emb_base": "rope_theta", "rotary_base": "rope_theta",
@@ -78,14 +78,14 @@ ROPE_TYPES = ("rope.rope_type", "rope.factor", "rope.low_freq_factor", "rope.hig
               "rope.original_max_position_embeddings")  # fmt: skip
 """RoPE keys whose values a .gguf file stores as a tensor."""
 BY_LENGTH = ("dynamic", "longrope", "su")
-"""Rotary embeddings that depend on the longest text."""
+"""Types of rotary embeddings that depend on the maximum sequence length."""
 FUNCTION_TOLERANCE = 1e-6
-"""Relative difference up to which two numbers are one: some formats store them in float32."""
+"""Relative difference up to which two numbers are equal; some formats store them in float32."""
 
 
 @dataclass(frozen=True)
 class ConfigDifference:
-    """A key of which two configs have different values; None stands for an absent key."""
+    """A key with different values in two configs; None stands for an absent key."""
 
     key: str
     model: str
@@ -102,50 +102,64 @@ class ConfigDifference:
 class ConfigComparison:
     """Differences of the inputs' configs from the template model's.
 
-    conflicts: keys that change what a weight computes; lengths: longest texts and keys that transformers does not read.
+    Attributes:
+        conflicts: Keys that change the function of the weights.
+        lengths: Keys for the maximum sequence length, and keys that transformers does not read.
     """
 
     conflicts: tuple[ConfigDifference, ...]
     lengths: tuple[ConfigDifference, ...]
 
     def check(self, allowed: bool) -> list[str]:
-        """Return the sentences on all differences.
+        """Return a note for each kind of difference.
 
-        Raises CheckpointError for conflicts, unless they are allowed.
+        Args:
+            allowed: Report conflicts instead of raising.
+
+        Raises:
+            CheckpointError: There are conflicts and they are not allowed.
         """
         if self.conflicts and not allowed:
-            shown = "; ".join(map(str, self.conflicts[:3]))
+            listed = "; ".join(map(str, self.conflicts[:3]))
             more = f" (and {len(self.conflicts) - 3} more)" if len(self.conflicts) > 3 else ""
             raise CheckpointError(
-                f"The configs give equal weights another meaning: {shown}{more}; merge models of one architecture and "
-                "setting, correct config.json where it is wrong, or add --allow_config_mismatch."
+                f"The configs differ in keys that change the function of the weights: {listed}{more}; "
+                "merge models of one architecture and setting, correct config.json where it is wrong, or add "
+                "--allow_config_mismatch."
             )
         notes = []
         for title, differences in (
-            ("Configs differ in what the weights compute (allowed by --allow_config_mismatch)", self.conflicts),
-            ("Configs differ without effect on what the weights compute", self.lengths),
+            (
+                "Configs differ in keys that change the function of the weights (allowed by --allow_config_mismatch)",
+                self.conflicts,
+            ),
+            ("Configs differ without effect on the function of the weights", self.lengths),
         ):
             if differences:
                 template = differences[0].template
-                shown = "; ".join(map(str, differences[:5]))
+                listed = "; ".join(map(str, differences[:5]))
                 more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
-                notes.append(f"{title}: {shown}{more}; the result has the value of {template}.")
+                notes.append(f"{title}: {listed}{more}; the result has the value of {template}.")
         return notes
 
 
 def compare_configs(
-    template: Checkpoint, others: Iterable[Checkpoint], by_layer: bool = True, ignored: Collection[str] = ()
+    template: Checkpoint, models: Iterable[Checkpoint], by_layer: bool = True, ignored: Collection[str] = ()
 ) -> ConfigComparison:
     """Compare each model's config with the template model's.
 
-    by_layer: compare the keys that give each layer its kind too; False where a recipe has slices, whose layers
-    `merging.plan.layer_kinds` compares one by one. ignored: keys that go with tensors which are not merged.
+    Args:
+        template: The base or the first model.
+        models: The other inputs.
+        by_layer: Also compare the keys that define the kind of each layer; False for recipes with slices, whose layers
+            `merging.plan.layer_kinds` compares one by one.
+        ignored: Keys of tensors that are not merged.
     """
     conflicts: list[ConfigDifference] = []
     lengths: list[ConfigDifference] = []
-    for other in others:
-        if _with_effect(other.config) == _with_effect(template.config):
-            continue  # spares the import of transformers
+    for other in models:
+        if _effective_keys(other.config) == _effective_keys(template.config):
+            continue  # without importing transformers
         for difference, kind in _differences(template, other):
             if not {difference.key.partition(".")[0], _last(difference.key)}.isdisjoint(ignored):
                 continue
@@ -159,24 +173,29 @@ def compare_configs(
 def _differences(template: Checkpoint, other: Checkpoint) -> Iterator[tuple[ConfigDifference, str]]:
     """Yield every key with an effect in which two parsed configs differ, and its kind."""
     pair = _comparable(template.parsed_config, other.parsed_config)
-    ours, theirs = (flatten(parsed.values) for parsed in pair)
-    unstated = _unstated(template, ours) | _unstated(other, theirs)
-    for key in dict.fromkeys((*ours, *theirs)):
-        value, expected, name = theirs.get(key), ours.get(key), _last(key)
-        if _equal(value, expected) or NO_EFFECT.fullmatch(name) or TOKEN_IDS.fullmatch(name) or _is_idle(key, pair):
+    template_values, model_values = (flatten(parsed.values) for parsed in pair)
+    unstated = _unstated(template, template_values) | _unstated(other, model_values)
+    for key in dict.fromkeys((*template_values, *model_values)):
+        value, expected, name = model_values.get(key), template_values.get(key), _last(key)
+        if (
+            _equal(value, expected)
+            or NO_EFFECT.fullmatch(name)
+            or TOKEN_IDS.fullmatch(name)
+            or _is_without_effect(key, pair)
+        ):
             continue
-        kind = "length" if key in unstated else _kind(key, pair, (ours, theirs))
+        kind = "length" if key in unstated else _kind(key, pair, (template_values, model_values))
         yield ConfigDifference(key, other.name, value, template.name, expected), kind
 
 
-def _with_effect(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as it is written, with dotted keys, without those that never have an effect."""
+def _effective_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config as written with dotted keys, without keys that have no effect."""
     flat = flatten(config).items()
     return {k: v for k, v in flat if not (NO_EFFECT.fullmatch(_last(k)) or TOKEN_IDS.fullmatch(_last(k)))}
 
 
 def _unstated(checkpoint: Checkpoint, values: Mapping[str, Any]) -> set[str]:
-    """The keys of a .gguf file's config that have their default: its metadata does not hold every key."""
+    """Return keys with default values in a .gguf file's config, since its metadata does not hold every key."""
     if not any(file.suffix == ".gguf" for file in checkpoint.files):
         return set()
     defaults = flatten(parse_config({"model_type": checkpoint.config.get("model_type")}).values)
@@ -185,11 +204,11 @@ def _unstated(checkpoint: Checkpoint, values: Mapping[str, Any]) -> set[str]:
     )
 
 
-def _comparable(ours: ParsedConfig, theirs: ParsedConfig) -> tuple[ParsedConfig, ParsedConfig]:
-    """Two parsed configs; of a vision-language model beside a text model only the language part."""
-    if _has_text_part(ours) != _has_text_part(theirs):
-        return _language_part(ours), _language_part(theirs)
-    return ours, theirs
+def _comparable(first: ParsedConfig, second: ParsedConfig) -> tuple[ParsedConfig, ParsedConfig]:
+    """Return two parsed configs; only the language part where one model is a text model and the other is not."""
+    if _has_text_part(first) != _has_text_part(second):
+        return _language_part(first), _language_part(second)
+    return first, second
 
 
 def _has_text_part(parsed: ParsedConfig) -> bool:
@@ -198,20 +217,22 @@ def _has_text_part(parsed: ParsedConfig) -> bool:
 
 
 def _language_part(parsed: ParsedConfig) -> ParsedConfig:
-    """The language model's part without the names of its type, which differ where it is nested."""
+    """Return the language model's part without model_type and architectures, which differ where it is nested."""
     nested = _has_text_part(parsed)
     values = {k: v for k, v in parsed.text.items() if k not in ("model_type", "architectures")}
     prefix = "text_config." if nested else ""
-    known = {path.removeprefix(prefix): keys for path, keys in parsed.class_keys.items() if path.startswith(prefix)}
-    return ParsedConfig(values, known, parsed.text_source)
+    class_keys = {
+        path.removeprefix(prefix): keys for path, keys in parsed.class_keys.items() if path.startswith(prefix)
+    }
+    return ParsedConfig(values, class_keys, parsed.text_source)
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with dotted keys, rotary embeddings under one name however they are spelled."""
-    return dict(_leaves(config, ""))
+    """Return a config with dotted keys, all spellings of rotary-embedding keys unified."""
+    return dict(_flat_entries(config, ""))
 
 
-def _leaves(part: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def _flat_entries(part: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     rope: dict[str, Any] = {}
     for key, value in part.items():
         if key in ROPE_KEYS:
@@ -222,7 +243,7 @@ def _leaves(part: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
         elif key == "id2label":
             yield f"{path}{key}", _labels(value)
         elif isinstance(value, Mapping) and not NO_EFFECT.fullmatch(key):
-            yield from _leaves(value, f"{path}{key}.")
+            yield from _flat_entries(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", _canonical(key, value)
     rope = {key: value for key, value in rope.items() if not (key == "partial_rotary_factor" and value == 1)}
@@ -230,7 +251,7 @@ def _leaves(part: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _rope(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The entries of rope_parameters or rope_scaling, also where they are given by kind of layer."""
+    """Yield the entries of rope_parameters or rope_scaling, also where they are nested by kind of layer."""
     if not isinstance(value, Mapping):
         return
     for key, entry in value.items():
@@ -250,7 +271,7 @@ def _canonical(key: str, value: Any) -> Any:
 
 
 def _labels(value: Any) -> Any:
-    """The names of a classifier's rows; None where they are the names that transformers makes up."""
+    """Return the label names of a classifier; None for transformers' default names."""
     if not isinstance(value, Mapping):
         return value
     names = {str(i): name for i, name in value.items()}
@@ -259,7 +280,7 @@ def _labels(value: Any) -> Any:
 
 
 def _equal(value: Any, other: Any) -> bool:
-    """True for equal values: numbers up to float32's precision, lists entry by entry, absent as null."""
+    """Return True for equal values: numbers up to float32 precision, lists by entry, absent as null."""
     if isinstance(value, bool) or isinstance(other, bool):
         return bool(value) == bool(other)
     if isinstance(value, int | float) and isinstance(other, int | float):
@@ -274,7 +295,7 @@ def _last(key: str) -> str:
 
 
 def _part_of(parsed: ParsedConfig, key: str) -> Mapping[str, Any]:
-    """The part of a config that a dotted key is in."""
+    """Return the part of a config that contains a dotted key."""
     part: Any = parsed.values
     for name in key.split(".")[:-1]:
         if isinstance(part, Mapping) and isinstance(part.get(name), Mapping):
@@ -282,8 +303,8 @@ def _part_of(parsed: ParsedConfig, key: str) -> Mapping[str, Any]:
     return part
 
 
-def _is_idle(key: str, pair: Sequence[ParsedConfig]) -> bool:
-    """True for a key that neither config's class reads, or that has no effect beside others in both configs."""
+def _is_without_effect(key: str, pair: Sequence[ParsedConfig]) -> bool:
+    """Return True for a key that neither config class reads, or that other keys override in both configs."""
     parts = [_part_of(parsed, key) for parsed in pair]
     kinds = [part.get("layer_types") for part in parts]
     if DERIVED.fullmatch(_last(key)) and all(isinstance(k, list) for k in kinds):
@@ -295,12 +316,12 @@ def _is_idle(key: str, pair: Sequence[ParsedConfig]) -> bool:
     if ".rope." in f".{key}":
         return False
     path = key.removesuffix(_last(key))
-    known = [parsed.class_keys.get(path) for parsed in pair]
-    return all(keys is not None and _last(key) not in keys for keys in known)
+    class_keys = [parsed.class_keys.get(path) for parsed in pair]
+    return all(keys is not None and _last(key) not in keys for keys in class_keys)
 
 
 def _kind(key: str, pair: Sequence[ParsedConfig], values: Sequence[Mapping[str, Any]]) -> str:
-    """Return "function", "layers", "length" or "structure": what a key decides."""
+    """Return "function", "layers", "length" or "structure" for the effect of a key."""
     name, is_rope = _last(key), ".rope." in f".{key}"
     if DEPTHS.fullmatch(name) or PREDICTION.fullmatch(name):
         return "structure"  # compared with the tensors
@@ -311,5 +332,5 @@ def _kind(key: str, pair: Sequence[ParsedConfig], values: Sequence[Mapping[str, 
         return "function" if any(flat.get(rope) in BY_LENGTH for flat in values) else "length"
     if name == "architectures":
         return "length"
-    known = all(parsed.is_known for parsed in pair)
-    return "function" if known or FUNCTION.search(name) or name == "model_type" else "length"
+    is_known = all(parsed.is_known for parsed in pair)
+    return "function" if is_known or FUNCTION.search(name) or name == "model_type" else "length"

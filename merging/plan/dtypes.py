@@ -1,7 +1,7 @@
-"""Output dtypes: a tensor that every input stores in a wider dtype than the rest keeps it.
+"""Dtypes of result tensors: a tensor that every input stores in a wider dtype than its other tensors keeps it.
 
-Routers' correction biases, Mamba's A and D and some norms are stored in float32 beside bfloat16 matrices, since their
-range or precision matters.
+Routers' correction biases, Mamba's A and D and some norms are stored in float32 next to bfloat16 matrices for range or
+precision.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def width(dtype: str) -> int:
 
 
 def main_dtype(tensors: Mapping[str, TensorInfo]) -> str:
-    """Return the floating-point dtype that most bytes of a checkpoint are stored in; float32 where it has none."""
+    """Return the floating-point dtype of most bytes of a checkpoint; float32 where it has no such tensors."""
     sizes: Counter[str] = Counter()
     for info in tensors.values():
         if info.dtype in FLOATS:
@@ -28,16 +28,19 @@ def main_dtype(tensors: Mapping[str, TensorInfo]) -> str:
 
 
 class WideTensors:
-    """Finds the tensors that every input stores in a wider dtype than most of its weights."""
+    """Dtypes of result tensors that every input stores in a wider dtype than most of its weights."""
 
     def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
         self._main = {id(checkpoint): main_dtype(checkpoint.tensors) for checkpoint in checkpoints}
 
-    def dtype_of(self, sources: Sequence[tuple[Checkpoint, str]], otherwise: str) -> str:
-        """Return the dtype of an output tensor: the narrowest that its sources store, where all store it wider.
+    def dtype_of(self, sources: Sequence[tuple[Checkpoint, str]], default: str) -> str:
+        """Return the dtype of a result tensor: the narrowest stored one where all sources store it wider.
 
-        sources: (checkpoint, stored name). otherwise: the dtype of the result's other tensors. Tensors that are
-        dequantized, or that an adapter is added to, are stored in no wider dtype.
+        Dequantized tensors, and those that an adapter changes, do not count as wider.
+
+        Args:
+            sources: (checkpoint, stored name) of each input.
+            default: Dtype of the result's other tensors.
         """
         infos = [checkpoint.tensors[name] for checkpoint, name in sources]
         stored = [info.dtype for info in infos]
@@ -46,4 +49,4 @@ class WideTensors:
             for info, (checkpoint, _) in zip(infos, sources, strict=True)
         )
         narrowest = min(stored, key=width)
-        return narrowest if wide and width(narrowest) > width(otherwise) else otherwise
+        return narrowest if wide and width(narrowest) > width(default) else default

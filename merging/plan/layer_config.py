@@ -1,4 +1,4 @@
-"""Config of a result made of slices: its number of layers, and each layer's kind as in the model that it comes from."""
+"""Config of a result made of slices: number of layers, and the kind of each layer as in its source model."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from merging.plan.types import LayerOrigin
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth", "encoder_layers")
 ENCODER = ("encoder_layers", "num_encoder_layers", "num_layers", "num_hidden_layers")
 DECODER = ("decoder_layers", "num_decoder_layers")
-"""Keys that hold the depth of a model (or of a part with a config of its own), and of two stacks in one config."""
+"""Keys for the depth of a model or a nested part, and of encoder and decoder in one config."""
 INDEX_LISTS = re.compile(
     r"moe_layers|mlp_only_layers|cross_attention_layers|global_layers|\w*layers?_(ids|idxs?|indices)|full_attn_idxs"
 )
-"""Keys that list the numbers of the layers of one kind."""
+"""Keys that list the layer numbers of one kind."""
 DENSE_PREFIX = ("first_k_dense_replace", "num_dense_layers", "n_dense_layers", "num_kv_shared_layers")
-"""Keys that hold how many of the first layers (`num_kv_shared_layers`: of the last) are of one kind."""
+"""Keys for the number of first layers (`num_kv_shared_layers`: last layers) of one kind."""
 NOT_PER_LAYER = re.compile(r"architectures|\w*token_ids?|mrope_section|\w*_section|\w*factors?")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The part of a config that a stack of layers belongs to: "" for the top, else the key of a nested config."""
+    """The part of a config that describes a stack of layers: "" for the top level, else the key of a nested config."""
 
     name: str
     depth_keys: tuple[str, ...]
 
     def of(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return that part of a config; the language part of a parsed one, which nests what older files do not."""
+        """Return this part of a config; "" is the language part where the config nests one."""
         part = config.get(self.name) if self.name else config
         if self.name == "" and isinstance(config.get("text_config"), Mapping):
             part = config["text_config"]
@@ -52,22 +52,22 @@ def adapt_layers(
     depths = main_depths(template_model)
     paired = any("encoder." in stack for stack in depths) and any("decoder." in stack for stack in depths)
     if paired and "num_decoder_layers" not in config and "num_layers" in config:
-        config["num_decoder_layers"] = config["num_layers"]  # an absent key follows the encoder's
+        config["num_decoder_layers"] = config["num_layers"]  # an absent key has the encoder's value
     for stack, origin in origins.items():
         parts = [part for part in _parts(config, stack, paired) if _depth_keys(config, part, depths.get(stack))]
         if not parts:
             raise CheckpointError(
                 f"Slices of {stack}*: config.json of {template_model.name} has no key that holds its number of layers "
-                f"({depths.get(stack)}), so that the result's could not hold it either."
+                f"({depths.get(stack)}), so that the result's number cannot be stored."
             )
         for part in parts:
             keys = _depth_keys(config, part, depths.get(stack))
-            if not (paired and part.name == ""):  # a list there could belong to the other stack
-                _take_entries(_raw(config, part), part, depths[stack], origin)
+            if not (paired and part.name == ""):  # a list at the top level could belong to the other stack
+                _set_entries(_raw(config, part), part, depths[stack], origin)
             for key in keys:
                 _raw(config, part)[key] = len(origin)
         if not paired or parts[0].name:
-            _take_derived(config, parts[-1], origin)
+            _set_derived_lists(config, parts[-1], origin)
 
 
 def _raw(config: MutableMapping[str, Any], part: _Part) -> MutableMapping[str, Any]:
@@ -80,7 +80,7 @@ def _depth_keys(config: Mapping[str, Any], part: _Part, depth: int | None) -> li
 
 
 def _parts(config: Mapping[str, Any], stack: str, paired: bool) -> Iterator[_Part]:
-    """Yield the parts of a config that may hold the depth of a stack, and the keys there."""
+    """Yield the parts of a config that may hold the depth of a stack, with the keys for it."""
     nested = {name for name, part in config.items() if isinstance(part, Mapping)}
     for word, name in (("vision_tower", "vision_config"), ("audio_tower", "audio_config")):
         if PARTS[word].search(stack):
@@ -95,7 +95,7 @@ def _parts(config: Mapping[str, Any], stack: str, paired: bool) -> Iterator[_Par
 
 
 def _is_per_layer(key: str, value: Any, depth: int) -> bool:
-    """True for a list (or a pattern of letters) with one entry per layer."""
+    """Return True for a list (or a pattern string) with one entry per layer."""
     if isinstance(value, str):
         return len(value) == depth and key.endswith("pattern")
     return (
@@ -104,14 +104,14 @@ def _is_per_layer(key: str, value: Any, depth: int) -> bool:
     )  # fmt: skip
 
 
-def _take_entries(raw: MutableMapping[str, Any], part: _Part, depth: int, origin: Sequence[LayerOrigin]) -> None:
+def _set_entries(raw: MutableMapping[str, Any], part: _Part, depth: int, origin: Sequence[LayerOrigin]) -> None:
     """Fill each list with one entry per layer with the entries from the configs of the layers' source models."""
     for key, value in list(raw.items()):
         if not _is_per_layer(key, value, depth):
             continue
         entries = [_entry(part, key, one) for one in origin]
-        if any(entry is _NONE for entry in entries):
-            short = next(one for one, entry in zip(origin, entries, strict=True) if entry is _NONE)
+        if any(entry is _MISSING for entry in entries):
+            short = next(one for one, entry in zip(origin, entries, strict=True) if entry is _MISSING)
             raise CheckpointError(
                 f"config.json lists {key} for its {depth} layers, and that of {short.checkpoint.name} has no entry for "
                 f"layer {short.index}, which a slice takes; add the list to its config.json."
@@ -119,21 +119,21 @@ def _take_entries(raw: MutableMapping[str, Any], part: _Part, depth: int, origin
         raw[key] = "".join(entries) if isinstance(value, str) else entries
 
 
-_NONE = object()
+_MISSING = object()
 
 
 def _entry(part: _Part, key: str, origin: LayerOrigin) -> Any:
-    """A layer's entry in a list of its own model's config."""
+    """Return a layer's entry in a list of its source model's config; _MISSING where there is none."""
     value = part.of(origin.checkpoint.parsed_config.values).get(key)
     if not isinstance(value, list | tuple | str) or origin.index >= len(value):
         value = part.of(origin.checkpoint.config).get(key)
     if isinstance(value, list | tuple | str) and origin.index < len(value):
         return value[origin.index]
-    return _NONE
+    return _MISSING
 
 
-def _take_derived(config: MutableMapping[str, Any], part: _Part, origin: Sequence[LayerOrigin]) -> None:
-    """Write out what transformers derives from patterns and numbers, where the result's layers need other values."""
+def _set_derived_lists(config: MutableMapping[str, Any], part: _Part, origin: Sequence[LayerOrigin]) -> None:
+    """Write lists that transformers derives from patterns and numbers where the result's layers need other values."""
     raw = _raw(config, part)
     sources = {id(one.checkpoint): part.of(one.checkpoint.parsed_config.values) for one in origin}
     depths = {id(one.checkpoint): main_depth(one.checkpoint, part) for one in origin}
@@ -142,26 +142,26 @@ def _take_derived(config: MutableMapping[str, Any], part: _Part, origin: Sequenc
     for key, value in first.items():
         if _is_per_layer(key, value, depths[id(origin[0].checkpoint)]) and not isinstance(value, str):
             entries = [_entry(part, key, one) for one in origin]
-            if _NONE not in entries and list(derived.get(key) or ()) != entries:
+            if _MISSING not in entries and list(derived.get(key) or ()) != entries:
                 raw[key] = entries
         elif INDEX_LISTS.fullmatch(key) and isinstance(value, list):
             chosen = [i for i, one in enumerate(origin) if one.index in (sources[id(one.checkpoint)].get(key) or ())]
             if chosen != list(derived.get(key) or ()):
                 raw[key] = chosen
-    _take_numbers(raw, [(sources[id(one.checkpoint)], depths[id(one.checkpoint)], one.index) for one in origin])
+    _set_counts(raw, [(sources[id(one.checkpoint)], depths[id(one.checkpoint)], one.index) for one in origin])
 
 
 def main_depth(checkpoint: Checkpoint, part: _Part) -> int:
-    """Return the number of layers that a model's config has for a part; -1 where no key holds it."""
+    """Return the number of layers in a part of a model's config; -1 where no key holds it."""
     config = part.of(checkpoint.parsed_config.values)
-    found = (config[key] for key in part.depth_keys if isinstance(config.get(key), int))
-    return next(found, -1)
+    depths = (config[key] for key in part.depth_keys if isinstance(config.get(key), int))
+    return next(depths, -1)
 
 
-def _take_numbers(raw: MutableMapping[str, Any], layers: Sequence[tuple[Mapping[str, Any], int, int]]) -> None:
-    """Choose new values of keys that give layers their kind by counting; unchanged where no value fits.
+def _set_counts(raw: MutableMapping[str, Any], layers: Sequence[tuple[Mapping[str, Any], int, int]]) -> None:
+    """Set keys that define the kinds of layers by counts or periods; unchanged where no value fits.
 
-    layers: for each layer of the result the config, depth and layer number it comes from.
+    layers: config, depth and layer number of the source of each layer of the result.
     """
     first = layers[0][0]
     for key in DENSE_PREFIX:
@@ -173,8 +173,8 @@ def _take_numbers(raw: MutableMapping[str, Any], layers: Sequence[tuple[Mapping[
     for name in ("attn_layer", "expert_layer"):
         period, offset = f"{name}_period", f"{name}_offset"
         if isinstance(first.get(period), int) and isinstance(first.get(offset), int):
-            wanted = [i % part[period] == part[offset] for part, _, i in layers]
-            fitting = _period(wanted, first[period], first[offset])
+            selected = [i % part[period] == part[offset] for part, _, i in layers]
+            fitting = _period(selected, first[period], first[offset])
             if fitting is not None:
                 raw[period], raw[offset] = fitting
     if isinstance(first.get("decoder_sparse_step"), int) and first["decoder_sparse_step"] > 1:
@@ -190,7 +190,7 @@ def _take_numbers(raw: MutableMapping[str, Any], layers: Sequence[tuple[Mapping[
         raw["block_types"] = kinds
 
 
-def _period(wanted: Sequence[bool], period: int, offset: int) -> tuple[int, int] | None:
-    """A period and offset that give exactly the wanted layers; the old ones where they do."""
-    candidates = [(period, offset), *((p, o) for p in range(1, len(wanted) + 2) for o in range(p))]
-    return next((c for c in candidates if [i % c[0] == c[1] for i in range(len(wanted))] == list(wanted)), None)
+def _period(selected: Sequence[bool], period: int, offset: int) -> tuple[int, int] | None:
+    """Return a period and offset that select exactly the given layers, the old ones if they do; None without any."""
+    candidates = [(period, offset), *((p, o) for p in range(1, len(selected) + 2) for o in range(p))]
+    return next((c for c in candidates if [i % c[0] == c[1] for i in range(len(selected))] == list(selected)), None)

@@ -1,6 +1,6 @@
-"""Kinds of layers, read from transformers' model on the meta device: classes, windows, rotary embeddings, experts.
+"""Kinds of layers in transformers' model on the meta device: classes, windows, rotary embeddings, experts.
 
-The result's layers are compared with the layers that they come from, so that no layer changes its kind by its place.
+The result's layers are compared with their source layers, so that no layer changes its kind with its position.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from merging.plan.prediction import main_depths
 from merging.plan.types import LayerOrigin
 
 NUMBERED = re.compile(r"(layer_?(idx|id|index|number|num)|idx|index|layer_n\w*|block_(idx|id))")
-"""Attributes that hold a layer's place."""
+"""Attributes that hold a layer's number."""
 Attributes = Mapping[tuple[str, str], Any]
 """{(path of a module in the layer, attribute): value}; the module's class is the attribute "class"."""
 
@@ -32,14 +32,15 @@ class LayerKinds:
     layers: tuple[Attributes, ...]
 
     def varying(self) -> set[tuple[str, str]]:
-        """Return the attributes in which two layers differ, their place in the stack excepted."""
+        """Return the attributes in which two layers differ, except layer numbers."""
         keys = {key for layer in self.layers for key in layer}
+        first = self.layers[0]
         return {
             key for key in keys
-            if any(layer.get(key) != self.layers[0].get(key) for layer in self.layers) and not self._is_place(key)
+            if not self._is_layer_number(key) and any(layer.get(key) != first.get(key) for layer in self.layers)
         }  # fmt: skip
 
-    def _is_place(self, key: tuple[str, str]) -> bool:
+    def _is_layer_number(self, key: tuple[str, str]) -> bool:
         values = [layer.get(key) for layer in self.layers]
         return bool(NUMBERED.fullmatch(key[1])) or values == list(range(len(values)))
 
@@ -47,41 +48,47 @@ class LayerKinds:
 def check_kinds(
     config: Mapping[str, Any], template_model: Checkpoint, origins: Mapping[str, tuple[LayerOrigin, ...]]
 ) -> None:
-    """Compare each layer of the result with the layer that it comes from.
+    """Compare each layer of the result with its source layer.
 
-    config: of the result. Raises CheckpointError, naming the keys that give layers their kind, where a layer would be
-    of another kind or depends on the number of layers, and where that cannot be found out.
+    Args:
+        config: Config of the result.
+        template_model: The base or the first model.
+        origins: {stack: source of each layer}.
+
+    Raises:
+        CheckpointError: A layer would be of another kind than its source, or that cannot be checked; names the keys
+            that define the kinds.
     """
     for stack, origin in origins.items():
         result = kinds_of(parse_config(config), config, stack, len(origin))
         sources = {id(one.checkpoint): _stored_kinds(one.checkpoint, stack) for one in origin}
-        own = _stored_kinds(template_model, stack)
+        template_kinds = _stored_kinds(template_model, stack)
         keys = _keys_by_layer(template_model, config)
-        if result is None or own is None or any(kinds is None for kinds in sources.values()):
+        if result is None or template_kinds is None or any(kinds is None for kinds in sources.values()):
             if keys:
                 raise CheckpointError(
-                    f"Slices of {stack}*: config.json of {template_model.name} gives its layers their kind by {keys}, "
-                    "and transformers cannot make this model to check them; merge whole models."
+                    f"Slices of {stack}*: config.json of {template_model.name} defines the kinds of its layers by "
+                    f"{keys}, and transformers cannot build this model to check them; merge whole models."
                 )
             continue
-        trouble = _difference(result, own, [(one, sources[id(one.checkpoint)]) for one in origin])
-        if trouble is not None:
-            place, (path, attribute), value, expected, one = trouble
+        difference = _difference(result, template_kinds, [(one, sources[id(one.checkpoint)]) for one in origin])
+        if difference is not None:
+            place, (path, attribute), value, expected, one = difference
             what = f"{path}.{attribute}" if path else attribute
             raise CheckpointError(
                 f"Slices of {stack}*: layer {place} of the result would have {what} {quoted(value)}, and layer "
-                f"{one.index} of {one.checkpoint.name}, which it comes from, has {quoted(expected)}; config.json gives "
-                f"layers their kind by {keys or 'their number'}, and no value of it fits these slices: "
-                "choose layers so that it does."
+                f"{one.index} of {one.checkpoint.name}, its source, has {quoted(expected)}; config.json "
+                f"defines the kinds of layers by {keys or 'their number'}, and no value fits these slices; choose "
+                "other layers."
             )
 
 
 def check_sources(origins: Mapping[str, tuple[LayerOrigin, ...]]) -> Iterator[str]:
-    """Yield a sentence for each stack in which a slice merges layers of different kinds."""
+    """Yield a description for each stack in which a slice merges layers of different kinds."""
     for stack, origin in origins.items():
         for one in origin:
-            first = _stored_kinds(one.checkpoint, stack) if one.others else None
-            for checkpoint, index in one.others:
+            first = _stored_kinds(one.checkpoint, stack) if one.further_sources else None
+            for checkpoint, index in one.further_sources:
                 other = _stored_kinds(checkpoint, stack)
                 if first is None or other is None or (checkpoint is one.checkpoint and index == one.index):
                     continue
@@ -97,13 +104,13 @@ def check_sources(origins: Mapping[str, tuple[LayerOrigin, ...]]) -> Iterator[st
 
 
 def _difference(
-    result: LayerKinds, own: LayerKinds, sources: Sequence[tuple[LayerOrigin, LayerKinds | None]]
+    result: LayerKinds, template_kinds: LayerKinds, sources: Sequence[tuple[LayerOrigin, LayerKinds | None]]
 ) -> tuple[int, tuple[str, str], Any, Any, LayerOrigin] | None:
-    """The first attribute in which a layer of the result differs from the layer that it comes from."""
-    varying = own.varying() | result.varying()
+    """Return the first attribute in which a layer of the result differs from its source layer."""
+    varying = template_kinds.varying() | result.varying()
     for _, kinds in sources:
         varying |= kinds.varying() if kinds is not None else set()
-    constant = {key for key in own.layers[0] if key not in varying and not NUMBERED.fullmatch(key[1])}
+    constant = {key for key in template_kinds.layers[0] if key not in varying and not NUMBERED.fullmatch(key[1])}
     for place, (one, kinds) in enumerate(sources):
         assert kinds is not None
         layer, source = result.layers[place], kinds.layers[one.index]
@@ -111,20 +118,20 @@ def _difference(
             if layer.get(key) != source.get(key):
                 return place, key, layer.get(key), source.get(key), one
         for key in sorted(constant):  # a value that depends on the number of layers
-            if layer.get(key) != own.layers[0].get(key):
-                return place, key, layer.get(key), own.layers[0].get(key), one
+            if layer.get(key) != template_kinds.layers[0].get(key):
+                return place, key, layer.get(key), template_kinds.layers[0].get(key), one
     return None
 
 
 def _keys_by_layer(template_model: Checkpoint, config: Mapping[str, Any]) -> str:
-    """The keys that give layers their kind, as words."""
+    """Return the config keys that define the kinds of layers, as text."""
     parts = (template_model.parsed_config.text, template_model.text_config, config)
     keys = [key for part in parts for key, value in part.items() if BY_LAYER.fullmatch(key) and value]
     return ", ".join(dict.fromkeys(key for key in keys if not key.startswith("_")))
 
 
 def _stored_kinds(checkpoint: Checkpoint, stack: str) -> LayerKinds | None:
-    """The kinds of a checkpoint's layers, read once."""
+    """Return the kinds of a checkpoint's layers, cached."""
     cache: dict[str, LayerKinds | None] = checkpoint.__dict__.setdefault("_layer_kinds", {})
     if stack not in cache:
         depth = main_depths(checkpoint).get(stack, 0)
@@ -133,9 +140,15 @@ def _stored_kinds(checkpoint: Checkpoint, stack: str) -> LayerKinds | None:
 
 
 def kinds_of(parsed: ParsedConfig, config: Mapping[str, Any], stack: str, depth: int) -> LayerKinds | None:
-    """Return the attributes of a stack's layers in the model that transformers makes of a config; None where it cannot.
+    """Return the attributes of a stack's layers in transformers' model; None where it cannot be built.
 
-    The model is made on the meta device, without memory for weights.
+    The model is built on the meta device, without memory for weights.
+
+    Args:
+        parsed: The config with defaults.
+        config: The config as written, for `architectures`.
+        stack: Prefix of the stack's tensor names ("model.layers.").
+        depth: Number of its layers.
     """
     if not parsed.is_known:
         return None
@@ -146,12 +159,12 @@ def kinds_of(parsed: ParsedConfig, config: Mapping[str, Any], stack: str, depth:
         from common.quiet_transformers import quiet_transformers
 
         with quiet_transformers(), torch.device("meta"):
-            model = _made(transformers, parsed.source, config)
+            model = _build_model(transformers, parsed.source, config)
         lists = [
             (name, module) for name, module in model.named_modules()
             if isinstance(module, torch.nn.ModuleList) and len(module) == depth and _fits(name, stack)
         ]  # fmt: skip
-    except Exception:  # a class that cannot be made this way: the caller decides
+    except Exception:  # the class cannot be built from a config alone: the caller decides
         return None
     if not lists:
         return None
@@ -160,8 +173,8 @@ def kinds_of(parsed: ParsedConfig, config: Mapping[str, Any], stack: str, depth:
     return LayerKinds(tuple({**_attributes(layer, depth), **entries[i]} for i, layer in enumerate(layers)))
 
 
-def _made(transformers: Any, source: Any, config: Mapping[str, Any]) -> Any:
-    """The model of a config: of the class that it names, else the one for text, else the bare one."""
+def _build_model(transformers: Any, source: Any, config: Mapping[str, Any]) -> Any:
+    """Return the model of a config: of the class in `architectures`, else the causal LM, else the base model."""
     names = config.get("architectures") or []
     named = getattr(transformers, names[0], None) if names else None
     if named is not None:
@@ -173,7 +186,7 @@ def _made(transformers: Any, source: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _fits(name: str, stack: str) -> bool:
-    """True where a module list has the last word of a stack, and is in the same part of the model."""
+    """Return True where a module list has the last component of a stack's name, in the same part of the model."""
     last = stack.rstrip(".").rpartition(".")[2]
 
     def words(text: str) -> set[str]:
@@ -188,17 +201,17 @@ def _fits(name: str, stack: str) -> bool:
 
 
 def _attributes(layer: Any, depth: int) -> dict[tuple[str, str], Any]:
-    """Classes, plain attributes and parameter shapes of a layer's modules, without what describes the whole model."""
-    found: dict[tuple[str, str], Any] = {}
+    """Return classes, plain attributes and parameter shapes of a layer's modules, without whole-model attributes."""
+    attributes: dict[tuple[str, str], Any] = {}
     for path, module in layer.named_modules():
-        found[path, "class"] = type(module).__name__
+        attributes[path, "class"] = type(module).__name__
         for key, value in vars(module).items():
             whole = DEPTHS.fullmatch(key) or (isinstance(value, list | tuple) and len(value) == depth)
             if not key.startswith("_") and key != "training" and not whole and _is_plain(value):
-                found[path, key] = value
+                attributes[path, key] = value
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            found[path, f"shape of {key}"] = tuple(tensor.shape)
-    return found
+            attributes[path, f"shape of {key}"] = tuple(tensor.shape)
+    return attributes
 
 
 def _is_plain(value: Any) -> bool:
@@ -208,6 +221,6 @@ def _is_plain(value: Any) -> bool:
 
 
 def _config_entries(parsed: ParsedConfig, depth: int) -> list[dict[tuple[str, str], Any]]:
-    """Each layer's entries in the lists of the language model's config that have one per layer."""
+    """Return each layer's entries in the per-layer lists of the language model's config."""
     lists = {k: v for k, v in parsed.text.items() if isinstance(v, list) and len(v) == depth and BY_LAYER.fullmatch(k)}
     return [{("config", key): value[i] for key, value in lists.items()} for i in range(depth)]

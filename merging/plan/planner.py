@@ -1,4 +1,4 @@
-"""What will happen, from headers and configs alone; refuses plans that cannot work. No weights are merged."""
+"""Planner: the plan of every result tensor, from headers and configs alone; no weights are read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from merging.checkpoints.tensor_names import is_computed, layer_of, role_of, tra
 from merging.plan.checks import check_config
 from merging.plan.config_meaning import compare_configs
 from merging.plan.dtypes import WideTensors
-from merging.plan.exclusion import HEAD_KEYS, Exclusion
-from merging.plan.extra_tensors import ExtraTensors
 from merging.plan.layer_kinds import check_sources
 from merging.plan.prediction import main_depths, prediction_names
 from merging.plan.slices import Inputs, Slot, slots_of
 from merging.plan.tied_weights import Heads, heads_of
 from merging.plan.types import LayerOrigin, Plan, Source, TensorPlan, source_of
+from merging.plan.unmerged_tensors import HEAD_KEYS, Exclusion, ExtraTensors
 from merging.recipe.options import DEFAULTS, PlanOptions
 from merging.recipe.schedules import OutputSlice
 from merging.tokenizers.choice import extra_rows
@@ -50,26 +49,26 @@ def plan(
     """
     for checkpoint in inputs.all:
         check_config(checkpoint)
-    builder = _Builder(inputs, dtype, vocabulary, heads_of(inputs), options, exclusion)
+    planner = _Planner(inputs, dtype, vocabulary, heads_of(inputs), options, exclusion)
     sliced = any(output_slice.layers is not None for output_slice in output_slices)
     predicting = prediction_names(inputs.template_model) if sliced else frozenset[str]()
-    slots = slots_of(inputs, output_slices, builder.heads.names(inputs.template_model), predicting)
+    slots = slots_of(inputs, output_slices, planner.heads.names(inputs.template_model), predicting)
     if predicting:
-        slots = builder.ruled(slots, predicting)
+        slots = planner.apply_prediction_rule(slots, predicting)
     if not sliced:
-        builder.compare_depths()
+        planner.compare_depths()
     if exclusion is not None:
-        slots = exclusion.apply(slots, inputs, builder.heads)
-        builder.notes += exclusion.notes(slots, inputs)
-    tensors = [builder.tensor(slot) for slot in slots]
-    builder.leftovers(sliced)
-    builder.check_chosen_rows([tensor for tensor in tensors if tensor is not None])
-    builder.refuse()
-    builder.notes += [*builder.wide_note(), *builder.extra.notes(inputs.template_model.name)]
+        slots = exclusion.apply(slots, inputs, planner.heads)
+        planner.notes += exclusion.notes(slots, inputs)
+    tensors = [planner.tensor(slot) for slot in slots]
+    planner.report_unused(sliced)
+    planner.check_chosen_rows([tensor for tensor in tensors if tensor is not None])
+    planner.raise_problems()
+    planner.notes += [*planner.wide_note(), *planner.extra.notes(inputs.template_model.name)]
     comparison = compare_configs(
         inputs.template_model, inputs.all[1:], by_layer=not sliced, ignored=HEAD_KEYS if exclusion else ()
     )
-    builder.notes += comparison.check(options.allow_config_mismatch)
+    planner.notes += comparison.check(options.allow_config_mismatch)
     origins = _layer_origins(inputs, slots)
     for sentence in check_sources(origins):
         if not options.allow_config_mismatch:
@@ -77,9 +76,9 @@ def plan(
                 f"Slices put layers of different kinds together: {sentence}; choose other layers, or add "
                 "--allow_config_mismatch."
             )
-        builder.notes.append(f"Allowed by --allow_config_mismatch: {sentence}.")
+        planner.notes.append(f"Allowed by --allow_config_mismatch: {sentence}.")
     if vocabulary.added:
-        builder.notes.append(f"Vocabulary: {listed(vocabulary.added)} added to {inputs.template_model.name}'s.")
+        planner.notes.append(f"Vocabulary: {listed(vocabulary.added)} added to {inputs.template_model.name}'s.")
     if extra := extra_rows(inputs.template_model):
         changed = [t for t in tensors if t and is_vocabulary_tensor(t.source.name, t.source.checkpoint) and t.is_float]
         if any(t.shape != t.source.checkpoint.tensors[t.source.name].shape for t in changed):
@@ -89,26 +88,26 @@ def plan(
             )
     ends = {t.shape[0] for t in tensors if t and is_vocabulary_tensor(t.source.name, t.source.checkpoint)}
     if vocabulary.multiple > 1 and ends:
-        builder.notes.append(
-            f"Vocabulary: {' and '.join(map(str, sorted(ends)))} rows, a multiple of {vocabulary.multiple}; those that "
+        planner.notes.append(
+            f"Vocabulary: {' and '.join(map(str, sorted(ends)))} rows, a multiple of {vocabulary.multiple}; rows that "
             "no model has are the mean of the others."
         )
     if vocabulary.tokens is None and read_tokenizer(vocabulary.folder) is not None:
-        builder.notes.append(
-            f"Vocabulary: the tokenizer of {vocabulary.name} is made by code of its own, which is not run; all models "
-            "have the same files of it, or none, and their rows are matched by number."
+        planner.notes.append(
+            f"Vocabulary: the tokenizer of {vocabulary.name} is defined by custom code, which is not run; all models "
+            "have the same tokenizer files, or none, and rows are matched by number."
         )
     if vocabulary.tokens_without_rows:
-        builder.notes.append(
+        planner.notes.append(
             f"Tokenizer: {listed(vocabulary.tokens_without_rows)} without a row left out of the result's."
         )
     reading = [note for checkpoint in inputs.all for note in checkpoint.notes]
     return Plan(
         tensors=tuple(tensor for tensor in tensors if tensor is not None),
         vocabulary=vocabulary,
-        tied=builder.heads.tied,
-        notes=tuple(dict.fromkeys((*reading, *builder.heads.notes, *builder.notes))),
-        left_out=builder.left_out,
+        tied=planner.heads.tied,
+        notes=tuple(dict.fromkeys((*reading, *planner.heads.notes, *planner.notes))),
+        left_out=planner.left_out,
         layer_origins=origins,
         head_of=exclusion.owner if exclusion and exclusion.changes_head(slots, inputs.template_model) else None,
     )
@@ -121,13 +120,13 @@ def _layer_origins(inputs: Inputs, slots: Sequence[Slot]) -> dict[str, tuple[Lay
         if new and old and slot.output_slice is not None and slot.output_slice.layers is not None:
             sources = zip((inputs.models[i] for i in slot.output_slice.models), slot.models, strict=True)
             based = [(inputs.base, slot.base)] if inputs.base is not None else []
-            others = [(c, index[1]) for c, name in (*sources, *based) if (index := layer_of(name))]
-            origins[new[0]].setdefault(new[1], LayerOrigin(slot.source[0], old[1], tuple(others)))
+            further_sources = [(c, index[1]) for c, name in (*sources, *based) if (index := layer_of(name))]
+            origins[new[0]].setdefault(new[1], LayerOrigin(slot.source[0], old[1], tuple(further_sources)))
     return {stack: tuple(origin[i] for i in sorted(origin)) for stack, origin in origins.items()}
 
 
-class _Builder:
-    """Collects what does not fit, so that the first differences are named together."""
+class _Planner:
+    """Planner of tensors; problems are collected and reported together."""
 
     def __init__(
         self,
@@ -149,8 +148,8 @@ class _Builder:
         self._transposed: dict[int, frozenset[str]] = {}
         self._used: dict[int, set[str]] = {id(checkpoint): set() for checkpoint in inputs.all}
 
-    def refuse(self) -> None:
-        """Raise CheckpointError where anything did not fit."""
+    def raise_problems(self) -> None:
+        """Raise CheckpointError where there are problems."""
         template = self.inputs.template_model
         for name, count in self._lacking.items():
             other = next(checkpoint for checkpoint in self.inputs.all if checkpoint.name == name)
@@ -161,39 +160,39 @@ class _Builder:
                     "architectures, or one has to be loaded and saved again with transformers."
                 )
         if self.problems:
-            found = list(dict.fromkeys(self.problems))
-            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-            raise CheckpointError(f"The models do not fit together: {'; '.join(found[:3])}{more}.")
+            problems = list(dict.fromkeys(self.problems))
+            more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+            raise CheckpointError(f"The models do not fit together: {'; '.join(problems[:3])}{more}.")
 
-    def ruled(self, slots: Sequence[Slot], predicting: Collection[str]) -> list[Slot]:
-        """The layout of slices after the rule for parts that predict further tokens, which no slice takes."""
+    def apply_prediction_rule(self, slots: Sequence[Slot], predicting: Collection[str]) -> list[Slot]:
+        """Return the slots of slices after the rule for multi-token prediction, which no slice contains."""
         rule, template = self.options.extra_tensors or "keep", self.inputs.template_model
         names = sorted(predicting)
         if rule == "error":
-            self.problems.append(f"no slice takes {names[0]} of {template.name}, which predicts further tokens")
-        words = {"keep": "copied behind the layers of the slices", "drop": "dropped", "error": "refused"}
+            self.problems.append(f"no slice contains {names[0]} of {template.name} (multi-token prediction)")
+        words = {"keep": "copied after the layers of the slices", "drop": "dropped", "error": "refused"}
         self.notes.append(
-            f"{template.name} predicts further tokens: {', '.join(names[:3])} ({len(names)} tensors), "
+            f"{template.name} has multi-token prediction: {', '.join(names[:3])} ({len(names)} tensors), "
             f"{words[rule]} (--extra_tensors)."
         )
         return [slot for slot in slots if rule == "keep" or slot.source[1] not in predicting]
 
     def compare_depths(self) -> None:
-        """Name models with another number of layers, rather than every tensor that they lack or have besides."""
+        """Report models with another number of layers, instead of every tensor that they lack or have in addition."""
         template = self.inputs.template_model
-        ours = main_depths(template)
+        depths = main_depths(template)
         for other in self.inputs.all[1:]:
-            theirs = main_depths(other)
-            for stack in ours.keys() & theirs.keys():
-                if ours[stack] != theirs[stack]:
+            other_depths = main_depths(other)
+            for stack in depths.keys() & other_depths.keys():
+                if depths[stack] != other_depths[stack]:
                     self.problems.append(
-                        f"{template.name} has {ours[stack]} layers ({stack}*) and {other.name} {theirs[stack]}; "
-                        "a recipe with slices says which layers go together"
+                        f"{template.name} has {depths[stack]} layers ({stack}*), {other.name} {other_depths[stack]}; "
+                        "choose the layers in a recipe with slices"
                     )
-        self.refuse()
+        self.raise_problems()
 
     def tensor(self, slot: Slot) -> TensorPlan | None:
-        """Plan one tensor; None where something does not fit, which is then among the problems."""
+        """Return the plan of one tensor; None where it is dropped or a problem was recorded."""
         checkpoint, name = slot.source
         stored = self.heads.stored(checkpoint, name)
         if stored is None:
@@ -207,20 +206,20 @@ class _Builder:
         shape = info.shape
         if is_vocabulary_tensor(stored, checkpoint):
             shape = (self.vocabulary.rows(shape[0]), *shape[1:])
-        is_float = info.dtype in FLOATS and not is_computed(slot.name, shape)  # what is not is copied
+        is_float = info.dtype in FLOATS and not is_computed(slot.name, shape)  # other tensors are copied
         source = self._source(checkpoint, name, slot.name, shape, is_float)
         output_slice, base = slot.output_slice if is_float else None, self.inputs.base
-        wanted = [] if output_slice is None else [self.inputs.models[i] for i in output_slice.models]
-        lacking = self._lacking_in(wanted, slot, base if output_slice is not None else None)
+        models_of_slice = [] if output_slice is None else [self.inputs.models[i] for i in output_slice.models]
+        lacking = self._lacking_in(models_of_slice, slot, base if output_slice is not None else None)
         rule = self.extra.rule(checkpoint, name, lacking) if lacking else "error"
         if lacking and rule != "error":
             self.extra.note(rule, slot.name, lacking)
             if rule == "drop":
                 return None
-            output_slice, wanted = None, []
+            output_slice, models_of_slice = None, []
         models = [
             self._source(m, n, slot.name, shape, is_float)
-            for m, n in zip(wanted, slot.models if output_slice is not None else (), strict=True)
+            for m, n in zip(models_of_slice, slot.models if output_slice is not None else (), strict=True)
         ]
         from_base = (
             None if base is None or output_slice is None else self._source(base, slot.base, slot.name, shape, is_float)
@@ -244,13 +243,13 @@ class _Builder:
         )
 
     def _lacking_in(self, models: Sequence[Checkpoint], slot: Slot, base: Checkpoint | None) -> list[Checkpoint]:
-        """The inputs that have no tensor for a tensor of the result."""
+        """Return the inputs that have no tensor for a tensor of the result."""
         names = [*zip(models, slot.models, strict=False), *([(base, slot.base)] if base is not None else [])]
-        lacking = {id(c): c for c, name in names if self.heads.stored(c, name) is None}
-        return list(lacking.values())
+        missing = {id(c): c for c, name in names if self.heads.stored(c, name) is None}
+        return list(missing.values())
 
     def _dtype(self, name: str, stored: str, sources: Sequence[Source]) -> str:
-        """The dtype of a floating-point tensor of the result. Raises CheckpointError for float64 without a dtype."""
+        """Return the dtype of a floating-point tensor. Raises CheckpointError for float64 without --dtype."""
         pairs = [(source.checkpoint, source.name) for source in sources]
         dtype = self.dtype or stored
         if self.options.keep_wide:
@@ -267,7 +266,7 @@ class _Builder:
         return dtype
 
     def wide_note(self) -> list[str]:
-        """Return the sentences on tensors that keep a wider dtype than the rest of the result."""
+        """Return notes on tensors that keep a wider dtype than the rest of the result."""
         return [
             f"Kept in {dtype}, as every input stores them: {', '.join(names[:3])} ({len(names)} tensors); --dtype "
             "gives one dtype to all."
@@ -283,7 +282,7 @@ class _Builder:
     def _source(
         self, checkpoint: Checkpoint, name: str, output: str, shape: tuple[int, ...], is_float: bool
     ) -> Source | None:
-        """Find a checkpoint's tensor for the result's `output` of `shape`."""
+        """Return a checkpoint's tensor for the result's tensor `output` of shape `shape`."""
         label = output if name == output else f"{output} (its {name})"
         stored = self.heads.stored(checkpoint, name)
         if stored is None:
@@ -333,18 +332,18 @@ class _Builder:
         return alignment if alignment.rows is not None or row_count != rows else None
 
     def check_chosen_rows(self, tensors: Sequence[TensorPlan]) -> None:
-        """Name vocabulary tensors in which a model has no part whose row `tokenizer.tokens` takes."""
+        """Report vocabulary tensors without a source in a model whose row `tokenizer.tokens` names."""
         owners = [wish.checkpoint for wish in self.vocabulary.chosen.values() if wish.checkpoint is not None]
         for tensor in tensors if owners else ():
             if is_vocabulary_tensor(tensor.source.name, tensor.source.checkpoint):
                 self.problems += [
-                    f"tokenizer.tokens takes a row of {owner.name}, which has no part in {tensor.name}"
+                    f"tokenizer.tokens names a row of {owner.name}, which {tensor.name} is not merged from"
                     for owner in owners
                     if source_of(tensor, owner) is None
                 ]
 
-    def leftovers(self, sliced: bool) -> None:
-        """Account for tensors that go nowhere: computed buffers and heads are left out, others refused."""
+    def report_unused(self, sliced: bool) -> None:
+        """Report unused tensors of the inputs: computed buffers and heads are left out, others are problems."""
         template = self.inputs.template_model
         expected = set(self.heads.names(template))
         for checkpoint in self.inputs.all:
@@ -368,7 +367,7 @@ class _Builder:
                 needless = info.dtype not in FLOATS or is_computed(name, info.shape) or name in self.heads.dropped
                 if not needless and role_of(name) != "head":
                     self.problems.append(
-                        f"{checkpoint.name} has a tensor {name}, which {template.name} has not (--extra_tensors "
+                        f"{checkpoint.name} has a tensor {name}, which {template.name} lacks (--extra_tensors "
                         "keep leaves it out)"
                     )
             if extra and checkpoint is not template:

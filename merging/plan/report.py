@@ -1,4 +1,4 @@
-"""A plan in words and as data, for `--dry_run`: what will be read, merged and written."""
+"""Report of a plan for `--dry_run`, as text and as JSON: tensors, result, cost, notes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ from merging.tokenizers.choice import embedding_rows
 from merging.tokenizers.token_ids import token_ids
 
 INTERPRETER = 400 << 20
-"""Bytes of the interpreter, torch and tokenizers, as measured on a CPU (scripts/benchmarks/bench_memory.py)."""
+"""Bytes of the interpreter, torch and tokenizers on a CPU (scripts/benchmarks/bench_memory.py)."""
 BLOCK = 4 << 20
 """Bytes of a block in fp32 (merging.ops.tensor_blocks.BLOCK_ELEMENTS of them)."""
 
 
 def describe(work: Work, save_path: Path | None, remarks: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the plan as data for JSON; `remarks` are added to the notes of the work."""
+    """Return the plan as data for JSON.
+
+    Args:
+        work: The merge plan.
+        save_path: Folder of the output, for its free space.
+        remarks: Further notes.
+    """
     plan, inputs = work.plan, work.inputs
     merged = [tensor for tensor in plan.tensors if tensor.is_merged]
     licenses = licenses_of(inputs.all)
@@ -62,27 +68,27 @@ def describe(work: Work, save_path: Path | None, remarks: Sequence[str] = ()) ->
 
 
 def peak_memory(plan: Plan, method: MergeMethod | None) -> int:
-    """Return an estimate of the anonymous memory in bytes: blocks of every model, or a method's whole matrices."""
+    """Return an estimate of the anonymous memory in bytes: blocks of every model, and a method's whole matrices."""
     models = max((len(tensor.models) for tensor in plan.tensors), default=0)
     inputs = {id(source.checkpoint): source.checkpoint for tensor in plan.tensors for source in tensor.sources}
-    held = sum(
+    gguf_bytes = sum(
         tensor_bytes(info.shape, info.dtype)
         for checkpoint in inputs.values()
         if any(file.suffix == ".gguf" for file in checkpoint.files)
         for info in checkpoint.tensors.values()
     )
-    least = INTERPRETER + BLOCK * (4 * models + 8) + held
+    streaming = INTERPRETER + BLOCK * (4 * models + 8) + gguf_bytes
     if method is None or not any(method.whole_matrix):
-        return least
+        return streaming
     matrices, squares = method.whole_matrix
     shapes = [t.shape[-2:] for t in plan.tensors if len(t.shape) in (2, 3) and not t.is_embedding]
-    return least + 4 * max((matrices * out * width + squares * width * width for out, width in shapes), default=0)
+    return streaming + 4 * max((matrices * out * width + squares * width * width for out, width in shapes), default=0)
 
 
 def _role(checkpoint: Checkpoint, work: Work) -> str:
     if checkpoint is work.inputs.base:
         return "base"
-    return "model" if any(checkpoint is model for model in work.inputs.models) else "template"
+    return "model" if any(checkpoint is model for model in work.inputs.models) else "template model"
 
 
 def _model(checkpoint: Checkpoint, work: Work) -> dict[str, Any]:
@@ -103,7 +109,7 @@ def _model(checkpoint: Checkpoint, work: Work) -> dict[str, Any]:
 
 
 def as_text(plan: Mapping[str, Any]) -> str:
-    """Return the description for people."""
+    """Return the plan of `describe` as text."""
     lines = ["Models"]
     heads = ("", "role", "architecture", "tensors", "dtypes", "rows", "tokens", "tied", "license", "commit")
     table = [heads]
@@ -151,14 +157,14 @@ def as_text(plan: Mapping[str, Any]) -> str:
 
 
 def _as_yaml(key: str, value: Any) -> list[str]:
-    """A key of the recipe as --config takes it: in one line, unless its value holds mappings."""
+    """Return a key of the recipe as YAML lines: one line, unless its value holds mappings."""
     nested = isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value))
     text = yaml.safe_dump({key: value}, default_flow_style=not nested, sort_keys=False, width=10_000).strip()
     return (text if nested else text[1:-1]).splitlines()
 
 
 def size_of(count: int) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes with its unit (decimal)."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""The result's config and generation config: the template model's, true of the result's tensors, tokens and layers."""
+"""Config and generation config of the result: the template model's, changed to the result's tensors and tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from common.files.paths import read_json
 from common.terminal_text import quoted
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.tensor_names import role_of
-from merging.plan.exclusion import HEAD_KEYS
 from merging.plan.layer_config import adapt_layers
 from merging.plan.layer_kinds import check_kinds
 from merging.plan.prediction import prediction_names, without_prediction
 from merging.plan.slices import Inputs
 from merging.plan.tied_weights import main_of
 from merging.plan.types import Plan
+from merging.plan.unmerged_tensors import HEAD_KEYS
 from merging.tokenizers.choice import embedding_rows, extra_rows
 from merging.tokenizers.config_ids import Numbering, renumber
 from merging.tokenizers.token_ids import token_ids
@@ -30,7 +30,7 @@ GENERATION = (
     "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
 )  # fmt: skip
-"""What an older config says of generation, where there is no generation config beside it."""
+"""Generation keys of older configs, used where there is no generation_config.json."""
 
 
 def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -61,7 +61,7 @@ def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]],
             part["vocab_size"] = rows - extra
         if plan.tied and part.get("tie_word_embeddings") is False:
             part["tie_word_embeddings"] = True
-        if not plan.tied and ("tie_word_embeddings" in part or part is config):  # unsaid, it may be true
+        if not plan.tied and ("tie_word_embeddings" in part or part is config):  # an absent key may default to true
             part["tie_word_embeddings"] = False
     if plan.layer_origins:
         adapt_layers(config, template_model, plan.layer_origins)
@@ -74,22 +74,22 @@ def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]],
     ends = dict.fromkeys(i for checkpoint in inputs.all for i in _end_ids(checkpoint, plan, rows))
     if ends or "eos_token_id" in generation:
         generation["eos_token_id"] = list(ends) if len(ends) > 1 else next(iter(ends), None)
-    told = [
-        f"{file}: {', '.join(dict.fromkeys(keys))} named tokens that the result has no row for, which were left out."
+    notes = [
+        f"{file}: {', '.join(dict.fromkeys(keys))} named tokens without a row in the result, which were removed."
         for file, keys in lost.items()
         if keys
     ]
-    return {"config.json": config, "generation_config.json": generation}, told
+    return {"config.json": config, "generation_config.json": generation}, notes
 
 
 def rows_of(template_model: Checkpoint, plan: Plan) -> int | None:
-    """Return the number of rows of the result's input embedding; None where no tensor is known as one."""
+    """Return the number of rows of the result's input embedding; None where there is none."""
     table = main_of(template_model, "input")
     return next((t.shape[0] for t in plan.tensors if t.source.name == table and role_of(t.name) == "input"), None)
 
 
 def _parts(config: dict[str, Any], rows: int | None) -> Iterator[dict[str, Any]]:
-    """The config, and the configs inside it that speak of the same vocabulary: the language model's, or of its size."""
+    """Yield the config, and nested configs of the same vocabulary: the language model's, or one of equal size."""
     yield config
     for name, part in config.items():
         if isinstance(part, dict) and (name == "text_config" or (rows is not None and part.get("vocab_size") == rows)):
@@ -97,22 +97,22 @@ def _parts(config: dict[str, Any], rows: int | None) -> Iterator[dict[str, Any]]
 
 
 def write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write what `make_configs` returned."""
+    """Write the configs of `make_configs` into a folder."""
     for name, content in configs.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's generation config, or what its config says of generation."""
+    """Return the checkpoint's generation config, or the generation keys of its config."""
     file = checkpoint.folder / "generation_config.json"
     if file.is_file():
         return read_json(file, "")
-    told = {**checkpoint.text_config, **{key: v for key, v in checkpoint.config.items() if v is not None}}
-    return {"_from_model_config": True, **{key: told[key] for key in GENERATION if told.get(key) is not None}}
+    settings = {**checkpoint.text_config, **{key: v for key, v in checkpoint.config.items() if v is not None}}
+    return {"_from_model_config": True, **{key: settings[key] for key in GENERATION if settings.get(key) is not None}}
 
 
 def _end_ids(checkpoint: Checkpoint, plan: Plan, rows: int | None) -> list[int]:
-    """The checkpoint's end-of-sequence ids as the result numbers those tokens; tokens that it lacks are left out."""
+    """Return the checkpoint's end-of-sequence ids in the result's numbering, without tokens that the result lacks."""
     ids = _generation_config(checkpoint).get("eos_token_id")
     listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(isinstance(i, int) for i in listed):
@@ -120,7 +120,7 @@ def _end_ids(checkpoint: Checkpoint, plan: Plan, rows: int | None) -> list[int]:
             f"{checkpoint.name}: eos_token_id should be a number or a list of them, found {quoted(ids)}."
         )
     numbering = _numbering(checkpoint, plan, rows)
-    return [found for i in listed if (found := numbering.of(i)) is not None]
+    return [new_id for i in listed if (new_id := numbering.of(i)) is not None]
 
 
 def _numbering(checkpoint: Checkpoint, plan: Plan, rows: int | None) -> Numbering:

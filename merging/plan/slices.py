@@ -1,4 +1,4 @@
-"""Which tensor of which model goes into which tensor of the result: by name, or by layers where a recipe has slices."""
+"""Slots: the source tensors of each result tensor, by name, or by layers where a recipe has slices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Inputs:
 
     @property
     def distinct(self) -> list[Checkpoint]:
-        """Every checkpoint once by name: a base that is one of the models too is opened for each."""
+        """Every checkpoint once by name; a base that is also one of the models is opened twice."""
         named: dict[str, Checkpoint] = {}
         for checkpoint in self.all:
             named.setdefault(checkpoint.name, checkpoint)
@@ -75,40 +75,40 @@ def slots_of(
         UsageError: A slice names layers that a model does not have, or a part that no model has.
     """
     for output_slice in output_slices:
-        in_part("", output_slice.module)  # a part that is not known is an error before anything else
+        in_part("", output_slice.module)  # raises for an unknown part
     depths = stacks_of(names)
     slots: list[Slot] = []
     for part in dict.fromkeys(output_slice.module for output_slice in output_slices):
-        mine = [output_slice for output_slice in output_slices if output_slice.module == part]
+        part_slices = [output_slice for output_slice in output_slices if output_slice.module == part]
         inside = [name for name in names if in_part(name, part)]
-        if mine[0].layers is None:
-            slots += [_in_place(name, mine[0], inputs, depths) for name in inside]
+        if part_slices[0].layers is None:
+            slots += [_whole_model_slot(name, part_slices[0], inputs, depths) for name in inside]
         else:
-            slots += _sliced(inside, mine, inputs)
+            slots += _slice_slots(inside, part_slices, inputs)
     placed = {slot.name for slot in slots}
-    left = [name for name in names if name not in placed and not _in_any_part(name, output_slices)]
+    unplaced = [name for name in names if name not in placed and not _in_any_part(name, output_slices)]
     if any(output_slice.layers is not None for output_slice in output_slices):
         slots = [slot for slot in slots if slot.source[1] not in predicting]
-        left = [name for name in left if name not in predicting]
-        slots += _behind(inputs.template_model, slots, predicting)
-    slots += [Slot(name, None, 0.0, (inputs.template_model, name), (), name) for name in left]
+        unplaced = [name for name in unplaced if name not in predicting]
+        slots += _prediction_slots(inputs.template_model, slots, predicting)
+    slots += [Slot(name, None, 0.0, (inputs.template_model, name), (), name) for name in unplaced]
     if all(output_slice.layers is None for output_slice in output_slices):
         order = {name: i for i, name in enumerate(names)}
         slots.sort(key=lambda slot: order[slot.name])
     return slots
 
 
-def _behind(template_model: Checkpoint, slots: Sequence[Slot], predicting: Collection[str]) -> Iterator[Slot]:
-    """The template model's tensors that predict further tokens, copied; layers behind the others are renumbered."""
+def _prediction_slots(template_model: Checkpoint, slots: Sequence[Slot], predicting: Collection[str]) -> Iterator[Slot]:
+    """Yield the template model's multi-token prediction tensors, copied; their layers are renumbered."""
     result = stacks_of(slot.name for slot in slots)
     depths = stacks_of(name for name in template_model.tensors if name not in predicting)
     for name in template_model.tensors:
         if name not in predicting:
             continue
-        found = layer_of(name)
-        if found and found[0] in depths:
-            place = result.get(found[0], 0) + found[1] - depths[found[0]]
-            yield Slot(f"{found[0]}{place}{found[2]}", None, 0.0, (template_model, name), (), name)
+        layer = layer_of(name)
+        if layer and layer[0] in depths:
+            place = result.get(layer[0], 0) + layer[1] - depths[layer[0]]
+            yield Slot(f"{layer[0]}{place}{layer[2]}", None, 0.0, (template_model, name), (), name)
         else:
             yield Slot(name, None, 0.0, (template_model, name), (), name)
 
@@ -117,34 +117,34 @@ def _in_any_part(name: str, output_slices: Sequence[OutputSlice]) -> bool:
     return any(in_part(name, output_slice.module) for output_slice in output_slices)
 
 
-def _in_place(name: str, output_slice: OutputSlice, inputs: Inputs, depths: dict[str, int]) -> Slot:
-    found = layer_of(name)
-    depth = 0.0 if found is None else _depth(found[1], depths[found[0]])
+def _whole_model_slot(name: str, output_slice: OutputSlice, inputs: Inputs, depths: dict[str, int]) -> Slot:
+    layer = layer_of(name)
+    depth = 0.0 if layer is None else _depth(layer[1], depths[layer[0]])
     return Slot(name, output_slice, depth, (inputs.template_model, name), (name,) * len(output_slice.models), name)
 
 
 def _depth(index: int, layers: int) -> float:
-    """Position of a layer for gradients, as mergekit has it: 1 where there is only one layer."""
+    """Return the position of a layer in [0, 1] as in mergekit: 1 where there is only one layer."""
     return index / (layers - 1) if layers > 1 else 1.0
 
 
-def _sliced(names: Sequence[str], output_slices: Sequence[OutputSlice], inputs: Inputs) -> Iterator[Slot]:
+def _slice_slots(names: Sequence[str], output_slices: Sequence[OutputSlice], inputs: Inputs) -> Iterator[Slot]:
     """Yield the embedding of the first slice, the layers of each slice in turn, and the rest from the last slice."""
     outside = [name for name in names if layer_of(name) is None]
-    whole = partial(_in_place, inputs=inputs, depths={})
+    whole = partial(_whole_model_slot, inputs=inputs, depths={})
     yield from (whole(name, output_slices[0]) for name in outside if role_of(name) == "input")
     at = 0
     for output_slice in output_slices:
-        yield from _layers(output_slice, at, inputs)
+        yield from _layer_slots(output_slice, at, inputs)
         at += output_slice.depth
     yield from (whole(name, output_slices[-1]) for name in outside if role_of(name) != "input")
 
 
-def _layers(output_slice: OutputSlice, at: int, inputs: Inputs) -> Iterator[Slot]:
-    """The tensors of one slice, its first layer being layer number `at` of the result."""
+def _layer_slots(output_slice: OutputSlice, at: int, inputs: Inputs) -> Iterator[Slot]:
+    """Yield the tensors of one slice; `at` is the number of its first layer in the result."""
     assert output_slice.layers is not None
     models = [inputs.models[i] for i in output_slice.models]
-    stack = _stack((*models, inputs.template_model)[0], output_slice.module)
+    stack = _only_stack((*models, inputs.template_model)[0], output_slice.module)
     for model, (_, stop) in zip(models, output_slice.layers, strict=True):
         _check_range(model, stack, stop)
     if inputs.base is not None and output_slice.base_layers is None:
@@ -156,8 +156,8 @@ def _layers(output_slice: OutputSlice, at: int, inputs: Inputs) -> Iterator[Slot
     checkpoint, first_layer = (inputs.base, base_first) if inputs.base is not None else (models[0], first)
     rests: dict[int, list[str]] = defaultdict(list)
     for name in checkpoint.tensors:
-        if (found := layer_of(name)) and found[0] == stack:
-            rests[found[1]].append(found[2])
+        if (layer := layer_of(name)) and layer[0] == stack:
+            rests[layer[1]].append(layer[2])
     for k in range(output_slice.depth):
         for rest in rests[first_layer + k]:
             yield Slot(
@@ -170,14 +170,14 @@ def _layers(output_slice: OutputSlice, at: int, inputs: Inputs) -> Iterator[Slot
             )
 
 
-def _stack(model: Checkpoint, part: str | None) -> str:
-    """The one stack of layers of a model (or of a part of it). Raises UsageError where there are several."""
+def _only_stack(model: Checkpoint, part: str | None) -> str:
+    """Return the only stack of layers of a model or of a part of it. Raises UsageError where there are several."""
     predicting = prediction_names(model)
     stacks = stacks_of(name for name in model.tensors if in_part(name, part) and name not in predicting)
     if len(stacks) != 1:
         raise UsageError(
             f"{model.name} has {len(stacks)} stacks of layers ({', '.join(stacks) or 'none'}); "
-            "slices work on one: use modules to say which part of the model they are for."
+            "slices apply to one: name the part of the model with modules."
         )
     return next(iter(stacks))
 

@@ -1,4 +1,4 @@
-"""What a plan says: every tensor of the result, where its parts are found, and the method's parameters for it."""
+"""Types of a plan: result tensors with their sources and the method's parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merging.tokenizers.vocabulary import Alignment, Vocabulary
 
 
 class Named(Protocol):
-    """What a writer needs to know of a tensor before it is made."""
+    """Name, shape and dtype of a tensor, which a writer needs before its values exist."""
 
     @property
     def name(self) -> str:
@@ -24,11 +24,11 @@ class Named(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Its dtype, by torch's name."""
+        """Its dtype by torch's name."""
 
 
 class Listing(Protocol):
-    """A plan, as far as writing goes: the tensors in order."""
+    """The part of a plan that a writer needs: the tensors in order."""
 
     @property
     def tensors(self) -> Sequence[Named]:
@@ -37,7 +37,7 @@ class Listing(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A tensor of one checkpoint, and how its rows lie in the result's vocabulary (None: as they are)."""
+    """A tensor of one checkpoint, and the alignment of its rows with the result's vocabulary (None: unchanged)."""
 
     checkpoint: Checkpoint
     name: str
@@ -46,10 +46,20 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class TensorPlan:
-    """One output tensor: where each model's part of it is found, and the method's parameters for it.
+    """One result tensor with its sources and the method's parameters.
 
-    `source` gives the shape, and the tensor itself where it is copied: no floating-point numbers, or no `models`.
-    `transposed`: a matrix that is stored [in, out]. `positions`: which of the recipe's models `models` are.
+    Attributes:
+        name: Name in the result.
+        shape: Shape in the result.
+        dtype: Dtype in the result, by torch's name.
+        source: Tensor that gives the shape, and the values where the tensor is copied.
+        models: Source in each merged model; empty where the tensor is copied.
+        base: Source in the base; None where the method works without one.
+        parameters: Values of the method's parameters for this tensor.
+        is_float: True for floating-point tensors; others are copied.
+        is_embedding: True for the input embedding.
+        transposed: True for a matrix stored [in, out].
+        positions: Positions of `models` among the recipe's models.
     """
 
     name: str
@@ -66,37 +76,46 @@ class TensorPlan:
 
     @property
     def is_merged(self) -> bool:
-        """Whether the method makes this tensor; else it is copied."""
+        """True where the method computes this tensor; otherwise it is copied."""
         return self.is_float and bool(self.models)
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Every source that is read for it."""
+        """Every source that is read for this tensor."""
         return (self.source, *self.models, *([self.base] if self.base else ())) if self.is_merged else (self.source,)
 
 
 @dataclass(frozen=True, eq=False)
 class LayerOrigin:
-    """The layer that a layer of a sliced result comes from. others: the same layer's further sources."""
+    """Source of a layer of a result made of slices.
+
+    further_sources: (checkpoint, layer) of each model that is merged into it.
+    """
 
     checkpoint: Checkpoint
     index: int
-    others: tuple[tuple[Checkpoint, int], ...] = ()
+    further_sources: tuple[tuple[Checkpoint, int], ...] = ()
 
 
 def source_of(tensor: TensorPlan, checkpoint: Checkpoint) -> Source | None:
-    """Return a checkpoint's tensor among those that one of the result is planned from; None where it has no part."""
+    """Return the source of a result tensor in a checkpoint; None where it has none."""
     sources = (tensor.source, *tensor.models, *([tensor.base] if tensor.base else []))
     return next((source for source in sources if source.checkpoint.exact_name == checkpoint.exact_name), None)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every output tensor, in the template model's order, and what is to be said of the inputs.
+    """Plan of a result.
 
-    tied: whether the result's output head is its input embedding; layer_origins: for each stack that is made of slices,
-    the model and layer that each of its layers comes from; head_of: the model whose config says what the output head
-    is, where it is excluded from the merge and not the template model's.
+    Attributes:
+        tensors: Result tensors in the template model's order.
+        vocabulary: Vocabulary of the result.
+        tied: True where the output head is the input embedding.
+        notes: Notes on the inputs for log, run record and report.
+        left_out: {model name: tensors that the result does not contain}.
+        layer_origins: {stack: source of each layer}, for stacks made of slices.
+        head_of: The model whose config describes the output head, where it is excluded from the merge and not the
+            template model's.
     """
 
     tensors: tuple[TensorPlan, ...]

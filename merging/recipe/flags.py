@@ -84,7 +84,7 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("inputs that differ")
     group.add_argument(
         "--allow_config_mismatch", action="store_true", default=None,
-        help="merge models whose configs give equal weights another meaning (heads, activation, rope, window, ...)",
+        help="merge models whose configs differ in keys that change the function of the weights (heads, rope, ...)",
     )  # fmt: skip
     group.add_argument(
         "--extra_tensors", choices=EXTRA_TENSORS,

@@ -243,7 +243,7 @@ def test_models_that_do_not_fit_are_not_downloaded(hub: Hub, run: Run, models: d
     hub.repos |= {"org/base": Repo(models["base"]), "org/other": Repo(other)}
     done = run("org/base", "org/other")
     assert done.returncode == 1
-    assert "a recipe with slices says which layers go together" in done.stderr
+    assert "choose the layers in a recipe with slices" in done.stderr
     assert hub.downloads(".safetensors") == []
 
 

@@ -1,4 +1,4 @@
-"""Configs that give equal weights another meaning are refused by key; equal meaning in other words is not."""
+"""Configs that differ in the function of the weights are refused by key; other spellings of one value are not."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_what_changes_a_weights_function_is_refused(pair, tmp_path: Path, change
     other = with_config(pair["tuned"], tmp_path / "other", **changes)
     output = Output(tmp_path / "out", load_check=False)
     for headers_only in (True, False):
-        with pytest.raises(CheckpointError, match=rf"another meaning: .*{key} is .* in .*other and .* in .*base"):
+        with pytest.raises(
+            CheckpointError, match=rf"change the function of the weights: .*{key} is .* in .*other and .* in .*base"
+        ):
             plan_merge(recipe_of(pair["base"], other), output, headers_only=headers_only)
     work = plan_merge(recipe_of(pair["base"], other, allow_config_mismatch=True), output)
     assert any("allowed by --allow_config_mismatch" in note and key in note for note in work.notes)

@@ -240,7 +240,9 @@ def test_layers_of_a_model_that_transformers_does_not_know(pair, tmp_path: Path)
     (folder / "config.json").write_text(json.dumps(config))
     merge(make_recipe({}, sliced(folder, folder, [0, 2])), Output(tmp_path / "plain", quiet=True, load_check=False))
     (folder / "config.json").write_text(json.dumps({**config, "window_pattern": 2}))
-    with pytest.raises(CheckpointError, match="their kind by window_pattern, and transformers cannot make this model"):
+    with pytest.raises(
+        CheckpointError, match="the kinds of its layers by window_pattern, and transformers cannot build this"
+    ):
         merge(make_recipe({}, sliced(folder, folder, [0, 2])), Output(tmp_path / "out", quiet=True))
 
 

@@ -129,7 +129,7 @@ def test_every_id_of_both_configs_moves(pair, tmp_path: Path, capsys) -> None:
     assert (generation["suppress_tokens"], generation["pad_token_id"]) == ([ids["w8"]], None)
     assert generation["eos_token_id"] == ids["</s>"]
     said = capsys.readouterr().err
-    assert "\nconfig.json: cls_token_id named tokens that the result has no row for" in said
+    assert "\nconfig.json: cls_token_id named tokens without a row in the result" in said
     assert "\ngeneration_config.json: suppress_tokens, pad_token_id named tokens" in said
 
 
