@@ -182,6 +182,14 @@ def test_named_files_exist(name: str) -> None:
     assert [path for path in named if not (ROOT / path).exists() and "NAME" not in path] == []
 
 
+def test_types_of_the_architecture_exist() -> None:
+    """Every type that docs/architecture.md names is a class of the code."""
+    named = set(re.findall(r"`([A-Z]\w+[a-z])`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")))
+    code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "merging").rglob("*.py"))
+    assert named
+    assert {name for name in named if not re.search(rf"^class {name}\b", code, re.MULTILINE)} == set()
+
+
 def test_readme_is_short_and_names_every_page() -> None:
     """README.md has at most 200 lines; each page of docs/ is linked from README.md, CONTRIBUTING.md or another page."""
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
