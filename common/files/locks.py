@@ -79,6 +79,11 @@ class Lock:
             return cls(held, handle)
         raise HeldError(held, "processes that come and go")
 
+    @property
+    def descriptor(self) -> int:
+        """File descriptor of the lock; a child that inherits it holds the lock as long as it lives, too."""
+        return self._handle
+
     def is_valid(self) -> bool:
         """Return whether the lock is held and its file is still the one under its name."""
         return self._handle >= 0 and _is_same(self._handle, self.file)

@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,20 @@ FAST = FamilyRecipe(
     n_items={"train": 200, "val": 50, "test": 50},
     n_texts=512,
 )
+
+
+def scaled(recipe: FamilyRecipe, steps: float, rate: float) -> FamilyRecipe:
+    """Return a recipe with the steps and rates of fine-tuning multiplied; raises UsageError for factors of 0 or less.
+
+    More and larger steps make larger task vectors, which interfere more.
+    """
+    if not (steps > 0 and rate > 0):
+        raise UsageError(f"--steps_scale and --rate_scale must be above 0, found {steps:g} and {rate:g}.")
+    finetune = {
+        skill: replace(plan, steps=max(1, round(plan.steps * steps)), rate=plan.rate * rate)
+        for skill, plan in recipe.finetune.items()
+    }
+    return replace(recipe, finetune=finetune)
 
 
 @dataclass(frozen=True)
@@ -216,6 +230,8 @@ def parser() -> Parser:
     p.add_argument("--save_path", type=Path, default=Path("quickstart_out/family"), help="folder of the family")
     p.add_argument("--seed", type=int, default=42, help="seed of the weights, the batches and the items")
     p.add_argument("--fast", action="store_true", help="a smaller family in seconds, with no promise of accuracy")
+    p.add_argument("--steps_scale", type=float, default=1.0, metavar="X", help="factor on the steps of fine-tuning")
+    p.add_argument("--rate_scale", type=float, default=1.0, metavar="X", help="factor on the rates of fine-tuning")
     p.add_argument("--overwrite", action="store_true", help="replace what is at --save_path")
     add_output_flags(p)
     return p
@@ -224,9 +240,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     flags = parser().parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts: spinning threads starve the neighbours
-    family = make_family(
-        flags.save_path, seed=flags.seed, fast=flags.fast, quiet=flags.quiet, overwrite=flags.overwrite
-    )
+    recipe = scaled(FAST if flags.fast else FULL, flags.steps_scale, flags.rate_scale)
+    family = make_family(flags.save_path, seed=flags.seed, quiet=flags.quiet, overwrite=flags.overwrite, recipe=recipe)
     print(summary(family))
     say(f"Percent right on validation items; training took {family.cpu_seconds:.0f} s of CPU.", flags.quiet)
     say(f"The family is in {flags.save_path} (lm-eval's include_path: {family.tasks}).", flags.quiet)

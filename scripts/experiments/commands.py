@@ -1,0 +1,75 @@
+"""Command lines of the cells: of the scripts as a user types them, and the parsers that check their flags."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from common.cli import Parser
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = {
+    "merge": "merge.py",
+    "aim": "performAIM.py",
+    "calibration": "scripts/importance.py",
+    "evaluate": "evaluate_model.py",
+    "family": "scripts/quickstart/family.py",
+}
+"""Section of the YAML: the script that its flags are of."""
+
+
+@cache
+def parser_of(section: str) -> Parser:
+    """Return the parser of the script of a section."""
+    if section == "merge":
+        from merging.recipe.flags import make_parser
+
+        return make_parser()
+    if section == "evaluate":
+        from eval.harness.flags import parser
+
+        return parser()
+    import runpy
+
+    functions = runpy.run_path(str(ROOT / SCRIPTS[section]), run_name="cell")
+    made: Parser = functions["parser" if section == "family" else "make_parser"]()
+    return made
+
+
+def script_path(section: str) -> str:
+    """Return the script as it is named from the current folder."""
+    path = ROOT / SCRIPTS[section]
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def flag_words(flags: Mapping[str, Any]) -> list[str]:
+    """Return flags as words of a command line: True stands alone, False and None are left out, lists get commas."""
+    words: list[str] = []
+    for key, value in flags.items():
+        if value is True:
+            words.append(f"--{key}")
+        elif value is not False and value is not None:
+            text = ",".join(map(_text, value)) if isinstance(value, list | tuple) else _text(value)
+            words += [f"--{key}={text}"] if text.startswith("-") else [f"--{key}", text]
+    return words
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)
+
+
+def check_words(section: str, words: list[str]) -> None:
+    """Raise UsageError where the script's own parser refuses the flags' values."""
+    parser_of(section).parse_args(words)
+
+
+def shown(section: str, words: list[str]) -> str:
+    """Return the command line of a cell, which can be copied into a shell."""
+    return " ".join(map(shlex.quote, ["python", script_path(section), *words]))

@@ -1,0 +1,149 @@
+"""Disk and time of a plan, from the headers of the models' weights and from cells that are done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import mean
+
+from common.errors import ProjectError
+from scripts.experiments.plan import Plan
+from scripts.experiments.state import State
+
+BYTES_PER_SECOND = 1e9
+"""Rate of reading and writing that the time of a merge is estimated with: a fast disk, not a network."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan takes.
+
+    Attributes:
+        cells: Number of cells by section.
+        disk: Largest number of bytes of merged weights at a time; None where a model's size is unknown.
+        read, written: Bytes of weights that merges and relaxations read and write; None likewise.
+        seconds: Time of the cells that are not done, by kind of work; None where nothing tells it.
+        unknown: Models whose size could not be found.
+    """
+
+    cells: Mapping[str, int]
+    disk: int | None
+    read: int | None
+    written: int | None
+    seconds: Mapping[str, float | None]
+    unknown: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return sentences for --dry_run."""
+        counts = ", ".join(f"{count} {NAMES[section]}" for section, count in self.cells.items())
+        found = [f"{sum(self.cells.values())} cells: {counts}."]
+        if self.unknown:
+            models = ", ".join(self.unknown)
+            found.append(f"Disk: unknown, since the headers of {models} cannot be read here; give `bytes` for them.")
+        elif self.disk is not None and self.read is not None and self.written is not None:
+            moved = f"{size(self.read)} read, {size(self.written)} written"
+            found.append(f"Disk: {size(self.disk)} of merged weights at most; {moved}.")
+        for section, seconds in self.seconds.items():
+            took = "unknown until the first is done" if seconds is None else duration(seconds)
+            found.append(f"Time of {section}: {took}.")
+        return found
+
+
+NAMES = {
+    "family": "trained families", "calibration": "importance files", "merge": "merges", "aim": "relaxations",
+    "evaluate": "evaluations",
+}  # fmt: skip
+
+
+KINDS = {
+    "training": ("family",), "calibration": ("calibration",), "merging and relaxing": ("merge", "aim"),
+    "evaluation": ("evaluate",),
+}  # fmt: skip
+"""Kinds of work whose time is estimated, with their sections."""
+
+
+def estimate(plan: Plan, state: State) -> Estimate:
+    """Estimate a plan, reading the headers of its models where they can be reached."""
+    e = plan.experiment
+    sizes: dict[str, int | None] = {}
+    for replicate in plan.replicates:
+        for reference in replicate.labels:
+            known = None if replicate.family else weight_bytes(reference)
+            sizes[reference] = known if known is not None else replicate.bytes
+    omegas = len([omega for omega in e.omegas if omega != 1.0])
+    peak = read = written = 0
+    for replicate in plan.replicates:
+        own = sizes.get(replicate.base) or 0
+        for members in e.combinations_of(list(replicate.models)):
+            inputs = own + sum(sizes.get(replicate.models[label]) or 0 for label in members)
+            for _ in e.methods:
+                ways = len(e.relaxations) * len(e.calibrations) if omegas else 0
+                read += inputs + ways * 2 * own
+                written += own + ways * omegas * own
+                one = own + omegas * own
+                peak = max(peak, one) if e.keep == "scores" else peak + own + ways * omegas * own
+    if e.keep == "scores" and isinstance(e.jobs, int):
+        peak *= e.jobs
+    unknown = tuple(
+        label if label != "Base" else replicate.base
+        for replicate in plan.replicates
+        for reference, label in replicate.labels.items()
+        if sizes[reference] is None and replicate.family is None
+    )
+    trained = any(replicate.family for replicate in plan.replicates)
+    sections = dict.fromkeys(cell.section for cell in plan.cells)
+    counts = {section: sum(cell.section == section for cell in plan.cells) for section in sections}
+    known = not unknown and not trained
+    return Estimate(
+        counts,
+        peak if known else None,
+        read if known else None,
+        written if known else None,
+        _times(plan, state, read + written if known else None),
+        tuple(dict.fromkeys(unknown)),
+    )
+
+
+def weight_bytes(reference: str) -> int | None:
+    """Return the bytes of a model's weights by its headers; None where they cannot be read."""
+    from math import prod
+
+    from merging.checkpoints.checkpoint import open_all
+
+    widths = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "bfloat16": 2, "float16": 2, "int16": 2}
+    try:
+        (checkpoint,) = open_all([reference], headers_only=True)
+    except (ProjectError, OSError, ValueError):
+        return None
+    return sum(prod(info.shape) * widths.get(str(info.dtype), 1) for info in checkpoint.tensors.values())
+
+
+def _times(plan: Plan, state: State, moved: int | None) -> dict[str, float | None]:
+    """Time of the cells that are left: by those of their kind that are done, else of merges by their bytes."""
+    found: dict[str, float | None] = {}
+    for name, sections in KINDS.items():
+        statuses = [state.status(cell) for cell in plan.cells if cell.section in sections]
+        took = [s.seconds for s in statuses if s.state == "done" and s.seconds is not None]
+        left = sum(s.state != "done" for s in statuses)
+        by_bytes = moved / BYTES_PER_SECOND if moved is not None and "merge" in sections else None
+        if statuses:
+            found[name] = mean(took) * left if took else by_bytes
+    return found
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return ""
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: 3 h 20 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

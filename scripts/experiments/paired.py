@@ -1,0 +1,187 @@
+"""Paired differences over replicates: each relaxation against its merge, and AIM against each of its controls."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from common.figures import COLORS, DPI, WIDTH, in_style
+from common.files.paths import write_whole
+from common.tables import markdown
+from eval.stats.gains import HV
+from scripts.experiments.plan import Plan
+
+Row = Mapping[str, Any]
+AIM = "AIM"
+ALL = "all methods"
+QUANTITIES = ("mean", HV)
+LEAST_REPLICATES = 3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of a paired difference over replicates with its 95 % interval (Student's t over replicates).
+
+    Each replicate counts once, with the mean over its merges.
+    """
+
+    what: str
+    method: str
+    omega: float
+    quantity: str
+    replicates: int
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_significant(self) -> bool:
+        """True where the interval excludes 0."""
+        return self.low > 0 or self.high < 0
+
+
+def differences(rows: Sequence[Row]) -> list[Difference]:
+    """Return every relaxation minus its merge, and AIM minus every other relaxation, per method, omega and quantity."""
+    merges = {_merge_key(row): row for row in rows if row.get("method") and not row.get("relaxation")}
+    relaxed = [row for row in rows if row.get("relaxation")]
+    aim = {(*_merge_key(row), row["omega"]): row for row in relaxed if row["relaxation"] == AIM}
+    pairs: dict[tuple[str, float], list[tuple[Row, Row]]] = {}
+    for row in relaxed:
+        merge = merges.get(_merge_key(row))
+        if merge is not None:
+            pairs.setdefault((f"{_label(row)} minus merge", row["omega"]), []).append((row, merge))
+        other = aim.get((*_merge_key(row), row["omega"]))
+        if other is not None and _label(row) != AIM:
+            pairs.setdefault((f"AIM minus {_label(row)}", row["omega"]), []).append((other, row))
+    found = []
+    for (what, omega), couples in pairs.items():
+        methods = sorted({str(row["method"]) for row, _ in couples})
+        for method in [ALL, *(methods if len(methods) > 1 else [])]:
+            chosen = [c for c in couples if method in (ALL, c[0]["method"])]
+            for quantity in QUANTITIES:
+                difference = _difference(what, method, omega, quantity, chosen)
+                if difference is not None:
+                    found.append(difference)
+    return found
+
+
+def _merge_key(row: Row) -> tuple[Any, ...]:
+    """What a relaxation shares with its merge: everything but the relaxation and the scores."""
+    keys = ("replicate", "method", "models")
+    parameters = sorted(k for k in row if k in row.get("_varied", ()))
+    return (*(row.get(key) for key in keys), *(row[key] for key in parameters))
+
+
+def _label(row: Row) -> str:
+    """The relaxation, with the calibration where that varies."""
+    varied = [f"{key.removeprefix('calibration.')}={row[key]}" for key in sorted(row) if key.startswith("calibration.")]
+    return " ".join([str(row["relaxation"]), *varied])
+
+
+def _difference(
+    what: str, method: str, omega: float, quantity: str, couples: Iterable[tuple[Row, Row]]
+) -> Difference | None:
+    by_replicate: dict[str, list[float]] = {}
+    for one, other in couples:
+        if quantity in one and quantity in other:
+            by_replicate.setdefault(str(one["replicate"]), []).append(one[quantity] - other[quantity])
+    values = [mean(v) for v in by_replicate.values()]
+    if not values:
+        return None
+    half = interval_half(values)
+    return Difference(
+        what, method, omega, quantity, len(values), mean(values), mean(values) - half, mean(values) + half
+    )
+
+
+def interval_half(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % t interval of a mean; infinite for one value."""
+    if len(values) < 2:
+        return math.inf
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def write_summary(plan: Plan, rows: Sequence[Row], out: Path) -> list[Path]:
+    """Write summary.md, differences.json and curves.png where there are replicates enough for intervals."""
+    varied = tuple(dict.fromkeys(key for method in plan.experiment.methods for key in method.varied))
+    found = differences([{**row, "_varied": varied} for row in rows])
+    if not found or max(d.replicates for d in found) < LEAST_REPLICATES:
+        return []
+    write_whole(out / "differences.json", (json.dumps([vars(d) for d in found], indent=0) + "\n").encode())
+    write_whole(out / "summary.md", summary(plan, found).encode())
+    return [out / "summary.md", draw_curves(found, out / "curves.png")]
+
+
+def summary(plan: Plan, found: Sequence[Difference]) -> str:
+    """Return the differences as Markdown: over all methods first, then per method."""
+    parts = [
+        f"# {plan.experiment.title}",
+        "Paired differences: mean over replicates, 95 % interval (Student's t over replicates, each with the mean over "
+        "its merges). **Bold** where the interval excludes 0. No correction for the number of rows.",
+    ]
+    for quantity in QUANTITIES:
+        unit = "percentage points of the mean score" if quantity == "mean" else "HV gain"
+        chosen = [d for d in found if d.quantity == quantity]
+        for method in dict.fromkeys([ALL, *(d.method for d in chosen)]):
+            lines = [d for d in chosen if d.method == method]
+            table = [
+                [
+                    d.what,
+                    f"{d.omega:g}",
+                    str(d.replicates),
+                    _bold(f"{d.value:+.3f}", d),
+                    f"{d.low:+.3f} to {d.high:+.3f}",
+                ]
+                for d in sorted(lines, key=lambda d: (d.what, d.omega))
+            ]
+            heads = ["difference", "omega", "replicates", unit, "95 % interval"]
+            if table:
+                parts.append(f"## {unit}, {method}\n\n{markdown(heads, table)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _interval(d: Difference) -> str:
+    return f"{d.low:+.3f} to {d.high:+.3f}"
+
+
+def _bold(text: str, d: Difference) -> str:
+    return f"**{text}**" if d.is_significant else text
+
+
+def draw_curves(found: Sequence[Difference], file: Path) -> Path:
+    """Draw what each relaxation changes against omega, with the intervals over replicates."""
+    from matplotlib.figure import Figure
+
+    from common.figures import write_figure
+
+    chosen = [d for d in found if d.method == ALL and d.what.endswith(" minus merge")]
+    names = list(dict.fromkeys(d.what.removesuffix(" minus merge") for d in chosen))
+    with in_style():
+        figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")
+        axes = figure.subplots(1, len(QUANTITIES), squeeze=False)[0]
+        for ax, quantity in zip(axes, QUANTITIES, strict=True):
+            for at, name in enumerate(names):
+                lines = sorted(
+                    (d for d in chosen if d.quantity == quantity and d.what == f"{name} minus merge"),
+                    key=lambda d: d.omega,
+                )
+                shift = 0.012 * (at - len(names) / 2)
+                ax.errorbar(
+                    [d.omega + shift for d in lines], [d.value for d in lines], [d.high - d.value for d in lines],
+                    label=name, color=COLORS[at % len(COLORS)], lw=1.4 if name == AIM else 0.9, marker="o", ms=3,
+                    ls="-" if at < len(COLORS) else "--", capsize=2, elinewidth=0.7,
+                )  # fmt: skip
+            ax.axhline(0, color="#6e6e6e", lw=0.8)
+            ax.set_xlabel("omega")
+            ax.set_title("mean score: change (points)" if quantity == "mean" else "HV gain: change")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    write_figure(figure, file)
+    return file

@@ -1,0 +1,172 @@
+"""Results of an experiment: a row for every scored model, tables, figures and page, a CSV of all cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common.errors import UsageError
+from common.files.paths import write_whole
+from eval.report.latex import to_latex
+from eval.report.page import make_page
+from eval.report.plots import curved, plot_omega_curves, plot_pareto, save
+from eval.report.report import make_report
+from eval.report.tables import to_csv, to_markdown
+from eval.results.answer_facts import answers_table
+from eval.results.reader import PAPER, read_results
+from eval.results.result import EvalResult
+from eval.results.rows import Models, assemble, model_key
+from eval.results.samples import answers_of, sample_files
+from eval.stats.gains import HV, Measure, all_gains
+from scripts.experiments.plan import Model, Plan, Replicate
+from scripts.experiments.state import State
+
+Row = Mapping[str, Any]
+Remark = Callable[[str], None]
+MEAN = "mean"
+"""Column of the CSV: the mean of the scores that are percentages of which more is better."""
+
+
+def write_results(plan: Plan, state: State, remark: Remark) -> list[Path]:
+    """Write everything that the scored cells give into `report/`; returns the files that a reader starts with."""
+    out = plan.folder / "report"
+    results = read_scores(plan, state, remark)
+    if not results:
+        remark("No cell has scores yet, so there is no report.")
+        return []
+    rows: list[Row] = []
+    files: list[Path] = []
+    several = len(plan.replicates) > 1
+    for replicate in plan.replicates:
+        models = models_of(plan, replicate, results, remark)
+        if not models.rows:
+            continue
+        rows += rows_of(plan, replicate, models, remark)
+        folder = out / replicate.name if several else out
+        files += write_tables(plan, replicate, models, results, folder, remark, with_figures=not several)
+    write_whole(out / "cells.csv", to_csv_text(rows).encode())
+    from scripts.experiments.paired import write_summary
+
+    return [out / "cells.csv", *write_summary(plan, rows, out), *files]
+
+
+def read_scores(plan: Plan, state: State, remark: Remark) -> dict[str, EvalResult]:
+    """Return the newest result of every scored model, by its path, its columns named as the experiment names them."""
+    found: dict[str, EvalResult] = {}
+    for cell in plan.cells:
+        scores = state.cell(cell) / "scores"
+        if cell.section != "evaluate" or not scores.is_dir() or state.status(cell).state != "done":
+            continue
+        for result in read_results(scores, remark)[0]:
+            found[model_key(result.model)] = _renamed(result, plan.experiment.columns)
+    return found
+
+
+def _renamed(result: EvalResult, columns: Mapping[str, str]) -> EvalResult:
+    def by_title(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {columns.get(name, name): value for name, value in given.items()}
+
+    return replace(
+        result, scores=by_title(result.scores), outcomes=by_title(result.outcomes), answers=by_title(result.answers)
+    )
+
+
+def models_of(plan: Plan, replicate: Replicate, results: Mapping[str, EvalResult], remark: Remark) -> Models:
+    """Return a replicate's models as the tables have them; with the paper's numbers where those are asked for."""
+    own = [m for m in plan.models if m.axes["replicate"] in (_name(replicate), "published")]
+    chosen = [results[key] for m in own if (key := model_key(m.path)) in results]
+    names = dict(replicate.labels)
+    if plan.experiment.published:
+        published, labels = read_results(PAPER, remark)
+        chosen = published + chosen
+        names = {**labels, **names}
+    mentioned = {
+        s for r in chosen for m in (r.model, r.lineage.base_model, *r.lineage.models) if m for s in (m, model_key(m))
+    }
+    return assemble(chosen, {model: label for model, label in names.items() if model in mentioned}, remark)
+
+
+def _name(replicate: Replicate) -> str:
+    return str(replicate.axes["replicate"])
+
+
+def rows_of(plan: Plan, replicate: Replicate, models: Models, remark: Remark) -> list[Row]:
+    """Return a flat row for each scored model of a replicate: its axes, scores, their mean, and HV gain."""
+    gains = all_gains(models, Measure(), remark).values
+    axes = {model_key(model.path): model for model in plan.models if model.axes["replicate"] == _name(replicate)}
+    found: list[Row] = []
+    for row in models.rows:
+        model: Model | None = axes.get(model_key(row.model))
+        if model is None or row.published:
+            continue
+        counted = [row.scores[c] for c in models.gain_columns if c in row.scores]
+        entry = {**model.axes, "checkpoint": row.model, **row.scores}
+        if counted:
+            entry[MEAN] = sum(counted) / len(counted)
+        if row.key in gains:
+            entry[HV] = gains[row.key]
+        found.append(entry)
+    return found
+
+
+def write_tables(
+    plan: Plan, replicate: Replicate, models: Models, results: Mapping[str, EvalResult], out: Path, remark: Remark,
+    with_figures: bool,
+) -> list[Path]:  # fmt: skip
+    """Write a replicate's tables; with_figures: also Pareto fronts, omega curves and the report page."""
+    report = make_report(models, Measure(), remark)
+    answers = answers_table([row.result for row in models.rows if not row.published])
+    text = to_markdown(report) + (f"\n## Answers\n\n{answers}\n" if plan.experiment.evaluate.get("answers") else "")
+    write_whole(out / "tables.md", f"# {plan.experiment.title}\n\n{text}".encode())
+    write_whole(out / "tables.csv", to_csv(report).encode())
+    write_whole(out / "tables.tex", to_latex(report).encode())
+    if not with_figures:
+        return [out / "tables.md"]
+    files = [out / "tables.md"]
+    if len(models.columns) > 1 and models.families:
+        files += save(plot_pareto(models, list(itertools.combinations(models.columns, 2)), remark), out / "pareto")
+    if curved(models):
+        files += save(plot_omega_curves(models, report.gains.values, report.uncertainty.intervals), out / "omega")
+    samples = sample_files([plan.folder / "cells"])
+    own = {
+        row.key: answers_of(results[model_key(row.model)], samples.get(model_key(row.model), []), remark)
+        for row in models.rows
+        if not row.published
+    }
+    page = make_page(models, report, own, plan.experiment.title)
+    write_whole(out / "report.html", page.encode("utf-8", "replace"))
+    return [*files, out / "report.html"]
+
+
+def to_csv_text(rows: Sequence[Row]) -> str:
+    """Return rows as CSV, with every key that any of them has."""
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, heads, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def compact(plan: Plan, rows: Sequence[Row], file: Path) -> None:
+    """Write the rows as compact JSON for results/: columns once, a line for each row, paths left out.
+
+    Raises UsageError for a file above 1 MB.
+    """
+    heads = [key for key in dict.fromkeys(k for row in rows for k in row) if key not in ("checkpoint",)]
+    lines = ",\n".join(json.dumps([_short(row.get(key)) for key in heads], separators=(",", ":")) for row in rows)
+    text = f'{{"experiment":{json.dumps(plan.experiment.name)},"title":{json.dumps(plan.experiment.title)},'
+    text += f'"columns":{json.dumps(heads)},"rows":[\n{lines}\n]}}\n'
+    if len(text) > 1 << 20:
+        raise UsageError(f"--collect {file} would hold {len(text)} bytes, more than 1 MB; leave out replicates.")
+    write_whole(file, text.encode())
+
+
+def _short(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value

@@ -1,0 +1,25 @@
+"""Deletion of merged weights whose scores are known; their locks stay and rebuild them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from scripts.experiments.plan import Cell, Plan
+from scripts.experiments.state import State
+
+
+def missing_outputs(cell: Cell) -> list[Path]:
+    """Return the outputs of a cell that do not exist."""
+    return [output for output in cell.outputs if not output.exists()]
+
+
+def delete_scored(plan: Plan, state: State, finished: Cell) -> None:
+    """Delete the weights that a finished cell needed, where every cell that needs them is done."""
+    for name in finished.needs:
+        cell = plan.find(name)
+        users = plan.users(name)
+        if cell.weights is None or not all(state.status(user).state == "done" for user in users):
+            continue
+        if cell.weights.is_dir():
+            shutil.rmtree(cell.weights)
