@@ -215,7 +215,8 @@ class Runner:
                 return outcome
         except (EOFError, ConnectionResetError):
             self._process.join(self._seconds)
-        where, code = " ".join(self._log.read_text(errors="replace").split())[:300], self._process.exitcode
+        main_thread = self._log.read_text(errors="replace").rpartition("(most recent call first):")[2]  # it is the last
+        where, code = " ".join(main_thread.split())[:300], self._process.exitcode
         self.close()
         if where or code is None:
             return Outcome("hangs", f"case {number} hung for {self._seconds:.0f} s: {where}", self._seconds)

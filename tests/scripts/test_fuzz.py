@@ -68,7 +68,8 @@ def test_hangs_crashes_and_memory_are_noticed() -> None:
         assert tally.cases == 3
         assert len(tally.problems) == 1
         assert tally.refused + tally.identical + tally.verified == 2
-    assert "test_fuzz.py" in found["header"].problems[0]  # the place where it hung
+    where = found["header"].problems[0]
+    assert "test_fuzz.py" in where, where
     assert found["importance"].peak_mib > MAX_MIB
 
 
