@@ -18,7 +18,7 @@ from common.errors import DISK_FULL, ProjectError, UsageError, nearest
 from common.files.bounded_reading import UnreadableError
 from common.processes.interrupts import Terminated, handle_stop_signals, ignore_stop_signals
 from common.processes.standard_streams import protect_standard_streams
-from common.terminal_text import message_line, terminal_lines
+from common.terminal_text import foreign, message_line, terminal_lines
 
 
 class Formatter(argparse.HelpFormatter):
@@ -219,6 +219,11 @@ def spare_the_collector() -> None:
     atexit.register(gc.freeze)
 
 
+def _path(error: OSError) -> str:
+    """Return the file of an error, whose name may be a stranger's text."""
+    return foreign(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename), 300)
+
+
 def explain(error: BaseException) -> tuple[str, int]:
     """Return one sentence for an error, and its exit code."""
     if isinstance(error, ProjectError):
@@ -230,9 +235,9 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", 130
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        where = f" while writing {error.filename}" if error.filename else ""
+        where = f" while writing {_path(error)}" if error.filename else ""
         return f"No space left on the device{where}.", 1
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 1
+        return f"{error.strerror}{f': {_path(error)}' if error.filename else ''}.", 1
     text = " ".join(str(error).split())
     return f"Unexpected {type(error).__name__}: {text}. Run again with --debug for the traceback.", 1

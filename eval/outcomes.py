@@ -97,6 +97,10 @@ class Outcomes:
         macro: dict[str, None] = {}
         for task, entry in data.items():
             macro |= dict.fromkeys(entry.get("macro", ()))
+            kinds = set(map(type, entry["items"])) | set(map(type, entry["docs"]))
+            kinds |= {type(value) for values in entry["verdicts"].values() for value in values}
+            if not kinds <= {int, str, float} or not set(map(type, entry["items"])) <= {int}:
+                raise TypeError(f"the outcomes of {task} hold other things than numbers and digests")
             verdicts = {name: tuple(map(float, values)) for name, values in entry["verdicts"].items()}
             outcomes = TaskOutcomes(tuple(entry["items"]), tuple(entry["docs"]), verdicts)
             sizes = {len(outcomes.items), len(outcomes.docs), *map(len, verdicts.values())}

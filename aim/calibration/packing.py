@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import CalibrationError
-from common.processes.execution_limits import memory_limit, time_limit
+from common.processes.execution_limits import TEMPLATE_MEMORY, TEMPLATE_SECONDS, memory_limit, time_limit
 from common.terminal_text import foreign
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from aim.calibration.config import Calibration
     from aim.calibration.text_sources import Chat, Texts
 
-SECONDS, MEMORY = 5.0, 256 << 20
-"""Time and memory in which a chat template renders one chat; real ones take milliseconds."""
 COUNTS = ("read", "too_long", "empty", "kept")
 
 
@@ -121,7 +119,10 @@ def _encoded(text: str | Chat, tokenizer: Any, texts: Texts, row: int) -> list[i
             "has one."
         )
     try:
-        with time_limit(SECONDS, f"it takes more than {SECONDS:.0f} seconds"), memory_limit(MEMORY):
+        with (
+            time_limit(TEMPLATE_SECONDS, f"it takes more than {TEMPLATE_SECONDS:.0f} s"),
+            memory_limit(TEMPLATE_MEMORY),
+        ):
             rendered = tokenizer.apply_chat_template(text, tokenize=False)
     except Exception as error:  # a template is a program: it refuses roles and orders in its own ways
         reason = foreign(str(error) or type(error).__name__, 200)

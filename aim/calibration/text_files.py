@@ -11,8 +11,13 @@ from typing import Any
 
 from aim.calibration.config import FILES, KINDS, Calibration
 from common.errors import CalibrationError
+from common.files.bounded_reading import UnreadableError, check_regular, parse_json, read_bytes, read_lines
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_WHOLE = 1 << 30
+"""Bytes of a .json or .txt file, which is held in memory; larger data belong into .jsonl or .parquet files."""
+MAX_VALUES = 8_000_000
+"""Values in a .json file."""
 FIELD, CHATS = Calibration.text_field, "messages"
 
 
@@ -41,7 +46,11 @@ def read(path: Path, field: str) -> Rows:
     if path.is_dir():
         return _folder(path, field)
     readers = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet, ".txt": _paragraphs}
-    rows = readers[path.suffix](path, field)
+    try:
+        check_regular(path)
+        rows = readers[path.suffix](path, field)
+    except UnreadableError as error:
+        raise CalibrationError(str(error)) from error
     if not rows.count:
         raise CalibrationError(f"{path} is empty: it holds no text.")
     return rows
@@ -74,15 +83,14 @@ def _json_lines(file: Path, wanted: str) -> Rows:
     """One object a line. Only the places of the lines are kept in memory."""
     offsets, numbers = array("Q"), array("Q")
     field: str | None = None
-    with file.open("rb") as stream:
-        position = 0
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                row = _parsed(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, f"{file}, line {number}")
-                field = _field_of(row, wanted, field, f"{file}, line {number}")
-                offsets.append(position)
-                numbers.append(number)
-            position += len(line)
+    position = 0
+    for number, line in enumerate(read_lines(file), 1):
+        if line.strip():
+            row = _parsed(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, f"{file}, line {number}")
+            field = _field_of(row, wanted, field, f"{file}, line {number}")
+            offsets.append(position)
+            numbers.append(number)
+        position += len(line)
 
     def value(i: int) -> Any:
         with file.open("rb") as stream:
@@ -93,10 +101,7 @@ def _json_lines(file: Path, wanted: str) -> Rows:
 
 
 def _parsed(content: bytes, where: str) -> Any:
-    try:
-        return json.loads(_decoded(content, where))
-    except ValueError as error:
-        raise CalibrationError(f"{where} is not JSON ({error}).") from error
+    return parse_json(_decoded(content, where), where, MAX_VALUES, allow_surrogates=True)
 
 
 def _decoded(content: bytes, where: str) -> str:
@@ -115,7 +120,7 @@ def _field_of(row: Any, wanted: str, known: str | None, where: str) -> str:
 
 def _json(file: Path, wanted: str) -> Rows:
     """A list of objects; or objects a line, as some call such files too."""
-    content = file.read_bytes().removeprefix(BYTE_ORDER_MARK)
+    content = read_bytes(file, MAX_WHOLE).removeprefix(BYTE_ORDER_MARK)
     first = next((line for line in content.splitlines() if line.strip()), b"")
     if first.lstrip().startswith(b"{") and _is_json(first):
         return _json_lines(file, wanted)
@@ -151,6 +156,6 @@ def _parquet(file: Path, wanted: str) -> Rows:
 
 def _paragraphs(file: Path, _: str) -> Rows:
     """Paragraphs between blank lines, each a text."""
-    text = _decoded(file.read_bytes().removeprefix(BYTE_ORDER_MARK), str(file)).replace("\r\n", "\n")
+    text = _decoded(read_bytes(file, MAX_WHOLE).removeprefix(BYTE_ORDER_MARK), str(file)).replace("\r\n", "\n")
     paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
     return Rows(len(paragraphs), paragraphs.__getitem__, lambda i: f"{file}, paragraph {i}", {"field": None})

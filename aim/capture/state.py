@@ -17,12 +17,16 @@ from aim.capture.statistics import Sums
 from common.cli import say
 from common.errors import FailureError, ProjectError, StoppedError, UsageError, causes
 from common.files.atomic import written
+from common.files.bounded_reading import check_regular, parse_json
+from common.files.json_types import Between, Each, Fields, check_shape
 from common.files.safetensors_file import write_safetensors
 from common.files.work_folder import WorkFolder, claim, claimed, is_work_folder
 
 EVERY_SECONDS = 20.0
 """Least time between two savings; and saving takes at most a twentieth of the time."""
 STATE = "state.safetensors"
+ABOUT = Fields({"key": str, "axes": Each(int), "position": Each(Between(0))})
+"""Types in the description of a state."""
 
 
 @dataclass
@@ -165,10 +169,10 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(file)
         with safe_open(str(file), framework="pt") as opened:
-            about = json.loads((opened.metadata() or {}).get("about", "{}"))
-            if not isinstance(about, dict):
-                raise ValueError("its description is no JSON object")
+            about = parse_json((opened.metadata() or {}).get("about", "{}"), f"the description of {STATE}")
+            check_shape(about, ABOUT, f"the description of {STATE}")
             return {name: torch.clone(opened.get_tensor(name)) for name in opened.keys()}, about  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _unreadable(file, error) from error

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,10 @@ MAX_INDEX = 64 * MIB
 MAX_TOKENIZER = 256 * MIB
 MAX_TEXT = 16 * MIB
 MAX_YAML = MIB
+MAX_LINE = 16 * MIB
+"""Bytes of a line of JSON lines, which holds one text or the answers to one question."""
+MAX_RESULTS = 256 * MIB
+"""Bytes of a results file; one with a verdict on every item of all benchmarks has a few million."""
 MAX_WIDE = 32 * MIB
 """Bytes of JSON with characters beyond ASCII, which take up to four times their size in memory."""
 MAX_VALUES = 2_000_000
@@ -103,8 +107,35 @@ def read_json(file: Path, limit: int = MAX_CONFIG, max_values: int = MAX_VALUES)
     return parse_json(read_bytes(file, limit), str(file), max_values)
 
 
-def parse_json(content: bytes | str, source: str, max_values: int = MAX_VALUES, whole_numbers: bool = False) -> Any:
-    """Parse JSON that is foreign; `source` names it in messages. whole_numbers: all its numbers are counts, from 0 on.
+def read_lines(file: Path, limit: int = MAX_LINE) -> Iterator[bytes]:
+    """Yield the lines of a regular file, of at most `limit` bytes each, with their ends.
+
+    Raises UnreadableError for other kinds of files, LimitError for a longer line, OSError where it cannot be read.
+    """
+    with open_regular(file) as stream:
+        number = 0
+        while line := stream.readline(limit + 1):
+            number += 1
+            if len(line) > limit:
+                raise LimitError(f"{file}, line {number} has more than {limit} bytes, the most that are read.")
+            yield line
+
+
+def parse_json(
+    content: bytes | str,
+    source: str,
+    max_values: int = MAX_VALUES,
+    whole_numbers: bool = False,
+    allow_surrogates: bool = False,
+) -> Any:
+    """Parse JSON that is foreign.
+
+    Args:
+        content: bytes or text of it.
+        source: the file, for messages.
+        max_values: values that are read.
+        whole_numbers: all its numbers are counts, from 0 on.
+        allow_surrogates: strings may hold half of a surrogate pair, as answers of a model and broken prompts do.
 
     Raises LimitError for more than `max_values` values or MAX_DEPTH levels, UnreadableError for what is no JSON in
     UTF-8, and for an object that has one key twice.
@@ -118,15 +149,16 @@ def parse_json(content: bytes | str, source: str, max_values: int = MAX_VALUES, 
         raise LimitError(f"{source} holds more than {max_values} values, the most that are read of such a file.")
     counts: dict[str, Any] = {"parse_int": _count, "parse_float": _no_count, "parse_constant": _no_count}
     numbers = counts if whole_numbers else {"parse_int": _whole_number}
+    on_surrogates = "surrogatepass" if allow_surrogates else "strict"
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, **numbers)
+        value = json.loads(content.decode("utf-8", on_surrogates), object_pairs_hook=_unique, **numbers)
     except RecursionError:
         raise LimitError(f"{source} is nested more than {MAX_DEPTH} levels deep.") from None
     except ValueError as error:  # also of UTF-8, and of numbers with thousands of digits
         raise UnreadableError(f"{source} is not valid JSON ({foreign(str(error))}).") from error
     if openings > MAX_DEPTH:
         _check_depth(value, source)
-    if b"\\ud" in content or b"\\uD" in content:
+    if not allow_surrogates and (b"\\ud" in content or b"\\uD" in content):
         _check_surrogates(value, source)
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -10,8 +11,8 @@ from common.terminal_text import quoted
 
 MAX_PATTERN = 1000
 """Characters of a pattern."""
-MAX_COUNT = 100
-"""The largest count in a repetition such as a{100}: larger ones, nested, take gigabytes to compile."""
+MAX_COUNT = 10_000
+"""The product of all counts in repetitions such as a{100}: nested ones take time and memory of their product."""
 SECONDS = 0.2
 """Time of one match; real patterns take microseconds."""
 
@@ -59,9 +60,10 @@ def _compile(pattern: str, source: str, at_end: bool = False) -> Any:
     if len(pattern) > MAX_PATTERN:
         raise LimitError(f"{source}: a pattern of {len(pattern)} characters is not read ({MAX_PATTERN} at most).")
     counts = [int(count) for count in re.findall(r"\d+", "".join(re.findall(r"\{[\d,]*\}", pattern)))]
-    if any(count > MAX_COUNT for count in counts) or len(counts) > 8:
+    if math.prod(max(1, min(count, MAX_COUNT + 1)) for count in counts[:MAX_PATTERN]) > MAX_COUNT:
         raise LimitError(
-            f"{source}: the pattern {quoted(pattern)} repeats more than {MAX_COUNT} times, or in more than 8 places."
+            f"{source}: the counts of repetitions in the pattern {quoted(pattern)} have a product above {MAX_COUNT}; "
+            "simplify it."
         )
     whole = rf"(.*\.)?({pattern})$" if at_end else pattern
     try:

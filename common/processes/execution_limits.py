@@ -12,6 +12,11 @@ from types import FrameType
 
 from common.files.bounded_reading import LimitError
 
+TEMPLATE_SECONDS = 5.0
+"""Time of a chat template for one chat; real ones take milliseconds."""
+TEMPLATE_MEMORY = 256 << 20
+"""Bytes that a chat template may take for one chat."""
+
 
 @contextmanager
 def time_limit(seconds: float, message: str) -> Iterator[None]:

@@ -16,10 +16,18 @@ from types import TracebackType
 from typing import Any
 
 from common.errors import BadInputError
+from common.files.bounded_reading import UnreadableError, parse_json, read_lines
+from common.files.json_types import Between, Fields, Maybe, check_shape
 from eval.request_types import Answer, Facts, Request
 
 NAME = "generations"
 FACTS = tuple(f.name for f in fields(Facts))
+ENTRY = Fields(
+    {"key": str, "answer": Any, "of": str, "s": Between(0, numbers=True)},
+    {"time": float, "task": str, "item": int, "n": int, "tokens": Maybe(Between(0)), "finish": Maybe(str),
+     "prompt_truncated": Maybe(bool)},
+)  # fmt: skip
+"""Types of the keys of a line; a log-likelihood may be infinite, and is checked on its own."""
 
 
 class Journal:
@@ -92,20 +100,25 @@ class Journal:
         total: dict[str, float] = {}
         run: dict[str, float] = {}
         good, foreign = 0, None
-        with path.open("rb") as lines:
-            for line in lines:
+        try:
+            for line in read_lines(path):
                 try:
-                    entry = json.loads(line.decode("utf-8", "surrogatepass"))
-                    if "run" in entry:
+                    entry = parse_json(line, str(path), allow_surrogates=True)
+                    if isinstance(entry, dict) and "run" in entry:
                         total, run, good = _sum(total, run), {}, good + 1
                         continue
+                    check_shape(entry, ENTRY, str(path))
                     self._take(entry)
                     run[entry["of"]] = max(entry["s"], run.get(entry["of"], 0.0))
                     good += 1
-                except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+                except (ValueError, KeyError, TypeError, IndexError) as error:
                     text = line.strip(b"\0 \t\r\n")  # a crash of the machine can leave zeros
                     if line.endswith(b"\n") and text and not text.startswith(b"{"):
                         foreign = foreign or f"{path} is not a journal of answers: {line[:60]!r} ({error})."
+        except OSError as error:
+            raise BadInputError(f"{path} cannot be read ({error.strerror}).") from error
+        except UnreadableError as error:
+            raise BadInputError(str(error)) from error
         if foreign and not good:  # a line or two of a journal may be broken; a file without any is another's
             raise BadInputError(foreign)
         return _sum(total, run)
@@ -114,7 +127,12 @@ class Journal:
         key, answer, written = entry["key"], entry["answer"], float(entry.get("time", 0.0))
         if written < self._times.get(key, 0.0):
             return
-        self.answers[key] = (float(answer[0]), bool(answer[1])) if isinstance(answer, list) else answer
+        if isinstance(answer, list):
+            likelihood, is_greedy = answer
+            answer = float(likelihood), bool(is_greedy)
+        elif not isinstance(answer, str | float | int):
+            raise TypeError(f"an answer of type {type(answer).__name__}")
+        self.answers[key] = answer
         self.facts[key] = Facts(**{name: entry.get(name) for name in FACTS})
         self._times[key] = written
         self._places.add((entry.get("task", ""), entry.get("item", -1), entry.get("n", 0)))

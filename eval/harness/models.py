@@ -74,7 +74,7 @@ def describe(model: Any, settings: Settings, tokenizer: Any = None, name: str | 
     """
     if settings.backend == "openai":
         card = Server(str(settings.base_url)).check(model)
-        own = card.get("max_model_len")
+        own = card["max_model_len"] if isinstance(card.get("max_model_len"), int) else None
         check_length(own, settings.max_model_len, model)
         return EvaluatedModel(
             model, name or model, None, {}, usable_length(own, settings.max_model_len, settings.preset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,12 +10,18 @@ from typing import Any
 
 from common.cli import say
 from common.errors import BadInputError, UsageError
+from common.files.bounded_reading import UnreadableError, parse_json, read_lines
+from common.files.json_types import Between, Fields, ListOf, check_shape
 from eval.harness.evaluation import Identity, Samples, assembled
 from eval.log_filters import environment, muted
 from eval.results.answer_facts import FACTS
 from eval.results.result import EvalResult
 from eval.results.store import model_folder, samples_file
 from eval.settings import Settings
+
+SAMPLE = Fields({"task": str, "doc_id": Between(0), "doc_hash": str, "filter": str, "arguments": ListOf(list),
+                 "resps": ListOf(list)})  # fmt: skip
+"""Types of the keys of a sample that are graded again."""
 
 
 def source_of(result_path: Path, model: str | None, save_path: Path) -> Path:
@@ -95,13 +100,17 @@ def _keep_facts(samples: Mapping[str, list[dict[str, Any]]], lines: list[Mapping
 
 
 def _samples(file: Path) -> list[dict[str, Any]]:
+    samples = []
     try:
-        # Not splitlines(): it also breaks at U+0085 and U+2028, which JSON may hold inside a string.
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        for number, line in enumerate(read_lines(file), 1):
+            sample = parse_json(line, f"{file}, line {number}", allow_surrogates=True)
+            check_shape(sample, SAMPLE, f"{file}, line {number}")
+            samples.append(sample)
     except OSError as error:
         raise BadInputError(f"{file} belongs to the results file and cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise BadInputError(f"{file} is not JSON lines, perhaps cut short ({error}).") from error
+    except UnreadableError as error:
+        raise BadInputError(str(error)) from error
+    return samples
 
 
 def _restore(task: Any, name: str, lines: list[Mapping[str, Any]], source: Path) -> list[int]:
@@ -128,7 +137,7 @@ def _restore(task: Any, name: str, lines: list[Mapping[str, Any]], source: Path)
                 f"Item {number} of {name} is not the one that {source} has an answer to: the benchmark's data are of "
                 "another version; give that version with --data_dir."
             )
-        for index, (arguments, answers) in enumerate(zip(line["arguments"], line["resps"], strict=True)):
+        for index, (arguments, answers) in enumerate(zip(line["arguments"], line["resps"], strict=False)):
             metadata = (name, position, len(answers))
             responses = [tuple(a) if isinstance(a, list) else a for a in answers]
             instances.append(Instance(kind, doc, tuple(arguments), index, metadata, responses))

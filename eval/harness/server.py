@@ -14,6 +14,7 @@ from urllib.request import Request as HTTPRequest
 from urllib.request import urlopen
 
 from common.errors import BadInputError, EvaluationError, nearest
+from common.files.bounded_reading import MAX_INDEX, parse_json
 
 KEY = "OPENAI_API_KEY"
 CLOCK = 60.0
@@ -49,7 +50,9 @@ class Server:
                 f"There is no server at --base_url {self.base_url} ({reason(error)}); start it, or correct the address."
             ) from error
         listed = listing.get("data") if isinstance(listing, Mapping) else None
-        return {m["id"]: m for m in listed if "id" in m} if isinstance(listed, list) else None
+        if not isinstance(listed, list):
+            return None
+        return {m["id"]: m for m in listed if isinstance(m, Mapping) and isinstance(m.get("id"), str)}
 
     def check(self, model: str) -> Mapping[str, Any]:
         """What the server says of `model`. Raises BadInputError where it is not there or does not serve it."""
@@ -81,7 +84,7 @@ class Server:
             headers["Authorization"] = f"Bearer {os.environ[KEY]}"
         try:
             with urlopen(HTTPRequest(url, data=data, headers=headers), timeout=seconds) as answer:
-                return json.loads(answer.read())
+                return parse_json(answer.read(MAX_INDEX + 1), url, allow_surrogates=True)
         except HTTPError as error:
             reply = error.read(2000).decode("utf-8", "replace")
             raise RefusedError(url, error.code, " ".join(reply.split())[:300]) from error

@@ -11,15 +11,23 @@ from typing import Any
 
 from common.errors import BadInputError, UsageError, nearest
 from common.escape import markdown_text
+from common.files.bounded_reading import MAX_YAML, UnreadableError, parse_yaml, read_bytes
+from common.files.json_types import Fields, ListOf, Maybe, check_shape
 from common.files.paths import write_whole
 from eval.report.report import SIGNIFICANT, Line, Report
 from eval.report.tables import OVER, markdown_cell, over, pipes
 from eval.stats.gains import HV
 
 BEGIN, END = "<!-- evaluation by Activation-Informed Merging -->", "<!-- end of evaluation -->"
-SECTION = re.compile(rf"\n*{BEGIN}.*?{END}\n*", re.DOTALL)
 FRONT = re.compile(r"\A---\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 INDEX = re.compile(r"^model-index:.*?(?=^[^\s#-][^\n]*:|\Z)", re.DOTALL | re.MULTILINE)
+_TEXT = Maybe(str)
+_RESULT = Fields({}, {
+    "dataset": Maybe(Fields({}, {"type": _TEXT, "config": _TEXT, "split": _TEXT})),
+    "metrics": Maybe(ListOf(Fields({}, {"type": _TEXT}))),
+})  # fmt: skip
+MODEL_INDEX = ListOf(Fields({}, {"results": Maybe(ListOf(_RESULT))}))
+"""Types of the keys by which two results of a card are told to be the same."""
 DATASETS: Mapping[str, tuple[str, str, str, str | None]] = {
     "HumanEval": ("pass@1", "openai/openai_humaneval", "test", None),
     "MBPP": ("pass@1", "google-research-datasets/mbpp", "test", "full"),
@@ -52,9 +60,11 @@ def update_card(card: Path, model: str | None, report: Report, intervals: bool =
         raise UsageError(f"--update_card {card}: there is no folder {path.parent}.")
     line = _line(path, model, report)
     try:
-        before = path.read_bytes().decode("utf-8") if path.exists() else f"# {markdown_text(line.row.name)}\n"
+        before = read_bytes(path, MAX_YAML).decode("utf-8") if path.exists() else f"# {markdown_text(line.row.name)}\n"
     except UnicodeDecodeError as error:
         raise BadInputError(f"{path} is not UTF-8 text ({error}).") from error
+    except UnreadableError as error:
+        raise BadInputError(str(error)) from error
     write_whole(path, updated(before, line, report, intervals, str(path)).encode("utf-8"))
     return Updated(path, line.row.model)
 
@@ -94,25 +104,27 @@ def updated(text: str, line: Line, report: Report, intervals: bool, source: str)
     }:
         raise BadInputError(f"{source}: its front matter is written in a way that results cannot be added to.")
     section = f"{BEGIN}\n\n{_section(line, report, intervals)}\n\n{END}"
-    place = SECTION.search(body)
-    if place:
-        after = body[place.end() :]
-        body = f"{body[: place.start()].rstrip()}\n\n{section}\n" + (f"\n{after}" if after else "")
+    begin = body.find(BEGIN)
+    end = body.find(END, begin)
+    if 0 <= begin <= end:
+        after = body[end + len(END) :].lstrip("\n")
+        body = f"{body[:begin].rstrip()}\n\n{section}\n" + (f"\n{after}" if after else "")
     else:
         body = f"{body.rstrip()}\n\n{section}\n"
     return f"---\n{new_front_matter}---\n{body if body.startswith(chr(10)) or match else chr(10) + body}"
 
 
 def _read(front: str, source: str) -> dict[str, Any]:
-    import yaml
-
     try:
-        values = yaml.safe_load(front) or {}
-    except yaml.YAMLError as error:
-        raise BadInputError(f"{source}: its front matter is not YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(values, dict):
-        raise BadInputError(f"{source}: its front matter should hold keys and values.")
-    return values
+        documents = parse_yaml(front, f"The front matter of {source}")
+        content = (documents[0] if documents else None) or {}
+        if len(documents) > 1 or not isinstance(content, dict):
+            raise BadInputError(f"{source}: its front matter should hold keys and values.")
+        if isinstance(content.get("model-index"), list):
+            check_shape(content["model-index"], MODEL_INDEX, f"The front matter of {source}", "model-index")
+    except UnreadableError as error:
+        raise BadInputError(str(error)) from error
+    return content
 
 
 def _section(line: Line, report: Report, intervals: bool) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import BadInputError
-from common.files.bounded_reading import read_json
+from common.files.bounded_reading import MAX_RESULTS, MAX_TOKENIZER_VALUES, UnreadableError, read_json
+from common.files.json_types import Each, Fields, ListOf, Maybe, check_shape
 from eval.outcomes import Outcomes
 from eval.results.metrics import NOT_FRACTIONS, direction_of
 
@@ -23,6 +23,27 @@ COLUMNS = ("HumanEval", "MBPP", "MMLU", "MATH", "GSM8K", "IFEval")
 RELAXATION_FIELDS = ("statistic", "normalization", "control")
 PUBLISHED = "published"
 """The metric of scores that were read off the paper's tables."""
+
+
+LINEAGE = Fields(
+    {"method": Maybe(str), "base_model": Maybe(str), "models": ListOf(str), "omega": Maybe(float)},
+    dict.fromkeys(RELAXATION_FIELDS, Maybe(str)),
+)
+_SCORE = {"metric": str, "n": Maybe(int), "higher_is_better": Maybe(bool), "is_fraction": bool}
+_OPTIONAL_SCORE = {key: shape for key, shape in _SCORE.items() if key != "metric"}
+SHAPE = Fields(
+    {
+        "schema": int, "model": str, "lineage": LINEAGE, "settings": dict, "versions": dict,
+        "scores": Each(Fields({"metric": str, "value": Any}, {**_OPTIONAL_SCORE, "beside": Each(Fields(
+            {"metric": str, "value": Any}, _OPTIONAL_SCORE))})),
+    },
+    {
+        "outcomes": Each(Each(dict)),
+        "answers": Each(Each(Maybe(float))), "digest": Maybe(str), "commit": Maybe(str), "hardware": dict,
+        "seconds": Each(float), "project_commit": Maybe(str),
+    },
+)  # fmt: skip
+"""Types under "aim" in a results file. Numbers of scores and outcomes, which may be NaN, are checked on their own."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +76,10 @@ class Score:
         """
         beside = {name: cls.from_json(other) for name, other in data.get("beside", {}).items()}
         metric = str(data["metric"])
-        versions = {"higher_is_better": direction_of(metric), "is_fraction": metric not in NOT_FRACTIONS}
-        return cls(**{**versions, **data, "beside": beside})
+        if not isinstance(data.get("stderr"), int | float | None):
+            raise ValueError(f"the standard error of {metric} is no number")
+        known = {"higher_is_better": direction_of(metric), "is_fraction": metric not in NOT_FRACTIONS}
+        return cls(**{**known, **data, "beside": beside})
 
 
 @dataclass(frozen=True)
@@ -90,9 +113,10 @@ class Lineage:
         if not record.is_file():
             return cls()
         try:
-            entry = read_json(record)["lineage"]
-            relaxation = {name: entry[name] for name in RELAXATION_FIELDS if name in entry}
-            return cls(entry["method"], entry["base_model"], tuple(entry["models"]), entry["omega"], **relaxation)
+            found = read_json(record)["lineage"]
+            check_shape(found, LINEAGE, str(record), "lineage")
+            relaxation = {name: found[name] for name in RELAXATION_FIELDS if name in found}
+            return cls(found["method"], found["base_model"], tuple(found["models"]), found["omega"], **relaxation)
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{record} is not a run record of merge.py or performAIM.py ({error}).") from error
 
@@ -161,6 +185,7 @@ class EvalResult:
                 "again, or use the version that wrote it."
             )
         try:
+            check_shape(ours, SHAPE, source)
             lineage = dict(ours["lineage"])
             lineage["models"] = tuple(lineage["models"])
             return cls(
@@ -173,6 +198,8 @@ class EvalResult:
                 outcomes={name: Outcomes.from_json(entry) for name, entry in ours.get("outcomes", {}).items()},
                 **{name: ours[name] for name in CIRCUMSTANCES if name in ours},
             )
+        except UnreadableError as error:
+            raise BadInputError(str(error)) from error
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BadInputError(f"{source} is a results file with a part missing or unknown: {error}.") from error
 
@@ -185,8 +212,8 @@ class EvalResult:
 def read_json_file(path: Path) -> Any:
     """Return the content of a JSON file. Raises BadInputError for a file that is cut short or cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, MAX_RESULTS, MAX_TOKENIZER_VALUES)
     except OSError as error:
         raise BadInputError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise BadInputError(f"{path} is not JSON, perhaps cut short ({error}).") from error
+    except UnreadableError as error:
+        raise BadInputError(str(error)) from error

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import BadInputError
+from common.files.bounded_reading import UnreadableError, parse_json, read_lines
+from common.files.json_types import Fields, check_shape
 from eval.results.reader import results_files
 from eval.results.result import EvalResult
 from eval.results.rows import Warn, model_key
 from eval.tasks.answers import extract
 from eval.tasks.strict import final_answer
 
+SAMPLE = Fields({}, {"task": str, "doc_id": int, "doc_hash": str, "arguments": list, "resps": list})
+"""Types of the keys of a sample that are used here."""
 Item = tuple[str, int]
 """(task, number of the item in it)."""
 
@@ -70,14 +73,15 @@ def answers_of(result: EvalResult, files: Sequence[Path], warn: Warn) -> dict[st
 
 
 def _lines(file: Path) -> Iterator[Mapping[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                sample = json.loads(line)
-            except ValueError as error:
-                raise BadInputError(f"{file}, line {number} is not JSON, perhaps cut short ({error}).") from error
-            if isinstance(sample, dict):
-                yield sample
+    try:
+        for number, line in enumerate(read_lines(file), 1):
+            sample = parse_json(line, f"{file}, line {number}", allow_surrogates=True)
+            check_shape(sample, SAMPLE, f"{file}, line {number}")
+            yield sample
+    except OSError as error:
+        raise BadInputError(f"{file} cannot be read ({error.strerror}).") from error
+    except UnreadableError as error:
+        raise BadInputError(str(error)) from error
 
 
 def _answer(sample: Mapping[str, Any], column: str, strict: bool) -> Answer:

@@ -79,6 +79,8 @@ ROPE_TYPES = ("rope.rope_type", "rope.factor", "rope.low_freq_factor", "rope.hig
 """RoPE keys whose values a .gguf file stores as a tensor."""
 BY_LENGTH = ("dynamic", "longrope", "su")
 """Types of rotary embeddings that depend on the maximum sequence length."""
+SHOWN, MAX_LISTED = 5, 340
+"""Differences that a message lists, and their characters in all: keys and values may be a stranger's long text."""
 FUNCTION_TOLERANCE = 1e-6
 """Relative difference up to which two numbers are equal; some formats store them in float32."""
 
@@ -94,8 +96,8 @@ class ConfigDifference:
     expected: Any
 
     def __str__(self) -> str:
-        value, expected = quoted(self.value), quoted(self.expected)
-        return f"{foreign(self.key)} is {value} in {self.model} and {expected} in {self.template}"
+        value, expected = quoted(self.value, 60), quoted(self.expected, 60)
+        return f"{foreign(self.key, 60)} is {value} in {self.model} and {expected} in {self.template}"
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,8 @@ class ConfigComparison:
             CheckpointError: There are conflicts and they are not allowed.
         """
         if self.conflicts and not allowed:
-            listed = "; ".join(map(str, self.conflicts[:3]))
-            more = f" (and {len(self.conflicts) - 3} more)" if len(self.conflicts) > 3 else ""
             raise CheckpointError(
-                f"The configs differ in keys that change the function of the weights: {listed}{more}; "
+                f"The configs differ in keys that change the function of the weights: {_listed(self.conflicts)}; "
                 "merge models of one architecture and setting, correct config.json where it is wrong, or add "
                 "--allow_config_mismatch."
             )
@@ -137,10 +137,17 @@ class ConfigComparison:
         ):
             if differences:
                 template = differences[0].template
-                listed = "; ".join(map(str, differences[:5]))
-                more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
-                notes.append(f"{title}: {listed}{more}; the result has the value of {template}.")
+                notes.append(f"{title}: {_listed(differences)}; the result has the value of {template}.")
         return notes
+
+
+def _listed(differences: Sequence[ConfigDifference]) -> str:
+    """Return the first differences as text: at most SHOWN, and further ones than the first within MAX_LISTED."""
+    texts = [str(difference) for difference in differences[:SHOWN]]
+    while len(texts) > 1 and len("; ".join(texts)) > MAX_LISTED:
+        texts.pop()
+    more = len(differences) - len(texts)
+    return "; ".join(texts) + (f" (and {more} more)" if more else "")
 
 
 def compare_configs(

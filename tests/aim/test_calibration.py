@@ -418,8 +418,8 @@ def test_a_base_without_template(tokenizer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.jsonl", b"{broken\n", "line 1 is not JSON"),
-        ("t.jsonl", b'{"text": "x"}\n{"text": "y', "line 2 is not JSON"),
+        ("t.jsonl", b"{broken\n", "line 1 is not valid JSON"),
+        ("t.jsonl", b'{"text": "x"}\n{"text": "y', "line 2 is not valid JSON"),
         ("t.jsonl", b'{"body": "x", "id": 1}\n', "line 1 has no field 'text', it has body, id; name one with --text_"),
         ("t.jsonl", b'{"text": "x"}\n{"body": "x"}\n', "line 2 has no field 'text', it has body"),
         ("t.jsonl", b"[1]\n", "line 1 has no field 'text': it is no object"),
@@ -430,7 +430,7 @@ def test_a_base_without_template(tokenizer, tmp_path: Path) -> None:
         ("t.json", b"[]", "is empty: it holds no text"),
         ("t.json", b'[{"text": "x"}, {"body": "x"}]', "entry 1 has no field 'text'"),
         ("t.json", b'{\n"data": []}', "must be a list of objects"),
-        ("t.json", b'[{"text": "x"},', "is not JSON"),
+        ("t.json", b'[{"text": "x"},', "is not valid JSON"),
         ("t.txt", b"\xff\xfe\x00", "is not text in UTF-8"),
         ("t.txt", b" \n\n \n", "is empty: it holds no text"),
         ("t.parquet", b"PAR1 no", "is not a whole Parquet file"),

@@ -219,7 +219,7 @@ def test_chat_templates_without_end(
     make_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
     tokenizer.chat_template = template
-    monkeypatch.setattr("aim.calibration.packing.SECONDS", 1.0)
+    monkeypatch.setattr("aim.calibration.packing.TEMPLATE_SECONDS", 1.0)
 
     class Texts:
         def where(self, row: int) -> str:

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from common.errors import EvaluationError, first_line
+from common.files.bounded_reading import LimitError
+from common.processes.execution_limits import TEMPLATE_MEMORY, TEMPLATE_SECONDS, memory_limit, time_limit
+from common.terminal_text import foreign
 
 MOVED = "The chat template takes no system message: its text is put at the beginning of the first user turn."
 Chat = list[dict[str, str]]
@@ -32,15 +35,19 @@ def render(
     import jinja2
 
     def rendered(messages: Chat) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                **arguments,
+        with (
+            time_limit(TEMPLATE_SECONDS, f"it takes more than {TEMPLATE_SECONDS:.0f} s"),
+            memory_limit(TEMPLATE_MEMORY),
+        ):
+            return str(
+                tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                    **arguments,
+                )
             )
-        )
 
     system = chat[0]["content"] if chat and chat[0]["role"] == "system" else None
     try:
@@ -49,15 +56,22 @@ def render(
             return text
     except jinja2.exceptions.TemplateError as error:
         if system is None:
-            raise EvaluationError(
-                f"The chat template refuses this benchmark's messages: {first_line(error)}"
-            ) from error
+            raise _refused(error) from error
+    except Exception as error:  # a template is a program, and fails in its own ways
+        raise _refused(error) from error
     try:
         text = rendered(without_system(chat))
-    except jinja2.exceptions.TemplateError as error:
-        raise EvaluationError(f"The chat template refuses this benchmark's messages: {first_line(error)}") from error
+    except Exception as error:  # as above
+        raise _refused(error) from error
     report(MOVED)
     return text
+
+
+def _refused(error: Exception) -> EvaluationError:
+    reason = "it needs too much memory" if isinstance(error, MemoryError) else foreign(first_line(error), 200)
+    if isinstance(error, LimitError):
+        reason = str(error)
+    return EvaluationError(f"The chat template refuses this benchmark's messages: {reason}")
 
 
 def without_system(chat: Chat) -> Chat:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from common.cli import run
+from common.errors import BadInputError, EvaluationError
 from eval.results.result import EvalResult, Score
 from eval.results.store import save
 from evaluate_model import main
@@ -176,7 +179,7 @@ CASES: list[tuple[Break, str]] = [
     (foreign_adapter, "does not fit its base"),
     (adapter_alone, "give it with its base as"),
     (foreign_journal, "is not a journal of answers"),
-    (lambda p: rescored(p, lambda text: text[: len(text) // 2]), "is not JSON, perhaps cut short"),
+    (lambda p: rescored(p, lambda text: text[: len(text) // 2]), "is not valid JSON"),
     (lambda p: rescored(p, lambda text: text.replace('"schema": 3', '"schema": 7')), "has schema 7"),
     (lambda p: rescored(p, lambda text: '{"results": {}}'), "is not a results file"),
     (lambda p: rescored(p, lambda text: text), "belongs to the results file"),
@@ -207,3 +210,149 @@ def test_tables_refuse_broken_results_alike(tmp_path: Path, capsys: pytest.Captu
     file.write_text(text.replace('"schema": 3', '"schema": 4'))
     assert run(make_tables.main, [str(file)]) == 2
     assert "has schema 4, and this version reads 1, 2 and 3" in capsys.readouterr().err
+
+
+def _samples(folder: Path, line: str) -> None:
+    from eval.results.samples import answers_of, sample_files
+
+    files = sample_files([folder])
+    result = EvalResult.load(next(folder.rglob("results_*.json")))
+    next(folder.rglob("samples_*.jsonl")).write_text(line)
+    for paths in files.values():
+        answers_of(result, paths, lambda _: None)
+
+
+def _results(folder: Path, text: str) -> None:
+    file = next(folder.rglob("results_*.json"))
+    file.write_text(text)
+    EvalResult.load(file)
+
+
+def _changed(folder: Path, key: str, value: object) -> None:
+    content = json.loads(next(folder.rglob("results_*.json")).read_text())
+    content["aim"][key] = value
+    _results(folder, json.dumps(content))
+
+
+def _journal(folder: Path, text: str) -> None:
+    from eval.harness.journal import Journal
+
+    (folder / "generations.jsonl").write_text(text)
+    Journal(folder)
+
+
+def _card(folder: Path, text: str) -> None:
+    from eval.report.card import update_card
+    from eval.report.report import make_report
+    from eval.results.reader import load
+    from eval.stats.gains import Measure
+
+    models = load([folder], {}, lambda _: None)
+    (folder / "README.md").write_text(text)
+    update_card(folder, "m", make_report(models, Measure(), lambda _: None))
+
+
+def _fifo(folder: Path, pattern: str) -> None:
+    file = next(folder.rglob(pattern))
+    file.unlink()
+    os.mkfifo(file)
+    (EvalResult.load if file.suffix == ".json" else lambda f: _samples_of(f))(file)  # type: ignore[operator]
+
+
+def _samples_of(file: Path) -> None:
+    from eval.harness.rescore import _samples as read
+
+    read(file)
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+ODD_INDEX = "model-index:\n- name: m\n  results:\n  - dataset: {type: [a]}\n    metrics: [{type: acc}]\n"
+HOSTILE: list[tuple[str, Callable[[Path], None], str]] = [
+    ("results: deep", lambda f: _results(f, '{"a":' * 100_000), "nested more than 64 levels"),
+    ("results: duplicate key", lambda f: _results(f, '{"aim": 1, "aim": 2}'), "is in it twice"),
+    ("results: FIFO", lambda f: _fifo(f, "results_*.json"), "is a FIFO"),
+    ("results: odd model", lambda f: _changed(f, "model", ["m"]), "model should be text"),
+    ("results: odd settings", lambda f: _changed(f, "settings", [1]), "settings should be an object"),
+    ("results: odd lineage", lambda f: _changed(f, "lineage", {"method": 1}), "lineage.method should be text"),
+    (
+        "results: odd error",
+        lambda f: _changed(f, "scores", {"a": {"metric": "m", "value": 1, "stderr": "x"}}),
+        "no number",
+    ),
+    (
+        "results: odd outcomes",
+        lambda f: _changed(f, "outcomes", {"a": {"t": {"items": [[]], "docs": [""], "verdicts": {}}}}),
+        "other things than numbers",
+    ),
+    ("samples: deep", lambda f: _samples(f, '{"a":' * 100_000), "nested more than 64 levels"),
+    ("samples: odd", lambda f: _samples(f, '{"task": 1}'), "task should be text"),
+    ("samples: a list", lambda f: _samples(f, "[]"), "should be an object"),
+    ("rescoring: FIFO", lambda f: _fifo(f, "samples_*.jsonl"), "is a FIFO"),
+    ("journal: without an end", lambda f: _journal(f, "x" * (17 << 20)), "has more than"),
+    ("journal: deep", lambda f: _journal(f, "[" * 100_000 + "\n"), "nested more than 64 levels"),
+    ("card: bomb", lambda f: _card(f, f"---\n{BOMB}---\n"), "stands for more than"),
+    ("card: duplicate key", lambda f: _card(f, "---\na: 1\na: 2\n---\n"), "the key 'a' twice"),
+    ("card: without an end", lambda f: _card(f, "\n" * (2 << 20)), "bytes, and at most"),
+    ("card: odd index", lambda f: _card(f, f"---\n{ODD_INDEX}---\n"), "dataset.type should be text"),
+]
+
+
+@pytest.mark.parametrize(("read", "sentence"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
+def test_hostile_files_of_an_evaluation(read: Callable[[Path], None], sentence: str, tmp_path: Path) -> None:
+    """Results, samples, journals and cards that were made to hang, fill the memory or have odd types: one sentence."""
+    score = {"GSM8K": Score("acc", 1.0)}
+    sample = {"task": "gsm8k", "doc_id": 0, "doc_hash": "0", "arguments": [], "resps": [], "filter": "none"}
+    save(EvalResult("m", score, settings={"max_length": 512}), {"gsm8k": [sample]}, tmp_path)
+    started = time.monotonic()
+    with pytest.raises(BadInputError, match=sentence) as refused:
+        read(tmp_path)
+    assert time.monotonic() - started < 10  # it is a watchdog: a hang would last for ever
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
+        ("{{ 'x' * 2000000000 }}", "memory"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_hostile_chat_templates(
+    template: str, sentence: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat template without an end, one that takes gigabytes, and one that fails: one sentence."""
+    from transformers import AutoTokenizer
+
+    from eval.harness.corrections.chat_template import render
+
+    monkeypatch.setattr("eval.harness.corrections.chat_template.TEMPLATE_SECONDS", 0.5)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    tokenizer.chat_template = template
+    with pytest.raises(EvaluationError, match=sentence):
+        render(tokenizer, [{"role": "user", "content": "Hello"}], True, {}, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"target_modules": "(.*.*.*.*.*.*.*.*.*)*x"}, "target_modules"),
+        ({"rank_pattern": {"((((a{99}){99}){99}){99})": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"q": "x"}}, "alpha_pattern.q should be a number"),
+        ({"peft_type": 3}, "peft_type should be text"),
+    ],
+)
+def test_hostile_adapters_of_an_evaluation(change: dict[str, object], sentence: str, place: Place) -> None:
+    """Regular expressions without an end and odd types are refused before peft reads them, naming the key."""
+    from transformers import AutoConfig
+
+    from eval.harness.backends.adapter import check_adapter
+
+    foreign_adapter(place)
+    file = place.out / "lora" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    config = AutoConfig.from_pretrained(place.model, trust_remote_code=False)
+    started = time.monotonic()
+    with pytest.raises(BadInputError, match=sentence):
+        check_adapter(config, place.out / "lora", "base+lora")
+    assert time.monotonic() - started < 30

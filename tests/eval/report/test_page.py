@@ -204,7 +204,7 @@ def test_samples_of_other_data_or_cut_short(tmp_path: Path) -> None:
     assert len(found["GSM8K"]) == SIZES["GSM8K"] - 1
     cut = next(path for path in files["out/ties"] if "gsm8k" in path.name)
     cut.write_text(cut.read_text()[:-30])
-    with pytest.raises(BadInputError, match=rf"{cut.name}, line {SIZES['GSM8K']} is not JSON"):
+    with pytest.raises(BadInputError, match=rf"{cut.name}, line {SIZES['GSM8K']} is not valid JSON"):
         answers_of(result, files["out/ties"], silent)
     remarks: list[str] = []
     answers_of(result, [], remarks.append)

@@ -12,7 +12,7 @@ import torch
 
 from common.errors import CheckpointError
 from merging.checkpoints.checkpoint import open_checkpoint
-from merging.plan.config_meaning import compare_configs
+from merging.plan.config_meaning import ConfigComparison, ConfigDifference, compare_configs
 from merging.plan.merge_plan import Output
 from merging.planning import merge, plan_merge
 from merging.recipe import make_recipe
@@ -182,3 +182,15 @@ def test_a_mismatch_that_is_allowed_repeats_from_its_recipe(pair, tmp_path: Path
     assert json.loads((tmp_path / "out" / "config.json").read_text())["rms_norm_eps"] == 1e-6
     merged, tuned = weights(tmp_path / "out"), weights(other)
     assert all(torch.allclose(merged[name], tuned[name], atol=1e-6) for name in tuned)
+
+
+def test_long_keys_and_values_of_a_stranger_stay_short() -> None:
+    """A message on differences quotes at most 300 characters of the configs, however many and long they are."""
+    long = tuple(ConfigDifference("k" * 500, "a", "v" * 500, "b", "w" * 500) for _ in range(9))
+    (note,) = ConfigComparison((), long).check(False)
+    assert sum(note.count(letter) for letter in "kvw") < 300
+    with pytest.raises(CheckpointError) as refused:
+        ConfigComparison(long, ()).check(False)
+    assert sum(str(refused.value).count(letter) for letter in "kvw") < 300
+    short = tuple(ConfigDifference(f"key{i}", "a", i, "b", None) for i in range(6))
+    assert "key4 is 4 in a and None in b (and 1 more)" in ConfigComparison((), short).check(False)[0]
