@@ -309,9 +309,9 @@ def test_card_twice_is_card_once(tmp_path: Path, family_report: Report) -> None:
     [
         ("# x", "tys", UsageError, "Did you mean 'ties'"),
         ("# x", None, UsageError, "--card_model"),
-        ("---\na: [\n---\n", "ties", BadInputError, "not YAML"),
+        ("---\na: [\n---\n", "ties", BadInputError, "not valid YAML"),
         ("---\n- a\n---\n", "ties", BadInputError, "keys and values"),
-        ("---\n{license: mit}\n---\n", "ties", BadInputError, "cannot be added|not YAML"),
+        ("---\n{license: mit}\n---\n", "ties", BadInputError, "cannot be added|not valid YAML"),
     ],
 )
 def test_bad_cards_stay_as_they_are(
