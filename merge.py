@@ -15,7 +15,7 @@ from common.cli import Parser, run, say, value_flags
 from common.distributed import ProcessGroup, init_distributed
 from common.errors import UsageError
 from merging.recipe import make_recipe, read_config
-from merging.recipe.flags import OUTPUT_KEYS, make_method_parser, make_parser, take, take_push
+from merging.recipe.flags import OUTPUT_KEYS, make_method_parser, make_parser, take
 from merging.recipe.mergekit.command_line import translate
 from merging.recipe.method_registry import find_method
 
@@ -44,6 +44,8 @@ def merge_or_plan(argv: Sequence[str], process_group: ProcessGroup) -> int:
     if as_json and not dry_run:
         parser.error("--json goes with --dry_run")
     config = read_config(flags.pop("config")) if "config" in flags and "from_lock" not in flags else {}
+    from merging.output.hub_upload import take_push
+
     push = take_push(flags, config, dry_run)
     if "from_lock" in flags:
         from aim.replay import repeat

@@ -13,7 +13,7 @@ from common.distributed import ProcessGroup, init_distributed
 from common.files.paths import user_path
 from merging.plan.merge_plan import Output
 from merging.recipe import DTYPES, read_config
-from merging.recipe.flags import OUTPUT_KEYS, add_look_flags, add_plan_flags, add_run_flags, take, take_push
+from merging.recipe.flags import OUTPUT_KEYS, add_look_flags, add_plan_flags, add_run_flags, take
 from merging.recipe.options import PLAN_KEYS, PlanOptions
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def relax(argv: Sequence[str], process_group: ProcessGroup) -> int:
     if {"from_lock", "config"} <= flags.keys():
         parser.error("--from_lock repeats a relaxation as it is; leave out --config")
     config = config_values(parser, read_config(flags.pop("config")), NOT_IN_FILES) if "config" in flags else {}
+    from merging.output.hub_upload import take_push
+
     push = take_push(flags, config, dry_run)
     if "from_lock" in flags:
         return repeat_lock(flags, quiet, dry_run, as_json, process_group, push)

@@ -23,7 +23,7 @@ from merging.plan.planner import plan
 from merging.plan.slices import Inputs
 from merging.plan.types import Plan
 from merging.plan.unmerged_tensors import Exclusion
-from merging.recipe import MergeRecipe, remarks
+from merging.recipe import MergeRecipe, recipe_as_yaml, remarks
 from merging.recipe.checks import check_values, idle_filters
 from merging.recipe.mergekit.writer import as_mergekit
 from merging.recipe.method_registry import find_method
@@ -70,11 +70,11 @@ def plan_merge(
         return loop.with_survey(merge_plan, job)
 
     document, unsaid = as_mergekit(recipe)
-    asked = recipe.as_yaml_dict()
+    asked = recipe_as_yaml(recipe)
     files = dict(relaxing.files) if relaxing else {}
     if foreign := foreign_tokenizer(folder, inputs):
         files |= foreign
-        asked = replace(recipe, tokenizer=lasting_name(recipe.tokenizer)).as_yaml_dict()
+        asked = recipe_as_yaml(replace(recipe, tokenizer=lasting_name(recipe.tokenizer)))
     if relaxing:
         asked |= relaxing.recipe
     return Work(

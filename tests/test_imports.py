@@ -55,10 +55,7 @@ TO_CUT = {
     ("merging.ops.selection", "merging.ops.magnitudes"),
     ("merging.ops.sparse.sparse_sum", "merging.methods.task_arithmetic"),
     ("merging.plan.merge_plan", "merging.engine.execution"),
-    ("merging.recipe.flags", "merging.output.hub_upload"),
     ("merging.recipe.method_registry", "merging.ops.tensor_blocks"),
-    ("merging.recipe.checks", "merging.recipe.merge_recipe"),
-    ("merging.recipe.mergekit.writer", "merging.recipe.merge_recipe"),
     ("merging.tokenizers.choice", "merging.recipe.tokens"),
     ("aim.adapters", "aim.pipeline"),
 }

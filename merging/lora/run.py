@@ -20,7 +20,7 @@ from merging.plan.planner import plan
 from merging.plan.slices import Inputs
 from merging.plan.types import Plan
 from merging.planning import foreign_tokenizer, lasting_name
-from merging.recipe import MergeRecipe, remarks
+from merging.recipe import MergeRecipe, recipe_as_yaml, remarks
 from merging.recipe.checks import check_values
 from merging.recipe.method_registry import find_method
 from merging.tokenizers.chat_template import choose_template
@@ -99,7 +99,7 @@ def _planned(recipe: MergeRecipe, opened: Sequence[Checkpoint], relaxing: Relaxi
     for tensor in of_model.tensors:
         if tensor.is_merged:
             check_values(method, tensor.parameters)
-    planned = lay_out(inputs, of_model, recipe.method, recipe.stored_dtype if recipe.dtype_given else None)
+    planned = lay_out(inputs, of_model, recipe.method, recipe.stored_dtype if recipe.has_dtype else None)
     configs = adapter_configs(models)
     template = choose_template(recipe.chat_template, vocabulary.folder, base, models)
     files = {**(relaxing.files if relaxing else {}), **foreign_tokenizer(vocabulary.folder, inputs)}
@@ -134,8 +134,8 @@ def _planned(recipe: MergeRecipe, opened: Sequence[Checkpoint], relaxing: Relaxi
 
 def _asked(recipe: MergeRecipe, inputs: Inputs, of_model: Plan, relaxing: Relaxing | None) -> dict[str, Any]:
     """The recipe that a lock repeats the merge from; without a dtype where nobody gave one."""
-    asked = recipe.as_yaml_dict()
-    if not recipe.dtype_given:
+    asked = recipe_as_yaml(recipe)
+    if not recipe.has_dtype:
         asked = {key: value for key, value in asked.items() if key not in ("dtype", "out_dtype")}
     if foreign_tokenizer(of_model.vocabulary.folder, inputs):
         asked["tokenizer" if "tokenizer" in asked else "tokenizer_source"] = lasting_name(recipe.tokenizer)

@@ -56,6 +56,21 @@ def check_push(repo: str, name_only: bool = False) -> None:
         raise UsageError(f"--push_to_hub {repo} needs a token that may write: run `hf auth login`, or set HF_TOKEN.")
 
 
+def take_push(flags: dict[str, Any], config: dict[str, Any], dry_run: bool) -> Push | None:
+    """Remove --push_to_hub and --private from flags and YAML and return the upload that they define.
+
+    Args:
+        flags: The flags, which override the YAML.
+        config: Content of the YAML.
+        dry_run: Check only the name.
+
+    Raises:
+        UsageError: As `Push.of`.
+    """
+    repo, private = (flags.pop(key, config.pop(key, None)) for key in ("push_to_hub", "private"))
+    return Push.of(repo, private, dry_run) if repo is not None or private else None
+
+
 def results_in(folder: Path) -> list[Path]:
     """Return the finished results of a run: the folder itself, or its folders where it made several."""
     if (folder / LOCK_FILE).is_file():

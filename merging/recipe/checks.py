@@ -1,22 +1,20 @@
-"""What of a recipe cannot be, and what does nothing: parameters against each other and against the numerics."""
+"""Checks of a recipe: parameters that exclude each other, and settings without effect."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.errors import UsageError
 from common.terminal_text import quoted
+from merging.recipe.merge_recipe import MergeRecipe
 from merging.recipe.method_registry import MergeMethod, find_method
 from merging.recipe.schedules import ParameterSchedule
 
-if TYPE_CHECKING:
-    from merging.recipe.merge_recipe import MergeRecipe
-
 
 def check(recipe: MergeRecipe, method: MergeMethod) -> None:
-    """Refuse a recipe whose settings do not go together. Raises UsageError."""
+    """Raise UsageError where the settings of a recipe exclude each other."""
     if recipe.numerics == "reference" and not method.has_reference:
         raise UsageError(f"--numerics reference repeats the original program, which had no {method.name}.")
     if recipe.numerics == "reference" and not recipe.is_plain:
@@ -51,7 +49,12 @@ def check(recipe: MergeRecipe, method: MergeMethod) -> None:
 
 
 def check_values(method: MergeMethod, values: Mapping[str, Any]) -> None:
-    """Refuse values that do not go together: those of a recipe, where they change, or of one tensor. UsageError."""
+    """Raise UsageError where values of parameters exclude each other.
+
+    Args:
+        method: The merge method.
+        values: {parameter: value} of one tensor.
+    """
     pairs = zip(values["density"], values["epsilon"], strict=True) if {"density", "epsilon"} <= values.keys() else ()
     for density, epsilon in pairs:
         if density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
@@ -65,25 +68,25 @@ def check_values(method: MergeMethod, values: Mapping[str, Any]) -> None:
 
 
 def remarks(recipe: MergeRecipe) -> list[str]:
-    """Return a sentence for each setting that does nothing, or means another thing where the file comes from."""
-    said = list(recipe.notes)
+    """Return the notes of a recipe: settings without effect, and differences from the program of its file."""
+    notes = list(recipe.notes)
     densities = _densities(recipe)
     if densities and all(density >= 1 for schedule in densities for density in schedule.values):
         what = "trims" if recipe.method == "ties" else "drops"
-        said.append(f"density 1: {recipe.method} {what} nothing.")
+        notes.append(f"density 1: {recipe.method} {what} nothing.")
     if recipe.parameters.get("solver") == "closed_form":
-        said.append("solver closed_form: iterations and learning_rate do nothing.")
+        notes.append("solver closed_form: iterations and learning_rate have no effect.")
     if len(recipe.models) == 1 and find_method(recipe.method).max_models > 1:
-        said.append("One model: there is nothing to reconcile.")
-    return said
+        notes.append("One model: there is nothing to reconcile.")
+    return notes
 
 
 def idle_filters(recipe: MergeRecipe, names: Collection[str]) -> list[str]:
-    """Return a sentence for each filter of a parameter that is part of none of the tensors' names.
+    """Return a note for each filter of a parameter that matches no tensor.
 
     Args:
-        recipe: the recipe.
-        names: of the result's tensors, and of the models' where layers are taken from other places.
+        recipe: The recipe.
+        names: Names of the result's tensors, and of the models' where slices move layers.
     """
     method = find_method(recipe.method)
     filters = {

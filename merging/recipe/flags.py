@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.cli import Parser, add_output_flags
 from common.errors import UsageError
 from common.files.paths import user_path
 from common.terminal_text import quoted
-from merging.recipe import DTYPES
 from merging.recipe.method_registry import MergeMethod, Parameter, all_methods
 from merging.recipe.options import EXTRA_TENSORS
-
-if TYPE_CHECKING:
-    from merging.output.hub_upload import Push
+from merging.recipe.schedules import DTYPES
 
 RUN_KEYS = {
     "save_path": Path, "device": str, "max_shard_size": str, "overwrite": bool, "resume": bool,
@@ -207,24 +204,11 @@ def _metavar(parameter: Parameter) -> str:
 
 def parameters_by_name() -> dict[str, dict[str, Parameter]]:
     """Return {parameter name: {method name: parameter}} of all methods."""
-    found: dict[str, dict[str, Parameter]] = {}
+    by_name: dict[str, dict[str, Parameter]] = {}
     for method in all_methods().values():
         for name, parameter in method.parameters.items():
-            found.setdefault(name, {})[method.name] = parameter
-    return found
-
-
-def take_push(flags: dict[str, Any], config: dict[str, Any], dry_run: bool) -> Push | None:
-    """Remove --push_to_hub and --private from the flags and the YAML and return what they ask for, the flag winning.
-
-    Raises UsageError as `Push.of` does.
-    """
-    repo, private = (flags.pop(key, config.pop(key, None)) for key in ("push_to_hub", "private"))
-    if repo is None and not private:
-        return None
-    from merging.output.hub_upload import Push  # loads the hub's client
-
-    return Push.of(repo, private, dry_run)
+            by_name.setdefault(name, {})[method.name] = parameter
+    return by_name
 
 
 def take(key: str, flags: dict[str, Any], config: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Choices of a recipe that a plan depends on besides methods and parameters."""
+"""Rules of a recipe for inputs that differ."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from common.terminal_text import quoted
 
 EXTRA_TENSORS = ("keep", "drop", "error")
 PLAN_KEYS = ("allow_config_mismatch", "extra_tensors")
-"""Keys of a recipe that a `PlanOptions` is made from."""
+"""Recipe keys of `PlanOptions`."""
 
 
 @dataclass(frozen=True)
 class PlanOptions:
     """Rules for inputs that differ.
 
-    allow_config_mismatch: merge models whose configs give equal weights another meaning. extra_tensors: rule for
-    tensors that not every input has, "keep" (as in the base), "drop" or "error"; None keeps parts that predict further
-    tokens and refuses others. keep_wide: tensors that every input stores in a wider dtype than the rest keep it.
+    Attributes:
+        allow_config_mismatch: Merge models whose configs differ in keys that change the function of the weights.
+        extra_tensors: Rule for tensors that not every input has: "keep" (as in the template model), "drop" or "error";
+            None keeps multi-token prediction and refuses other tensors.
+        keep_wide: Keep the dtype of tensors that every input stores in a wider dtype than its other tensors.
     """
 
     allow_config_mismatch: bool = False
@@ -26,7 +28,7 @@ class PlanOptions:
     keep_wide: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises UsageError for values that are none of the choices."""
+        """Raise UsageError for invalid values."""
         if not isinstance(self.allow_config_mismatch, bool):
             raise UsageError(
                 f"allow_config_mismatch must be true or false, found {quoted(self.allow_config_mismatch)}."

@@ -1,4 +1,4 @@
-"""A parameter's value as a function of a tensor's name and depth, and the run of layers where it holds."""
+"""Parameter schedules over tensor names and depths, and output slices, the layer ranges where they apply."""
 
 from __future__ import annotations
 
@@ -9,57 +9,61 @@ from typing import Any
 from common.errors import UsageError
 
 DTYPES = ("bfloat16", "float16", "float32")
-"""What the floating-point tensors of a result may be."""
-SETTINGS = (
+"""Dtypes of a result's floating-point tensors."""
+RECIPE_KEYS = (
     "method", "base_model", "models_to_merge", "dtype", "numerics", "seed", "tokenizer", "pad_to_multiple_of",
     "chat_template", "exclude", "exclude_from", "allow_config_mismatch", "extra_tensors",
 )  # fmt: skip
-"""Keys of a recipe besides the method's own parameters; each is a flag of the same name."""
+"""Keys of a recipe besides the method's parameters; each is a flag of the same name."""
 Rule = tuple[str | None, tuple[Any, ...]]
-"""A filter (None: every tensor) and the value there: one, or several to go through over the layers."""
+"""A filter (a part of tensor names, None: every tensor), and one value or the anchors of a gradient over layers."""
 
 
 @dataclass(frozen=True)
 class ParameterSchedule:
-    """A parameter's value: rules tried in order, the first whose filter is part of the tensor's name holds.
+    """A parameter's values: an ordered list of rules; the first whose filter is part of the tensor's name applies.
 
-    Two settings that `of` makes are equal only where they are written alike: it drops what no tensor can reach.
+    Schedules made by `of` contain no unreachable rules, so that equality compares their effect.
     """
 
     rules: tuple[Rule, ...]
 
     @classmethod
     def fixed(cls, value: Any) -> ParameterSchedule:
-        """Return the setting that has one value everywhere."""
+        """Return the schedule with one value for all tensors."""
         return cls(((None, (value,)),))
 
     @classmethod
     def of(cls, rules: Iterable[Rule]) -> ParameterSchedule:
-        """Return the setting of these rules, without those that come too late or change nothing."""
-        kept: list[Rule] = []
+        """Return the schedule of rules, without unreachable and redundant ones."""
+        reachable: list[Rule] = []
         for rule in rules:
-            if not any(earlier is not None and rule[0] is not None and earlier in rule[0] for earlier, _ in kept):
-                kept.append(rule)
+            if not any(earlier is not None and rule[0] is not None and earlier in rule[0] for earlier, _ in reachable):
+                reachable.append(rule)
             if rule[0] is None:
                 break
-        while len(kept) > 1 and kept[-1][0] is None and kept[-2][1] == kept[-1][1]:
-            kept.pop(-2)
-        return cls(tuple(kept))
+        while len(reachable) > 1 and reachable[-1][0] is None and reachable[-2][1] == reachable[-1][1]:
+            reachable.pop(-2)
+        return cls(tuple(reachable))
 
     def at(self, name: str, depth: float) -> Any:
-        """Return the value for the tensor `name` at `depth` in [0, 1]; None where no rule matches.
+        """Return the value for a tensor; None where no rule matches.
 
-        Numbers interpolate linearly between the values listed, true/false and words are selected (mergekit 0.1.5,
-        `evaluate_setting`, in the same arithmetic).
+        Numbers interpolate linearly between the anchors, booleans and words are selected, as in mergekit 0.1.5's
+        `evaluate_setting`.
+
+        Args:
+            name: Name of the tensor.
+            depth: Relative position of its layer, in [0, 1].
         """
         for part, values in self.rules:
             if part is None or part in name:
-                return _along(values, depth)
+                return _interpolate(values, depth)
         return None
 
     @property
     def constant(self) -> Any | None:
-        """The value where it is the same for every tensor, else None."""
+        """The value where all tensors have the same, else None."""
         if len(self.rules) != 1:
             return None
         ((part, values),) = self.rules
@@ -67,12 +71,12 @@ class ParameterSchedule:
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """Every value that is written in it; what it takes lies between them."""
+        """All values and anchors of its rules."""
         return tuple(value for _, values in self.rules for value in values)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every tensor has a value."""
+        """True where every tensor has a value."""
         return bool(self.rules) and self.rules[-1][0] is None
 
     def __str__(self) -> str:
@@ -83,7 +87,7 @@ class ParameterSchedule:
         return "; ".join(parts)
 
 
-def _along(values: tuple[Any, ...], depth: float) -> Any:
+def _interpolate(values: tuple[Any, ...], depth: float) -> Any:
     position = depth * (len(values) - 1)
     index = int(position)
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
@@ -97,11 +101,14 @@ def _along(values: tuple[Any, ...], depth: float) -> Any:
 
 @dataclass(frozen=True)
 class OutputSlice:
-    """A run of output layers: which layers of which models they come from, and the parameters there.
+    """A range of result layers with its source layers and parameters.
 
-    models: positions in the recipe's models. parameters: a tuple in the order of `models` for a per-model parameter.
-    layers: the range [from, to) of each of those models, None for all of them; base_layers: likewise of the base (None
-    beside `layers`: the base takes no part). module: a part of a model of several parts, None for the whole of it.
+    Attributes:
+        models: Positions of its models among the recipe's models.
+        parameters: {parameter: schedule}; a tuple in the order of `models` for a per-model parameter.
+        layers: Layer range [from, to) of each of its models; None for all layers.
+        base_layers: Layer range of the base; None with `layers` where the base is not merged.
+        module: Part of a multi-part model; None for the whole model.
     """
 
     models: tuple[int, ...]
@@ -112,27 +119,34 @@ class OutputSlice:
 
     @property
     def depth(self) -> int:
-        """Number of layers of the result that it makes, where it names layers."""
+        """Number of result layers, 0 where it covers whole models."""
         first, stop = self.layers[0] if self.layers else self.base_layers or (0, 0)
         return stop - first
 
     def at(self, name: str, depth: float, inputs: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return every parameter's value for one tensor, a list for a per-model one.
+        """Return every parameter's value for one tensor, a list for a per-model parameter.
 
-        name: of the output tensor. inputs: its name in each of the models, where layers are taken from other places;
-        as in mergekit, the filters of a model's parameters look there. Raises UsageError for a parameter without a
-        value for this tensor.
+        Args:
+            name: Name of the result tensor.
+            depth: Relative position of its layer, in [0, 1].
+            inputs: Its name in each model, where slices move layers; filters of per-model parameters match these, as
+                in mergekit.
+
+        Raises:
+            UsageError: A parameter has no value for this tensor.
         """
         if not self.models:  # the base is copied
             return {}
         names = inputs or [name] * len(self.models)
-        alone = len(self.models) == 1 and self.base_layers is None  # then every parameter is that model's
+        alone = (
+            len(self.models) == 1 and self.base_layers is None
+        )  # filters then match the model's names, as in mergekit
         values: dict[str, Any] = {}
         for key, schedule in self.parameters.items():
             if isinstance(schedule, ParameterSchedule):
-                values[key] = _found(key, name, schedule.at(names[0] if alone else name, depth))
+                values[key] = _require_value(key, name, schedule.at(names[0] if alone else name, depth))
             else:
-                values[key] = [_found(key, n, s.at(n, depth)) for n, s in zip(names, schedule, strict=True)]
+                values[key] = [_require_value(key, n, s.at(n, depth)) for n, s in zip(names, schedule, strict=True)]
         return values
 
     def schedules(self, name: str) -> tuple[ParameterSchedule, ...]:
@@ -141,7 +155,7 @@ class OutputSlice:
         return (schedule,) if isinstance(schedule, ParameterSchedule) else schedule
 
 
-def _found(key: str, name: str, value: Any) -> Any:
+def _require_value(key: str, name: str, value: Any) -> Any:
     if value is None:
         raise UsageError(
             f"{key} has no value for tensor {name}: none of its filters is part of that name; "

@@ -1,4 +1,4 @@
-"""Rows that a recipe asks for by token: mergekit's `tokenizer.tokens`."""
+"""Sources of rows for single tokens: mergekit's `tokenizer.tokens`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from merging.recipe.method_registry import as_bool
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """A token of the result, and whose row stands for it in the models that lack it.
+    """A token of the result and the source of its row in models that lack it.
 
-    model: whose row; None for a row of zeros (`zero`), or for the usual rule. source_token, source_id: another token of
-    that model, by string or id. force: whether the row replaces those of the models that have the token.
+    Attributes:
+        token: The token string.
+        model: Model with the source row; None for zeros, or for the default rule.
+        zero: The row is zeros.
+        source_token, source_id: Another token of that model, by string or id.
+        force: Replace the rows of models that have the token, too.
     """
 
     token: str
@@ -30,11 +34,11 @@ class TokenRequest:
 
     @property
     def has_source(self) -> bool:
-        """Return whether the recipe says which row it is."""
+        """True where the recipe names the source of the row."""
         return self.zero or self.model is not None
 
     def renamed(self, name: Callable[[str], str]) -> TokenRequest:
-        """Return the request with its model under another name."""
+        """Return the request with its model renamed."""
         return self if self.model is None else replace(self, model=name(self.model))
 
     def as_yaml_dict(self) -> dict[str, Any]:
@@ -52,10 +56,10 @@ def read_tokens(value: Any, notes: list[str]) -> tuple[TokenRequest, ...]:
 
     Args:
         value: {token: {source: a model, {kind: zero} or {kind: model_token, model, token or token_id}, force}}.
-        notes: receives a sentence for each key without effect.
+        notes: Receives a note for each key without effect.
 
     Raises:
-        UsageError: for an entry of another form.
+        UsageError: An entry has another form.
     """
     return tuple(
         _request(str(token), as_mapping(entry, f"tokenizer.tokens.{token}"), notes)

@@ -1,4 +1,4 @@
-"""mergekit's command line, `RECIPE.yml OUT [options]`: options as this program's flags, or what takes their place."""
+"""Translation of mergekit's command line, `RECIPE.yml OUT [options]`, into this program's flags."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from pathlib import Path
 from common.errors import UsageError
 from common.terminal_text import quoted
 
-ALWAYS = "is always so here"
+ALWAYS = "always enabled"
 
 
 @dataclass(frozen=True)
 class Option:
     """One option of `mergekit-yaml` 0.1.5.
 
-    mapped: returns this program's flags for its value; None where it has no counterpart. answer: what is reported then.
-    off: likewise for its `--no-` form, where that differs from what this program does.
+    Attributes:
+        takes_value: The option takes a value.
+        mapped: Function from its value to this program's flags; None where it has no counterpart.
+        answer: Reason for which the option has no effect.
+        off: The same for its `--no-` form.
     """
 
     takes_value: bool = False
@@ -31,11 +34,11 @@ class Option:
 
 def _shard_size(value: str) -> list[str]:
     """mergekit's 5B, 500M or a plain number of bytes as `--max_shard_size`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", value.strip().lower())
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", value.strip().lower())
+    if not match:
         raise UsageError(f"--out-shard-size {quoted(value)} should be a number of bytes such as 5B or 500M.")
-    unit = {"k": "KB", "m": "MB", "b": "GB", "": "B"}[found[2]]
-    return ["--max_shard_size", found[1] + unit]
+    unit = {"k": "KB", "m": "MB", "b": "GB", "": "B"}[match[2]]
+    return ["--max_shard_size", match[1] + unit]
 
 
 def _cache(value: str) -> list[str]:
@@ -86,31 +89,31 @@ def translate(argv: Sequence[str], value_flags: Collection[str]) -> tuple[list[s
     """Return a command line in this program's flags.
 
     Args:
-        argv: the arguments, in mergekit's form, this program's, or mixed.
-        value_flags: this program's flags that take a value, spelled with underscores.
+        argv: Arguments in mergekit's form, this program's, or both.
+        value_flags: Flags of this program that take a value, spelled with underscores.
 
     Returns:
         The arguments with mergekit's options mapped and `RECIPE OUT` as `--config RECIPE --save_path OUT`, and a
-        sentence for each option without effect.
+        note for each option without effect.
 
     Raises:
-        UsageError: for an option without its value.
+        UsageError: An option has no value.
     """
     translated: list[str] = []
     words: list[str] = []
     notes: list[str] = []
-    waiting = list(argv)
-    while waiting:
-        argument = waiting.pop(0)
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
         flag, equals, value = argument.partition("=")
         name = _option_name(flag)
         negated = name.startswith("--no-") and "--" + name[5:] in OPTIONS
         if name in OPTIONS and not negated:
             option = OPTIONS[name]
             if option.takes_value and not equals:
-                if not waiting:
+                if not remaining:
                     raise UsageError(f"{flag} needs a value.")
-                value = waiting.pop(0)
+                value = remaining.pop(0)
             if option.mapped is not None:
                 translated += option.mapped(value)
             elif option.answer != ALWAYS:
@@ -123,15 +126,15 @@ def translate(argv: Sequence[str], value_flags: Collection[str]) -> tuple[list[s
                 notes.append(f"{flag} has no effect: {option.off}.")
         elif argument.startswith("-") and argument != "-":
             translated.append(argument)
-            if _underscored(flag) in value_flags and not equals and waiting:
-                translated.append(waiting.pop(0))
+            if _underscored(flag) in value_flags and not equals and remaining:
+                translated.append(remaining.pop(0))
         else:
             words.append(argument)
     return [*_recipe_and_output(words, translated), *translated], notes
 
 
 def _option_name(flag: str) -> str:
-    """An option as mergekit spells it: `--out_shard_size` -> `--out-shard-size`, `-vv` -> `-v`."""
+    """Return an option in mergekit's spelling: `--out_shard_size` -> `--out-shard-size`, `-vv` -> `-v`."""
     if re.fullmatch(r"-v+", flag):
         return "-v"
     return flag.replace("_", "-") if flag.startswith("--") else flag
@@ -142,12 +145,12 @@ def _underscored(flag: str) -> str:
 
 
 def _recipe_and_output(words: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """`RECIPE [OUT]` as flags; any other words as they are, for the parser to refuse."""
-    given = {_underscored(flag.partition("=")[0]) for flag in flags}
+    """Return `RECIPE [OUT]` as flags; other words unchanged, for the parser to refuse."""
+    names = {_underscored(flag.partition("=")[0]) for flag in flags}
     is_recipe = bool(words) and len(words) <= 2 and words[0].lower().endswith(RECIPE_SUFFIXES)
-    if not is_recipe or given & {"--config", "--from_lock"}:
+    if not is_recipe or names & {"--config", "--from_lock"}:
         return list(words)
-    if len(words) == 2 and "--save_path" in given:
+    if len(words) == 2 and "--save_path" in names:
         raise UsageError(f"The output is given twice: {words[1]} and --save_path.")
     output = ["--save_path", words[1]] if len(words) == 2 else []
     return ["--config", str(Path(words[0])), *output]

@@ -1,4 +1,4 @@
-"""Keys of a mergekit recipe: those that are read, those without effect, and those that stand at the wrong level."""
+"""Keys of mergekit recipes: supported, without effect, misspelled, or at the wrong level."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LABELS = (
     "name", "description", "desc", "comment", "comments", "note", "notes", "author", "authors", "version", "license",
     "tags", "label", "title", "id", "url", "date", "language", "pipeline_tag", "library_name", "metadata", "alias",
 )  # fmt: skip
-"""Keys that people add for the reader; mergekit 0.1.5 ignores each of them (`name` is read by mergekit-multi alone)."""
+"""Descriptive keys, which mergekit 0.1.5 ignores (only mergekit-multi reads `name`)."""
 LEGACY = ("embed_slerp", "t", "scale", "consensus_method", "majority_sign_method")
-"""Parameters of earlier versions of mergekit, and those that are often left over from another method."""
+"""Parameters of earlier mergekit versions, and leftovers from other methods."""
 COMMAND_LINE = (
     "allow_crimes", "unsafe_truncate_embeddings", "transformers_cache", "lora_merge_cache", "lora_merge_dtype", "cuda",
     "device", "low_cpu_memory", "out_shard_size", "copy_tokenizer", "clone_tensors", "trust_remote_code",
@@ -29,14 +29,14 @@ GENERAL = (
     "merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "slices",
     "models", "modules",
 )  # fmt: skip
-"""Keys of mergekit that stand at the top level of a recipe."""
+"""Keys of mergekit at the top level of a recipe."""
 LIKENESS = 0.66
-"""Ratio of difflib above which an unknown key counts as a misspelt one."""
+"""difflib ratio above which an unknown key counts as misspelled."""
 
 
 @cache
 def parameter_names() -> frozenset[str]:
-    """Names that any method's parameters have in mergekit's form."""
+    """Return the names of all methods' parameters in mergekit's form."""
     names = set(LEGACY)
     for method in all_methods().values():
         names |= {parameter.mergekit.name or parameter.name for parameter in method.parameters.values()}
@@ -45,33 +45,33 @@ def parameter_names() -> frozenset[str]:
 
 
 def inside(where: str, key: object) -> str:
-    """Return how messages call a key: "models[1].parameters.density"."""
+    """Return the path of a key for messages: "models[1].parameters.density"."""
     name = foreign(str(key), 60)
     return f"{where}.{name}" if where else name
 
 
 def check_keys(
     content: Mapping[str, Any],
-    known: Sequence[str],
+    valid: Sequence[str],
     where: str,
     notes: list[str],
     elsewhere: Mapping[str, str] | None = None,
 ) -> None:
-    """Sort the keys of one mapping of a recipe: read, without effect (a note), misspelt or misplaced (an error).
+    """Check the keys of one mapping of a recipe; keys without effect give a note.
 
     Args:
-        content: the mapping.
-        known: keys that are read there.
-        where: where it stands, for messages.
-        notes: receives a sentence for each key without effect.
-        elsewhere: {key: the place where it belongs} for keys that are read at another level.
+        content: The mapping.
+        valid: Keys that are read at this level.
+        where: Path of the mapping, for messages.
+        notes: Receives a note for each key without effect.
+        elsewhere: {key: its right place} for keys of other levels.
 
     Raises:
-        UsageError: for a key that is misspelt, or belongs at another level.
+        UsageError: A key is misspelled, or belongs to another level.
     """
     for key in content:
         at = inside(where, key)
-        if key in known:
+        if key in valid:
             continue
         if elsewhere and key in elsewhere:
             raise UsageError(f"{at}: mergekit does not read {key} there; write it {elsewhere[key]}.")
@@ -79,21 +79,21 @@ def check_keys(
             notes.append(f"{at} has no effect: it is a label.")
         elif key in COMMAND_LINE:
             notes.append(f"{at} has no effect: it is an option of mergekit's command line, no key of a recipe.")
-        elif hint := misspelt(str(key), known):
+        elif hint := spelling_hint(str(key), valid):
             raise UsageError(f"{at} is no key of a recipe.{hint}")
         else:
             notes.append(f"{at} has no effect: neither mergekit 0.1.5 nor this project knows the key.")
 
 
 def is_label(key: object) -> bool:
-    """Return whether a key is a label, or holds YAML anchors (`x-...`, `_...`, `....`)."""
+    """Return True for a descriptive key, or a holder of YAML anchors (`x-...`, `_...`, `....`)."""
     word = str(key)
     return word.lower() in LABELS or word.startswith(("x-", "x_", "_", "."))
 
 
-def misspelt(word: str, known: Sequence[str]) -> str:
-    """Return " Did you mean 'x'?" where a word is close to a known one, else an empty string."""
-    match = difflib.get_close_matches(word.lower(), known, n=1, cutoff=LIKENESS)
+def spelling_hint(word: str, valid: Sequence[str]) -> str:
+    """Return " Did you mean 'x'?" where a word is close to a valid one, else an empty string."""
+    match = difflib.get_close_matches(word.lower(), valid, n=1, cutoff=LIKENESS)
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
@@ -103,6 +103,6 @@ def places_of_parameters(where: str) -> dict[str, str]:
     return dict.fromkeys(parameter_names(), place)
 
 
-def places_of_general(known: Sequence[str] = ()) -> dict[str, str]:
-    """Return {key: "at the top level of the recipe"} for the general keys that are not `known`."""
-    return {key: "at the top level of the recipe" for key in GENERAL if key not in known}
+def places_of_general(valid: Sequence[str] = ()) -> dict[str, str]:
+    """Return {key: "at the top level of the recipe"} for the general keys except `valid`."""
+    return {key: "at the top level of the recipe" for key in GENERAL if key not in valid}

@@ -1,4 +1,4 @@
-"""Recipes of mergekit's other programs, told apart by their keys: what each does, and what to do with its recipe."""
+"""Recipes of mergekit's other programs, recognized by their keys, with advice for each."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PROGRAMS = (
         "write its slices as `slices` with `sources`, `layer_range` and `merge_method: passthrough`",
     ),
 )
-"""Program, keys that only its recipes have, and what to do."""
+"""Program, keys that only its recipes have, and advice."""
 
 
 def refuse_other_programs(config: Mapping[str, Any]) -> None:
-    """Raise UsageError for a recipe of another program of mergekit's, naming the program and what to do."""
+    """Raise UsageError for a recipe of another mergekit program, with its name and advice."""
     for program, keys, advice in PROGRAMS:
         present = [key for key in keys if key in config]
         if program == "mergekit-moe" and config.get("merge_method") in ("moe", "mixture_of_experts"):
@@ -41,15 +41,15 @@ def refuse_other_programs(config: Mapping[str, Any]) -> None:
 
 
 def several_recipes(file: Path, documents: Sequence[Any]) -> str:
-    """Return the sentence for a file of several recipes, with their names in an order in which they can be merged."""
+    """Return the message for a file of several recipes, with an order in which they can be merged."""
     stages = [document if isinstance(document, Mapping) else {} for document in documents]
     names = [str(stage["name"]) for stage in stages if stage.get("name")]
-    waiting, ordered = list(stages), []
-    while waiting:
-        left = {str(stage.get("name")) for stage in waiting}
-        ready = [s for s in waiting if not (_models(s) & (left - {str(s.get("name"))}))] or waiting
+    remaining, ordered = list(stages), []
+    while remaining:
+        unmerged = {str(stage.get("name")) for stage in remaining}
+        ready = [s for s in remaining if not (_models(s) & (unmerged - {str(s.get("name"))}))] or remaining
         ordered += ready
-        waiting = [stage for stage in waiting if not any(stage is done for done in ready)]
+        remaining = [stage for stage in remaining if not any(stage is done for done in ready)]
     order = ", ".join(str(stage.get("name", "the unnamed one")) for stage in ordered)
     if not names:
         return f"--config {file} holds {len(documents)} recipes; give each a file of its own."
@@ -60,7 +60,7 @@ def several_recipes(file: Path, documents: Sequence[Any]) -> str:
 
 
 def _models(value: Any) -> set[str]:
-    """Every name of a model in a recipe."""
+    """Return all model names in a recipe."""
     if isinstance(value, Mapping):
         return {str(v) for k, v in value.items() if k in ("model", "base_model")}.union(*map(_models, value.values()))
     return set().union(*map(_models, value)) if isinstance(value, list) else set()

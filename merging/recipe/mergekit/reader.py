@@ -1,4 +1,4 @@
-"""mergekit's YAML read as a recipe: which models contribute, and which value of a parameter holds where."""
+"""Reader of mergekit's YAML: contributing models, output slices and parameter schedules."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from merging.recipe.mergekit.keys import check_keys, places_of_parameters
 from merging.recipe.mergekit.sources import LAYOUTS, Group, Source, read_groups
 from merging.recipe.mergekit.values import as_mapping, model_name, plain, with_revision, written_name
 from merging.recipe.method_registry import MergeMethod, Parameter, find_method
-from merging.recipe.schedules import DTYPES, SETTINGS, OutputSlice, ParameterSchedule
+from merging.recipe.schedules import DTYPES, RECIPE_KEYS, OutputSlice, ParameterSchedule
 from merging.recipe.tokens import read_tokens
 
 KEYS = (
     "merge_method", "base_model", *LAYOUTS, "parameters", "dtype", "out_dtype", "tokenizer", "tokenizer_source",
     "chat_template", "random_seed", "revision",
 )  # fmt: skip
-OURS = ("numerics", "seed", "exclude", "exclude_from", "allow_config_mismatch", "extra_tensors")
-"""General settings of ours that may stand beside mergekit's keys."""
+PROJECT_KEYS = ("numerics", "seed", "exclude", "exclude_from", "allow_config_mismatch", "extra_tensors")
+"""Keys of this project that are allowed next to mergekit's."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What was read: a recipe whose general settings (`given`) are not checked yet."""
+    """A parsed recipe whose general settings are not checked yet."""
 
     method: MergeMethod
     models: tuple[str, ...]
     output_slices: tuple[OutputSlice, ...]
     sources: Mapping[str, str]
-    given: Mapping[str, Any]
+    settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
 
 def is_mergekit(config: Mapping[str, Any]) -> bool:
-    """Whether a YAML is in mergekit's form rather than in ours with the flags' names."""
+    """Return True for a YAML in mergekit's form instead of the flags' keys."""
     entries = [entry for key in LAYOUTS for entry in _entries(config.get(key))]
     return "merge_method" in config or any(isinstance(entry, Mapping) for entry in entries)
 
@@ -46,9 +46,15 @@ def _entries(value: Any) -> Sequence[Any]:
 
 
 def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Sequence[str]) -> Draft:
-    """Read a recipe in mergekit's form. A flag replaces everywhere what it names; `named` are --models_to_merge.
+    """Read a recipe in mergekit's form.
 
-    Raises UsageError naming the key that is not understood, and where it stands.
+    Args:
+        flags: Flags, which override the file everywhere.
+        config: Content of the file.
+        named: Models of --models_to_merge, which replace those of the file.
+
+    Raises:
+        UsageError: Naming a key that is not supported, with its path.
     """
     notes: list[str] = []
     elsewhere = {
@@ -58,17 +64,19 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
         "method": "as `merge_method`",
         "lora": "as part of a model: `model: BASE+ADAPTER`",
     }
-    check_keys(config, (*KEYS, *OURS), "", notes, elsewhere)
+    check_keys(config, (*KEYS, *PROJECT_KEYS), "", notes, elsewhere)
     method = _method(flags, config)
     groups = read_groups(method, config, named, notes)
-    given = _general(method, flags, config, groups, notes)
-    base = given.get("base_model")
+    settings = _general(method, flags, config, groups, notes)
+    base = settings.get("base_model")
     if method.base == "template" and base is not None:
         groups = [_with_base(group, method, base) for group in groups]
     contributors = [_contributors(group, method, base, notes) for group in groups]
     models = tuple(dict.fromkeys(source.model for sources in contributors for source in sources))
     fixed = {name: p.for_models(flags[name], len(models)) for name, p in method.parameters.items() if name in flags}
-    output_slices = [_section(g, s, base, method, models, fixed) for g, s in zip(groups, contributors, strict=True)]
+    output_slices = [
+        _output_slice(g, s, base, method, models, fixed) for g, s in zip(groups, contributors, strict=True)
+    ]
     scopes = [scope for group in groups for scope in group.all_scopes]
     sources = {
         name: "flag" if name in fixed else "config" if any(name in s for s in scopes) else f"default: {_origin(p)}"
@@ -89,7 +97,7 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
         models=models,
         output_slices=tuple(_completed(output_slice, lacking) for output_slice in output_slices),
         sources=sources,
-        given=given,
+        settings=settings,
         notes=tuple(dict.fromkeys((*notes, *_idle(method, groups, base), *_defaults(method, lacking, sources)))),
     )
 
@@ -100,45 +108,45 @@ def _method(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeMethod:
         raise UsageError("merge_method is missing; `python merge.py --help` lists the methods.")
     method = find_method(str(name))
     for flag in flags:
-        if flag not in SETTINGS and flag not in method.parameters:
-            known = [*SETTINGS, *method.parameters]
-            raise UsageError(f"{method.name} has no parameter {quoted(flag)}.{nearest(flag, known)}")
+        if flag not in RECIPE_KEYS and flag not in method.parameters:
+            valid = [*RECIPE_KEYS, *method.parameters]
+            raise UsageError(f"{method.name} has no parameter {quoted(flag)}.{nearest(flag, valid)}")
     return method
 
 
 def _general(
     method: MergeMethod, flags: Mapping[str, Any], config: Mapping[str, Any], groups: Sequence[Group], notes: list[str]
 ) -> dict[str, Any]:
-    """The general settings that flags or file give, by our names."""
-    given = {"dtype": "auto"} if method.mergekit else {}
-    given |= {key: config[key] for key in (*OURS, "chat_template") if config.get(key) is not None}
+    """Return the general settings of flags and file, by this project's names."""
+    settings = {"dtype": "auto"} if method.mergekit else {}
+    settings |= {key: config[key] for key in (*PROJECT_KEYS, "chat_template") if config.get(key) is not None}
     for key in ("dtype", "out_dtype"):
         if config.get(key) is not None:
-            given["dtype"] = _dtype(config[key], key)
-    given |= _seed(method, flags, config, notes)
+            settings["dtype"] = _dtype(config[key], key)
+    settings |= _seed(method, flags, config, notes)
     if config.get("tokenizer") is not None and config.get("tokenizer_source") is not None:
         raise UsageError("A recipe has either tokenizer or tokenizer_source, found both.")
     if config.get("tokenizer_source") is not None:
-        given["tokenizer"] = _tokenizer_name(config["tokenizer_source"], "tokenizer_source")
+        settings["tokenizer"] = _tokenizer_name(config["tokenizer_source"], "tokenizer_source")
     elif config.get("tokenizer") is not None:
-        given |= _tokenizer(config["tokenizer"], notes)
+        settings |= _tokenizer(config["tokenizer"], notes)
     bases = [(f"{group.where}.base_model", group.base) for group in groups if group.base is not None]
     if config.get("base_model") is not None:
         name = model_name(config["base_model"], "base_model")
-        given["base_model"] = with_revision(name, config.get("revision"), "revision", notes)
+        settings["base_model"] = with_revision(name, config.get("revision"), "revision", notes)
     elif config.get("revision") is not None:
         notes.append("revision has no effect: it belongs to no model.")
     if config.get("base_model") is None and bases:
-        given["base_model"] = bases[0][1]
-    given |= {key: value for key, value in flags.items() if key in SETTINGS}
+        settings["base_model"] = bases[0][1]
+    settings |= {key: value for key, value in flags.items() if key in RECIPE_KEYS}
     for where, base in bases:
-        if base != given["base_model"]:
-            raise UsageError(f"{where} is {base}; a recipe has one base for all its slices, {given['base_model']}.")
-    return given
+        if base != settings["base_model"]:
+            raise UsageError(f"{where} is {base}; a recipe has one base for all its slices, {settings['base_model']}.")
+    return settings
 
 
 def _seed(method: MergeMethod, flags: Mapping[str, Any], config: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """`random_seed` as our seed: mergekit reads it on its command line alone."""
+    """Return `random_seed` as `seed`; mergekit reads it only on its command line."""
     if config.get("random_seed") is None:
         return {}
     if method.mergekit is None or not method.mergekit.random:
@@ -167,7 +175,7 @@ def _tokenizer_name(value: Any, where: str) -> str:
 
 
 def _tokenizer(value: Any, notes: list[str]) -> dict[str, Any]:
-    """mergekit's `tokenizer`: whose vocabulary, which is the union of all where it does not say, and its padding."""
+    """Return mergekit's `tokenizer` (default source: union) as tokenizer, tokens and pad_to_multiple_of."""
     if isinstance(value, str):
         return {"tokenizer": _tokenizer_name(value, "tokenizer")}
     content = as_mapping(value, "tokenizer")
@@ -181,7 +189,7 @@ def _tokenizer(value: Any, notes: list[str]) -> dict[str, Any]:
 
 
 def _with_base(group: Group, method: MergeMethod, base: str) -> Group:
-    """The group with the base among its models, as mergekit has it for a method that does not know a base."""
+    """Return the group with the base among its models, as in mergekit for methods without a base."""
     counts = method.mergekit is not None and method.mergekit.base_counts
     if not counts or group.is_slice or any(source.model == base for source in group.sources):
         return group
@@ -194,10 +202,10 @@ def _with_base(group: Group, method: MergeMethod, base: str) -> Group:
 
 
 def _contributors(group: Group, method: MergeMethod, base: str | None, notes: list[str]) -> tuple[Source, ...]:
-    """The entries that are merged: all, but for the base where the method starts from it (or averages it with 0).
+    """Return the entries that are merged: all but the base, where the method starts from it or its weight is 0.
 
-    In a slice that lists the base several times, the first is the base and the others are merged into it. None where
-    the base alone is listed: its tensors are the result's.
+    In a slice that lists the base several times, the first entry is the base and the others are merged into it. Empty
+    where only the base is listed: its tensors are copied.
     """
     counts = method.mergekit is not None and method.mergekit.base_counts
     if counts and method.base == "template":
@@ -219,7 +227,7 @@ def _contributors(group: Group, method: MergeMethod, base: str | None, notes: li
     return merged
 
 
-def _section(
+def _output_slice(
     group: Group,
     sources: Sequence[Source],
     base: str | None,
@@ -227,7 +235,7 @@ def _section(
     models: tuple[str, ...],
     fixed: Mapping[str, Any],
 ) -> OutputSlice:
-    """The section of a group, its parameters as far as flags (`fixed`) and file give them."""
+    """Return the output slice of a group with the parameters of flags (`fixed`) and file."""
     positions = [models.index(source.model) for source in sources]
     parameters: dict[str, ParameterSchedule | tuple[ParameterSchedule, ...]] = {}
     for name, parameter in method.parameters.items():
@@ -237,26 +245,26 @@ def _section(
             parameters[name] = ParameterSchedule.fixed(fixed[name])
         elif parameter.per_model:
             parameters[name] = tuple(_schedule(name, source, group) for source in sources)
-        else:  # a model's entry has it only where the method takes one model
+        else:  # a model's entry has it only for methods of one model
             parameters[name] = _schedule(name, sources[0] if sources else None, group)
-    left = [source.layers for source in group.sources if not any(source is merged for merged in sources)]
+    unmerged = [source.layers for source in group.sources if not any(source is merged for merged in sources)]
     return OutputSlice(
         models=tuple(positions),
         parameters=parameters,
         layers=tuple(s.layers for s in sources if s.layers is not None) if group.is_slice else None,
-        base_layers=left[0] if left else None,
+        base_layers=unmerged[0] if unmerged else None,
         module=group.module,
     )
 
 
 def _schedule(name: str, source: Source | None, group: Group) -> ParameterSchedule:
-    """What the file says of a parameter: the model's own rules, then those around it."""
+    """Return the schedule of a parameter: the rules of the model, then those of the enclosing levels."""
     scopes = (*([source.scope] if source else []), *group.scopes)
     return ParameterSchedule.of(rule for scope in scopes for rule in scope.get(name, ()))
 
 
 def _completed(output_slice: OutputSlice, lacking: Iterable[Parameter]) -> OutputSlice:
-    """The section with mergekit's default where the file says nothing, or ours where mergekit requires a value."""
+    """Return the output slice with mergekit's defaults, or this project's where mergekit requires a value."""
     parameters = dict(output_slice.parameters)
     for parameter in lacking:
         if parameter.default is not None:
@@ -267,10 +275,10 @@ def _completed(output_slice: OutputSlice, lacking: Iterable[Parameter]) -> Outpu
 
 
 def _default(parameter: Parameter) -> Any:
-    theirs = parameter.mergekit.default
-    if theirs is None:
+    default = parameter.mergekit.default
+    if default is None:
         return parameter.parse(parameter.default)
-    return parameter.parse(parameter.mergekit.values.get(plain(theirs), theirs))
+    return parameter.parse(parameter.mergekit.values.get(plain(default), default))
 
 
 def _origin(parameter: Parameter) -> str:
@@ -278,7 +286,7 @@ def _origin(parameter: Parameter) -> str:
 
 
 def _idle(method: MergeMethod, groups: Sequence[Group], base: str | None) -> Iterator[str]:
-    """A sentence for each entry of the base with parameters, which mean nothing there."""
+    """Yield a note for each entry of the base with parameters, which have no effect."""
     counts = method.mergekit is not None and method.mergekit.base_counts
     for source in (source for group in groups for source in group.sources):
         if source.model == base and source.scope and not counts:
@@ -286,13 +294,13 @@ def _idle(method: MergeMethod, groups: Sequence[Group], base: str | None) -> Ite
 
 
 def _defaults(method: MergeMethod, lacking: Iterable[Parameter], sources: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for each default that is not this project's own, and for a weight that mergekit requires."""
+    """Yield a note for each default from mergekit, and for a weight that mergekit requires."""
     for parameter in lacking:
         where = "not given everywhere" if sources[parameter.name] == "config" else "not given"
         if parameter.mergekit.default is not None:
-            name, theirs = written_name(parameter), plain(parameter.mergekit.default)
+            name, default = written_name(parameter), plain(parameter.mergekit.default)
             yield (
-                f"{name} is {where}: {theirs}, as in mergekit; without a file the default is "
+                f"{name} is {where}: {default}, as in mergekit; without a file the default is "
                 f"{plain(parameter.default)} ({parameter.source})."
             )
         elif parameter.name == "weights" and method.mergekit is not None:

@@ -1,4 +1,4 @@
-"""Models in mergekit's YAML, whole or by layers: `models`, `slices` or `modules` as groups of sources."""
+"""Groups of sources in mergekit's YAML: `models`, `slices` or `modules`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYOUTS = ("models", "slices", "modules")
 
 @dataclass(frozen=True)
 class Source:
-    """One model of a group: where it stands, its layers (None: all) and its own parameters."""
+    """One model of a group: its path in the recipe, its layers (None: all) and its parameters."""
 
     where: str
     model: str
@@ -34,7 +34,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Group:
-    """The models that are merged into one run of layers, and the parameters around them, the nearest first."""
+    """Models that are merged into one range of layers, and the enclosing parameters, the nearest first."""
 
     where: str
     sources: tuple[Source, ...]
@@ -49,7 +49,7 @@ class Group:
 
     @property
     def all_scopes(self) -> tuple[Scope, ...]:
-        """Every place where the group's parameters are set."""
+        """All parameter mappings of the group and its sources."""
         return (*self.scopes, *(source.scope for source in self.sources))
 
 
@@ -57,20 +57,20 @@ def read_groups(method: MergeMethod, config: Mapping[str, Any], named: Sequence[
     """Read every group of the recipe.
 
     Args:
-        method: the recipe's method.
-        config: the recipe.
-        named: models of a flag, which stand for those of the file.
-        notes: receives a sentence for each thing without effect.
+        method: The recipe's method.
+        config: The recipe.
+        named: Models of --models_to_merge, which replace those of the file.
+        notes: Receives a note for each key without effect.
 
     Raises:
-        UsageError: naming the key that cannot be, and where it stands.
+        UsageError: Naming an invalid key with its path.
     """
     return _Reader(method, str(config.get("merge_method", "")), notes).groups(config, named)
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the groups of one recipe; `notes` receives what has no effect."""
+    """Reader of the groups of one recipe; `notes` receives keys without effect."""
 
     method: MergeMethod
     written_method: str
@@ -80,12 +80,12 @@ class _Reader:
         layouts = [key for key in LAYOUTS if config.get(key)]
         if named and layouts in (["slices"], ["modules"]):
             raise UsageError(
-                f"--models_to_merge cannot stand for the models of a file with {layouts[0]}, which names their layers; "
+                f"--models_to_merge cannot replace the models of a file with {layouts[0]}, which names their layers; "
                 "change the file."
             )
         if len(layouts) != 1 and not (named and not layouts):
-            found = " and ".join(layouts) or "none"
-            raise UsageError(f"A recipe has exactly one of {', '.join(LAYOUTS)}, found {found}.")
+            present = " and ".join(layouts) or "none"
+            raise UsageError(f"A recipe has exactly one of {', '.join(LAYOUTS)}, found {present}.")
         outer = self._scope(config.get("parameters"), "parameters")
         if layouts == ["modules"]:
             return list(self._modules(config["modules"], outer))
@@ -100,9 +100,9 @@ class _Reader:
         for name, content in as_mapping(value, "modules").items():
             where = f"modules.{name}"
             module = as_mapping(content, where)
-            known = ("models", "slices", "parameters")
-            places = places_of_parameters(where) | places_of_general(known)
-            check_keys(module, known, where, self.notes, places)
+            valid = ("models", "slices", "parameters")
+            places = places_of_parameters(where) | places_of_general(valid)
+            check_keys(module, valid, where, self.notes, places)
             scopes = (self._scope(module.get("parameters"), inside(where, "parameters")), outer)
             if bool(module.get("models")) == bool(module.get("slices")):
                 raise UsageError(f"{where} should have either models or slices.")
@@ -119,12 +119,12 @@ class _Reader:
         named: Sequence[str],
         module: str | None = None,
     ) -> Group:
-        """The group of whole models; those that a flag names keep the parameters that the file has for them."""
+        """Return the group of whole models; models named by a flag keep their parameters of the file."""
         entries = as_list(value, where) if value or not named else []
         sources = [self._source(entry, f"{where}[{i}]") for i, entry in enumerate(entries)]
         if named:
-            known = {source.model: source for source in sources}
-            sources = [known.get(name, Source("--models_to_merge", name, None, {})) for name in named]
+            by_name = {source.model: source for source in sources}
+            sources = [by_name.get(name, Source("--models_to_merge", name, None, {})) for name in named]
         self._note_repeats(sources)
         return Group(where, tuple(sources), scopes, module)
 
@@ -137,8 +137,10 @@ class _Reader:
             sources = [self._source(s, f"{at}.sources[{k}]", sliced=True) for k, s in enumerate(listed)]
             lengths = {source.where: source.layers[1] - source.layers[0] for source in sources if source.layers}
             if len(set(lengths.values())) > 1:
-                told = ", ".join(f"{length} in {w}" for w, length in lengths.items())
-                raise UsageError(f"{at}: every source of a slice should have the same number of layers, found {told}.")
+                counts = ", ".join(f"{length} in {w}" for w, length in lengths.items())
+                raise UsageError(
+                    f"{at}: every source of a slice should have the same number of layers, found {counts}."
+                )
             self._note_repeats(sources)
             base = content.get("base_model")
             yield Group(
@@ -150,7 +152,7 @@ class _Reader:
             )
 
     def _stack(self, value: Any, where: str, scopes: tuple[Scope, ...], module: str | None = None) -> list[Group]:
-        """The groups of all slices; reports where mergekit leaves sources of the last one out after the layers."""
+        """Return the groups of all slices, with a note where mergekit ignores sources of the last one."""
         groups = list(self._slices(value, where, scopes, module))
         first, last = len(groups[0].sources), len(groups[-1].sources)
         if last > first:
@@ -161,25 +163,25 @@ class _Reader:
         return groups
 
     def _check_slice(self, content: Mapping[str, Any], at: str) -> None:
-        """Check the keys of a slice; a merge_method there is idle where it is the recipe's, else refused."""
-        known = ("sources", "parameters", "base_model", "residual_weight", "merge_method")
-        places = places_of_parameters(at) | places_of_general(known)
+        """Check the keys of a slice; its merge_method must be the recipe's."""
+        valid = ("sources", "parameters", "base_model", "residual_weight", "merge_method")
+        places = places_of_parameters(at) | places_of_general(valid)
         places |= dict.fromkeys(("model", "layer_range"), f"under `{at}.sources`")
-        check_keys(content, known, at, self.notes, places)
+        check_keys(content, valid, at, self.notes, places)
         if content.get("residual_weight") is not None:
             self.notes.append(f"{at}.residual_weight has no effect: mergekit 0.1.5 does nothing with it either.")
-        theirs = content.get("merge_method")
-        if theirs is not None and theirs != self.written_method:
+        slice_method = content.get("merge_method")
+        if slice_method is not None and slice_method != self.written_method:
             raise UsageError(
-                f"{at}.merge_method is {theirs}; a recipe has one method for all its slices, "
+                f"{at}.merge_method is {slice_method}; a recipe has one method for all its slices, "
                 f"{self.written_method or 'given at the top level'}: merge in several runs."
             )
-        if theirs is not None:
+        if slice_method is not None:
             self.notes.append(f"{at}.merge_method has no effect: it repeats the recipe's.")
 
     def _source(self, entry: Any, where: str, sliced: bool = False) -> Source:
         content = as_mapping(entry, where)
-        known = ("model", "parameters", "revision", *(["layer_range"] if sliced else []))
+        valid = ("model", "parameters", "revision", *(["layer_range"] if sliced else []))
         places = places_of_parameters(where) | places_of_general()
         places["lora"] = "as part of the model: `model: BASE+ADAPTER`, or `model: {model: BASE, lora: ADAPTER}`"
         del places["models"]
@@ -188,7 +190,7 @@ class _Reader:
                 f"{where}.layer_range has no effect under `models`, where all layers are merged; `slices` takes some."
             )
             content = {key: value for key, value in content.items() if key != "layer_range"}
-        check_keys(content, known, where, self.notes, places)
+        check_keys(content, valid, where, self.notes, places)
         name = model_name(content.get("model"), f"{where}.model")
         return Source(
             where=where,
@@ -198,11 +200,11 @@ class _Reader:
         )
 
     def _note_repeats(self, sources: Sequence[Source]) -> None:
-        seen: dict[str, Source] = {}
+        first_entries: dict[str, Source] = {}
         for source in sources:
-            if source.model in seen:
+            if source.model in first_entries:
                 self.notes.append(
-                    f"{source.where}: {source.model} is listed again (also as {seen[source.model].where}), and each "
-                    "entry counts; mergekit 0.1.5 refuses that."
+                    f"{source.where}: {source.model} is listed again (also as "
+                    f"{first_entries[source.model].where}), and each entry counts; mergekit 0.1.5 refuses that."
                 )
-            seen[source.model] = source
+            first_entries[source.model] = source

@@ -1,4 +1,4 @@
-"""The values in mergekit's YAML: names of models, and parameters as numbers, lists over the layers, or filters."""
+"""Values in mergekit's YAML: model names, and parameters as numbers, gradients over layers, or filters."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from common.terminal_text import quoted
 from merging.recipe.mergekit.keys import (
     inside,
     is_label,
-    misspelt,
     parameter_names,
     places_of_general,
+    spelling_hint,
 )
 from merging.recipe.method_registry import MergeMethod, Parameter, as_bool
 from merging.recipe.schedules import Rule
 
 Scope = Mapping[str, tuple[Rule, ...]]
-"""The parameters that are set in one place, by our names."""
+"""Parameters of one level of the recipe, by this project's names."""
 
 
 def as_mapping(value: Any, where: str) -> Mapping[str, Any]:
-    """Return a mapping, empty for nothing. Raises UsageError for anything else."""
+    """Return a mapping, empty for null. Raises UsageError for other values."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -33,14 +33,14 @@ def as_mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def as_list(value: Any, where: str) -> list[Any]:
-    """Return a list that is not empty. Raises UsageError for anything else."""
+    """Return a non-empty list. Raises UsageError for other values."""
     if not isinstance(value, list) or not value:
         raise UsageError(f"{where} should be a list with at least one entry, found {quoted(value)}.")
     return value
 
 
 def model_name(value: Any, where: str) -> str:
-    """Return a model as we write it, `base@revision+adapter`, from mergekit's string or mapping. Raises UsageError."""
+    """Return a model as `base@revision+adapter`, from mergekit's string or mapping. Raises UsageError."""
     if isinstance(value, str) and value.strip():
         return value.strip()
     if not isinstance(value, Mapping):
@@ -63,18 +63,19 @@ def _path(value: Any, where: str) -> str:
     return str(value["path"]) + (f"@{value['revision']}" if value.get("revision") is not None else "")
 
 
-def _only(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Refuse any other key: in a model's name or a filter it would change what is meant."""
+def _only(content: Mapping[str, Any], valid: Sequence[str], where: str) -> None:
+    """Raise UsageError for other keys, which would change the meaning of a model's name or a filter."""
     for key in content:
-        if key not in known:
-            hint = misspelt(str(key), known) or f" Keys there: {', '.join(known)}."
+        if key not in valid:
+            hint = spelling_hint(str(key), valid) or f" Keys there: {', '.join(valid)}."
             raise UsageError(f"{inside(where, key)} is no key of a recipe.{hint}")
 
 
 def with_revision(name: str, revision: Any, where: str, notes: list[str]) -> str:
-    """Return `name@revision` for a `revision` beside a model, which mergekit 0.1.5 does not read.
+    """Return `name@revision` for a `revision` key next to a model, which mergekit 0.1.5 ignores.
 
-    Raises UsageError where the name has another revision already.
+    Raises:
+        UsageError: The name has another revision.
     """
     if revision is None:
         return name
@@ -93,7 +94,7 @@ def with_revision(name: str, revision: Any, where: str, notes: list[str]) -> str
 
 
 def layer_range(value: Any, where: str) -> tuple[int, int]:
-    """Return [from, to) of a slice. Raises UsageError for what is no range of layers."""
+    """Return the layer range [from, to) of a slice. Raises UsageError for other values."""
     if not isinstance(value, list) or len(value) != 2 or not all(type(end) is int for end in value):
         raise UsageError(f"{where} should be two whole numbers, [from, to), found {quoted(value)}.")
     if not 0 <= value[0] < value[1]:
@@ -102,7 +103,7 @@ def layer_range(value: Any, where: str) -> tuple[int, int]:
 
 
 def written_name(parameter: Parameter) -> str:
-    """Return the key of a parameter in mergekit's YAML: mergekit's, or ours where it has no such parameter."""
+    """Return the key of a parameter in mergekit's YAML: mergekit's name, or this project's where it has none."""
     return parameter.mergekit.name or parameter.name
 
 
@@ -110,27 +111,27 @@ def read_scope(method: MergeMethod, value: Any, where: str, notes: list[str], of
     """Read a `parameters` key.
 
     Args:
-        method: the recipe's method.
-        value: the key's content.
-        where: where it stands.
-        notes: receives a sentence for each parameter without effect.
-        of_model: whether it belongs to one model.
+        method: The recipe's method.
+        value: Content of the key.
+        where: Path of the key.
+        notes: Receives a note for each parameter without effect.
+        of_model: The key belongs to one model.
 
     Returns:
-        The method's parameters that have a value there, by this project's names.
+        The method's parameters that are set, by this project's names.
 
     Raises:
-        UsageError: for a value of the wrong kind, a misspelt parameter, or a key that belongs outside `parameters`.
+        UsageError: A value has the wrong type, a parameter is misspelled, or a key belongs to another level.
     """
-    known = {written_name(parameter): parameter for parameter in method.parameters.values()}
+    by_key = {written_name(parameter): parameter for parameter in method.parameters.values()}
     idle = method.mergekit.idle if method.mergekit else ()
     scope: dict[str, tuple[Rule, ...]] = {}
     for key, setting in as_mapping(value, where).items():
         at = inside(where, key)
         if key in idle:
             notes.append(f"{at} has no effect on {method.name}.")
-        elif key in known:
-            parameter = known[key]
+        elif key in by_key:
+            parameter = by_key[key]
             if of_model and not (parameter.per_model or parameter.mergekit.per_model):
                 notes.append(
                     f"{at} has no effect: {key} is one value for all models, read from the recipe's or a slice's "
@@ -139,13 +140,15 @@ def read_scope(method: MergeMethod, value: Any, where: str, notes: list[str], of
             else:
                 scope[parameter.name] = tuple(_rules(parameter, setting, at))
         elif key in method.parameters:
-            theirs = written_name(method.parameters[key])
-            raise UsageError(f"{at}: {method.name} has no parameter {quoted(key)}; mergekit calls it {quoted(theirs)}.")
+            mergekit_name = written_name(method.parameters[key])
+            raise UsageError(
+                f"{at}: {method.name} has no parameter {quoted(key)}; mergekit calls it {quoted(mergekit_name)}."
+            )
         elif key in places_of_general():
             raise UsageError(f"{at}: mergekit does not read {key} there; write it {places_of_general()[key]}.")
         elif key in parameter_names():
             notes.append(f"{at} has no effect: {method.name} has no parameter {quoted(key)}.")
-        elif not is_label(key) and (hint := misspelt(str(key), [*known, *idle])):
+        elif not is_label(key) and (hint := spelling_hint(str(key), [*by_key, *idle])):
             raise UsageError(f"{at}: {method.name} has no parameter {quoted(key)}.{hint}")
         else:
             notes.append(f"{at} has no effect: {method.name} has no parameter {quoted(key)}, nor has any other method.")
@@ -153,7 +156,7 @@ def read_scope(method: MergeMethod, value: Any, where: str, notes: list[str], of
 
 
 def _rules(parameter: Parameter, value: Any, where: str) -> Iterable[Rule]:
-    """The rules of one setting: a value, a list over the layers, a {filter, value}, or a list of those."""
+    """Yield the rules of one setting: a value, a gradient over layers, a {filter, value}, or a list of those."""
     if isinstance(value, Mapping):
         yield _conditional(parameter, value, where)
     elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
@@ -180,11 +183,11 @@ def _values(parameter: Parameter, value: Any, where: str) -> tuple[Any, ...]:
     if parameter.type == "int" and len(values) > 1:
         raise UsageError(f"{where} is a whole number, which cannot change gradually over the layers; give one value.")
     named = replace(parameter, name=where)
-    return tuple(named.parse(_in_our_words(parameter, one)) for one in values)
+    return tuple(named.parse(_from_mergekit_value(parameter, one)) for one in values)
 
 
-def _in_our_words(parameter: Parameter, value: Any) -> Any:
-    """A value of mergekit's as ours: where ours is a word, mergekit's is true or false, however it is written."""
+def _from_mergekit_value(parameter: Parameter, value: Any) -> Any:
+    """Return mergekit's value as this project's; booleans of mergekit become words where the parameter has words."""
     if not parameter.mergekit.values or value in parameter.choices:
         return value
     truth = as_bool(value)
@@ -192,5 +195,5 @@ def _in_our_words(parameter: Parameter, value: Any) -> Any:
 
 
 def plain(value: Any) -> str:
-    """Return a value as YAML writes it."""
+    """Return a value in YAML's spelling."""
     return str(value).lower() if isinstance(value, bool) else str(value)

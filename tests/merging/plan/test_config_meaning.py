@@ -15,7 +15,7 @@ from merging.checkpoints.checkpoint import open_checkpoint
 from merging.plan.config_meaning import ConfigComparison, ConfigDifference, compare_configs
 from merging.plan.merge_plan import Output
 from merging.planning import merge, plan_merge
-from merging.recipe import make_recipe
+from merging.recipe import make_recipe, recipe_as_yaml
 from tests.helpers.tiny import fine_tune, make_llama, weights
 
 
@@ -177,7 +177,7 @@ def test_a_mismatch_that_is_allowed_repeats_from_its_recipe(pair, tmp_path: Path
     """The merge with the flag has the base's config, and its recipe reads back with the flag."""
     other = with_config(pair["tuned"], tmp_path / "other", rms_norm_eps=1e-5)
     asked = recipe_of(pair["base"], other, allow_config_mismatch=True, dtype="float32")
-    assert make_recipe({}, asked.as_yaml_dict()) == asked
+    assert make_recipe({}, recipe_as_yaml(asked)) == asked
     merge(asked, Output(tmp_path / "out", quiet=True, load_check=False))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["rms_norm_eps"] == 1e-6
     merged, tuned = weights(tmp_path / "out"), weights(other)

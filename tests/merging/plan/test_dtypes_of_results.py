@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from common.errors import CheckpointError
 from merging.plan.merge_plan import Output
 from merging.planning import merge, plan_merge
-from merging.recipe import make_recipe
+from merging.recipe import make_recipe, recipe_as_yaml
 from tests.helpers.tiny import fine_tune, make_llama, weights
 
 
@@ -43,7 +43,7 @@ def test_wide_tensors_keep_their_dtype(pair, tmp_path: Path) -> None:
     assert {n: t.dtype for n, t in merged.items()} == {n: t.dtype for n, t in tuned.items()}
     name = "model.norm.weight"
     torch.testing.assert_close(merged[name], tuned[name], rtol=1e-6, atol=1e-7)
-    again = make_recipe({}, recipe.as_yaml_dict())
+    again = make_recipe({}, recipe_as_yaml(recipe))
     assert (again, again.options.keep_wide) == (recipe, True)
     work = plan_merge(recipe, Output(tmp_path / "plan"), headers_only=True)
     assert any(note.startswith("Kept in float32") and "model.norm.weight" in note for note in work.notes)

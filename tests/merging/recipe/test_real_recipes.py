@@ -16,8 +16,8 @@ import yaml
 from common.cli import run
 from common.errors import UsageError
 from merge import main
-from merging.recipe import make_recipe, read_config, remarks
-from merging.recipe.merge_recipe import BUILT_IN_TEMPLATES
+from merging.recipe import make_recipe, read_config, recipe_as_yaml, remarks
+from merging.recipe.reading import BUILT_IN_TEMPLATES
 from merging.tokenizers.chat_template import BUILT_IN
 from tests.helpers.architectures import ARCHITECTURES, fine_tuned, save
 from tests.helpers.real_recipes import OTHER_PROGRAMS, RECIPES, REPEATED, TOKENS, UPPER_LAYERS
@@ -190,7 +190,7 @@ def test_rows_by_token(name: str, tmp_path: Path) -> None:
             theirs[key][len(order) :] = mine[key][len(order) :]
     assert_close(mine, theirs)
     recipe = make_recipe({}, yaml.safe_load(text))
-    assert make_recipe({}, recipe.as_yaml_dict()) == recipe
+    assert make_recipe({}, recipe_as_yaml(recipe)) == recipe
     again = ["--quiet", "--from_lock", str(tmp_path / "mine"), "--save_path", str(tmp_path / "again")]
     assert run(main, again) == 0
     assert all(torch.equal(tensor, mine[key]) for key, tensor in weights(tmp_path / "again").items())

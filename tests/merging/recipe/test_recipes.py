@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from common.errors import UsageError
-from merging.recipe import MergeRecipe, make_recipe, read_config, remarks
+from merging.recipe import MergeRecipe, make_recipe, read_config, recipe_as_yaml, remarks
 from merging.recipe.mergekit.writer import as_mergekit, to_text
 from merging.recipe.method_registry import all_methods, find_method
 from merging.recipe.schedules import OutputSlice, ParameterSchedule
@@ -213,7 +213,7 @@ def test_one_recipe_in_both_forms(method: str) -> None:
     flat, document = flat_and_mergekit(method)
     recipe = make_recipe({}, flat)
     assert recipe == make_recipe({}, document)
-    assert recipe == make_recipe({}, recipe.as_yaml_dict())
+    assert recipe == make_recipe({}, recipe_as_yaml(recipe))
 
 
 @pytest.mark.parametrize("method", all_methods())
@@ -234,13 +234,13 @@ def test_flat_recipes_in_mergekit_s_form(method: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_recipe_reads_back(name: str) -> None:
-    """make_recipe({}, recipe.as_yaml_dict()) == recipe, with settings of ours that mergekit lacks."""
+    """make_recipe({}, recipe_as_yaml(recipe)) == recipe, with settings of ours that mergekit lacks."""
     extra = {"seed": 9, "tokenizer": "union", "pad_to_multiple_of": 64, "chat_template": "auto", "dtype": "float16"}
     if "rescale" in find_method(yaml.safe_load(ALL[name])["merge_method"]).parameters:
         extra["rescale"] = "l1"
     for flags in ({}, extra):
         recipe = recipe_of(ALL[name], **flags)
-        assert make_recipe({}, yaml.safe_load(to_text(recipe.as_yaml_dict()))) == recipe
+        assert make_recipe({}, yaml.safe_load(to_text(recipe_as_yaml(recipe)))) == recipe
 
 
 def test_settings_of_ours_in_mergekit_s_form() -> None:
@@ -248,14 +248,14 @@ def test_settings_of_ours_in_mergekit_s_form() -> None:
     said to be lost in the file for mergekit."""
     text = "merge_method: %s\nbase_model: base\nmodels: [{model: a}]\nparameters: {density: [0.2, 0.4]}\n"
     dare = recipe_of(text % "dare_ties", rescale="paper")
-    assert dare.as_yaml_dict()["parameters"]["rescale"] == "paper"
-    assert make_recipe({}, dare.as_yaml_dict()) == dare
+    assert recipe_as_yaml(dare)["parameters"]["rescale"] == "paper"
+    assert make_recipe({}, recipe_as_yaml(dare)) == dare
     document, unsaid = as_mergekit(dare)
     assert document["parameters"]["rescale"] is True
     assert any(s.startswith("rescale paper: mergekit has only l1 and none") for s in unsaid)
     assert any(s.startswith("seed 42: mergekit draws") for s in unsaid)
     ties = recipe_of((text % "ties").replace("density: [", "density: 0.2, weight: ["), trim_scope="model")
-    assert make_recipe({}, ties.as_yaml_dict()) == ties
+    assert make_recipe({}, recipe_as_yaml(ties)) == ties
     document, unsaid = as_mergekit(ties)
     assert "trim_scope" not in document["parameters"]
     assert unsaid == ["trim_scope model: mergekit always does as trim_scope tensor."]
@@ -510,14 +510,14 @@ def test_repeated_models() -> None:
     recipe = recipe_of(text)
     assert (recipe.models, recipe.output_slices[0].models) == (("a",), (0, 0))
     assert recipe.output_slices[0].at("x", 0.0)["weights"] == [0.5, 0.2]
-    assert make_recipe({}, recipe.as_yaml_dict()) == recipe
+    assert make_recipe({}, recipe_as_yaml(recipe)) == recipe
     assert any(s.startswith("models[1]: a is listed again (also as models[0])") for s in remarks(recipe))
     condensed = recipe_of(
         S + "slices: [{sources: [{model: base, layer_range: [0, 1]}, {model: base, layer_range: [3, 4]}]}]"
     )
     (output_slice,) = condensed.output_slices
     assert (condensed.models, output_slice.base_layers, output_slice.layers) == (("base",), (0, 1), ((3, 4),))
-    assert make_recipe({}, condensed.as_yaml_dict()) == condensed
+    assert make_recipe({}, recipe_as_yaml(condensed)) == condensed
 
 
 def test_only_the_base() -> None:
@@ -527,7 +527,7 @@ def test_only_the_base() -> None:
     )
     assert (recipe.models, recipe.base_model, recipe.output_slices[0].models) == ((), "base+lora", ())
     assert "models lists only the base base+lora: its tensors are copied." in remarks(recipe)
-    assert make_recipe({}, recipe.as_yaml_dict()) == recipe
+    assert make_recipe({}, recipe_as_yaml(recipe)) == recipe
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -628,7 +628,7 @@ def test_mistakes(name: str) -> None:
 
 def test_mistakes_of_flags() -> None:
     """Flags that do not fit a file in mergekit's form are named."""
-    with pytest.raises(UsageError, match="--models_to_merge cannot stand for the models of a file with slices"):
+    with pytest.raises(UsageError, match="--models_to_merge cannot replace the models of a file with slices"):
         recipe_of(EXAMPLES["slerp"], models_to_merge="a,b")
     with pytest.raises(UsageError, match="ties has no parameter 'gamma'"):
         recipe_of(EXAMPLES["ties"], gamma="0.1")
