@@ -86,7 +86,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message.rstrip('.')} (`python {self.prog} --help` lists the flags).")
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         known = [flag for action in self._actions for flag in action.option_strings]
         argv = with_negative_values([underscored(a, known) for a in (sys.argv[1:] if args is None else args)])
         parsed, rest = self.parse_known_args(argv, namespace)

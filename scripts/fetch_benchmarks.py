@@ -107,11 +107,11 @@ def _download(name: str, revision: str, file: Any, place: Path) -> None:
 
 
 def _is(path: Path, file: Any) -> bool:
-    """Whether a file here is the one the hub lists: by SHA-256 for large files, by git's digest for small ones."""
+    """Return whether a local file is the one the hub lists: SHA-256 for large files, git's digest for small ones."""
     if file.lfs is not None:
-        return file_digest(path) == file.lfs.sha256
+        return bool(file_digest(path) == file.lfs.sha256)
     content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.blob_id
+    return bool(hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.blob_id)
 
 
 def fetch_punkt(folder: Path, index: str | None, quiet: bool) -> None:

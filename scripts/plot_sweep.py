@@ -79,7 +79,8 @@ def merged_norm(row: Mapping[str, Any]) -> float:
     """The norm of the merged task vector before it was relaxed: performAIM.py's one model is the merge."""
     if len(row["norms"]) != 1:
         raise UsageError("A plot of a sweep needs the outputs of performAIM.py, whose one model is the merge.")
-    return row["norms"][0]
+    result: float = row["norms"][0]
+    return result
 
 
 def plot(sweep: Sweep) -> Figure:

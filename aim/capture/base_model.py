@@ -79,7 +79,8 @@ def load_whole(base: Checkpoint, dtype: str, device: torch.device, spread: bool 
     outside = set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"}
     if spread and outside:
         raise CalibrationError(f"{base.name} does not fit on the GPUs; use --calibration_mode layerwise.")
-    return model.eval() if spread else model.to(device).eval()
+    result: nn.Module = model.eval() if spread else model.to(device).eval()
+    return result
 
 
 class Skeleton:

@@ -59,7 +59,8 @@ def watching(model: nn.Module, sink: Sink) -> Iterator[None]:
 def output_head(model: nn.Module) -> nn.Module | None:
     """Return the module that makes logits, None where a model has none."""
     try:
-        return model.get_output_embeddings()  # type: ignore[operator]
+        result: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+        return result
     except (AttributeError, NotImplementedError):
         return None
 

@@ -192,4 +192,5 @@ def _ranks(values: Tensor) -> Tensor:
     """Ranks in fp64, the mean rank where values are equal."""
     _, group, counts = values.double().unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[group]
+    result: Tensor = (last - (counts.double() - 1) / 2)[group]
+    return result

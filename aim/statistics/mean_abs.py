@@ -11,7 +11,8 @@ from aim.statistics import Statistic
 def sum_tokens(x: Tensor, dim: int) -> Tensor:
     """Return the sum of |x| along `dim`, fp32 over the entries, as fp64 on x's device."""
     if x.device.type == "cuda":  # one reading of x in place of a copy of its magnitudes; the sum in another order
-        return torch.linalg.vector_norm(x.detach(), ord=1, dim=dim, dtype=torch.float32).double()
+        result: Tensor = torch.linalg.vector_norm(x.detach(), ord=1, dim=dim, dtype=torch.float32).double()
+        return result
     return x.detach().abs().sum(dim, dtype=torch.float32).double()
 
 

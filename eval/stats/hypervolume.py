@@ -68,7 +68,8 @@ def hv_gain(
     ]
     inside = [member for member in clipped if min(member) > 0.0]
     volume = math.prod(point) - (_hypervolume(inside) if inside else 0.0)
-    return max(volume, 0.0) ** (1.0 / (d if root is None else root))
+    result: float = max(volume, 0.0) ** (1.0 / (d if root is None else root))
+    return result
 
 
 def _hypervolume(points: Sequence[Sequence[float]]) -> float:
@@ -123,4 +124,5 @@ def read_rule(value: str) -> str | dict[str, list[str]]:
     )
     if not ok:
         raise UsageError(f"{path}: expected row labels, each with a list of model labels, such as 'A + B: [A, B]'.")
-    return rule
+    result: str | dict[str, list[str]] = rule
+    return result

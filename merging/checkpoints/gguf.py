@@ -168,7 +168,10 @@ def _saved(model: Any) -> dict[str, Tensor]:
     from transformers.core_model_loading import revert_weight_conversion
 
     tied = set(model.all_tied_weights_keys)
-    return revert_weight_conversion(model, {n: t for n, t in model.state_dict().items() if n not in tied})
+    result: dict[str, Tensor] = revert_weight_conversion(
+        model, {n: t for n, t in model.state_dict().items() if n not in tied}
+    )
+    return result
 
 
 def _first_line(error: Exception) -> str:

@@ -54,7 +54,8 @@ class StatisticsCollector:
 def _kept(vectors: Tensor, given: Mapping[str, Any], block: Block) -> Tensor | None:
     """Which entries of the task vectors (n, rows, ...) a sparse method keeps; None for a method that keeps all."""
     if "masks" in given:
-        return given["masks"]
+        result: Tensor | None = given["masks"]
+        return result
     if "thresholds" in given:
         limits = zip(vectors, given["thresholds"], strict=True)
         return torch.stack([select(vector.abs(), limit, block) for vector, limit in limits])

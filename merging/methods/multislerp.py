@@ -47,7 +47,8 @@ def barycenter(name: str, products: Tensor, parameters: Mapping[str, Any]) -> li
     angle = length(tangent, products) + eps
     result = mean * torch.cos(torch.tensor(angle)) + tangent * (torch.sin(torch.tensor(angle)) / angle)
     result = result * float((lengths * w).sum())
-    return result.tolist()
+    value: list[float] = result.tolist()
+    return value
 
 
 def multislerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Sequence[float]) -> Tensor:

@@ -81,7 +81,8 @@ def minimise(problem: Interference) -> Tensor:
     values, vectors = torch.linalg.eigh(problem.a)
     seen = values > NEGLIGIBLE * values[-1:]
     vectors = vectors[:, seen]
-    return (problem.b @ vectors / values[seen]) @ vectors.T
+    result: Tensor = (problem.b @ vectors / values[seen]) @ vectors.T
+    return result
 
 
 def _strips(rows: int) -> Iterator[slice]:

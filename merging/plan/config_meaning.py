@@ -307,7 +307,8 @@ def _part_of(parsed: ParsedConfig, key: str) -> Mapping[str, Any]:
     for name in key.split(".")[:-1]:
         if isinstance(part, Mapping) and isinstance(part.get(name), Mapping):
             part = part[name]
-    return part
+    result: Mapping[str, Any] = part
+    return result
 
 
 def _is_without_effect(key: str, pair: Sequence[ParsedConfig]) -> bool:

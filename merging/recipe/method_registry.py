@@ -188,7 +188,8 @@ class MergeMethod:
     def implementation(self) -> Implementation:
         """Import and return the method's functions (this is where torch is loaded)."""
         module = importlib.import_module(f"merging.methods.{self.name}")
-        return module.METHOD
+        result: Implementation = module.METHOD
+        return result
 
 
 def merge_method(

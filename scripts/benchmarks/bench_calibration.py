@@ -89,7 +89,8 @@ def worker(way: str, argv: Sequence[str]) -> dict[str, float]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=calm)
     if done.returncode:
         raise FailureError(f"{way}: {done.stderr.strip()[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def summary(figures: Sequence[dict[str, float]]) -> dict[str, Any]:

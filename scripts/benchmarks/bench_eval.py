@@ -229,7 +229,8 @@ def table(timed: Sequence[Timed]) -> str:
 
 def same(a: Any, b: Any) -> bool:
     """Equal texts; log-likelihoods to a hundredth."""
-    return a == b if isinstance(a, str) else abs(a[0] - b[0]) < 1e-2
+    result: bool = a == b if isinstance(a, str) else abs(a[0] - b[0]) < 1e-2
+    return result
 
 
 def startup(args: Any) -> str:

@@ -271,7 +271,8 @@ def _relaxations(aim: Mapping[str, Any]) -> tuple[Relaxation, ...]:
 
 def _combinations(given: Any, labels: set[str]) -> str | tuple[tuple[str, ...], ...]:
     if isinstance(given, str):
-        return _one_of("combinations", given, ("all", "pairs", "whole"))
+        result: str | tuple[tuple[str, ...], ...] = _one_of("combinations", given, ("all", "pairs", "whole"))
+        return result
     found = []
     for entry in _list("combinations", given):
         for label in _list("combinations", entry):

@@ -113,7 +113,8 @@ def orthogonalise(stack: torch.Tensor) -> torch.Tensor:
     for _ in range(5):
         gram = torch.bmm(x, x.transpose(1, 2))
         x = 3.4445 * x + torch.bmm(-4.7750 * gram + 2.0315 * torch.bmm(gram, gram), x)
-    return x if wide else x.transpose(1, 2)
+    result: torch.Tensor = x if wide else x.transpose(1, 2)
+    return result
 
 
 class Muon:
@@ -178,4 +179,5 @@ def accuracy(model: Any, tokenizer: Any, items: Sequence[Item]) -> float:
     with torch.inference_mode():
         ids = model.generate(**batch, max_new_tokens=longest, do_sample=False)[:, batch["input_ids"].shape[1] :]
     answers = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return 100 * sum(got == item.answer for got, item in zip(answers, items, strict=True)) / len(items)
+    result: float = 100 * sum(got == item.answer for got, item in zip(answers, items, strict=True)) / len(items)
+    return result

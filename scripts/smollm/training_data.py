@@ -73,7 +73,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UsageError(
             f"{path} should hold one JSON object per example; {'none found' if not rows else f'entry {bad} is none'}."
         )
-    return rows
+    result: list[dict[str, Any]] = rows
+    return result
 
 
 def read_user_examples(path: Path) -> tuple[Example, ...]:

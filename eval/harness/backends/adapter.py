@@ -45,7 +45,7 @@ def check_adapter(config: Any, folder: Path, label: str) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     content = _read_config(folder)
-    kind = AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
+    kind: Any = AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
     try:
         with time_limit(SECONDS, f"peft takes more than {SECONDS:.0f} s"), torch.device("meta"):
             base = kind.from_config(config)

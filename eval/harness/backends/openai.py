@@ -99,7 +99,8 @@ class _Served:
 
     @property
     def _seeds(self) -> dict[str, Any]:
-        return self.__dict__.setdefault("_seed_of", {})
+        result: dict[str, Any] = self.__dict__.setdefault("_seed_of", {})
+        return result
 
     def release(self) -> None:
         """Nothing to give back."""
@@ -212,7 +213,8 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
 
     @property
     def _texts(self) -> dict[tuple[int, ...], str]:
-        return self.__dict__.setdefault("_text_of", {})
+        result: dict[tuple[int, ...], str] = self.__dict__.setdefault("_text_of", {})
+        return result
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """Generate as lm-eval does."""

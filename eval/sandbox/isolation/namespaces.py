@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 
 from eval.sandbox.isolation.syscalls import LIBC, MOUNT_SETATTR, NUMBERS, check, syscall, unshare
 from eval.sandbox.view import WORK, View
@@ -80,7 +81,12 @@ def _leave_with_two_ids() -> bool:
 
 def become_nobody() -> None:
     """Change to uid and gid 65534 where they are mapped and the process may; it stays what it is elsewhere."""
-    for change in (lambda: os.setgroups([]), lambda: os.setresgid(*[NOBODY] * 3), lambda: os.setresuid(*[NOBODY] * 3)):
+    changes: tuple[Callable[[], None], ...] = (
+        lambda: os.setgroups([]),
+        lambda: os.setresgid(*[NOBODY] * 3),
+        lambda: os.setresuid(*[NOBODY] * 3),
+    )
+    for change in changes:
         try:
             change()
         except OSError:  # not mapped, not allowed to, or setgroups denied in the user namespace

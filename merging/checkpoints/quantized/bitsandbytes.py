@@ -70,7 +70,8 @@ class BitsAndBytes4:
             return absmax.to(torch.float32)
         blocks = torch.arange(first, first + len(absmax)) // state["nested_blocksize"]
         values = parts["nested_quant_map"].to(torch.float32)[absmax.long()]
-        return values * parts["nested_absmax"].to(torch.float32)[blocks] + state["nested_offset"]
+        result: Tensor = values * parts["nested_absmax"].to(torch.float32)[blocks] + state["nested_offset"]
+        return result
 
     @staticmethod
     def _state(stored: StoredTensors, name: str) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class Gptq:
         zeros &= (1 << bits) - 1
         scales = parts["scale"][:, rows].to(torch.float32)
         group = parts["group"].long() if "group" in parts else torch.arange(inputs) // (inputs // len(scales))
-        return (scales[group] * (codes - zeros[group])).T.contiguous()
+        result: Tensor = (scales[group] * (codes - zeros[group])).T.contiguous()
+        return result
 
 
 class Awq:
@@ -115,7 +116,8 @@ class Awq:
         def channels(packed: Tensor) -> Tensor:
             part = packed[:, words]
             codes = unpack_bits(part, 4, 1, 8 * part.shape[1]).unflatten(1, (-1, 8))
-            return codes[..., list(AWQ_COLUMNS)].flatten(1)[:, within]
+            result: Tensor = codes[..., list(AWQ_COLUMNS)].flatten(1)[:, within]
+            return result
 
         codes, zeros = channels(parts["weight"]), channels(parts["zero"])
         scales = parts["scale"][:, rows].to(torch.float32)
