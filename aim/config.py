@@ -1,4 +1,4 @@
-"""What is asked of AIM, from flags, a YAML or a lock: omegas, how importance is measured, and what is relaxed."""
+"""Configuration of AIM from flags, a YAML or a lock: omegas, measurement of importance, relaxed tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RULE = {"include": "relax_include", "exclude": "relax_exclude"}
 
 @dataclass(frozen=True)
 class Aim:
-    """What is asked of AIM: one omega or several, how importance is measured, and what is relaxed."""
+    """Configuration of AIM: omegas, measurement of importance, relaxed tensors."""
 
     omegas: tuple[float, ...]
     settings: Settings

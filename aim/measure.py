@@ -40,7 +40,7 @@ ROOM = 1.3
 
 @dataclass(frozen=True)
 class Settings:
-    """How importance is measured: text, precision, batch, memory; and where it is kept.
+    """Settings of a measurement of importance: text, precision, batch, memory, and the file it is saved to.
 
     statistic: of `aim.statistics`; calibration_mode: "whole", "layerwise", or "auto", which takes the whole model where
     it fits; hidden_states: where a layerwise run keeps them; resume: whether an interrupted calibration goes on.
@@ -198,7 +198,7 @@ def _state_of_rank(state: Path, process_group: ProcessGroup) -> Path:
 
 
 def _progress(settings: Settings, key: str, state: Path, quiet: bool, process_group: ProcessGroup) -> Any:
-    """Where the state of this process's calibration is kept; the reference's is not."""
+    """Return the place of this process's calibration state; the reference's is not saved."""
     if settings.reference:
         return None
     from aim.capture.state import Progress

@@ -33,7 +33,7 @@ RELAXED, KEPT_BASE, ZERO = "relaxed", "the base's, by --keep_base", "its activat
 
 @dataclass(frozen=True)
 class Rule:
-    """What is relaxed beside what activations allow.
+    """Choice of tensors to relax, among those with activations.
 
     include, exclude: regular expressions on tensor names; what does not match the one or matches the other is left as
     merged. keep_base: those that keep the base's values. relax_tied: relax an embedding that is the output head too.
@@ -67,7 +67,7 @@ class Rule:
 
     @property
     def too_few(self) -> str:
-        """What is said of an expert that too few tokens were routed to."""
+        """Return the sentence on an expert that too few tokens were routed to."""
         return f"an expert with fewer than {self.min_tokens} tokens"
 
     def verdict(self, name: str) -> str | None:
@@ -191,7 +191,7 @@ class Relaxer:
         return self.scaling.needs_whole_tensors
 
     def changes(self, name: str) -> bool:
-        """Whether a tensor's results are not simply the merged tensor."""
+        """Return whether a tensor's results differ from the merged tensor."""
         return self.account[name] in (RELAXED, KEPT_BASE)
 
     def into(
@@ -305,5 +305,5 @@ class Relaxer:
 
 
 def is_expert(name: str) -> bool:
-    """Whether a tensor is one expert's own matrix."""
+    """Return whether a tensor is one expert's own matrix."""
     return bool(re.search(r"\.experts\.\d+\.", name))

@@ -30,7 +30,7 @@ QUANTILE = 0.99
 
 @dataclass(frozen=True)
 class Scaling:
-    """How s follows from a tensor's activations.
+    """Computation of s from a tensor's activations.
 
     Attributes:
         normalization: A key of `NORMALIZATIONS`.

@@ -1,4 +1,4 @@
-"""How far a benchmark is and how long it will take: a bar where somebody watches, else a line now and then."""
+"""Progress of a benchmark and its time left: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Request:
 
     @property
     def work(self) -> int:
-        """What it is beside others of its benchmark: the characters to read, or 1 for a text whose length is not known
+        """Relative cost within its benchmark: the characters to read, or 1 for a text whose length is not known
         beforehand."""
         return 1 if self.kind == "generate" else len(self.context) + len(self.continuation)
 

@@ -24,7 +24,7 @@ EVERY = ""
 
 @dataclass(frozen=True)
 class Settings:
-    """What and how to evaluate; the defaults are the original script's.
+    """Settings of one evaluation; the defaults are the original script's.
 
     `dtype` None means bfloat16, and float32 on a processor that only emulates it; "auto" is the checkpoint's.
     `max_model_len` None means the model's own length, in the paper's preset at most 4096. `n_gpu` None means all
@@ -154,7 +154,7 @@ class Settings:
         return int(self.batch_size) if self.batch_size.isdecimal() else None
 
     def limit(self, benchmark: Benchmark) -> int | None:
-        """How many items of a benchmark are taken; None for all."""
+        """Return the number of items of a benchmark to evaluate; None for all."""
         return self.limits.get(benchmark.name, self.limits.get(EVERY))
 
     def recorded(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which calibration text is asked for: sources, how many texts of each, how they are cut. Nothing is read here."""
+"""Configuration of calibration text: sources, number of texts of each, block size. Nothing is read here."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def local_path(given: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which texts, and how they are cut. Texts longer than a block are dropped; the first n_samples others are kept.
+    """Texts and block size. Texts longer than a block are dropped; the first n_samples others are used.
 
     Several sources share n_samples by their weights (None: equally). `text_field` and `split` name one value, or one
     for each source, separated by commas; a split of None is the Pile's validation, and train of any other data set.

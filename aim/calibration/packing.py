@@ -29,7 +29,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """What the calibration set became: blocks (n_blocks, block_size) of ids and an account of the texts."""
+    """Packed calibration set: blocks (n_blocks, block_size) of token ids, and counts of the texts."""
 
     blocks: Tensor
     account: dict[str, Any]

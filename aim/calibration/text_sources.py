@@ -1,4 +1,4 @@
-"""Where calibration texts come from: the hub's data sets or local files, each in the order of its shuffled rows."""
+"""Sources of calibration texts: the hub's data sets or local files, each in the order of its shuffled rows."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def by_stored_tensor(activations: Activations, model: Any, base: Checkpoint) -> 
 
 
 def _takes_input(name: str, model: Any) -> bool:
-    """Whether a parameter is a matrix of products or a norm's weight; tables, biases and the like take no input."""
+    """Return whether a parameter is a matrix of products or a norm's weight; tables and biases take no input."""
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
     parameter = module._parameters.get(own)
@@ -85,5 +85,5 @@ def _head_entry(model: Any, means: Mapping[str, Any], bound: Mapping[str, Bindin
 
 
 def _unreached(name: str) -> str:
-    """Why nothing was seen of a weight, by what its name says."""
+    """Return the reason, from its name, why no input of a weight was captured."""
     return next((reason for part, reason in NOT_TEXT.items() if PARTS[part].search(name)), UNREACHED)

@@ -117,7 +117,7 @@ class _Turn:
 
 
 def _containers(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """What a layer could leave something in, and how full it is."""
+    """Return the containers in which a layer could leave state, with their sizes."""
     given = (*args, *kwargs.values())
     return [(id(value), len(value)) for value in given if isinstance(value, (dict, list, set))]
 

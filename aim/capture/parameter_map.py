@@ -1,4 +1,4 @@
-"""Which stored tensors make up which parameter: a checkpoint's names and shapes are not always those of the modules.
+"""Map from parameters to stored tensors: a checkpoint's names and shapes may differ from those of the modules.
 
 transformers 5 fuses experts and renames parts while it loads, by tables of its own; these are asked. Older versions
 only rename.

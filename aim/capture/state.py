@@ -31,7 +31,7 @@ ABOUT = Fields({"key": str, "axes": Each(int), "position": Each(Between(0))})
 
 @dataclass
 class Progress:
-    """Where a calibration's state is kept, and when it is saved.
+    """State of a calibration on the disk, and the times at which it is saved.
 
     folder: a work folder, which one run has at a time. key: what a run must have in common with the one that resumes
     it. A position counts finished layers ("layers") where one is run at a time, and finished blocks ("blocks"). notes:

@@ -44,7 +44,7 @@ class Total:
 
 
 class Batch:
-    """What one batch adds: a sink for `aim.capture.hooks.watching`. statistic: mean_abs where None."""
+    """Sums of one batch: a callback for `aim.capture.hooks.watching`. statistic: mean_abs where None."""
 
     def __init__(self, statistic: Statistic | None = None) -> None:
         self._statistic = statistic or find_statistic(DEFAULT)

@@ -16,7 +16,7 @@ from merging.engine.device_pipeline import CopyStream, Event, to_device_async
 
 
 class Ahead:
-    """What was asked for before it is needed. read: gives a stored tensor on the CPU, from one other thread."""
+    """Prefetch of stored tensors. read: returns a stored tensor on the CPU, called from one other thread."""
 
     def __init__(self, read: Callable[[str], Tensor], device: torch.device) -> None:
         self._read, self._device = read, device

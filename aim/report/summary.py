@@ -1,4 +1,4 @@
-"""What an importance file says, in figures: per layer and kind of module, how few channels hold how much of it."""
+"""Figures of an importance file: concentration over channels, per layer and kind of module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where benchmark data comes from: a local folder laid out like the hub, installed packages, or the hub itself."""
+"""Sources of benchmark data: a local folder laid out like the hub, installed packages, or the hub itself."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _problem(file: Path, digest: str) -> str | None:
 
 
 def facts(name: str, config: str | None, split: str, rows: Any) -> tuple[int, str, bool | None]:
-    """How many items a split has, their digest, and whether they are the published ones; None where that is not known.
+    """Return the number of items of a split, their digest, and whether they are the published ones (None: unknown).
 
     `rows` are the items of a data set that has pins; the digest covers the columns that benchmarks read.
     """

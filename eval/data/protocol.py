@@ -1,4 +1,4 @@
-"""How loaded lm-eval tasks are run: prompts, shots and lengths as the settings say; scoring; which items."""
+"""Configuration of loaded lm-eval tasks: prompts, few-shot examples, lengths, scoring and selection of items."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Shipped:
-    """What a task file says and a run may change; tasks stay in memory for the next run of the same process."""
+    """Values of a task file that a run may change; tasks stay in memory for the next run of the same process."""
 
     generation: Mapping[str, Any] | None
     shots: int | None
@@ -199,7 +199,7 @@ def _judge_at_once(task: Any, runs_code: bool) -> Any:
 def plan_items(
     loaded: Mapping[Benchmark, Loaded], settings: Settings, remarks: list[str]
 ) -> dict[str, list[int]] | None:
-    """Which items of which task are taken, as lm-eval's `samples`; None for all."""
+    """Return the items to evaluate by task, in the form of lm-eval's `samples`; None for all."""
     plan: dict[str, list[int]] = {}
     for b, part in loaded.items():
         sizes = {name: len(task.eval_docs) for name, task in part.tasks.items()}

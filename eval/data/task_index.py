@@ -1,4 +1,4 @@
-"""Which folder of task files holds a task name: ours, lm-eval's, or the user's. Reads names only, parses no YAML.
+"""Index of task names and the folders that define them: this project's, lm-eval's, or the user's. Parses no YAML.
 
 lm-eval's own index parses every task file it ships, 10 to 20 s; looking for the names with a regular expression first
 lets it index one folder.
@@ -21,7 +21,7 @@ _TAG_LIST = re.compile(rb"""^["']?tag["']?[ \t]*:[ \t]*\n((?:[ \t]*-[ \t]*\S+[ \
 
 
 def stock_folder() -> Path:
-    """Where the installed lm-eval keeps its task files. Raises EvaluationError where lm-eval is not installed."""
+    """Return the folder of the installed lm-eval's task files. Raises EvaluationError without lm-eval."""
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
         raise EvaluationError("The package lm-eval is not installed; `pip install -r requirements.txt` brings it.")

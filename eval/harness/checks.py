@@ -1,4 +1,4 @@
-"""What can be known of a model before its weights are loaded: that it is there, its tokenizer, template and length."""
+"""Checks of a model before its weights are loaded: files, tokenizer, chat template, maximum length."""
 
 from __future__ import annotations
 

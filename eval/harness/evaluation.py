@@ -42,7 +42,7 @@ Samples = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Identity:
-    """What a result says of its model besides its name."""
+    """Identity of a model in its result: digest, commit and hardware."""
 
     digest: str
     commit: str | None
@@ -68,7 +68,7 @@ def evaluate(
 def evaluate_with_samples(
     model: Any, settings: Settings, *, tokenizer: Any = None, name: str | None = None, save_path: Path | None = None
 ) -> tuple[EvalResult, Samples]:
-    """As `evaluate`, and the samples (prompt, generation, verdict) by benchmark; writes the journal only."""
+    """Evaluate and also return the samples (prompt, generation, verdict) by benchmark; writes the journal only."""
     if launcher_ranks()[1] > 1:
         raise UsageError(
             "evaluate() and evaluate_with_samples() run in one process; on several ranks call evaluate_on_ranks() "

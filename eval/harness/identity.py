@@ -1,4 +1,4 @@
-"""Which model this is and what it runs on: digests of its files, its commit on the hub, the hardware. No torch."""
+"""Identity of a model and its machine: digests of files, commit on the hub, hardware. No torch."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class RefusedError(EvaluationError):
 
 @dataclass(frozen=True)
 class Server:
-    """Where it is; its key comes from the environment variable OPENAI_API_KEY."""
+    """Address of a server; its key comes from the environment variable OPENAI_API_KEY."""
 
     base_url: str
 
@@ -55,7 +55,7 @@ class Server:
         return {m["id"]: m for m in listed if isinstance(m, Mapping) and isinstance(m.get("id"), str)}
 
     def check(self, model: str) -> Mapping[str, Any]:
-        """What the server says of `model`. Raises BadInputError where it is not there or does not serve it."""
+        """Return the server's entry for `model`. Raises BadInputError for an unreachable server or an unknown model."""
         models = self.models()
         if models is None:
             return {}
@@ -91,6 +91,6 @@ class Server:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in a few words."""
+    """Return the server's error message, shortened."""
     cause = error.reason if isinstance(error, URLError) else error
     return getattr(cause, "strerror", None) or str(cause) or type(error).__name__

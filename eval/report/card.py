@@ -218,7 +218,7 @@ def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]
 
 
 def _identity(entry: Any) -> tuple[Any, ...]:
-    """What makes two entries the same result: the data set, its part, and the kinds of metric."""
+    """Return the key by which two entries are the same result: data set, split and metrics."""
     dataset = entry.get("dataset") or {}
     kinds = frozenset(metric.get("type") for metric in entry.get("metrics") or [])
     return dataset.get("type"), dataset.get("config"), dataset.get("split"), kinds

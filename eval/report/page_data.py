@@ -1,4 +1,4 @@
-"""What the report page knows: a small part that is read at once, and packed parts that are read when they are shown."""
+"""Data of the report page: a small part read at once, and packed parts read when they are shown."""
 
 from __future__ import annotations
 

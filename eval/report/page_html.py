@@ -150,7 +150,7 @@ SETTINGS = (*SHARED, "limit", "num_fewshot", "math_prompt_type", "math_max_token
 
 
 def provenance(models: Models) -> str:
-    """Which weights, settings and versions each measured row comes from."""
+    """Return a table of the weights, settings and versions behind each measured row."""
     measured = [row for row in models.rows if not row.published]
     entries: list[dict[str, Any]] = []
     for row in measured:

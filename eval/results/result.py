@@ -84,7 +84,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a checkpoint comes from, as its run record says; `method` is None for a model that was not merged."""
+    """Lineage of a checkpoint from its run record; `method` is None for a model that was not merged."""
 
     method: str | None = None
     base_model: str | None = None
@@ -96,7 +96,7 @@ class Lineage:
 
     @property
     def variant(self) -> str:
-        """How a relaxation differs from the paper's AIM, such as "AIM rms" or "control uniform"; empty for AIM."""
+        """Return the difference from the paper's AIM, such as "AIM rms" or "control uniform"; empty for AIM."""
         parts = [part for part in (self.statistic, self.normalization) if part]
         if self.control:
             return " ".join(("control", self.control, *parts))

@@ -56,7 +56,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        """What tells rows apart: a model that was measured may stand beside its published self."""
+        """Unique key of a row: a measured model and its published scores are two rows."""
         return f"{self.model} ({PUBLISHED})" if self.published else self.model
 
     @property
@@ -166,7 +166,7 @@ def assemble(results: Sequence[EvalResult], names: Mapping[str, str], warn: Warn
 
 
 def _samples(results: Sequence[EvalResult], columns: Sequence[str]) -> dict[str, str] | None:
-    """How many items each benchmark's scores are of, "100 to 200"; None where all are of whole benchmarks."""
+    """Return the numbers of items behind each benchmark's scores, "100 to 200"; None for whole benchmarks."""
     if not any(isinstance(result.settings.get("limit"), int) for result in results):
         return None
     counts = {c: sorted({n for r in results if c in r.scores and (n := r.scores[c].n)}) for c in columns}

@@ -1,4 +1,4 @@
-"""What was asked and answered, item by item, from the samples files beside results files."""
+"""Prompts and answers per item, from the samples files next to results files."""
 
 from __future__ import annotations
 

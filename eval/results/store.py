@@ -32,7 +32,7 @@ def folder_name(model: str) -> str:
 
 
 def model_folder(save_path: Path, model: str) -> Path:
-    """Where the results, samples and journal of one model go."""
+    """Return the folder of one model's results, samples and journal."""
     return save_path / folder_name(model)
 
 

@@ -161,7 +161,7 @@ def restricted(outcomes: Outcomes, keys: Sequence[tuple[str, int]]) -> Outcomes:
 
 
 def right_or_wrong(terms: Terms) -> bool:
-    """Whether a score is a plain share of items that are right."""
+    """Return whether a score is the share of correct items."""
     return len(terms) == 1 and set(terms[0][0]) <= {0.0, 1.0} and set(terms[0][1]) <= {1.0}
 
 

@@ -21,7 +21,7 @@ Rule = str | Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Measure:
-    """How HV gain is measured: `population` as in `population_of`; `reference`, the corner that volumes are measured
+    """Measure of HV gain: `population` as in `population_of`; `reference`, the reference point that volumes are measured
     from, in fractions, one for all benchmarks or by column (0 where not named); `root`, which root is taken of the
     volume (None: as many as there are columns).
     """
@@ -108,7 +108,7 @@ def members_of(row: Row, labels: Sequence[str], models: Models) -> list[Row]:
 
 
 def _unmeasured(row: Row, labels: Sequence[str], models: Models) -> str:
-    """Why the gain of `row` cannot be computed, or an empty string."""
+    """Return the reason why the gain of `row` cannot be computed, or an empty string."""
     over = f"HV gain over {', '.join(labels)}"
     for label in labels:
         member = models.find(label, row.published)

@@ -61,7 +61,7 @@ def paired_interval(only_a: int, only_b: int, n: int, level: float = LEVEL) -> I
 
 
 def _crossing(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses 0, by bisection."""
+    """Return the zero of a decreasing function by bisection."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if falling(middle) > 0 else (low, middle)

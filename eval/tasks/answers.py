@@ -50,7 +50,7 @@ def extract(text: str) -> str:
 
 
 def _boxed(rest: str) -> str:
-    """What follows "boxed": the balanced braces' content, or everything up to the next dollar sign."""
+    """Return the text after "boxed": the content of the balanced braces, or everything up to the next dollar sign."""
     rest = rest.lstrip()
     if not rest.startswith("{"):
         return rest.split("$")[0].strip()

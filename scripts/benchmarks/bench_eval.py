@@ -52,7 +52,7 @@ def parser() -> Parser:
 
 @dataclass
 class Timed:
-    """How one way of answering went: seconds of each repetition, and the answers of the last."""
+    """Measurement of one backend: seconds of each repetition, and the answers of the last."""
 
     name: str
     wall: list[float]

@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def about(device: Any) -> dict[str, str]:
-    """What the figures were measured on."""
+    """Return a description of the machine."""
     import torch
     import transformers
 

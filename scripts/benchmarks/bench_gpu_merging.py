@@ -1,4 +1,4 @@
-"""What scripts/benchmarks/bench_gpu.py measures of merging on a device, and how far it agrees with the CPU."""
+"""Measurements of merging on a device for scripts/benchmarks/bench_gpu.py, and agreement with the CPU."""
 
 from __future__ import annotations
 

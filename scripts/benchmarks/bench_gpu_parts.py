@@ -1,4 +1,4 @@
-"""What scripts/benchmarks/bench_gpu.py measures of the device itself and of calibration.
+"""Measurements of the device itself and of calibration for scripts/benchmarks/bench_gpu.py.
 
 Each part returns plain figures for JSON. A time is the median of several runs with the least and the most, each begun
 and ended with nothing under way on the device.

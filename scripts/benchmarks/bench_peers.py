@@ -1,4 +1,4 @@
-"""What scripts/benchmarks/bench_merge.py measures beside: the same work done plainly, on whole models in memory.
+"""Peers for scripts/benchmarks/bench_merge.py: the same merges in plain torch, on whole models in memory.
 
 `widen` is the published algorithm's expressions on whole bf16 tensors; `relax` is the original's way, two models loaded
 with transformers. Each reads BASE and MODELS and saves the result under OUT.

@@ -1,4 +1,4 @@
-"""How far calibrations of one base differ that should agree: by batch size, precision, way, and the original's sums.
+"""Measure how calibrations of one base differ by batch size, precision, pass and the original's bf16 sums.
 
 For every weight the activations of two calibrations are compared entry by entry, relative to those of the first; the
 table has the median and the largest over all weights, and the same of importance, a / max a.

@@ -104,7 +104,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Target:
-    """What a kind mutates and runs.
+    """Input that a kind of case mutates, and the merge that reads it.
 
     files: of which one is mutated in each case; command: flags of merge.py; expected(out) raises AssertionError where
     an accepted mutant gave a result that its content does not say; reference: the tensors without a mutation;

@@ -16,7 +16,7 @@ BYTES_PER_SECOND = 1e9
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan takes.
+    """Disk and time of a plan.
 
     Attributes:
         cells: Number of cells by section.

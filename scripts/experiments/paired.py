@@ -71,7 +71,7 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
 
 
 def _merge_key(row: Row) -> tuple[Any, ...]:
-    """What a relaxation shares with its merge: everything but the relaxation and the scores."""
+    """Return the key that a relaxation shares with its merge: everything but the relaxation and the scores."""
     keys = ("replicate", "method", "models")
     parameters = sorted(k for k in row if k in row.get("_varied", ()))
     return (*(row.get(key) for key in keys), *(row[key] for key in parameters))

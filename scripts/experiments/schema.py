@@ -103,7 +103,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """What varies; empty where nothing does."""
+        """Label of the values that vary; empty where none do."""
         return "-".join(f"{key}{_short(self.flags[key])}" for key in self.varied)
 
 

@@ -83,7 +83,7 @@ def scaled(recipe: FamilyRecipe, steps: float, rate: float) -> FamilyRecipe:
 
 @dataclass(frozen=True)
 class Family:
-    """Where everything is, and what was seen while it was made.
+    """Folders of a trained family, and the losses of its training.
 
     `tasks` is lm-eval's include_path; `items/<skill>/{train,val,test}.jsonl` hold skill, key, prompt and answer;
     `validation` is model -> skill -> percentage right on the validation items, of the checkpoints as saved.

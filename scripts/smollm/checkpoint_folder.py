@@ -22,12 +22,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def base_name(base: Path) -> str:
-    """What the base calls itself in its own record, or its folder."""
+    """Return the base's name from its own record, or its folder."""
     return str((read_record(base) or {}).get("base", base))
 
 
 def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether `folder` holds this very run. Errors: UsageError when it holds something else."""
+    """Return whether `folder` holds this run. Raises UsageError where it holds another."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     found = read_record(folder)

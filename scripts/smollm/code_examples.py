@@ -32,7 +32,7 @@ DEFINITION = re.compile(r"^[ \t]*def[ \t]+(\w+)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Forbidden:
-    """What the code benchmarks ask: names of their functions, and every run of SHINGLE words of their items."""
+    """Content of the code benchmarks: names of functions, and every run of SHINGLE words of their items."""
 
     names: frozenset[str]
     shingles: frozenset[tuple[str, ...]]
@@ -52,7 +52,7 @@ def forbid(items: Iterable[str]) -> Forbidden:
 
 
 def coincides(example: Example, forbidden: Forbidden) -> bool:
-    """Whether an example shares a function's name or a run of words with a benchmark item."""
+    """Return whether an example shares a function's name or a run of words with a benchmark item."""
     text = example.prompt + example.completion
     return bool(forbidden.names & set(DEFINITION.findall(text)) or forbidden.shingles & shingles(text))
 
@@ -158,7 +158,7 @@ def as_clause(alias: ast.alias) -> str:
 
 
 def is_public(statement: str) -> bool:
-    """Whether an import statement names a module of the standard library and nothing private."""
+    """Return whether an import statement names public modules of the standard library only."""
     words = re.split(r"[\s.]+", statement)
     return words[1] in sys.stdlib_module_names and not any(w.startswith("_") for w in words) and "*" not in statement
 

@@ -29,7 +29,7 @@ POSTSCRIPTS = (
 
 @dataclass(frozen=True)
 class Part:
-    """What one constraint did: how the prompt asks for it, the text after it, and its name and arguments."""
+    """One constraint applied: its sentence in the prompt, the changed text, its name and arguments."""
 
     phrase: str
     text: str

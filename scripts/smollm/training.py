@@ -26,7 +26,7 @@ HELD_OUT = 24  # examples that are never trained on; their loss before and after
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the trained weights, besides base and data. `batch_tokens` counts padding."""
+    """Training settings that decide the weights, with base and data. `batch_tokens` counts padding."""
 
     steps: int
     learning_rate: float
