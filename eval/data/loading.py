@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,29 @@ from eval.request_types import digest
 from eval.seeding import seeded
 from eval.settings import Settings
 
+TEMPLATES = 1024
+"""Compiled prompt templates that are kept."""
+
 
 def load(benchmarks: tuple[Benchmark, ...], settings: Settings) -> Mapping[Benchmark, Loaded]:
     """The tasks of all benchmarks: kept for the next model, unless the user's own files, which may change, are read.
 
     Raises UsageError for an unknown name, BadInputError for data that is not there, naming all of it.
     """
+    compile_templates_once()
     offer_nltk(settings.data_dir)
     if any(b.name == "ifeval" for b in benchmarks):
         check_nltk(settings.offline)
     read = _read if settings.include_path else _cached_read
     return read(benchmarks, settings.data_dir, settings.offline, settings.include_path, settings.seed)
+
+
+@cache
+def compile_templates_once() -> None:
+    """Let lm-eval compile each prompt template once, not for every item anew, which is most of building requests."""
+    from lm_eval.utils import env
+
+    env.from_string = lru_cache(TEMPLATES)(env.from_string)
 
 
 def _read(

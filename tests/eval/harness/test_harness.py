@@ -127,6 +127,22 @@ def test_a_loaded_model_scores_as_its_folder_and_repeats(checkpoint: Path, setti
     assert first.settings["prompts_sha256"] == second.settings["prompts_sha256"]
 
 
+def test_templates_are_compiled_once() -> None:
+    """A prompt template is compiled for the first item alone, and renders as lm-eval's own environment renders it."""
+    from lm_eval import utils
+
+    from eval.data.loading import compile_templates_once
+
+    compile_templates_once()
+    text = "{{question | regex_replace('a', 'b')}}{% if x %}!{% endif %}\n"
+    assert utils.env.from_string(text) is utils.env.from_string(text)
+    for doc in ({"question": "a cat", "x": 0}, {"question": "aa", "x": 1}):
+        plain = type(utils.env).from_string(utils.env, text).render(**doc)
+        assert utils.apply_template(text, doc) == plain
+    with pytest.raises(Exception, match="undefined"):
+        utils.apply_template("{{question}}", {"x": 1})
+
+
 @pytest.mark.parametrize("prompt_type", ["cot", "wiz", "wizard_zs"])
 def test_the_prompt_type_reaches_the_model(checkpoint: Path, settings: Settings, prompt_type: str) -> None:
     """Each prompt type changes the prompt and the stop strings of the requests, also after another one was run."""
