@@ -344,7 +344,8 @@ class RankMonitor:
         """End a process that is still busy with something, such as a product of large matrices."""
         error = self.stopped_error()
         if str(error):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            kept = " Finished work is kept: continue with --resume." if error.keeps else ""
+            print(f"error: {error}{kept}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
 
 

@@ -169,6 +169,7 @@ def answer_all(
         ) -> None:
             journal.add(request, answer, benchmark.column, time.monotonic() - started, facts)
             progress.one(request.work)
+            process_group.check_ranks()
 
         try:
             model.answer(mine, answered)

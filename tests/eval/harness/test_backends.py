@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from eval.results.result import EvalResult
 from eval.results.store import model_folder
 from evaluate_model import main
 from tests.helpers.evaluation import ROOT, make_checkpoint
-from tests.helpers.launching import by_accelerate
+from tests.helpers.launching import Launch, by_accelerate
 
 
 def flags(checkpoint: Path, data_dir: Path, out: Path) -> list[str]:
@@ -53,6 +55,20 @@ def test_two_processes_share_the_work(checkpoint: Path, data_dir: Path, tmp_path
     files = [EvalResult.load(file) for file in sorted(folder.glob("results_*.json"))]
     assert len(files) == 2
     assert files[0].scores == files[1].scores == one.scores
+
+
+def test_a_rank_that_dies_ends_the_evaluation(checkpoint: Path, data_dir: Path, tmp_path: Path) -> None:
+    """SIGKILL for one of two ranks while they answer: the other ends with one sentence and exit code 1, and what it
+    answered is kept."""
+    command = ["400" if word == "6" else word for word in flags(checkpoint, data_dir, tmp_path / "out")]
+    launch = Launch(tmp_path / "log", 2, "evaluate_model", *command)
+    journals = [model_folder(tmp_path / "out", str(checkpoint)) / f"generations{rank}.jsonl" for rank in ("", "-1")]
+    launch.until(lambda: all(journal.exists() and b'"key"' in journal.read_bytes() for journal in journals), 200)
+    os.kill(launch.processes[1].pid or 0, signal.SIGKILL)
+    ended = launch.ended()
+    assert [end.code for end in ended] == [1, -signal.SIGKILL]
+    (error,) = [line for line in ended[0].err.splitlines() if line.startswith("error: ")]
+    assert error.endswith(" died. Answers so far are kept: the same command continues from them.")
 
 
 def test_hub_models_with_bin_weights_and_a_revision(
