@@ -132,9 +132,9 @@ class Importance:
         except SafetensorError as error:
             raise CheckpointError(f"{file} is not a whole safetensors file ({error}).") from error
         if metadata.get("format") != FORMAT:
-            told = quoted(metadata.get("format"))
+            stored_format = quoted(metadata.get("format"))
             raise CheckpointError(
-                f"{file} is not an importance file of this program (its format is {told}, expected {FORMAT}); "
+                f"{file} is not an importance file of this program (its format is {stored_format}, expected {FORMAT}); "
                 "performAIM.py --importance or scripts/importance.py makes one."
             )
         try:

@@ -74,10 +74,10 @@ class Settings:
         if self.reference and self.calibration_mode == "layerwise":
             raise UsageError("--numerics reference runs the whole base; leave out --calibration_mode layerwise.")
 
-    def key(self, base_fingerprint: str, dtype: str, digest: str, process_group: ProcessGroup) -> str:
+    def key(self, base_key: str, dtype: str, digest: str, process_group: ProcessGroup) -> str:
         """Return what an interrupted calibration must have in common with the one that goes on with it."""
         same = [
-            base_fingerprint,
+            base_key,
             dtype,
             digest,
             self.statistic,
@@ -170,9 +170,13 @@ def measure(
     sample = cut(texts, tokenizer, settings.calibration)
     quiet = quiet or not process_group.is_main
     say(summary(sample.account), quiet)
-    mark = fingerprint(base)
+    base_key = fingerprint(base)
     progress = _progress(
-        settings, settings.key(mark, dtype, sample.account["digest"], process_group), state, quiet, process_group
+        settings,
+        settings.key(base_key, dtype, sample.account["digest"], process_group),
+        state,
+        quiet,
+        process_group,
     )
     try:
         mode, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, quiet, process_group)
@@ -186,7 +190,7 @@ def measure(
     measured = replace(
         found,
         calibration={**sample.account, **how},
-        base={"name": public_name(base.name), "commit": base.commit, "fingerprint": mark},
+        base={"name": public_name(base.name), "commit": base.commit, "fingerprint": base_key},
         numerics=numerics,
         statistic=statistic_of(settings.statistic, numerics),
     )
@@ -256,10 +260,10 @@ def choose_calibration_mode(
     from aim.capture.base_model import weight_bytes
     from common.available_memory import available
 
-    needed = ROOM * weight_bytes(base, dtype)
-    fits = needed < available(device)
+    needed_bytes = ROOM * weight_bytes(base, dtype)
+    fits = needed_bytes < available(device)
     gpus = torch.cuda.device_count() if device.type == "cuda" and process_group.world_size == 1 else 0
-    together = gpus > 1 and needed < sum(available(torch.device("cuda", i)) for i in range(gpus))
+    together = gpus > 1 and needed_bytes < sum(available(torch.device("cuda", i)) for i in range(gpus))
     if settings.reference or settings.calibration_mode == "whole":
         return "whole", together and not fits
     if settings.calibration_mode == "auto" and (fits or together):

@@ -27,16 +27,16 @@ def check_omegas(omegas: Sequence[float]) -> None:
         raise UsageError(f"--omega has {', '.join(map(omega_text, omegas))}: one value is given twice.")
 
 
-def parse_omegas(given: object) -> tuple[float, ...]:
+def parse_omegas(value: object) -> tuple[float, ...]:
     """Return the numbers of 0.4, "0.4", "0,0.2,0.4" or a list. Raises UsageError for what is no number in [0, 1]."""
-    parts = given if isinstance(given, (list, tuple)) else str(given).split(",")
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
     try:
         if any(isinstance(part, bool) for part in parts):
             raise TypeError
-        found = tuple(float(part) for part in parts if str(part).strip())
+        omegas = tuple(float(part) for part in parts if str(part).strip())
     except (TypeError, ValueError):
         raise UsageError(
-            f"--omega must be a number in [0, 1], or several with commas between, found {quoted(given)}."
+            f"--omega must be a number in [0, 1], or several with commas between, found {quoted(value)}."
         ) from None
-    check_omegas(found)
-    return found
+    check_omegas(omegas)
+    return omegas

@@ -41,8 +41,8 @@ def along_rows(s: Tensor, shape: Sequence[int], axis: int, start: int, stop: int
     last = axis == len(shape) - 1
     if s.dim() == 1:
         return s if last else s[_index(rows, shape, axis)][:, None]
-    own = _index(rows, shape, 0)
-    return s[own] if last else s[own, _index(rows, shape, axis)][:, None]
+    row_index = _index(rows, shape, 0)
+    return s[row_index] if last else s[row_index, _index(rows, shape, axis)][:, None]
 
 
 def _index(rows: Tensor, shape: Sequence[int], axis: int) -> Tensor:

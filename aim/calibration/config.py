@@ -41,9 +41,9 @@ class Source:
     @property
     def hub(self) -> re.Match[str]:
         """The hub's name in its parts."""
-        found = HUB_SET.fullmatch(self.name)
-        assert found is not None
-        return found
+        match = HUB_SET.fullmatch(self.name)
+        assert match is not None
+        return match
 
     @property
     def name(self) -> str:
@@ -51,11 +51,11 @@ class Source:
         return PILE if self.given == "pile" else self.path.name if self.path else self.given
 
 
-def local_path(given: str) -> Path | None:
+def local_path(name: str) -> Path | None:
     """Return where a source lies here, or None where it is the hub's: pile is, whatever lies here."""
-    path = Path(given).expanduser()
-    is_path = path.suffix in FILES or given.startswith(("/", ".", "~")) or path.exists()
-    return path if given != "pile" and is_path else None
+    path = Path(name).expanduser()
+    is_path = path.suffix in FILES or name.startswith(("/", ".", "~")) or path.exists()
+    return path if name != "pile" and is_path else None
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ class Calibration:
         text_fields = self._each(self.text_field, "text_field")
         splits = [None] * len(names) if self.split is None else self._each(self.split, "calibration_split")
         counts = shares(self.n_samples, self.weights or (1.0,) * len(names))
-        found = zip(names, text_fields, splits, counts, strict=True)
-        return tuple(Source(n, f, s or ("validation" if n == "pile" else "train"), c) for n, f, s, c in found)
+        match = zip(names, text_fields, splits, counts, strict=True)
+        return tuple(Source(n, f, s or ("validation" if n == "pile" else "train"), c) for n, f, s, c in match)
 
     def _each(self, text: str, flag: str) -> list[str]:
         """One value per source, where one or as many as there are sources are given."""
         values = [value.strip() for value in text.split(",")]
         count = len(self.names)
         if "" in values or len(values) not in (1, count):
-            wanted = f"one name, or one per source ({count})" if count > 1 else "one name"
-            raise UsageError(f"--{flag} must be {wanted}, found {text!r}.")
+            expected = f"one name, or one per source ({count})" if count > 1 else "one name"
+            raise UsageError(f"--{flag} must be {expected}, found {text!r}.")
         return values * count if len(values) == 1 else values
 
     def check(self) -> None:
@@ -141,7 +141,10 @@ class Calibration:
         weights = self.weights or (1.0,) * len(self.names)
 
         def fits(count: int) -> bool:
-            return all(0 < share <= there for share, there in zip(shares(count, weights), available, strict=True))
+            return all(
+                0 < share <= available_texts
+                for share, available_texts in zip(shares(count, weights), available, strict=True)
+            )
 
         return next((count for count in range(self.n_samples, 0, -1) if fits(count)), 0)
 
@@ -172,31 +175,31 @@ def shares(count: int, weights: Sequence[float]) -> list[int]:
     return whole
 
 
-def _check_source(given: str) -> None:
-    if not given:
+def _check_source(name: str) -> None:
+    if not name:
         raise UsageError("--calibration has an empty name; give pile, hub data sets or local files, split by commas.")
-    path = local_path(given)
+    path = local_path(name)
     if path is None:
-        if given != "pile" and not HUB_SET.fullmatch(given):
+        if name != "pile" and not HUB_SET.fullmatch(name):
             raise UsageError(
-                f"--calibration {given} is not a local file; give pile, a hub data set (org/name, "
+                f"--calibration {name} is not a local file; give pile, a hub data set (org/name, "
                 f"org/name:config@revision)"
                 f" or a local {KINDS} file, or a folder of them."
             )
     elif not path.exists():
-        raise UsageError(f"--calibration {given} does not exist.")
+        raise UsageError(f"--calibration {name} does not exist.")
     elif path.is_file() and path.suffix not in FILES:
-        raise UsageError(f"--calibration {given} must be a {KINDS} file.")
+        raise UsageError(f"--calibration {name} must be a {KINDS} file.")
 
 
-def contradiction(asked: Calibration, recorded: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+def contradiction(calibration: Calibration, recorded: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Return (flag, recorded value, asked value) of the first setting in which an account differs from what is asked.
 
     Settings left at their defaults ask for nothing.
     """
-    values = asked.recorded()
-    for entry in fields(asked):
-        value, there = values[entry.name], recorded.get(entry.name)
-        if getattr(asked, entry.name) != entry.default and value != there:
-            return FLAGS.get(entry.name, entry.name), there, value
+    values = calibration.recorded()
+    for entry in fields(calibration):
+        value, recorded_value = values[entry.name], recorded.get(entry.name)
+        if getattr(calibration, entry.name) != entry.default and value != recorded_value:
+            return FLAGS.get(entry.name, entry.name), recorded_value, value
     return None

@@ -41,15 +41,15 @@ def add_calibration_flags(parser: argparse.ArgumentParser, seed: str = "seed") -
     group.add_argument(f"--{seed}", type=int, help=f"seed of the shuffling of the texts (default: {Calibration.seed})")
 
 
-def calibration_of(given: Mapping[str, Any], seed: str = "seed") -> Calibration:
+def calibration_of(values: Mapping[str, Any], seed: str = "seed") -> Calibration:
     """Return what parsed flags or a YAML's keys ask for, defaults where they are None or missing.
 
     Raises UsageError for values of another type, and as `Calibration.check` does.
     """
     names = {"calibration": "source", "calibration_weights": "weights", "calibration_split": "split", seed: "seed"}
     keys = [*KEYS[:-1], seed]
-    asked = {names.get(key, key): _value(key, given[key]) for key in keys if given.get(key) is not None}
-    calibration = Calibration(**asked)
+    arguments = {names.get(key, key): _value(key, values[key]) for key in keys if values.get(key) is not None}
+    calibration = Calibration(**arguments)
     calibration.check()
     return calibration
 

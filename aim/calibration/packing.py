@@ -146,8 +146,8 @@ def _counts(account: Mapping[str, Any], block_size: int) -> str:
     dropped = f"{account['too_long']} longer than {block_size} tokens"
     if account["empty"]:
         dropped += f", {account['empty']} empty"
-    asked = f", {account['asked']} asked for" if account["kept"] < account["asked"] else ""
-    return f"{account['kept']} texts kept of {account['read']} read ({dropped}{asked})"
+    requested = f", {account['asked']} asked for" if account["kept"] < account["asked"] else ""
+    return f"{account['kept']} texts kept of {account['read']} read ({dropped}{requested})"
 
 
 def without_ids(account: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,14 +31,14 @@ class Rows:
     about: dict[str, Any]
 
 
-def chosen_field(fields: Sequence[str], wanted: str, name: str) -> str:
+def chosen_field(fields: Sequence[str], chosen: str, name: str) -> str:
     """Return the field of the text: `messages` where there is no `text`. Raises CalibrationError listing the fields."""
-    if wanted in fields:
-        return wanted
-    if wanted == FIELD and CHATS in fields:
+    if chosen in fields:
+        return chosen
+    if chosen == FIELD and CHATS in fields:
         return CHATS
     has = f"it has {', '.join(fields)}" if fields else "it has no fields"
-    raise CalibrationError(f"{name} has no field {wanted!r}, {has}; name one with --text_field.")
+    raise CalibrationError(f"{name} has no field {chosen!r}, {has}; name one with --text_field.")
 
 
 def read(path: Path, field: str) -> Rows:
@@ -58,9 +58,9 @@ def read(path: Path, field: str) -> Rows:
 
 def _folder(folder: Path, field: str) -> Rows:
     """The files one after the other in the order of their paths; hidden ones are no part of the data."""
-    found = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    shown = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    files = [file for file in shown if file.suffix in FILES]
+    paths = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    visible = [file for file in paths if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    files = [file for file in visible if file.suffix in FILES]
     if not files:
         raise CalibrationError(f"{folder} holds no {KINDS} file.")
     parts = [read(file, field) for file in files]
@@ -74,12 +74,12 @@ def _folder(folder: Path, field: str) -> Rows:
         {
             "field": fields[0] if len(fields) == 1 else fields,
             "files": {name: part.count for name, part in zip(names, parts, strict=True)},
-            "files_left_out": len(shown) - len(files),
+            "files_left_out": len(visible) - len(files),
         },
     )
 
 
-def _json_lines(file: Path, wanted: str) -> Rows:
+def _json_lines(file: Path, chosen: str) -> Rows:
     """One object a line. Only the places of the lines are kept in memory."""
     offsets, numbers = array("Q"), array("Q")
     field: str | None = None
@@ -87,7 +87,7 @@ def _json_lines(file: Path, wanted: str) -> Rows:
     for number, line in enumerate(read_lines(file), 1):
         if line.strip():
             row = _parsed(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, f"{file}, line {number}")
-            field = _field_of(row, wanted, field, f"{file}, line {number}")
+            field = _field_of(row, chosen, field, f"{file}, line {number}")
             offsets.append(position)
             numbers.append(number)
         position += len(line)
@@ -111,25 +111,25 @@ def _decoded(content: bytes, where: str) -> str:
         raise CalibrationError(f"{where} is not text in UTF-8 (byte {error.start}).") from error
 
 
-def _field_of(row: Any, wanted: str, known: str | None, where: str) -> str:
+def _field_of(row: Any, chosen: str, known_field: str | None, where: str) -> str:
     """Return the field of the text in a row; the first row chooses it for all."""
     if not isinstance(row, dict):
-        raise CalibrationError(f"{where} has no field {wanted!r}: it is no object with fields.")
-    return chosen_field(list(row), known or wanted, where)
+        raise CalibrationError(f"{where} has no field {chosen!r}: it is no object with fields.")
+    return chosen_field(list(row), known_field or chosen, where)
 
 
-def _json(file: Path, wanted: str) -> Rows:
+def _json(file: Path, chosen: str) -> Rows:
     """A list of objects; or objects a line, as some call such files too."""
     content = read_bytes(file, MAX_WHOLE).removeprefix(BYTE_ORDER_MARK)
     first = next((line for line in content.splitlines() if line.strip()), b"")
     if first.lstrip().startswith(b"{") and _is_json(first):
-        return _json_lines(file, wanted)
+        return _json_lines(file, chosen)
     table = _parsed(content, str(file)) if content.strip() else []
     if not isinstance(table, list):
         raise CalibrationError(f"{file} must be a list of objects, [{{...}}, ...], or one object a line.")
     field: str | None = None
     for number, row in enumerate(table):
-        field = _field_of(row, wanted, field, f"{file}, entry {number}")
+        field = _field_of(row, chosen, field, f"{file}, entry {number}")
     return Rows(len(table), lambda i: table[i][field], lambda i: f"{file}, entry {i}", {"field": field})
 
 
@@ -141,13 +141,13 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _parquet(file: Path, wanted: str) -> Rows:
+def _parquet(file: Path, chosen: str) -> Rows:
     """One column of a Parquet file."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        field = chosen_field(parquet.read_schema(file).names, wanted, str(file))
+        field = chosen_field(parquet.read_schema(file).names, chosen, str(file))
         column = parquet.read_table(file, columns=[field]).column(field)
     except (pyarrow.ArrowException, OSError) as error:
         raise CalibrationError(f"{file} is not a whole Parquet file ({error}).") from error

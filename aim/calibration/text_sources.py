@@ -121,20 +121,20 @@ def _explained(error: BaseException, source: Source) -> ProjectError:
     from huggingface_hub import errors as hub
 
     chain, name = list(causes(error)), source.name
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     if any(getattr(e, "errno", None) in DISK_FULL for e in chain):
         return CalibrationError(f"No space for the calibration set {name}; set HF_HOME to a folder on a larger disk.")
     if lacking := next((e for e in chain if isinstance(e, ImportError)), None):
         return CalibrationError(f"The calibration set {name} needs a package that is not here ({lacking}).")
-    if split := re.search(r"(?:Unknown split|Bad split).*?\[(.*)\]", said):
+    if split := re.search(r"(?:Unknown split|Bad split).*?\[(.*)\]", message):
         return UsageError(
             f"{name} has no split {source.split!r}; give --calibration_split one of {split[1]}, or a part of one "
             "such as train[:1000]."
         )
-    if configs := CONFIGS.search(said):
+    if configs := CONFIGS.search(message):
         return UsageError(f"{name}: give one of the configurations {configs[1]} as {source.hub['repo']}:CONFIG.")
     unknown = isinstance(error, DatasetNotFoundError)  # raised without its cause
-    if any(isinstance(e, hub.GatedRepoError) for e in chain) or (unknown and "gated" in said):
+    if any(isinstance(e, hub.GatedRepoError) for e in chain) or (unknown and "gated" in message):
         return CalibrationError(f"The calibration set {name} is not open to this account: accept its terms on the hub.")
     if any(isinstance(e, hub.RevisionNotFoundError) for e in chain):
         return UsageError(f"{source.hub['repo']} has no revision {source.hub['revision']!r} on the hub.")
@@ -144,7 +144,7 @@ def _explained(error: BaseException, source: Source) -> ProjectError:
             "`hf auth login`."
         )
     return CalibrationError(
-        f"The calibration set {name} cannot be read from the hub or its cache ({type(chain[-1]).__name__}: {said}); "
+        f"The calibration set {name} cannot be read from the hub or its cache ({type(chain[-1]).__name__}: {message}); "
         "pass a local file with --calibration FILE.jsonl (.json, .parquet, .txt), or an importance file with "
         "--importance."
     )

@@ -41,16 +41,16 @@ def by_stored_tensor(activations: Activations, model: Any, base: Checkpoint) -> 
             means[name], axes[name] = mean, activations.axes[name]
             tokens[name], stability[name] = activations.tokens[name], activations.stability[name]
             continue
-        found = parts(binding, activations.axes[name], shapes[name], stacked, stored)
-        for part in found:
+        stored_parts = parts(binding, activations.axes[name], shapes[name], stacked, stored)
+        for part in stored_parts:
             one = part.expert if stacked else None
             means[part.name] = mean if one is None else mean[one]
             axes[part.name] = part.axis
             tokens[part.name] = activations.tokens[name] if one is None else activations.tokens[name][one]
             whole = activations.stability[name]
             stability[part.name] = whole[one] if one is not None and isinstance(whole, list) else whole
-        told = {part.name for part in found}
-        unmeasured |= {key: "its input channels cannot be told" for key in binding.names if key not in told}
+        part_names = {part.name for part in stored_parts}
+        unmeasured |= {key: "its input channels cannot be told" for key in binding.names if key not in part_names}
     for name, binding in bound.items():
         for key in binding.names:
             if name not in activations.means and _takes_input(name, model):
@@ -65,12 +65,12 @@ def by_stored_tensor(activations: Activations, model: Any, base: Checkpoint) -> 
 
 def _takes_input(name: str, model: Any) -> bool:
     """Return whether a parameter is a matrix of products or a norm's weight; tables and biases take no input."""
-    path, _, own = name.rpartition(".")
+    path, _, leaf_name = name.rpartition(".")
     module = model.get_submodule(path)
-    parameter = module._parameters.get(own)
+    parameter = module._parameters.get(leaf_name)
     if parameter is None or not parameter.is_floating_point() or isinstance(module, nn.Embedding):
         return False
-    return parameter.dim() >= 2 or own == "weight"
+    return parameter.dim() >= 2 or leaf_name == "weight"
 
 
 def _head_entry(model: Any, means: Mapping[str, Any], bound: Mapping[str, Binding]) -> str | None:

@@ -151,10 +151,10 @@ def _filler(model: Any, dtype: torch.dtype) -> Any:
     plan = model._get_dtype_plan(dtype) if hasattr(model, "_get_dtype_plan") else {}
 
     def fill(stored: Mapping[str, Tensor], bound: Mapping[str, Binding], device: torch.device) -> None:
-        asked = LoadStateDictConfig(
+        load_config = LoadStateDictConfig(
             device_map={"": str(device)}, dtype=dtype, dtype_plan=plan, weight_mapping=list(mapping)
         )
-        info, _ = convert_and_load_state_dict_in_model(model, dict(stored), asked)
+        info, _ = convert_and_load_state_dict_in_model(model, dict(stored), load_config)
         wrong = [*map(str, info.mismatched_keys), *map(str, info.conversion_errors), *info.error_msgs]
         if wrong:
             raise CalibrationError(f"The base's weights do not fit its class in transformers: {wrong[0]}.")
@@ -185,18 +185,18 @@ def filling_outside(skeleton: Skeleton, inside: str, limit: int) -> Iterator[Non
     handles, patched = [], []
     head = output_head(skeleton.model)
     for path, module in skeleton.model.named_modules():
-        own = [
+        tensors = [
             f"{path}.{n}" if path else n for n, p in module.named_parameters(recurse=False) if p.device.type == "meta"
         ]
-        if not own or module is head or path == inside or path.startswith(f"{inside}."):
+        if not tensors or module is head or path == inside or path.startswith(f"{inside}."):
             continue
         table = isinstance(module, nn.Embedding) and module.weight.numel() * module.weight.element_size() > limit
         on_host = table and skeleton.device.type != "cpu"
         place = torch.device("cpu") if on_host else skeleton.device
 
-        def fill(module: nn.Module, _: Any, own: list[str] = own, place: torch.device = place) -> None:
+        def fill(module: nn.Module, _: Any, tensors: list[str] = tensors, place: torch.device = place) -> None:
             if any(p.device.type == "meta" for p in module.parameters(recurse=False)):
-                skeleton.fill(own, place)
+                skeleton.fill(tensors, place)
 
         handles.append(module.register_forward_pre_hook(fill))
         if on_host:

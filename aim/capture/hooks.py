@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Sink = Callable[["Use"], None]
+Callback = Callable[["LayerInput"], None]
 """Takes what was seen."""
 
 
 @dataclass(frozen=True, eq=False)
-class Use:
+class LayerInput:
     """One use of a weight: the parameter's name, the axis that its input channels run along, and the input.
 
     x (..., channels), seen through the tensor `owner`, which tells inputs that several weights share; experts: how many
@@ -38,7 +38,7 @@ class Use:
 
 
 @contextmanager
-def watching(model: nn.Module, sink: Sink) -> Iterator[None]:
+def capture_inputs(model: nn.Module, sink: Callback) -> Iterator[None]:
     """Report every use of the model's weights to `sink` while the block runs, leaving out the output head's product.
 
     The head's input is reported and its output is not computed: nothing of AIM depends on logits.
@@ -71,11 +71,11 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.dim() == 1 and weight.is_floating_point()
 
 
-def _norm_hook(name: str, sink: Sink) -> Callable[..., None]:
+def _norm_hook(name: str, sink: Callback) -> Callable[..., None]:
     def observe(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         x = _input(args, kwargs, len(module.weight))  # type: ignore[arg-type]
         if x is not None:
-            sink(Use(name, 0, x, x))
+            sink(LayerInput(name, 0, x, x))
 
     return observe
 
@@ -87,11 +87,11 @@ def _input(args: Sequence[Any], kwargs: Mapping[str, Any], channels: int) -> Ten
 
 
 @contextmanager
-def _stubbed_head(name: str, head: nn.Module, sink: Sink) -> Iterator[None]:
+def _stubbed_head(name: str, head: nn.Module, sink: Callback) -> Iterator[None]:
     """Report the head's input; its forward returns one zero per token in place of logits."""
 
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        sink(Use(f"{name}.weight", 1, x, x))
+        sink(LayerInput(f"{name}.weight", 1, x, x))
         return x.new_zeros((*x.shape[:-1], 1))
 
     before = head.__dict__.get("forward")
@@ -118,7 +118,7 @@ def _matrices(model: nn.Module, tables: set[int]) -> dict[int, list[tuple[str, T
 class _Products(TorchFunctionMode):
     """Looks at the arguments of every product that torch is asked for."""
 
-    def __init__(self, matrices: Mapping[int, Sequence[tuple[str, Tensor]]], sink: Sink) -> None:
+    def __init__(self, matrices: Mapping[int, Sequence[tuple[str, Tensor]]], sink: Callback) -> None:
         super().__init__()
         self._matrices, self._sink = matrices, sink
 
@@ -175,7 +175,7 @@ class _Products(TorchFunctionMode):
             if place is not None and x.shape[-1] == weight.shape[dim]:
                 axis, expert = place
                 experts = parameter.shape[0] if stacked and parameter.dim() == 3 else 0
-                self._sink(Use(name, axis, x, x if owner is None else owner, experts, expert))
+                self._sink(LayerInput(name, axis, x, x if owner is None else owner, experts, expert))
                 return True
         return False
 

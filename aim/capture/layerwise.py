@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from aim.capture.base_model import Skeleton, filling_outside
 from aim.capture.hidden_states import HiddenStates
-from aim.capture.hooks import Use, watching
+from aim.capture.hooks import LayerInput, capture_inputs
 from aim.capture.state import Progress
 from aim.capture.statistics import Activations, Batch, Sums
 from aim.capture.whole_model import BatchSize, first_batch_size, forward_arguments, reduce_over_ranks, takes, turns
@@ -106,14 +106,14 @@ class _Turn:
         args, kwargs = ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})
         before = _containers(args, kwargs)
         self.inside = True
-        made = self.real[i](*args, **kwargs)
+        output = self.real[i](*args, **kwargs)
         self.inside = False
         if _containers(args, kwargs) != before:
             raise _refused(f"layer {i} leaves something for later layers besides hidden states")
-        if isinstance(made, (tuple, list)):
-            self.extras[i] = [torch.empty(0) if isinstance(more, Tensor) else None for more in made[1:]]
-            made = made[0]
-        raise _Layered(made)
+        if isinstance(output, (tuple, list)):
+            self.extras[i] = [torch.empty(0) if isinstance(more, Tensor) else None for more in output[1:]]
+            output = output[0]
+        raise _Layered(output)
 
 
 def _containers(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -211,7 +211,7 @@ class _Run:
         def attempt(take: list[int]) -> tuple[Batch, Tensor | None]:
             batch, fills = Batch(self.statistic), self.skeleton.fills
 
-            def sink(use: Use) -> None:
+            def sink(use: LayerInput) -> None:
                 if turn.inside and not use.name.startswith(inside):
                     raise _refused(f"layer {k} uses {use.name}, which lies outside of it")
                 if turn.inside or turn.past or k == 0:
@@ -226,22 +226,22 @@ class _Run:
         while done < total:
             self.process_group.check_ranks()
             half, take = takes(self.halves, done, self.size.size)
-            (batch, states), taken = self.size.run(take, attempt)
+            (batch, states), size_used = self.size.run(take, attempt)
             if states is not None:
-                if states.shape[0] != len(taken):
+                if states.shape[0] != len(size_used):
                     raise _refused("its hidden states do not have the sequences along their first axis")
-                hidden.put(taken, states)
+                hidden.put(size_used, states)
             sums.add(batch, half)
-            done += len(taken)
+            done += len(size_used)
             yield done
         if k < len(self.layers):
             self.skeleton.empty(self.layers[k])
 
-    def _forward(self, take: list[int], sink: Callable[[Use], None], turn: _Turn) -> Tensor | None:
+    def _forward(self, take: list[int], sink: Callable[[LayerInput], None], turn: _Turn) -> Tensor | None:
         """One forward pass; returns what the layer in turn made, or None where it ran to its end."""
         ids = to_device_async(self.blocks[take], self.skeleton.device)
         try:
-            with watching(self.skeleton.model, sink):
+            with capture_inputs(self.skeleton.model, sink):
                 self.skeleton.model(**forward_arguments(self.skeleton.model, ids))
         except _Layered as reached:
             return reached.states

@@ -109,13 +109,13 @@ def parts(
             return []
     for group in binding.groups:
         for i, name in enumerate(group):
-            own = stored[name]
-            one = stacked and len(own) == len(shape) - 1 and len(group) == shape[0]
-            if not one and len(own) != len(shape):
+            tensor = stored[name]
+            one = stacked and len(tensor) == len(shape) - 1 and len(group) == shape[0]
+            if not one and len(tensor) != len(shape):
                 continue
             place = axis - one
             if swapped:  # the last two axes
-                place = {len(own) - 1: len(own) - 2, len(own) - 2: len(own) - 1}.get(place, place)
-            if own[place] == shape[axis]:
+                place = {len(tensor) - 1: len(tensor) - 2, len(tensor) - 2: len(tensor) - 1}.get(place, place)
+            if tensor[place] == shape[axis]:
                 found.append(Part(name, i if one else None, place))
     return found

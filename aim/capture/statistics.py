@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aim.capture.hooks import Use
+from aim.capture.hooks import LayerInput
 from aim.statistics import DEFAULT, Statistic, find_statistic
 from common.errors import CalibrationError
 
@@ -44,7 +44,7 @@ class Total:
 
 
 class Batch:
-    """Sums of one batch: a callback for `aim.capture.hooks.watching`. statistic: mean_abs where None."""
+    """Sums of one batch: a callback for `aim.capture.hooks.capture_inputs`. statistic: mean_abs where None."""
 
     def __init__(self, statistic: Statistic | None = None) -> None:
         self._statistic = statistic or find_statistic(DEFAULT)
@@ -52,7 +52,7 @@ class Batch:
         self.axes: dict[str, int] = {}
         self._last: tuple[Tensor, int, Tensor] | None = None
 
-    def __call__(self, use: Use) -> None:
+    def __call__(self, use: LayerInput) -> None:
         """Add one use of a weight."""
         self.axes[use.name] = use.axis
         if use.experts and use.expert is None:
@@ -77,7 +77,7 @@ class Batch:
         else:
             self.totals[name] = found
 
-    def _shared(self, use: Use) -> Tensor:
+    def _shared(self, use: LayerInput) -> Tensor:
         """The sum over tokens; query, key and value read the same tensor, which is added up once."""
         version = use.owner._version
         if self._last is None or self._last[0] is not use.owner or self._last[1] != version:
@@ -144,8 +144,8 @@ class Sums:
         other = other.to(one.device)  # a half of a run that goes on may still lie on the CPU
         if one.dim() == 1:
             return spearman(one, other)
-        seen = torch.stack([part.tokens.cpu() > 0 for part in parts if part is not None]).all(0).tolist()
-        return [spearman(a, b) if there else None for a, b, there in zip(one, other, seen, strict=True)]
+        has_tokens = torch.stack([part.tokens.cpu() > 0 for part in parts if part is not None]).all(0).tolist()
+        return [spearman(a, b) if is_counted else None for a, b, is_counted in zip(one, other, has_tokens, strict=True)]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything as named tensors, for saving an interrupted run."""

@@ -38,13 +38,13 @@ class Ahead:
         if self._asked is None or self._asked[0] != list(names):
             return {}
         coming, self._asked = self._asked[1], None
-        found, event = coming.result()
+        copies, event = coming.result()
         current = CopyStream(self._device, current=True)
         current.wait_for(event)
         if current.stream is not None:
-            for tensor in found.values():  # their memory is the other lane's, which must not take it back too early
+            for tensor in copies.values():  # their memory is the other lane's, which must not take it back too early
                 tensor.record_stream(current.stream)
-        return found
+        return copies
 
     def settle(self) -> None:
         """Return when nothing is being read, so that files can be closed."""
@@ -54,9 +54,9 @@ class Ahead:
     def _fetch(self, names: Sequence[str]) -> tuple[dict[str, Tensor], Event]:
         try:
             with self._stream.context():
-                found = {name: to_device_async(self._read(name), self._device) for name in names}
+                copies = {name: to_device_async(self._read(name), self._device) for name in names}
         except RuntimeError as error:
             if not ran_out(error):
                 raise
             return {}, None
-        return found, self._stream.record_event()
+        return copies, self._stream.record_event()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from aim.capture.hooks import watching
+from aim.capture.hooks import capture_inputs
 from aim.capture.state import Progress
 from aim.capture.statistics import HALVES, Activations, Batch, Sums, Total
 from aim.statistics import Statistic
@@ -143,7 +143,7 @@ def calibrate(
 
     def attempt(take: list[int]) -> Batch:
         batch = Batch(statistic)
-        with watching(model, batch):
+        with capture_inputs(model, batch):
             model(**forward_arguments(model, to_device_async(blocks[take], device)))
         return batch
 

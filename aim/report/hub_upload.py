@@ -19,7 +19,7 @@ from merging.output.records.card import AIM_TAG, public_name
 PAPER = "https://arxiv.org/abs/2502.02421"
 
 
-def card(importance: Importance, found: Summary, repo: str, file: str) -> str:
+def card(importance: Importance, summary: Summary, repo: str, file: str) -> str:
     """Return the README.md that goes with an importance file: base, data sets, how to use it, the summary."""
     base = CheckpointRef.parse(importance.base["name"])
     sets = [match["repo"] for name in _sources(importance.calibration) if (match := HUB_SET.fullmatch(name))]
@@ -50,10 +50,10 @@ def card(importance: Importance, found: Summary, repo: str, file: str) -> str:
         described(importance).replace("\n  ", "\n- "),
         *([f"Versions: {versions}."] if versions else []),
         "## Summary",
-        legend(found),
-        kinds_table(found),
-        *left_out(found),
-        f"<details><summary>Every layer</summary>\n\n{layers_table(found)}\n\n</details>",
+        legend(summary),
+        kinds_table(summary),
+        *left_out(summary),
+        f"<details><summary>Every layer</summary>\n\n{layers_table(summary)}\n\n</details>",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -22,7 +22,7 @@ PANELS = {
 }
 
 
-def plot_summary(found: Summary, title: str) -> Figure:
+def plot_summary(summary: Summary, title: str) -> Figure:
     """Draw a panel for each figure, the mean of s first, which sets how strongly a layer is relaxed.
 
     Modules outside of layers (the last norm, the head) stand behind the last layer.
@@ -30,10 +30,10 @@ def plot_summary(found: Summary, title: str) -> Figure:
     from matplotlib.figure import Figure
 
     kinds: dict[tuple[str, str], list[Row]] = {}
-    for row in found.rows:
+    for row in summary.rows:
         kinds.setdefault((row.stack, row.kind), []).append(row)
-    stacks = len({row.stack for row in found.rows if row.stack})
-    layers = [row.layer for row in found.rows if row.layer is not None]
+    stacks = len({row.stack for row in summary.rows if row.stack})
+    layers = [row.layer for row in summary.rows if row.layer is not None]
     behind = max(layers, default=0) + max(1, round(0.04 * len(set(layers))))
     with in_style():
         names = [f"{stack}{kind}" if stacks > 1 and stack else kind for stack, kind in kinds]
@@ -50,7 +50,7 @@ def plot_summary(found: Summary, title: str) -> Figure:
             lines = [_draw(ax, name, rows, behind, look) for ax, name in zip(axes, PANELS, strict=False)]
             handles.append(lines[0])
         for ax, (name, label) in zip(axes, PANELS.items(), strict=False):
-            _finish(ax, name, label, layers, behind, found.rows)
+            _finish(ax, name, label, layers, behind, summary.rows)
         for ax in axes[len(PANELS) - 2 : len(PANELS)]:
             ax.set_xlabel("layer")
             ax.tick_params(labelbottom=True)

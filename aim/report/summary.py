@@ -123,11 +123,11 @@ def _rows(groups: Mapping[Place, Sequence[_Vector]]) -> Iterable[Row]:
     """One row for the kinds of a layer that get the same input (query, key and value), stacks and layers in order."""
     same: list[list[Place]] = []
     for place in groups:
-        twin = next((s for s in same if s[0][:2] == place[:2] and _equal(groups[s[0]], groups[place])), None)
-        if twin is None:
+        equal_stack = next((s for s in same if s[0][:2] == place[:2] and _equal(groups[s[0]], groups[place])), None)
+        if equal_stack is None:
             same.append([place])
         else:
-            twin.append(place)
+            equal_stack.append(place)
     for places in same:
         stack, layer, _ = places[0]
         names = {vector.name for place in places for vector in groups[place]}
@@ -182,8 +182,8 @@ def together(kinds: Sequence[str]) -> str:
     """Name several kinds as one: self_attn.q_proj and self_attn.k_proj are self_attn.{q,k}_proj."""
     by_parent: dict[str, list[str]] = {}
     for kind in kinds:
-        parent, dot, own = kind.rpartition(".")
-        by_parent.setdefault(parent + dot, []).append(own)
+        parent, dot, leaf = kind.rpartition(".")
+        by_parent.setdefault(parent + dot, []).append(leaf)
     return ", ".join(parent + _braced(names) for parent, names in by_parent.items())
 
 
@@ -211,7 +211,9 @@ def by_kind(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "layers": len(found) if found[0].layer is not None else None,
             **{key: median(getattr(row, key) for row in found) for key in ("channels", "top_share", "mean")},
             "maximum": max(row.maximum for row in found),
-            "entropy": median(known) if (known := [row.entropy for row in found if row.entropy is not None]) else None,
+            "entropy": median(entropies)
+            if (entropies := [row.entropy for row in found if row.entropy is not None])
+            else None,
             "stability": min((row.stability for row in found if row.stability is not None), default=None),
         }
         for (stack, kind), found in kinds.items()

@@ -31,10 +31,12 @@ LEGEND = (
 EXPERTS = "Experts of a layer are one row: means, the largest maximum, the lowest stability, the fewest tokens."
 
 
-def as_text(importance: Importance, found: Summary) -> str:
+def as_text(importance: Importance, summary: Summary) -> str:
     """Return the whole summary, as it is printed."""
-    told = fill(legend(found), 120)
-    return "\n\n".join([described(importance), kinds_table(found), layers_table(found), told, *left_out(found)])
+    legend_text = fill(legend(summary), 120)
+    return "\n\n".join(
+        [described(importance), kinds_table(summary), layers_table(summary), legend_text, *left_out(summary)]
+    )
 
 
 def described(importance: Importance) -> str:
@@ -49,42 +51,42 @@ def described(importance: Importance) -> str:
     )
 
 
-def kinds_table(found: Summary) -> str:
+def kinds_table(summary: Summary) -> str:
     """Return the table of kinds: medians over the layers, the largest maximum, the lowest stability."""
     columns = [column for column in HEADS if column != "tokens"]
     rows = [
         [row["kind"], _cell("layers", row["layers"]), *(_cell(c, row[c]) for c in columns)]
-        for row in by_kind(found.rows)
+        for row in by_kind(summary.rows)
     ]
     heads = ["kind", "layers", *("lowest stability" if c == "stability" else HEADS[c] for c in columns)]
     return markdown(heads, rows)
 
 
-def layers_table(found: Summary) -> str:
+def layers_table(summary: Summary) -> str:
     """Return the table with a row for every layer and kind."""
-    several = len({row.stack for row in found.rows if row.stack}) > 1
+    several = len({row.stack for row in summary.rows if row.stack}) > 1
     rows = [
         [
             "-" if row.layer is None else f"{row.stack if several else ''}{row.layer}",
             row.kind,
             *(_cell(column, getattr(row, column)) for column in HEADS),
         ]
-        for row in found.rows
+        for row in summary.rows
     ]
     return markdown(["layer", "kind", *HEADS.values()], rows, left=2)
 
 
-def legend(found: Summary) -> str:
+def legend(summary: Summary) -> str:
     """Say what the columns are."""
-    return f"{LEGEND} {EXPERTS}" if any(row.experts for row in found.rows) else LEGEND
+    return f"{LEGEND} {EXPERTS}" if any(row.experts for row in summary.rows) else LEGEND
 
 
-def left_out(found: Summary) -> list[str]:
+def left_out(summary: Summary) -> list[str]:
     """Say what is not relaxed and why, layers of one kind together."""
-    lines = [f"Not relaxed: {grouped(names)} ({reason})" for reason, names in found.not_relaxed.items()]
-    if found.few_tokens:
-        count = sum(found.few_tokens.values())
-        lines.append(f"Not relaxed: {count} experts with too few tokens, in {grouped(list(found.few_tokens))}")
+    lines = [f"Not relaxed: {grouped(names)} ({reason})" for reason, names in summary.not_relaxed.items()]
+    if summary.few_tokens:
+        count = sum(summary.few_tokens.values())
+        lines.append(f"Not relaxed: {count} experts with too few tokens, in {grouped(list(summary.few_tokens))}")
     return ["\n".join(f"- {line}." for line in lines)] if lines else []
 
 

@@ -40,13 +40,13 @@ def statistic_names() -> tuple[str, ...]:
 
 def check_statistic(name: object) -> None:
     """Raise UsageError for a name that no file of this package has."""
-    known = statistic_names()
-    if name not in known:
-        raise UsageError(f"--statistic must be one of {', '.join(known)}, found {name!r}.{nearest(str(name), known)}")
+    names = statistic_names()
+    if name not in names:
+        raise UsageError(f"--statistic must be one of {', '.join(names)}, found {name!r}.{nearest(str(name), names)}")
 
 
 def find_statistic(name: str) -> Statistic:
     """Return a statistic by its name. Raises UsageError for an unknown one."""
     check_statistic(name)
-    found: Statistic = import_module(f"{__name__}.{name}").STATISTIC
-    return found
+    statistic: Statistic = import_module(f"{__name__}.{name}").STATISTIC
+    return statistic

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from aim import controls
 from aim.calibration.config import Calibration
-from aim.capture.hooks import Use
+from aim.capture.hooks import LayerInput
 from aim.capture.statistics import Batch, Sums
 from aim.capture.whole_model import calibrate
 from aim.config import Aim, aim_of
@@ -89,7 +89,7 @@ def test_statistics_of_hand_worked_activations() -> None:
         statistic, sums = find_statistic(name), Sums()
         for half, x in enumerate(batches):
             batch = Batch(statistic)
-            batch(Use("w", -1, x, x))
+            batch(LayerInput("w", -1, x, x))
             sums.add(batch, half)
         assert torch.allclose(sums.means(statistic).means["w"], torch.tensor(values)), name
 
@@ -100,7 +100,7 @@ def test_statistics_of_a_stack_of_experts() -> None:
     x[0, 0], x[0, 1] = torch.tensor([3.0, 1.0]), torch.tensor([4.0, 1.0])
     statistic, sums = find_statistic("rms"), Sums()
     batch = Batch(statistic)
-    batch(Use("experts", -1, x, x, experts=2))
+    batch(LayerInput("experts", -1, x, x, experts=2))
     sums.add(batch, 0)
     assert torch.allclose(sums.means(statistic).means["experts"], torch.tensor([[12.5**0.5, 1.0], [0.0, 0.0]]))
 

@@ -141,7 +141,7 @@ def test_a_batch_is_not_waited_for(family) -> None:
     """Seeing what flows into the weights makes the host wait for the GPU no more often than the model's pass alone."""
     from transformers import AutoModelForCausalLM
 
-    from aim.capture.hooks import watching
+    from aim.capture.hooks import capture_inputs
     from aim.capture.statistics import Batch
     from aim.capture.whole_model import forward_arguments
 
@@ -154,7 +154,7 @@ def test_a_batch_is_not_waited_for(family) -> None:
             if sink is None:
                 model(**given)
             else:
-                with watching(model, sink):
+                with capture_inputs(model, sink):
                     model(**given)
         found = ("aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize")
         return sum(entry.count for entry in seen.key_averages() if entry.key in found)
