@@ -262,7 +262,7 @@ def test_one_pass_is_two_passes(
                           "models_to_merge": [str(fp32["a"])], "scaling": 1.0}, {})  # fmt: skip
     aim = Aim((OMEGA, 0.5), settings, scaling=scaling)
     output = Output(tmp_path / "one", quiet=True)
-    monkeypatch.setattr("merging.engine.row_groups.elements_for", lambda device: 200)
+    monkeypatch.setattr("merging.engine.row_groups.block_elements_for", lambda device: 200)
     out = merge(recipe, output, relaxing_of(recipe, aim, output))
     monkeypatch.undo()
     plain = merge(recipe, Output(tmp_path / "plain", quiet=True))
