@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Point = Mapping[str, Any]
 """One command: axis, x, method, shape, models, processes, cached, amounts in bytes, and its cost."""
 AXES = {
-    "size": "billion parameters", "cold": "billion parameters, from the disk", "models": "models beside the base",
+    "size": "billion parameters", "cold": "billion parameters, from the disk", "models": "fine-tuned models",
     "density": "density", "block": "entries of a block", "ranks": "processes",
 }  # fmt: skip
 """What is varied, and what stands below it."""
