@@ -21,7 +21,7 @@ from common.files.atomic import written
 from common.files.bounded_reading import UnreadableError, parse_json
 from common.files.json_types import Between, Each, Fields, ListOf, Maybe, OneOf, check_shape
 from common.files.safetensors_file import write_safetensors
-from common.processor import usable_cores
+from common.hardware import usable_cores
 from common.terminal_text import quoted
 from merging.checkpoints.headers import safetensors_header
 from merging.ops.tensor_blocks import cut

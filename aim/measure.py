@@ -16,7 +16,7 @@ from aim.statistics import DEFAULT, check_statistic, find_statistic
 from common.cli import say
 from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError, CheckpointError, UsageError, nearest
-from common.processor import product_dtype
+from common.hardware import product_dtype
 from common.terminal_text import foreign
 from common.versions import MERGING, package_versions
 from merging.checkpoints.checkpoint import FLOATS, Checkpoint
@@ -258,7 +258,7 @@ def choose_calibration_mode(
     import torch
 
     from aim.capture.base_model import weight_bytes
-    from common.available_memory import available
+    from common.hardware import available
 
     needed_bytes = ROOM * weight_bytes(base, dtype)
     fits = needed_bytes < available(device)

@@ -1,4 +1,4 @@
-"""The edge of every script: parse flags, run, print an error once, return the exit code."""
+"""Command lines: parse flags, run a script's main function, print errors as one sentence, return the exit code."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Formatter(argparse.HelpFormatter):
         groups: Iterable[Any],
         prefix: str | None = None,
     ) -> None:
-        """Name only what must be given; the groups below list the rest."""
+        """Print only required arguments; the groups list the others."""
         if usage is None:
-            needed = [action for action in actions if action.required or not action.option_strings]
-            words = " ".join(self._format_usage(None, needed, [], "").split())
+            required = [action for action in actions if action.required or not action.option_strings]
+            words = " ".join(self._format_usage(None, required, [], "").split())
             usage = f"{words} [flags]".replace("%", "%%")
         super().add_usage(usage, actions, groups, prefix)
 
@@ -89,12 +89,12 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        known = [flag for action in self._actions for flag in action.option_strings]
-        argv = with_negative_values([underscored(a, known) for a in (sys.argv[1:] if args is None else args)])
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        argv = with_negative_values([underscored(a, flags) for a in (sys.argv[1:] if args is None else args)])
         parsed, rest = self.parse_known_args(argv, namespace)
         if rest:
             unknown = next((word for word in rest if word.startswith("-")), rest[0])
-            self.error(f"unknown argument {unknown!r}.{nearest(unknown, known)}")
+            self.error(f"unknown argument {unknown!r}.{nearest(unknown, flags)}")
         return parsed
 
 
@@ -179,13 +179,13 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     if argv is None:
         protect_standard_streams()
         handle_stop_signals()
-        spare_the_collector()
+        tune_gc()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
         return main(arguments) or 0
     except BrokenPipeError:
-        with suppress(OSError, ValueError):  # what is left in the buffer is not reported once more at the end
+        with suppress(OSError, ValueError):  # the rest of the buffer must not raise again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:
@@ -193,7 +193,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             traceback.print_exc()
         sentence, code = explain(error)
         notes = getattr(error, "__notes__", [])
-        if sentence or notes:  # else another process of the run has said it
+        if sentence or notes:  # empty where another rank has printed the error
             parts = [f"error: {sentence}" if sentence else "", *notes]
             print(" ".join(message_line(part) for part in parts if part), file=sys.stderr)
         return code
@@ -212,11 +212,8 @@ def unsupported_platform(platform: str) -> str | None:
     return None
 
 
-def spare_the_collector() -> None:
-    """Let the garbage collector look less often, and not at the end: torch's million objects are no garbage.
-
-    It took 0.4 of the 1.5 s in which a process imports torch and ends.
-    """
+def tune_gc() -> None:
+    """Collect garbage less often and not at exit, since importing torch creates about a million permanent objects."""
     gc.set_threshold(100_000, 20, 100)
     atexit.register(gc.freeze)
 

@@ -1,4 +1,4 @@
-"""Where a run computes: the device that a flag names, and which of a machine's GPUs a process takes."""
+"""Choice of the torch device: the one that --device names, one GPU per rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_device(name: str) -> None:
-    """Raise UsageError for a name that no machine has a device of. Loads nothing."""
+    """Raise UsageError for a name that is no device; imports no torch."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, found {name!r}.")
 

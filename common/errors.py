@@ -1,4 +1,4 @@
-"""The project's exceptions: raised where the fact is known, printed once at the edge by `common.cli.run`."""
+"""Exceptions of the project, which `common.cli.run` prints as one sentence."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class ProjectError(Exception):
 
 
 class UsageError(ProjectError):
-    """What was asked for cannot be right: a flag, a name, a path. Exit code 2."""
+    """An invalid flag, name or path. Exit code 2."""
 
     exit_code = 2
 
 
 class FailureError(ProjectError):
-    """What was asked for is right but could not be done: a broken file, no space. Exit code 1."""
+    """A valid request that failed: a broken file, no disk space. Exit code 1."""
 
 
 class InterruptedWorkError(FailureError):
-    """A failure after which finished work stays for --resume, though the command was right."""
+    """A failure of a valid command after which finished work is kept for --resume."""
 
 
 class StoppedError(FailureError):
@@ -45,11 +45,11 @@ class CheckpointError(FailureError):
 
 
 class HeadersUnknownError(CheckpointError):
-    """What a checkpoint holds cannot be told without downloading it."""
+    """The tensors of a checkpoint are unknown before its weights are downloaded."""
 
 
 class NotANumberError(CheckpointError):
-    """An input holds NaN where numbers are compared; which input it is, is for the caller to find out."""
+    """An input has NaN where numbers are compared; the caller determines which input."""
 
 
 class CalibrationError(FailureError):
@@ -61,16 +61,16 @@ class EvaluationError(FailureError):
 
 
 class BadInputError(EvaluationError):
-    """What was given to evaluate with cannot be used: a results file, benchmark data, a server. Exit code 2."""
+    """An invalid results file, benchmark data or server of an evaluation. Exit code 2."""
 
     exit_code = 2
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known word closest to `word`, or an empty string."""
-    if len(word) > 100:  # a text, no misspelt word
+def nearest(word: str, valid_words: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the valid word closest to `word`, or an empty string."""
+    if len(word) > 100:  # a text, no misspelled word
         return ""
-    original = {k.lower(): k for k in known}
+    original = {k.lower(): k for k in valid_words}
     match = difflib.get_close_matches(word.lower(), original, n=1, cutoff=0.5)
     return f" Did you mean {original[match[0]]!r}?" if match else ""
 
@@ -82,7 +82,7 @@ def first_line(error: BaseException) -> str:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from, down to the first one."""
+    """Yield an error and its chain of causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

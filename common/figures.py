@@ -86,8 +86,10 @@ def method_looks(methods: Iterable[str]) -> dict[str, tuple[Marker, str]]:
             unknown.append(method)
     for method in sorted(unknown):
         free = [i for i in range(len(MARKERS)) if i not in looks.values()] or list(range(len(MARKERS)))
-        wanted = len(METHODS) + zlib.crc32(method.encode("utf-8", "replace")) % max(1, len(MARKERS) - len(METHODS))
-        looks[method] = wanted if wanted in free else free[wanted % len(free)]
+        digest_position = len(METHODS) + zlib.crc32(method.encode("utf-8", "replace")) % max(
+            1, len(MARKERS) - len(METHODS)
+        )
+        looks[method] = digest_position if digest_position in free else free[digest_position % len(free)]
     return {method: (MARKERS[i], COLORS[i % len(COLORS)]) for method, i in looks.items()}
 
 

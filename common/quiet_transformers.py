@@ -1,4 +1,4 @@
-"""transformers without bars and remarks while it is asked something."""
+"""Silencing of transformers and of native libraries for the duration of a call."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def silent_descriptors() -> Iterator[None]:
-    """Discard what libraries in other languages write to standard output and error, which may be foreign text."""
+    """Discard what native libraries write to standard output and error, which may contain foreign text."""
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        kept = [os.dup(number) for number in (1, 2)]
-    except OSError:  # closed by whoever started this
+        copies = [os.dup(number) for number in (1, 2)]
+    except OSError:  # closed by the parent process
         yield
         return
     try:
@@ -27,14 +27,14 @@ def silent_descriptors() -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for number, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
+        for number, descriptor_copy in zip((1, 2), copies, strict=True):
+            os.dup2(descriptor_copy, number)
+            os.close(descriptor_copy)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from printing bars and remarks. Raises ImportError where it is missing."""
+    """Disable transformers' progress bars and warnings. Raises ImportError where it is not installed."""
     from transformers.utils import logging as library
 
     level, bars = library.get_verbosity(), library.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Several blocks at a time: threads that wait for compiled code, which lets go of the interpreter while it runs."""
+"""Thread pool for blocks: compiled code releases the interpreter lock while it runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def threads() -> int:
-    """Return how many blocks are worked on at a time: as many as torch has threads (OMP_NUM_THREADS)."""
+    """Return the number of blocks in flight: torch's number of threads (OMP_NUM_THREADS)."""
     return torch.get_num_threads()
 
 
@@ -26,31 +26,34 @@ def _pool(size: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 def in_order(
-    work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 1, most: int | None = None
+    work: Callable[[Item], Result], items: Iterable[Item], lookahead: int = 1, max_threads: int | None = None
 ) -> Generator[Result, None, None]:
-    """Yield work(item) for each item, in order, at most `threads() + ahead` of them begun and not yet taken.
+    """Yield work(item) for each item, in order.
 
-    most: stands in for `threads()` where it is less.
+    An error of `work` is raised at its position. Then, and where the caller stops early, all started calls are awaited.
 
-    An error of `work` is raised where its result is due; then, as where the caller stops early, what has begun is
-    waited for, so that nothing works on behind the caller's back.
+    Args:
+        work: Function that runs in a thread of the pool.
+        items: Its inputs.
+        lookahead: Number of started and unconsumed calls beyond the number of threads.
+        max_threads: Upper bound of the number of threads.
     """
-    pool, begun = _pool(threads()), deque[Future[Result]]()
-    begins = min(threads(), most or threads()) + ahead
+    pool, started = _pool(threads()), deque[Future[Result]]()
+    max_started = min(threads(), max_threads or threads()) + lookahead
     try:
         for item in items:
-            begun.append(pool.submit(work, item))
-            if len(begun) >= begins:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            started.append(pool.submit(work, item))
+            if len(started) >= max_started:
+                yield started.popleft().result()
+        while started:
+            yield started.popleft().result()
     finally:
-        for future in begun:
+        for future in started:
             future.cancel()
-        for future in begun:
+        for future in started:
             if not future.cancelled():
                 future.exception()

@@ -22,13 +22,13 @@ UNKNOWN = "unknown"
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:
     """Return {name: version} of the project, Python and the installed ones of `packages`, dashes as underscores."""
-    found = {"project": VERSION, "python": platform.python_version()}
+    by_name = {"project": VERSION, "python": platform.python_version()}
     for package in packages:
         try:
-            found[package.replace("-", "_")] = importlib.metadata.version(package)
+            by_name[package.replace("-", "_")] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return by_name
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from common.cli import Parser, add_output_flags, run, say
 from common.errors import UsageError
 from common.figures import DPI, MARKERS, WIDTH, check_figure_file, in_style, legend_rows, ordered_colors, write_figure
 from common.files.paths import read_json, user_path
-from common.tables import markdown
+from common.markup import markdown
 from merging.output.staging.output_path import RECORD
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.available_memory import available
 from common.errors import CalibrationError
+from common.hardware import available
 from merging.engine.device_pipeline import to_device_async
 
 CPU = torch.device("cpu")

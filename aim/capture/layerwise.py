@@ -25,10 +25,9 @@ from aim.capture.state import Progress
 from aim.capture.statistics import Activations, Batch, Sums
 from aim.capture.whole_model import BatchSize, first_batch_size, forward_arguments, reduce_over_ranks, takes, turns
 from aim.statistics import Statistic
-from common.available_memory import available
 from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError
-from common.out_of_memory import ran_out
+from common.hardware import available, ran_out
 from merging.engine.device_pipeline import to_device_async
 
 TABLE_BYTES = 1 << 30

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import torch
 from torch import Tensor
 
-from common.out_of_memory import ran_out
+from common.hardware import ran_out
 from merging.engine.device_pipeline import CopyStream, Event, to_device_async
 
 

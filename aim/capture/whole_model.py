@@ -18,7 +18,7 @@ from aim.statistics import Statistic
 from common.cli import say
 from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError
-from common.out_of_memory import ran_out
+from common.hardware import ran_out
 from merging.engine.device_pipeline import to_device_async
 
 TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 2048}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aim.report.summary import Row, Summary
-from common.escape import figure_text
 from common.figures import COLORS, DPI, MARKERS, WIDTH, in_style, legend_rows
+from common.markup import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from typing import Any
 from aim.calibration.packing import summary as calibration_text
 from aim.importance import Importance
 from aim.report.summary import Summary, by_kind
-from common.tables import markdown
+from common.markup import markdown
 from merging.output.records.card import public_name
 
 HEADS = {
@@ -73,7 +73,7 @@ def layers_table(summary: Summary) -> str:
         ]
         for row in summary.rows
     ]
-    return markdown(["layer", "kind", *HEADS.values()], rows, left=2)
+    return markdown(["layer", "kind", *HEADS.values()], rows, text_columns=2)
 
 
 def legend(summary: Summary) -> str:

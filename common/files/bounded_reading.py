@@ -179,12 +179,12 @@ def _no_count(number: str) -> int:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object's pairs as a dict. Raises ValueError for a key that stands twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        keys: set[str] = set()
+        twice = next(key for key, _ in pairs if key in keys or keys.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {quoted(twice, 60)} is in it twice")
-    return found
+    return mapping
 
 
 def _check_depth(value: Any, source: str) -> None:

@@ -62,22 +62,24 @@ class Lock:
             if not has_flock:
                 return cls._by_file(file)
             # else the file was removed by its last holder meanwhile
-        raise HeldError(file, "processes that come and go")
+        raise HeldError(file, "other processes in turn")
 
     @classmethod
     def _by_file(cls, file: Path) -> Lock:
         """Lock by a file that is there as long as its holder lives."""
-        held = file.with_name(f"{file.name}.held")
+        lock_file = file.with_name(f"{file.name}.held")
         for _ in range(ATTEMPTS):
             try:
-                handle = os.open(held, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                handle = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             except FileExistsError:
-                if not _remove_dead(held):
-                    raise HeldError(held, f"{_holder(held)}; where that has ended, remove {held}") from None
+                if not _remove_dead(lock_file):
+                    raise HeldError(
+                        lock_file, f"{_holder(lock_file)}; where that has ended, remove {lock_file}"
+                    ) from None
                 continue
             _write_holder(handle)
-            return cls(held, handle)
-        raise HeldError(held, "processes that come and go")
+            return cls(lock_file, handle)
+        raise HeldError(lock_file, "other processes in turn")
 
     @property
     def descriptor(self) -> int:
@@ -165,33 +167,33 @@ def _write_holder(handle: int) -> None:
 
 def _read_holder(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_bytes())
+        holder = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _holder(file: Path) -> str:
-    found = _read_holder(file)
-    if not found:
+    holder = _read_holder(file)
+    if not holder:
         return "another process"
-    return f"another process (number {found.get('pid')} on {found.get('host')})"
+    return f"another process (number {holder.get('pid')} on {holder.get('host')})"
 
 
-def _remove_dead(held: Path) -> bool:
+def _remove_dead(lock_file: Path) -> bool:
     """Remove a lock file whose holder has ended; False where it lives, or where that cannot be known."""
-    found = _read_holder(held)
+    holder = _read_holder(lock_file)
     try:
-        before = os.lstat(held).st_ino
+        before = os.lstat(lock_file).st_ino
     except FileNotFoundError:
         return True
-    if found.get("machine") != _machine() or not isinstance(found.get("pid"), int):
+    if holder.get("machine") != _machine() or not isinstance(holder.get("pid"), int):
         return False
-    if _started(found["pid"]) == found.get("started") and _is_alive(found["pid"]):
+    if _started(holder["pid"]) == holder.get("started") and _is_alive(holder["pid"]):
         return False
     try:
-        if os.lstat(held).st_ino == before:
-            held.unlink()
+        if os.lstat(lock_file).st_ino == before:
+            lock_file.unlink()
     except FileNotFoundError:
         pass
     return True

@@ -84,7 +84,7 @@ def claim(path: Path, purpose: str) -> WorkFolder:
             os.mkdir(path)
         try:
             before = os.lstat(path)
-            _check_ours(path, before, purpose)
+            _check_owned(path, before, purpose)
             lock = Lock.acquire(path / LOCK)
         except FileNotFoundError:  # its last owner removed it
             continue
@@ -96,7 +96,7 @@ def claim(path: Path, purpose: str) -> WorkFolder:
             if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
                 raise FileNotFoundError(path)
             if not (path / MARK).exists():
-                _write_mark(path / MARK, purpose)
+                _write_marker(path / MARK, purpose)
         except FileNotFoundError:
             lock.release()
             continue
@@ -106,9 +106,9 @@ def claim(path: Path, purpose: str) -> WorkFolder:
         return WorkFolder(path, lock)
 
 
-def _write_mark(mark: Path, purpose: str) -> None:
-    with naming(mark):
-        handle = os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def _write_marker(marker: Path, purpose: str) -> None:
+    with naming(marker):
+        handle = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             os.write(handle, (json.dumps({"format": FORMAT, "for": purpose}) + "\n").encode())
         finally:
@@ -116,22 +116,22 @@ def _write_mark(mark: Path, purpose: str) -> None:
 
 
 def is_work_folder(path: Path) -> bool:
-    """Return whether this program made the folder at `path`; a link is none."""
+    """Return True where this program created the folder at `path`; False for a link."""
     try:
         names = set(os.listdir(path))
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             return False
-        if names <= set(OWN):  # a mark that was cut short among them
+        if names <= set(OWN):  # also with an incomplete marker file
             return True
-        mark = path / MARK
-        found = json.loads(mark.read_bytes()) if stat.S_ISREG(os.lstat(mark).st_mode) else None
+        marker = path / MARK
+        content = json.loads(marker.read_bytes()) if stat.S_ISREG(os.lstat(marker).st_mode) else None
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("format") == FORMAT
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
-def _check_ours(path: Path, info: os.stat_result, purpose: str) -> None:
-    """Raise UsageError for what must be neither cleared nor written into."""
+def _check_owned(path: Path, info: os.stat_result, purpose: str) -> None:
+    """Raise UsageError for a path that must be neither cleared nor written into."""
     advice = f"{purpose} needs that name for its unfinished output; move it away or give another place."
     if stat.S_ISLNK(info.st_mode):
         raise UsageError(f"{path} is a link: {advice}")

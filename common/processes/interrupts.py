@@ -38,7 +38,7 @@ def handle_stop_signals() -> None:
 
 
 def ignore_stop_signals() -> None:
-    """Let the process end in peace: its run is over, and its temporary files are about to be removed."""
+    """Ignore stop signals while the process removes its temporary files and ends."""
     if threading.current_thread() is not threading.main_thread():
         return
     for name in STOPPING:
@@ -60,13 +60,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
         return
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleaning short
+    signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
     raise Terminated(number)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let a stop signal wait for the end of a short part, as of a rename and what belongs to it."""
+    """Defer stop signals to the end of a short section, such as a rename with its bookkeeping."""
     global _deferred
     if _deferred is not None:
         yield

@@ -15,7 +15,7 @@ from typing import Any
 
 from common.errors import BadInputError
 from common.files.paths import file_digest, known_digest
-from common.processor import usable_cores
+from common.hardware import usable_cores
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 BESIDE = (

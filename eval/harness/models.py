@@ -12,7 +12,7 @@ from typing import Any
 
 from common.distributed import ProcessGroup
 from common.errors import BadInputError, EvaluationError, ProjectError, UsageError, first_line
-from common.processor import product_dtype
+from common.hardware import product_dtype
 from eval.benchmarks import Benchmark
 from eval.harness import identity, references
 from eval.harness.checks import check_length, own_length, usable_length

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInputError, UsageError, nearest
-from common.escape import markdown_text
 from common.files.bounded_reading import MAX_YAML, UnreadableError, parse_yaml, read_bytes
 from common.files.json_types import Fields, ListOf, Maybe, check_shape
 from common.files.paths import write_whole
+from common.markup import markdown_text
 from eval.report.report import SIGNIFICANT, Line, Report
 from eval.report.tables import OVER, markdown_cell, over, pipes
 from eval.stats.gains import HV

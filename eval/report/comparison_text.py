@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from common.escape import markdown_text, plain
+from common.markup import markdown_text, one_line
 from eval.report.tables import pipes
 from eval.stats.comparison import BOOTSTRAP, MCNEMAR, PERMUTATION, Comparison, Difference
 from eval.stats.gain_comparison import GainDifference
@@ -26,13 +26,13 @@ def to_text(comparison: Comparison, gain: GainDifference | None, draws: int, see
     """The comparison with its columns aligned."""
     rows = [list(HEADER), *_rows(comparison, gain)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-    rows = [[plain(cell) for cell in row] for row in rows]
+    rows = [[one_line(cell) for cell in row] for row in rows]
     lines = [
         "  ".join(c.ljust(w) if i in LEFT else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]
     return "\n".join(
-        [f"A: {plain(comparison.a)}", f"B: {plain(comparison.b)}", "", *(line.rstrip() for line in lines)]
+        [f"A: {one_line(comparison.a)}", f"B: {one_line(comparison.b)}", "", *(line.rstrip() for line in lines)]
     ) + _below(comparison, gain, draws, seed)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from common.escape import figure_text
 from common.figures import Marker, ordered_colors
+from common.markup import figure_text
 from eval.report.labels import Label
 from eval.results.rows import MergeGroup, Models, Row
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from common.escape import plain
+from common.markup import one_line
 from eval.report.report import Cell, Line, Report, Table
 from eval.report.tables import OVER, as_printed, over, shown_label
 from eval.stats.gains import HV
@@ -53,7 +53,7 @@ TAIL = "\\aimend\n"
 
 def escaped(text: str) -> str:
     """Return text as LaTeX sets it, character by character; runs of hyphens and commas are no ligatures."""
-    line = "".join(SPECIAL.get(character, character) for character in plain(text))
+    line = "".join(SPECIAL.get(character, character) for character in one_line(text))
     return re.sub(r"-(?=-)|,(?=,)", r"\g<0>{}", line)
 
 

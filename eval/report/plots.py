@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.escape import figure_text
 from common.figures import DPI, KINDS, WIDTH, Marker, in_style, legend_rows, method_looks, write_figure
+from common.markup import figure_text
 from eval.report.fronts import DASHES, GAINED, LOST, SOURCE, WITH, WITHOUT, draw_pair, is_base, marker_size, variants
 from eval.report.labels import place
 from eval.results.rows import MergeGroup, Models, Row, Warn

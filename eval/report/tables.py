@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from common.escape import csv_text, markdown_text
+from common.markup import csv_text, markdown_text
 from eval.report.report import MEASURED, SIGNIFICANT, Cell, Line, Report
 from eval.stats.gains import HV
 

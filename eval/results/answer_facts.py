@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from common.escape import markdown_text
+from common.markup import markdown_text
 from eval.results.result import COLUMNS, EvalResult
 from eval.tasks.strict import without_reasoning
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
-from common.escape import markdown_text
 from common.files.paths import write_whole
+from common.markup import markdown_text
 from eval.results.result import COLUMNS, EvalResult, Score
 
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from common.errors import EvaluationError
-from common.processor import usable_cores
+from common.hardware import usable_cores
 from eval.sandbox.connection import pack_message
 from eval.sandbox.isolation.limits import Limits
 from eval.sandbox.isolation.namespaces import NOBODY

@@ -142,7 +142,7 @@ def _by_kernel(compiled: Kernels, group: TensorGroup, sums: Mapping[str, Tensor]
         models = [tensor[tile.rows] for tensor in group.finetuned]
         return tile, found if compiled.squares(group.base[tile.rows], models, found) else None
 
-    for tile, found in in_order(work, group.tiles(), ahead=4):
+    for tile, found in in_order(work, group.tiles(), lookahead=4):
         if found is None:
             yield tile
             continue

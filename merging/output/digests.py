@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from common.files.file_state import FileState, check_unchanged, states_of
-from common.processor import usable_cores
+from common.hardware import usable_cores
 from merging.checkpoints.storage import map_file
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from common.tables import markdown
+from common.markup import markdown
 from merging.checkpoints.tensor_names import in_order, layer_of
 
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError
 from common.files.paths import user_path
-from common.processor import product_dtype
+from common.hardware import product_dtype
 from merging.recipe import DTYPES
 from scripts.benchmarks.bench_memory import SHAPES, make
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common.cli import Parser, add_output_flags, run, say
 from common.errors import UsageError
 from common.files.paths import user_path
-from common.tables import markdown
+from common.markup import markdown
 from scripts.benchmarks.bench_memory import SHAPES
 from scripts.benchmarks.bench_merge import machine
 

@@ -21,7 +21,7 @@ from common.cli import Parser, add_output_flags, run, say
 from common.errors import UsageError
 from common.figures import check_figure_file, write_figure
 from common.files.paths import user_path, write_whole
-from common.processor import usable_cores
+from common.hardware import usable_cores
 from scripts.benchmarks.bench_memory import SHAPES, parameters
 from scripts.benchmarks.bench_merge import Bench, machine, measured, warmed
 from scripts.benchmarks.growth_report import AXES, METHODS, as_text, plots, read_growth

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from aim.calibration.flags import add_calibration_flags, calibration_of
 from common.cli import Parser, add_output_flags, run, say
 from common.files.paths import user_path
-from common.tables import markdown
+from common.markup import markdown
 
 if TYPE_CHECKING:
     from aim.capture.statistics import Activations

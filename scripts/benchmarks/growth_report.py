@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import FailureError
 from common.figures import DPI, WIDTH, in_style, method_looks
 from common.files.paths import read_json
-from common.tables import markdown
+from common.markup import markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def _table(axis: str, points: Sequence[Point]) -> str:
         note = " (not cached)" if axis == "size" and not point["cached"] else ""
         row = [f"{x}{note}", point["method"], f"{cost['wall']:.1f}", spread, f"{cost['anonymous_mib']:.0f}"]
         rows.append(row)
-    return markdown(heads, rows, left=2)
+    return markdown(heads, rows, text_columns=2)
 
 
 def plots(found: Mapping[str, Any]) -> dict[str, Figure]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.figures import COLORS, DPI, WIDTH, in_style
 from common.files.paths import write_whole
-from common.tables import markdown
+from common.markup import markdown
 from eval.stats.gains import HV
 from scripts.experiments.plan import Plan
 

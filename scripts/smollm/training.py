@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.cli import say
 from common.errors import FailureError
-from common.processor import product_dtype
+from common.hardware import product_dtype
 from scripts.smollm.checkpoint_folder import base_name, is_finished, read_record, save
 from scripts.smollm.training_data import Example, SkillData
 

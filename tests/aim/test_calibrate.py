@@ -198,7 +198,7 @@ def test_other_errors_are_not_memory() -> None:
 
 def test_real_memory_is_recognised() -> None:
     """What torch raises where the CPU's memory does not suffice is taken for that."""
-    from common.out_of_memory import ran_out
+    from common.hardware import ran_out
 
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
@@ -267,7 +267,7 @@ def test_the_way_is_chosen_by_memory(family, monkeypatch: pytest.MonkeyPatch) ->
     weights = sum(file.stat().st_size for file in base.files)
     chosen = {}
     for factor in (0.5, 1.1, 4.0):
-        monkeypatch.setattr("common.available_memory.available", lambda device, factor=factor: int(factor * weights))
+        monkeypatch.setattr("common.hardware.available", lambda device, factor=factor: int(factor * weights))
         for way in ("auto", "whole", "layerwise"):
             settings = Settings(Calibration(), calibration_mode=way)
             chosen[factor, way] = measure.choose_calibration_mode(base, settings, CPU, "bfloat16", ProcessGroup())[0]

@@ -15,7 +15,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from common.errors import EvaluationError
-from common.out_of_memory import ran_out
+from common.hardware import ran_out
 from eval.harness.backends import batches
 from eval.harness.backends.answering import arguments_of, not_enough_memory
 from eval.harness.corrections import VERSION, batch_invariance, generation_config

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import InterruptedWorkError
 from common.files.atomic import naming
-from common.processor import usable_cores
+from common.hardware import usable_cores
 from merging.output.digests import digest_of
 from merging.output.shards import Place, Shards
 

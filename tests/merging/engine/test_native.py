@@ -199,7 +199,7 @@ def test_in_order() -> None:
             taken.append(value)
 
     with pytest.raises(ValueError, match="thirty"):
-        take(in_order(work, range(100), ahead=2))
+        take(in_order(work, range(100), lookahead=2))
     assert taken == [i * i for i in range(30)]
     after = len(begun)
     time.sleep(0.02)

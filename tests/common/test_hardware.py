@@ -12,7 +12,7 @@ from aim.calibration.config import Calibration
 from aim.measure import Settings as AimSettings
 from aim.measure import calibration_dtype
 from common.distributed import SINGLE_PROCESS
-from common.processor import BFLOAT16, multiplies_bfloat16, product_dtype
+from common.hardware import BFLOAT16, multiplies_bfloat16, product_dtype
 from eval.harness.models import resolve_device
 from eval.settings import Settings
 from merging.checkpoints.checkpoint import open_checkpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from common.escape import csv_text, figure_text, markdown_text, plain
+from common.markup import csv_text, figure_text, markdown_text, one_line
 from eval.report.card import update_card
 from eval.report.comparison_text import to_markdown as comparison_markdown
 from eval.report.comparison_text import to_text
@@ -70,15 +70,15 @@ def test_markdown(label: str) -> None:
     rows = cells(to_markdown(report))
     assert len(rows) == 7
     assert {len(row) for row in rows} == {8}
-    assert plain(label) in rows[0]
-    assert [row[1] for row in rows[2:4]] == [plain(label), f"{plain(label)} 2"]
-    assert rows[5][0].startswith(plain(label))
-    assert rows[5][-1] == f"{plain(label)}, {plain(label)} 2"
+    assert one_line(label) in rows[0]
+    assert [row[1] for row in rows[2:4]] == [one_line(label), f"{one_line(label)} 2"]
+    assert rows[5][0].startswith(one_line(label))
+    assert rows[5][-1] == f"{one_line(label)}, {one_line(label)} 2"
     rendered = MARKDOWN.render(to_markdown(report))
-    assert plain(label) in [shown(head) for head in re.findall(r"<h3>(.*?)</h3>", rendered)]
+    assert one_line(label) in [shown(head) for head in re.findall(r"<h3>(.*?)</h3>", rendered)]
     assert "<script" not in to_markdown(report)
     ranked = cells(to_ranking(report, ranking(report, label), label))
-    assert plain(label) in ranked[0]
+    assert one_line(label) in ranked[0]
     assert {len(row) for row in ranked} == {5}
 
 
@@ -88,13 +88,13 @@ def test_screen_and_comparison(label: str) -> None:
     results = [replace(r, model=f"out/{label}") for r in family()[3:]]
     rows = cells(table(results))
     assert {len(row) for row in rows} == {5}
-    assert rows[1][0] == plain(Path(f"out/{label}").name)
+    assert rows[1][0] == one_line(Path(f"out/{label}").name)
     found = compare(*results, draws=100)
     text = to_text(found, None, 100, 0)
-    assert text.splitlines()[0] == f"A: {plain(f'out/{label}')}"
+    assert text.splitlines()[0] == f"A: {one_line(f'out/{label}')}"
     text = comparison_markdown(found, None, 100, 0)
     assert {len(row) for row in cells(text)} == {12}
-    assert f"A: {plain(f'out/{label}')}" in shown(MARKDOWN.render(text))
+    assert f"A: {one_line(f'out/{label}')}" in shown(MARKDOWN.render(text))
 
 
 @pytest.mark.parametrize("label", NASTY)
@@ -109,7 +109,7 @@ def test_csv(label: str) -> None:
             assert "\n" not in cell
             assert "\r" not in cell
     assert rows[2][1] == csv_text(label)
-    assert rows[2][1].removeprefix("'") == plain(label)
+    assert rows[2][1].removeprefix("'") == one_line(label)
 
 
 @pytest.mark.parametrize("label", NASTY)
@@ -153,7 +153,7 @@ def test_card(tmp_path: Path, label: str) -> None:
     update_card(tmp_path / "card.md", "ties", report)
     rows = cells((tmp_path / "card.md").read_text(encoding="utf-8").split("---\n", 2)[2])
     assert {len(row) for row in rows} == {7}
-    assert rows[3][0] == f"{plain(f'code{label}')} (merged in it)"
+    assert rows[3][0] == f"{one_line(f'code{label}')} (merged in it)"
 
 
 @pytest.mark.parametrize("label", NASTY)
