@@ -184,7 +184,7 @@ def _merging(found: Mapping[str, Any]) -> str:
 
 def _parity(found: Mapping[str, Any]) -> str:
     rows = [[name, "yes" if e["equal"] else "no", f"{e['largest']:.3g}"] for name, e in found["parity"].items()]
-    return markdown(["device against CPU", "equal bits", "largest difference"], rows, left=2)
+    return markdown(["device against CPU", "equal bits", "largest difference"], rows, text_columns=2)
 
 
 if __name__ == "__main__":
