@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from common.cli import Parser
+from merging.recipe import make_recipe, read_config
 from merging.recipe.method_registry import all_methods
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,6 +144,13 @@ def test_data_blocks_parse(name: str) -> None:
         assert yaml.safe_load(block) is not None
     for block in blocks(name, "json"):
         json.loads(block)
+
+
+def test_recipes_are_valid(tmp_path: Path) -> None:
+    """Every recipe in docs/recipes.md is one that merge.py takes."""
+    for block in blocks("docs/recipes.md", "yaml"):
+        (tmp_path / "recipe.yml").write_text(block, encoding="utf-8")
+        assert make_recipe({}, read_config(tmp_path / "recipe.yml")).method == "ties"
 
 
 @pytest.mark.parametrize("name", PAGES)
