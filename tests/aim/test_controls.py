@@ -276,7 +276,7 @@ def test_one_pass_is_two_passes(
             assert record["lineage"]["control"] == record["relaxation"]["control"] == lock["recipe"]["control"]
             card = (written / "README.md").read_text()
             assert f"by the control {control} of an experiment, not by AIM" in card
-            assert "activation-informed-merging" not in card
+            assert "- activation-informed-merging" not in card  # the tag of the hub
             assert Lineage.of_checkpoint(str(written)).variant == f"control {control}"
 
 
