@@ -27,9 +27,9 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    found = [result for path in args.results for result in read_results(path, lambda text: say(text, args.quiet))[0]]
-    write_whole(args.out, packed(found, parse_names(args.names)).encode())
-    say(f"{len(found)} results in {args.out}.", args.quiet)
+    results = [result for path in args.results for result in read_results(path, lambda text: say(text, args.quiet))[0]]
+    write_whole(args.out, packed(results, parse_names(args.names)).encode())
+    say(f"{len(results)} results in {args.out}.", args.quiet)
     return 0
 
 

@@ -50,26 +50,28 @@ def parser() -> Parser:
     return p
 
 
-def one(what: str, flag: str, known: Sequence[EvalResult], names: Mapping[str, str], warn: Warn) -> EvalResult:
+def one(what: str, flag: str, results: Sequence[EvalResult], names: Mapping[str, str], warn: Warn) -> EvalResult:
     """The result that A or B means: a model of `known` by path, name or label, else a results file or folder.
 
     Raises UsageError where that is none or several.
     """
-    called = {result.model: {result.model, Path(result.model).name} for result in known}
-    names = known_names(names, set().union(*called.values())) if known else names
+    called = {result.model: {result.model, Path(result.model).name} for result in results}
+    names = known_names(names, set().union(*called.values())) if results else names
     for spelled in called.values():
         spelled |= {label for model, label in names.items() if model in spelled or Path(model).name in spelled}
-    found = [result for result in known if what in called[result.model]]
-    if not found and Path(what).exists():
-        found = read_all([Path(what)], warn)[0]
-    if len(found) > 1:
-        listed = ", ".join(result.model for result in found)
-        raise UsageError(f"{flag} {what} means {len(found)} models ({listed}); give one model's folder or its path.")
-    if not found:
+    matches = [result for result in results if what in called[result.model]]
+    if not matches and Path(what).exists():
+        matches = read_all([Path(what)], warn)[0]
+    if len(matches) > 1:
+        listed = ", ".join(result.model for result in matches)
+        raise UsageError(f"{flag} {what} means {len(matches)} models ({listed}); give one model's folder or its path.")
+    if not matches:
         hint = nearest(what, [name for spelled in called.values() for name in spelled])
-        asked = "a results file or folder" + (" or a model of --results" if known else ", or a model and --results")
-        raise UsageError(f"{flag} {what} is not there: give {asked}.{hint}")
-    return found[0]
+        expected = "a results file or folder" + (
+            " or a model of --results" if results else ", or a model and --results"
+        )
+        raise UsageError(f"{flag} {what} is not there: give {expected}.{hint}")
+    return matches[0]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,17 +80,21 @@ def main(argv: Sequence[str]) -> int:
     if args.draws < 100:
         raise UsageError(f"--draws {args.draws}: at least 100 are needed.")
     measure = measure_of(args)
-    known, given = read_all(args.results, warn)
-    names = {**given, **parse_names(args.names)}
-    a, b = (one(what, flag, known, names, warn) for what, flag in ((args.a, "A"), (args.b, "B")))
-    found = compare(a, b, args.draws, args.seed)
-    gain, why = None, list(found.remarks)
-    if known:
-        asked = [*(r for r in known if r.model not in (a.model, b.model)), a, *([b] if b.model != a.model else [])]
-        models = assemble(asked, names, warn)
+    all_results, labels = read_all(args.results, warn)
+    names = {**labels, **parse_names(args.names)}
+    a, b = (one(what, flag, all_results, names, warn) for what, flag in ((args.a, "A"), (args.b, "B")))
+    comparison = compare(a, b, args.draws, args.seed)
+    gain, why = None, list(comparison.remarks)
+    if all_results:
+        compared = [
+            *(r for r in all_results if r.model not in (a.model, b.model)),
+            a,
+            *([b] if b.model != a.model else []),
+        ]
+        models = assemble(compared, names, warn)
         gain = compare_gains(models, a.model, b.model, measure, args.seed, why.append)
-    found = replace(found, remarks=tuple(why))
-    print(FORMATS[args.format](found, gain, args.draws, args.seed), end="", flush=True)
+    comparison = replace(comparison, remarks=tuple(why))
+    print(FORMATS[args.format](comparison, gain, args.draws, args.seed), end="", flush=True)
     return 0
 
 

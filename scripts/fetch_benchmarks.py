@@ -58,12 +58,12 @@ def main(argv: Sequence[str]) -> int:
 
 def chosen(sets: dict[str, Pinned] | Any, benchmarks: str | None) -> dict[str, Pinned]:
     """The data sets that the benchmarks asked for read. Raises UsageError for an unknown benchmark."""
-    known = {b for pin in sets.values() for b in pin.benchmarks}
-    asked = [b.strip() for b in (benchmarks or ",".join(sorted(known))).split(",") if b.strip()]
-    for b in asked:
-        if b not in known:
-            raise UsageError(f"--benchmarks knows {', '.join(sorted(known))}, not {b!r}.{nearest(b, known)}")
-    return {name: pin for name, pin in sets.items() if set(pin.benchmarks) & set(asked)}
+    available = {b for pin in sets.values() for b in pin.benchmarks}
+    names = [b.strip() for b in (benchmarks or ",".join(sorted(available))).split(",") if b.strip()]
+    for b in names:
+        if b not in available:
+            raise UsageError(f"--benchmarks knows {', '.join(sorted(available))}, not {b!r}.{nearest(b, available)}")
+    return {name: pin for name, pin in sets.items() if set(pin.benchmarks) & set(names)}
 
 
 def fetch(name: str, pin: Pinned, target: Path, quiet: bool) -> dict[str, str]:

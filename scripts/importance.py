@@ -70,15 +70,15 @@ def measure_and_show(argv: Sequence[str], process_group: ProcessGroup) -> int:
     from aim.report.summary import summarise
     from aim.report.text import as_text
 
-    found = summarise(importance, rule)
-    print(json.dumps(as_record(importance, found), indent=2) if args.json else as_text(importance, found))
+    summary = summarise(importance, rule)
+    print(json.dumps(as_record(importance, summary), indent=2) if args.json else as_text(importance, summary))
     if args.plot:
-        draw(importance, found, args.plot)
+        draw(importance, summary, args.plot)
         say(f"Plot written to {args.plot}.", args.quiet)
     if args.push_to_hub:
         from aim.report.hub_upload import card, push
 
-        text = card(importance, found, args.push_to_hub, args.importance.name)
+        text = card(importance, summary, args.push_to_hub, args.importance.name)
         url = push(args.importance, text, args.push_to_hub, args.private)
         say(f"Pushed to {url}.", args.quiet)
     return 0
@@ -116,18 +116,18 @@ def loaded_or_measured(args: Any, settings: Settings, process_group: ProcessGrou
     return importance_of(base, settings, device, args.quiet or not process_group.is_main, state, process_group)
 
 
-def as_record(importance: Importance, found: Summary) -> dict[str, Any]:
+def as_record(importance: Importance, summary: Summary) -> dict[str, Any]:
     """Everything but the activations, in JSON's types."""
-    return {key: getattr(importance, key) for key in ABOUT} | found.as_json()
+    return {key: getattr(importance, key) for key in ABOUT} | summary.as_json()
 
 
-def draw(importance: Importance, found: Summary, file: Path) -> None:
+def draw(importance: Importance, summary: Summary, file: Path) -> None:
     """Write the figure."""
     from aim.report.plot import plot_summary
     from common.figures import write_figure
     from merging.output.records.card import public_name
 
-    write_figure(plot_summary(found, f"Importance of {public_name(importance.base['name'])}"), file)
+    write_figure(plot_summary(summary, f"Importance of {public_name(importance.base['name'])}"), file)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 def read_sweep(outputs: Sequence[Path]) -> Sweep:
     """Return the figures of every omega, in order. Raises UsageError for outputs without them, or of several merges."""
-    folders = [found for out in outputs for found in (sorted(out.glob("omega-*")) or [out])]
+    folders = [result_folder for out in outputs for result_folder in (sorted(out.glob("omega-*")) or [out])]
     sweep: dict[float, Sequence[Mapping[str, Any]]] = {}
     origin = None
     for folder in folders:

@@ -77,7 +77,7 @@ def bad(wrong: Sequence[str], what: str) -> bool:
 
 def damage(folder: Path, lock: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each tensor or file of the output that is not as its lock says."""
-    wrong, gone = missing_files(folder)
+    wrong, missing = missing_files(folder)
     stored: dict[str, TensorInfo] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -86,15 +86,15 @@ def damage(folder: Path, lock: Mapping[str, Any]) -> list[str]:
             wrong.append(str(error))
     weights = StoredWeights(stored)
     for name, expected in lock["tensors"].items():
-        if name not in stored and name in gone:
+        if name not in stored and name in missing:
             continue
         if name not in stored:
             wrong.append(f"Tensor {name} is missing.")
             continue
         info = stored[name]
         if (info.dtype, list(info.shape)) != (expected["dtype"], expected["shape"]):
-            found = f"{info.dtype} {list(info.shape)}"
-            wrong.append(f"Tensor {name} is {found}, expected {expected['dtype']} {expected['shape']}.")
+            description = f"{info.dtype} {list(info.shape)}"
+            wrong.append(f"Tensor {name} is {description}, expected {expected['dtype']} {expected['shape']}.")
         elif tensor_digest([weights.rows(name)[:] if info.shape else weights.rows(name)]) != expected["digest"]:
             wrong.append(f"Tensor {name} in {info.file.name} has other bytes than when it was written.")
     wrong += [f"Tensor {name} is not in the lock." for name in stored if name not in lock["tensors"]]
@@ -110,11 +110,11 @@ def missing_files(folder: Path) -> tuple[list[str], set[str]]:
     """
     try:
         entries = read_json(folder / INDEX, "")["weight_map"].items()
-        gone = {name: file for name, file in entries if not (folder / file).is_file()}
+        missing = {name: file for name, file in entries if not (folder / file).is_file()}
     except (ProjectError, KeyError, AttributeError, TypeError):
         return [], set()
-    held = Counter(gone.values())
-    return [f"File {file} is missing, with {n} tensors." for file, n in sorted(held.items())], set(gone)
+    lost_tensors = Counter(missing.values())
+    return [f"File {file} is missing, with {n} tensors." for file, n in sorted(lost_tensors.items())], set(missing)
 
 
 def chosen(lock: Mapping[str, Any], count: str, pattern: str | None, seed: int) -> list[str]:

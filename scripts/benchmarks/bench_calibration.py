@@ -65,15 +65,15 @@ def main(argv: Sequence[str]) -> int:
     if args.worker:
         print(json.dumps(measure(base, args)))
         return 0
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways.split(",")}
+    runs_by_pass: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways.split(",")}
     for _ in range(args.runs):
-        for way, figures in found.items():
+        for way, figures in runs_by_pass.items():
             figures.append(worker(way, argv))
     entry = {
         "name": name, "blocks": args.blocks, "block_size": args.block_size, "device": args.device, "dtype": args.dtype,
         "runs": args.runs,
         "weights_mib": round((base / "model.safetensors").stat().st_size / 2**20),
-        "ways": {way: summary(figures) for way, figures in found.items()},
+        "ways": {way: summary(figures) for way, figures in runs_by_pass.items()},
     }  # fmt: skip
     print(as_text(entry))
     if args.results:
@@ -156,14 +156,14 @@ def original(model: Any, ids: Any) -> None:
     """One block at a time, logits included, a mean taken and copied to the host at every module with a weight."""
     import torch
 
-    kept: dict[str, list[Any]] = {}
+    means: dict[str, list[Any]] = {}
 
     def hook(name: str) -> Any:
-        def observe(module: Any, args: Any, output: Any) -> None:
+        def record_input(module: Any, args: Any, output: Any) -> None:
             x = args[0]
-            kept.setdefault(name, []).append(x.view(-1, x.shape[-1]).abs().mean(0).cpu())
+            means.setdefault(name, []).append(x.view(-1, x.shape[-1]).abs().mean(0).cpu())
 
-        return observe
+        return record_input
 
     handles = [
         module.register_forward_hook(hook(name))

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         print(startup(args))
         return 0
     questions = build(args)
-    requests = list({r.key: r for pairs in questions.asked.values() for _, rs in pairs for r in rs}.values())
+    requests = list({r.key: r for pairs in questions.requests_by_task.values() for _, rs in pairs for r in rs}.values())
     if not requests:
         raise UsageError("There is nothing to time.")
     ways = candidates(args, requests)
@@ -90,7 +90,7 @@ class Questions:
     loaded: Any
     settings: Any
     plan: Any
-    asked: Any
+    requests_by_task: Any
 
 
 def build(args: Any) -> Questions:
@@ -118,8 +118,8 @@ def build(args: Any) -> Questions:
         loaded = load(tuple(settings.chosen()), settings)
         configure(loaded, settings, 4096)
         plan = plan_items(loaded, settings, [])
-        asked = asking.build(loaded, settings, plan, "bench", None)
-    return Questions(loaded, settings, plan, asked)
+        requests_by_task = asking.build(loaded, settings, plan, "bench", None)
+    return Questions(loaded, settings, plan, requests_by_task)
 
 
 def scores(questions: Questions, answers: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -127,7 +127,7 @@ def scores(questions: Questions, answers: dict[str, Any]) -> dict[str, dict[str,
     from eval.harness.grading import grade
     from eval.log_filters import muted
 
-    for pairs in questions.asked.values():
+    for pairs in questions.requests_by_task.values():
         for instance, requests in pairs:
             instance.resps = [answers[r.key] for r in requests]
     with muted(questions.settings):
@@ -138,13 +138,13 @@ def scores(questions: Questions, answers: dict[str, Any]) -> dict[str, dict[str,
     }
 
 
-def score_table(questions: Questions, requests: Sequence[Any], theirs: Timed, ours: Timed) -> str:
+def score_table(questions: Questions, requests: Sequence[Any], lm_eval_run: Timed, project: Timed) -> str:
     """Return the scores of each task by lm-eval and by ours, and the number of answers that differ."""
-    first, second = scores(questions, theirs.answers), scores(questions, ours.answers)
-    rows = [f"| task | metric | {theirs.name} | {ours.name} | other answers |", "|---|---|---:|---:|---:|"]
+    first, second = scores(questions, lm_eval_run.answers), scores(questions, project.answers)
+    rows = [f"| task | metric | {lm_eval_run.name} | {project.name} | other answers |", "|---|---|---:|---:|---:|"]
     for task, metrics in first.items():
         of_task = [r for r in requests if r.task == task]
-        other = sum(not same(theirs.answers[r.key], ours.answers[r.key]) for r in of_task)
+        other = sum(not same(lm_eval_run.answers[r.key], project.answers[r.key]) for r in of_task)
         for metric, value in metrics.items():
             rows.append(f"| {task} | {metric} | {value:.4f} | {second[task][metric]:.4f} | {other} of {len(of_task)} |")
     return "\n".join(rows)
@@ -163,15 +163,17 @@ def candidates(args: Any, requests: Sequence[Any]) -> list[tuple[str, Callable[[
     ways = []
     for rows in args.batch_sizes.split(","):
         if rows == "auto":
-            ways.append(("ours, batch auto", _ours(model, tokenizer, None, length, requests)))
+            ways.append(("ours, batch auto", _project_backend(model, tokenizer, None, length, requests)))
             continue
         ways.append((f"lm-eval, batch {rows}", _lm_eval(model, tokenizer, int(rows), length, requests)))
-        ways.append((f"ours, batch {rows}", _ours(model, tokenizer, int(rows), length, requests)))
+        ways.append((f"ours, batch {rows}", _project_backend(model, tokenizer, int(rows), length, requests)))
     torch.manual_seed(0)
     return [(name, answer, Timed(name, [], [], {})) for name, answer in ways]
 
 
-def _ours(model: Any, tokenizer: Any, rows: int | None, length: int, requests: Sequence[Any]) -> Callable[[], Any]:
+def _project_backend(
+    model: Any, tokenizer: Any, rows: int | None, length: int, requests: Sequence[Any]
+) -> Callable[[], Any]:
     from eval.harness.backends.answering import LMBackend
     from eval.harness.backends.hf import HFModel
 
@@ -196,7 +198,7 @@ def _lm_eval(model: Any, tokenizer: Any, rows: int, length: int, requests: Seque
     lm = HFLM(model, tokenizer=tokenizer, batch_size=rows, max_length=length)
 
     def answer() -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        answers_by_key: dict[str, Any] = {}
         for kind, method in (("score", "loglikelihood"), ("generate", "generate_until")):
             chosen = [r for r in requests if r.kind == kind]
             if chosen:
@@ -205,8 +207,8 @@ def _lm_eval(model: Any, tokenizer: Any, rows: int, length: int, requests: Seque
                 kinds: Any = method
                 instances = [Instance(kinds, {}, (r.context, s), 0) for r, s in pairs]
                 answers = getattr(lm, method)(instances, disable_tqdm=True)
-                found |= {r.key: a for r, a in zip(chosen, answers, strict=True)}
-        return found
+                answers_by_key |= {r.key: a for r, a in zip(chosen, answers, strict=True)}
+        return answers_by_key
 
     return answer
 
@@ -217,12 +219,12 @@ def _settings(request: Any) -> dict[str, Any]:
 
 def table(timed: Sequence[Timed]) -> str:
     """Medians, how much longer each took than ours, and how many answers differ from ours."""
-    ours = next(t for t in timed if t.name.startswith("ours"))
+    project = next(t for t in timed if t.name.startswith("ours"))
     rows = ["| way | wall s | CPU s | wall, ours = 1 | other answers |", "|---|---:|---:|---:|---:|"]
     for t in timed:
         wall, cpu = statistics.median(t.wall), statistics.median(t.cpu)
-        ratio = statistics.median(a / b for a, b in zip(t.wall, ours.wall, strict=True))
-        other = sum(not same(a, ours.answers[key]) for key, a in t.answers.items())
+        ratio = statistics.median(a / b for a, b in zip(t.wall, project.wall, strict=True))
+        other = sum(not same(a, project.answers[key]) for key, a in t.answers.items())
         rows.append(f"| {t.name} | {wall:.1f} | {cpu:.1f} | {ratio:.2f} | {other} |")
     return "\n".join(rows)
 
@@ -241,11 +243,11 @@ def startup(args: Any) -> str:
     imports = "import lm_eval.evaluator, lm_eval.tasks, lm_eval.models.huggingface"
     model = str(args.model.resolve())
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        theirs = [
+        lm_eval_run = [
             sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype={args.dtype}",
             "--tasks", task, "--limit", "1", "--device", args.device, "--gen_kwargs", "max_gen_toks=1",
         ]  # fmt: skip
-        ours = [
+        project = [
             sys.executable, str(ROOT / "evaluate_model.py"), "--preset", "lm-eval", "--model", model, "--data_dir",
             str(args.data_dir.resolve()), "--benchmarks", task, "--math_benchmarks", "", "--limit", "1", "--dtype",
             args.dtype, "--device", args.device, "--max_gen_toks", "1", "--save_path", folder, "--quiet",
@@ -256,8 +258,8 @@ def startup(args: Any) -> str:
         commands = {
             "lm-eval's imports alone": [sys.executable, "-c", imports],
             "lm-eval's imports, the tokenizer": [sys.executable, "-c", tokenizer],
-            "lm-eval, one item": theirs,
-            "ours, one item": ours,
+            "lm-eval, one item": lm_eval_run,
+            "ours, one item": project,
         }
         wall: dict[str, list[float]] = {name: [] for name in commands}
         cpu: dict[str, list[float]] = {name: [] for name in commands}

@@ -61,20 +61,20 @@ def main(argv: Sequence[str]) -> int:
     from common.device import resolve_device  # loads torch
 
     device = resolve_device(args.device)
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "machine": about(device),
         "shape": args.shape,
         "command": ["scripts/benchmarks/bench_gpu.py", *argv],
     }
-    print(f"{_machine(found)}\n")
+    print(f"{_machine(report)}\n")
     for part in parts:
         started = time.perf_counter()
-        found[PARTS[part]] = measure(part, device, args)
+        report[PARTS[part]] = measure(part, device, args)
         say(f"{PARTS[part]}: {time.perf_counter() - started:.0f} s", args.quiet)
-        print(f"{table(part, found)}\n", flush=True)
+        print(f"{table(part, report)}\n", flush=True)
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
@@ -97,40 +97,42 @@ def measure(part: str, device: Any, args: Any) -> dict[str, Any]:
 
     sizes = SIZES[args.shape]
     if part == "a":
-        found = bench_gpu_parts.limits(device, args.runs)
+        figures = bench_gpu_parts.limits(device, args.runs)
     elif part == "b":
         shape = {**SHAPES[args.shape], **({"layers": args.layers} if args.layers else {})}
         blocks = args.blocks or sizes["blocks"]
-        found = bench_gpu_parts.calibration(
+        figures = bench_gpu_parts.calibration(
             shape, device, args.runs, blocks, args.block_size, min(blocks, sizes["plain"])
         )
     elif part == "c":
         shapes = bench_gpu_merging.layer_shapes(sizes["hidden"], sizes["wide"], sizes["layers"])
-        found = bench_gpu_merging.merging(device, args.runs, shapes, args.models)
+        figures = bench_gpu_merging.merging(device, args.runs, shapes, args.models)
     else:
-        found = bench_gpu_merging.parity(device)
+        figures = bench_gpu_merging.parity(device)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return found
+    return figures
 
 
-def as_text(found: Mapping[str, Any]) -> str:
+def as_text(report: Mapping[str, Any]) -> str:
     """Return the machine and the tables of all parts that were measured."""
-    return "\n\n".join([f"{_machine(found)}:", *(table(part, found) for part, name in PARTS.items() if name in found)])
+    return "\n\n".join(
+        [f"{_machine(report)}:", *(table(part, report) for part, name in PARTS.items() if name in report)]
+    )
 
 
-def _machine(found: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+def _machine(report: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in report["machine"].items())
 
 
-def table(part: str, found: Mapping[str, Any]) -> str:
+def table(part: str, figures: Mapping[str, Any]) -> str:
     """Return one part's figures as Markdown, beside the limits where they were measured in the same run."""
-    return {"a": _limits, "b": _calibration, "c": _merging, "d": _parity}[part](found)
+    return {"a": _limits, "b": _calibration, "c": _merging, "d": _parity}[part](figures)
 
 
-def _limits(found: Mapping[str, Any]) -> str:
-    entries = found["limits"]
+def _limits(figures: Mapping[str, Any]) -> str:
+    entries = figures["limits"]
     rows = [[f"bf16 product, {n} x {n}", f"{e['rate'] / 1e12:.1f} TFLOP/s", _took(e)] for n, e in
             entries["products"].items()]  # fmt: skip
     names = {"in": "host to device", "out": "device to host", "within": "within the device, read and written"}
@@ -143,8 +145,8 @@ def _took(entry: Mapping[str, float]) -> str:
     return f"{middle:.4g} ({least:.4g} to {most:.4g})"
 
 
-def _calibration(found: Mapping[str, Any]) -> str:
-    entry, limit = found["calibration"], found.get("limits", {}).get("matrix_rate")
+def _calibration(figures: Mapping[str, Any]) -> str:
+    entry, limit = figures["calibration"], figures.get("limits", {}).get("matrix_rate")
     plain = entry["ways"]["one block at a time"]["tokens_per_second"]
     rows = [
         [name, str(e["tokens"]), _took(e), f"{e['tokens_per_second']:.0f}", f"{e['tokens_per_second'] / plain:.2f}",
@@ -163,8 +165,8 @@ def _calibration(found: Mapping[str, Any]) -> str:
     )
 
 
-def _merging(found: Mapping[str, Any]) -> str:
-    entry, copies = found["merging"], found.get("limits", {}).get("copies")
+def _merging(figures: Mapping[str, Any]) -> str:
+    entry, copies = figures["merging"], figures.get("limits", {}).get("copies")
     rows = []
     for name, e in entry["work"].items():
         share = f"{100 * e['rate'] / copies['in']['rate']:.0f} %" if copies else "-"
@@ -182,8 +184,8 @@ def _merging(found: Mapping[str, Any]) -> str:
     )
 
 
-def _parity(found: Mapping[str, Any]) -> str:
-    rows = [[name, "yes" if e["equal"] else "no", f"{e['largest']:.3g}"] for name, e in found["parity"].items()]
+def _parity(figures: Mapping[str, Any]) -> str:
+    rows = [[name, "yes" if e["equal"] else "no", f"{e['largest']:.3g}"] for name, e in figures["parity"].items()]
     return markdown(["device against CPU", "equal bits", "largest difference"], rows, text_columns=2)
 
 

@@ -67,19 +67,19 @@ def layer_shapes(hidden: int, wide: int, layers: int) -> list[tuple[int, int]]:
 
 def stored(shapes: Sequence[tuple[int, int]], models: int, device: torch.device) -> list[list[Tensor]]:
     """Return, for each shape, a base and models near it, bf16, in ordinary memory of the host."""
-    found = []
+    shapes_of_layer = []
     for shape in shapes:
         base = 0.02 * torch.randn(shape, device=device)
         near = [base + 0.0005 * torch.randn(shape, device=device) for _ in range(models)]
-        found.append([tensor.bfloat16().cpu() for tensor in (base, *near)])
-    return found
+        shapes_of_layer.append([tensor.bfloat16().cpu() for tensor in (base, *near)])
+    return shapes_of_layer
 
 
 def job_of(method: str, device: torch.device, moves: bool | None) -> ExecutionConfig:
     """Return how a method, or the relaxation, makes its blocks."""
-    made: Implementation = merged_alone() if method == "relax" else find_method(method).implementation()
+    implementation: Implementation = merged_alone() if method == "relax" else find_method(method).implementation()
     relaxation: Any = _Halfway(device) if method == "relax" else None
-    return ExecutionConfig(made, device, relaxation=relaxation, device_pipeline=moves)
+    return ExecutionConfig(implementation, device, relaxation=relaxation, device_pipeline=moves)
 
 
 def merged(
@@ -87,13 +87,13 @@ def merged(
     dtype: torch.dtype = torch.bfloat16,
 ) -> Iterator[Iterator[Sequence[Tensor]]]:  # fmt: skip
     """Yield, for each base with its models, the blocks of the result; elements: of a block (None: the device's)."""
-    method, given = WORK[work]
+    method, arguments = WORK[work]
     job = job_of(method, device, moves)
 
     def task(base: Tensor, models: Sequence[Tensor]) -> TensorTask:
         used = models[:1] if method == "relax" else models
-        known = {} if method == "relax" else find_method(method).parameters
-        parameters = {name: p.for_models(given.get(name, p.default), len(used)) for name, p in known.items()}
+        schema = {} if method == "relax" else find_method(method).parameters
+        parameters = {name: p.for_models(arguments.get(name, p.default), len(used)) for name, p in schema.items()}
         group = TensorGroup(
             "w.weight", base, tuple(used), device, block_elements=elements or block_elements_for(device)
         )
@@ -122,9 +122,9 @@ def merging(device: torch.device, runs: int, shapes: Sequence[tuple[int, int]], 
         if on_gpu:
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device) if on_gpu else 0
+        bytes_before = torch.cuda.memory_allocated(device) if on_gpu else 0
         took = timed(partial(merge_all, tensors, work, device, elements, True), device, runs)
-        peak = torch.cuda.max_memory_allocated(device) - held if on_gpu else 0
+        peak = torch.cuda.max_memory_allocated(device) - bytes_before if on_gpu else 0
         rows[label] = {**took, "read_bytes": read, "rate": read / took["seconds"], "peak_bytes": peak}
         if elements is None:
             rows[label]["cpu"] = timed(partial(merge_all, tensors, work, CPU, None, None), CPU, 1)
@@ -151,8 +151,8 @@ def parity(device: torch.device) -> dict[str, Any]:
     model = random_llama(small, CPU).float()
     one = calibrate(model, ids, quiet=True).means
     other = calibrate(model.to(device), ids, quiet=True).means
-    apart = [float(((mean - other[name]).abs() / mean.clamp(min=1e-30)).max()) for name, mean in one.items()]
-    rows["calibration, float32 (relative)"] = {"equal": max(apart) == 0, "largest": max(apart)}
+    deviations = [float(((mean - other[name]).abs() / mean.clamp(min=1e-30)).max()) for name, mean in one.items()]
+    rows["calibration, float32 (relative)"] = {"equal": max(deviations) == 0, "largest": max(deviations)}
     return rows
 
 

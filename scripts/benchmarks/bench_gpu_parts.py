@@ -58,10 +58,10 @@ def limits(device: torch.device, runs: int) -> dict[str, Any]:
         del a, b, out
     size = 1 << (30 if on_gpu else 22)
     host = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu).fill_(1)
-    there, second = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    destination, second = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     copies = {}
     for name, to, source, counted in (
-        ("in", there, host, size), ("out", host, there, size), ("within", second, there, 2 * size),
+        ("in", destination, host, size), ("out", host, destination, size), ("within", second, destination, 2 * size),
     ):  # fmt: skip
         took = timed(partial(to.copy_, source, non_blocking=True), device, runs, times=4)
         copies[name] = {**took, "rate": counted / took["seconds"]}
@@ -103,22 +103,26 @@ def calibration(
     started = time.perf_counter()
     model = random_llama(shape, device)
     settle(device)
-    made = time.perf_counter() - started
+    seconds_to_build = time.perf_counter() - started
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, shape["vocab"], (blocks, block_size), generator=generator)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    ours = timed(lambda: calibrate(model, ids, quiet=True), device, runs)
+    bytes_before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    seconds_here = timed(lambda: calibrate(model, ids, quiet=True), device, runs)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     few = ids[:plain_blocks].to(device)
-    theirs = timed(lambda: original(model, few), device, runs)
+    seconds_original = timed(lambda: original(model, few), device, runs)
     found = {
         "parameters": sum(p.numel() for p in model.parameters()), "attention": model.config._attn_implementation,
-        "seconds_to_make": made, "weights_bytes": held, "peak_bytes": peak, "block_size": block_size,
+        "seconds_to_make": seconds_to_build, "weights_bytes": bytes_before, "peak_bytes": peak,
+        "block_size": block_size,
         "batch": first_batch_size(device, block_size), "ways": {},
     }  # fmt: skip
-    for name, took, count, head in (("ours", ours, blocks, False), ("one block at a time", theirs, plain_blocks, True)):
+    for name, took, count, head in (
+        ("ours", seconds_here, blocks, False),
+        ("one block at a time", seconds_original, plain_blocks, True),
+    ):
         tokens = count * block_size
         speed = tokens / took["seconds"]
         rate = product_flops(model, head) * speed

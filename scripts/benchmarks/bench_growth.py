@@ -86,10 +86,10 @@ def shortage(folder: Path, shape: str, models: int) -> str | None:
     """Return why a shape cannot be measured, in a sentence, or None: inputs, a result and one in the making."""
     size = BF16 * parameters(SHAPES[shape])
     missing = sum(not (folder / f"{shape}-{i}" / "model.safetensors").is_file() for i in range(models + 1))
-    needed, free = (missing + 2) * size + SPARE, shutil.disk_usage(folder).free
-    if needed <= free:
+    needed_bytes, free = (missing + 2) * size + SPARE, shutil.disk_usage(folder).free
+    if needed_bytes <= free:
         return None
-    return f"{shape}: it needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free."
+    return f"{shape}: it needs {needed_bytes / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free."
 
 
 def measure(step: Step, bench: Bench, shape: str, runs: int, cores: int) -> dict[str, Any]:
@@ -145,34 +145,34 @@ def main(argv: Sequence[str]) -> int:
     )
     add_output_flags(parser)
     args = parser.parse_args(argv)
-    axes, sizes = _known("--axes", args.axes, AXES), _known("--sizes", args.sizes, SHAPES)
-    (at,) = _known("--at", args.at, SHAPES)
+    axes, sizes = _checked_names("--axes", args.axes, AXES), _checked_names("--sizes", args.sizes, SHAPES)
+    (at,) = _checked_names("--at", args.at, SHAPES)
     check_figure_file(args.plot, "--plot")
     if args.add and args.json is None:
         raise UsageError("--add goes with --json.")
-    found: dict[str, Any] = {"machine": machine(), "points": [], "skipped": []}
+    report: dict[str, Any] = {"machine": machine(), "points": [], "skipped": []}
     if args.add and args.json.is_file():
-        found |= {"points": read_growth(args.json)["points"]}
+        report |= {"points": read_growth(args.json)["points"]}
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     args.folder.mkdir(parents=True, exist_ok=True)
-    for point in measure_all(args.folder, axes, sizes, at, args.runs, args.discard, found["skipped"], args.quiet):
+    for point in measure_all(args.folder, axes, sizes, at, args.runs, args.discard, report["skipped"], args.quiet):
         same = ("axis", "x", "method")
-        others = [old for old in found["points"] if any(old[key] != point[key] for key in same)]
-        found["points"] = [*others, point]
-        _keep(found, args.json)
-    _keep(found, args.json)  # what was left out at the end too
-    print(as_text(found))
-    if args.plot is not None and found["points"]:
-        for axis, figure in plots(found).items():
+        other_points = [old for old in report["points"] if any(old[key] != point[key] for key in same)]
+        report["points"] = [*other_points, point]
+        _keep(report, args.json)
+    _keep(report, args.json)  # what was left out at the end too
+    print(as_text(report))
+    if args.plot is not None and report["points"]:
+        for axis, figure in plots(report).items():
             file = args.plot.with_stem(f"{args.plot.stem}_{axis}")
             write_figure(figure, file)
             say(f"Plot written to {file}.", args.quiet)
     return 0
 
 
-def _keep(found: Mapping[str, Any], file: Path | None) -> None:
+def _keep(report: Mapping[str, Any], file: Path | None) -> None:
     if file is not None:
-        write_whole(file, (json.dumps(found, indent=1) + "\n").encode())
+        write_whole(file, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def measure_all(
@@ -200,12 +200,12 @@ def measure_all(
                 shutil.rmtree(folder / f"{shape}-{i}", ignore_errors=True)
 
 
-def _known(flag: str, text: str, known: Mapping[str, object]) -> list[str]:
+def _checked_names(flag: str, text: str, allowed: Mapping[str, object]) -> list[str]:
     """The words of a flag. Raises UsageError for one that is none of those known."""
     words = [word for word in text.split(",") if word]
-    wrong = [word for word in words if word not in known]
+    wrong = [word for word in words if word not in allowed]
     if wrong or not words:
-        raise UsageError(f"{flag} takes {', '.join(known)}, found {', '.join(wrong) or 'nothing'}.")
+        raise UsageError(f"{flag} takes {', '.join(allowed)}, found {', '.join(wrong) or 'nothing'}.")
     return words
 
 

@@ -116,12 +116,12 @@ def _anonymous(process: int, children: bool) -> int:
     """KiB of anonymous memory that a process holds now; 0 once it has ended."""
     place = Path(f"/proc/{process}")
     try:
-        found = re.search(r"RssAnon:\s+(\d+)", (place / "status").read_text())
+        match = re.search(r"RssAnon:\s+(\d+)", (place / "status").read_text())
         threads = list((place / "task").iterdir()) if children else []  # each knows those that it started
         below = [child for thread in threads for child in (thread / "children").read_text().split()]
     except OSError:
         return 0
-    return (int(found[1]) if found else 0) + sum(_anonymous(int(child), True) for child in below)
+    return (int(match[1]) if match else 0) + sum(_anonymous(int(child), True) for child in below)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -161,8 +161,8 @@ def main(argv: Sequence[str]) -> int:
                    ",".join(map(str, models[:count])), "--save_path", str(out), "--overwrite", "--quiet",
                    "--no-load_check", *EXTRA.get(method, [])]  # fmt: skip
         memory, seconds, code = peak(command)
-        told = "failed" if code else f"{memory - interpreter:.0f}"
-        print(f"| {method} | {told} | {seconds:.1f} |", flush=True)
+        memory_text = "failed" if code else f"{memory - interpreter:.0f}"
+        print(f"| {method} | {memory_text} | {seconds:.1f} |", flush=True)
         worst = max(worst, code)
         if not code:
             peaks[method] = round(memory - interpreter)

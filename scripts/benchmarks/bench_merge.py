@@ -74,9 +74,9 @@ class Bench:
         copies = (f"cp --reflink=never '{self.base}/model.safetensors' '{self.out}/copy{i}'" for i in range(results))
         return ["sh", "-c", " && ".join([f"mkdir -p '{self.out}'", f"cat {files} > /dev/null", *copies])]
 
-    def ours(self, method: str, given: dict[str, Any]) -> list[str]:
+    def ours(self, method: str, arguments: dict[str, Any]) -> list[str]:
         """The command of this project."""
-        flags = [text for key, value in given.items() for text in (f"--{key}", str(value))]
+        flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
         python, tail = [sys.executable], [*flags, "--save_path", str(self.out), "--overwrite", "--quiet"]
         if method == "relax":
             self._make_importance()
@@ -104,22 +104,22 @@ class Bench:
             *tail,
         ]
 
-    def peer(self, method: str, given: dict[str, Any]) -> list[str] | None:
+    def peer(self, method: str, arguments: dict[str, Any]) -> list[str] | None:
         """The command of whoever does the same; nobody makes several results from one read."""
-        if "omega" in given:
+        if "omega" in arguments:
             return None
         if method in ("widen", "relax"):
-            others = [self.models[0], self.importance] if method == "relax" else self.models
+            inputs = [self.models[0], self.importance] if method == "relax" else self.models
             return [
                 sys.executable,
                 "scripts/benchmarks/bench_peers.py",
                 method,
                 str(self.base),
-                ",".join(map(str, others)),
+                ",".join(map(str, inputs)),
                 str(self.out),
             ]
         recipe = self.folder / "mergekit.json"  # JSON is YAML
-        entries = [{"model": str(m), "parameters": {"weight": 1.0, **given}} for m in self.models]
+        entries = [{"model": str(m), "parameters": {"weight": 1.0, **arguments}} for m in self.models]
         base = {} if method == "linear" else {"base_model": str(self.base)}
         recipe.write_text(json.dumps({"merge_method": method, **base, "models": entries, "dtype": "bfloat16"}))
         return [
@@ -180,8 +180,8 @@ def measured(
         cpus.append(after.children_user + after.children_system - before.children_user - before.children_system)
         peaks.append(memory)
     middle = statistics.median
-    found = [round(x, 2) for x in (middle(walls), min(walls), max(walls), middle(cpus))]
-    return Cost(found[0], found[1], found[2], found[3], round(max(peaks)), len(walls))
+    timings = [round(x, 2) for x in (middle(walls), min(walls), max(walls), middle(cpus))]
+    return Cost(timings[0], timings[1], timings[2], timings[3], round(max(peaks)), len(walls))
 
 
 def machine() -> dict[str, str]:
@@ -230,15 +230,15 @@ def main(argv: Sequence[str]) -> int:
         "work": {},
     }
     for name in works:
-        method, given = WORK[name]
-        count, results = (1 if method == "relax" else args.models), len(given.get("omega", "").split(","))
-        moved = f"{count} to {results}"
-        if moved not in found["limits"]:
-            found["limits"][moved] = asdict(measured(bench, bench.limit(count, results), args.runs))
-        ours = measured(bench, bench.ours(method, given), args.runs)
-        theirs = None if args.no_peers else bench.peer(method, given)
-        peer = asdict(measured(bench, theirs, args.runs)) if theirs else None
-        found["work"][name] = {"moved": moved, "ours": asdict(ours), "peer": peer}
+        method, arguments = WORK[name]
+        count, results = (1 if method == "relax" else args.models), len(arguments.get("omega", "").split(","))
+        volume = f"{count} to {results}"
+        if volume not in found["limits"]:
+            found["limits"][volume] = asdict(measured(bench, bench.limit(count, results), args.runs))
+        ours = measured(bench, bench.ours(method, arguments), args.runs)
+        peer_run = None if args.no_peers else bench.peer(method, arguments)
+        peer = asdict(measured(bench, peer_run, args.runs)) if peer_run else None
+        found["work"][name] = {"moved": volume, "ours": asdict(ours), "peer": peer}
         say(f"{name}: {json.dumps(found['work'][name])}", args.quiet)
         if args.json:
             args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -45,11 +45,11 @@ def relax(base: Path, models: list[Path], out: Path) -> None:
     theta_0 = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, trust_remote_code=False)
     activations = Importance.load(importance).activations
-    known = dict(theta_0.named_parameters())
+    base_parameters = dict(theta_0.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in activations:
-                parameter.copy_(relax_reference(known[name], parameter, activations[name], 0.4))
+                parameter.copy_(relax_reference(base_parameters[name], parameter, activations[name], 0.4))
     model.save_pretrained(out)
 
 

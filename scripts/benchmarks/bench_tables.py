@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def performance(found: Mapping[str, Any]) -> str:
+def performance(report: Mapping[str, Any]) -> str:
     """Return the figures of scripts/benchmarks/bench_merge.py as a table."""
     heads = ["work", "ours s", "CPU s", "peer s", "CPU s", "of peer", "CPU of peer", "limit s", "of limit",
              "net of limit", "MiB", "peer MiB", "of peer"]  # fmt: skip
-    start = found["start"]["wall"]
+    start = report["start"]["wall"]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    for name, entry in found["work"].items():
-        ours, peer, limit = entry["ours"], entry["peer"], found["limits"][entry["moved"]]
+    for name, entry in report["work"].items():
+        ours, peer, limit = entry["ours"], entry["peer"], report["limits"][entry["moved"]]
         line, memory = [name, _seconds(ours), f"{ours['cpu']:.1f}"], [f"{ours['anonymous_mib']:.0f}"]
         if peer:
             line += [_seconds(peer), f"{peer['cpu']:.1f}", _ratio(ours, peer, "wall"), _ratio(ours, peer, "cpu")]
@@ -30,5 +30,5 @@ def _seconds(cost: Mapping[str, Any]) -> str:
     return f"{cost['wall']:.1f}{spread}"
 
 
-def _ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> str:
-    return f"{ours[what] / theirs[what]:.3f}" if theirs[what] else ""
+def _ratio(project: Mapping[str, Any], peer: Mapping[str, Any], what: str) -> str:
+    return f"{project[what] / peer[what]:.3f}" if peer[what] else ""

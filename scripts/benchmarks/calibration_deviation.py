@@ -49,13 +49,13 @@ def main(argv: Sequence[str]) -> int:
     from merging.checkpoints.checkpoint import open_checkpoint
     from merging.output.records.card import public_name
 
-    base, asked = open_checkpoint(args.base), calibration_of(vars(args))
+    base, calibration = open_checkpoint(args.base), calibration_of(vars(args))
     tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
-    sample = cut(load_texts(asked), tokenizer, asked)
+    sample = cut(load_texts(calibration), tokenizer, calibration)
     say(summary(sample.account), args.quiet)
     settings = dict.fromkeys(setting for pair in PAIRS.values() for setting in pair)
-    found = {setting: calibrated(base, sample.blocks, *setting) for setting in settings}
-    rows = {what: compare(found[one], found[other]) for what, (one, other) in PAIRS.items()}
+    importances = {setting: calibrated(base, sample.blocks, *setting) for setting in settings}
+    rows = {what: compare(importances[one], importances[other]) for what, (one, other) in PAIRS.items()}
     entry = {"base": public_name(base.name), "blocks": sample.account["blocks"], "tokens": sample.account["tokens"],
              "source": sample.account["source"], "rows": rows}  # fmt: skip
     print(as_text(entry))
@@ -105,8 +105,8 @@ def as_text(entry: dict[str, Any]) -> str:
     heads = ["calibrations", "median", "largest", "largest of importance"]
     keys = ("median", "largest", "importance")
     rows = [[what, *(f"{row[key]:.1e}" for key in keys)] for what, row in entry["rows"].items()]
-    told = f"{entry['base']} on {entry['source']}: {entry['blocks']} blocks, {entry['tokens']} tokens.\n\n"
-    return told + markdown(heads, rows)
+    heading = f"{entry['base']} on {entry['source']}: {entry['blocks']} blocks, {entry['tokens']} tokens.\n\n"
+    return heading + markdown(heads, rows)
 
 
 if __name__ == "__main__":

@@ -31,28 +31,28 @@ STRAIGHT = ("size", "cold", "models")
 
 def read_growth(file: Path) -> dict[str, Any]:
     """Read the results. Raises CheckpointError or FailureError for a file that is something else."""
-    found = read_json(file, f"{file} does not exist; scripts/benchmarks/bench_growth.py writes it.")
-    if not isinstance(found.get("points"), list) or "machine" not in found:
+    report = read_json(file, f"{file} does not exist; scripts/benchmarks/bench_growth.py writes it.")
+    if not isinstance(report.get("points"), list) or "machine" not in report:
         raise FailureError(f"{file} holds no results of scripts/benchmarks/bench_growth.py.")
-    return found
+    return report
 
 
 def document(file: Path) -> str:
     """Return the results as they stand in docs/scale.md."""
-    found = read_growth(file)
-    about = found["machine"]
-    return f"{about['processor']}, {about['cores']} cores, {about['date']}:\n\n{as_text(found)}"
+    report = read_growth(file)
+    about = report["machine"]
+    return f"{about['processor']}, {about['cores']} cores, {about['date']}:\n\n{as_text(report)}"
 
 
-def as_text(found: Mapping[str, Any]) -> str:
+def as_text(report: Mapping[str, Any]) -> str:
     """Return a table for each axis, and below it the straight lines through its points."""
     parts = []
-    for axis, points in by_axis(found["points"]).items():
+    for axis, points in by_axis(report["points"]).items():
         parts.append(_table(axis, points))
         if axis in STRAIGHT:
             lines = [_line(method, series) for method, series in by_method(points).items()]
             parts += [line for line in lines if line]
-    parts += [f"Left out: {reason}" for reason in found.get("skipped", [])]
+    parts += [f"Left out: {reason}" for reason in report.get("skipped", [])]
     return "\n\n".join(parts)
 
 
@@ -105,7 +105,7 @@ def _table(axis: str, points: Sequence[Point]) -> str:
     return markdown(heads, rows, text_columns=2)
 
 
-def plots(found: Mapping[str, Any]) -> dict[str, Figure]:
+def plots(report: Mapping[str, Any]) -> dict[str, Figure]:
     """Draw a figure for each axis: seconds on the left, peak memory on the right.
 
     Lines are fits where time should be a straight line, else they join the points.
@@ -114,13 +114,13 @@ def plots(found: Mapping[str, Any]) -> dict[str, Figure]:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figures = {}
-    for axis, points in by_axis(found["points"]).items():
+    for axis, points in by_axis(report["points"]).items():
         with in_style():
             figure = Figure(figsize=(WIDTH, 2.6), dpi=DPI, layout="constrained")
-            left, right = figure.subplots(1, 2)
+            time_axes, memory_axes = figure.subplots(1, 2)
             for method, series in by_method(points).items():
-                _draw(left, right, method, series)
-            for ax in (left, right):
+                _draw(time_axes, memory_axes, method, series)
+            for ax in (time_axes, memory_axes):
                 if axis == "block":
                     ax.set_xscale("log", base=2)
                     ax.xaxis.set_major_formatter(FuncFormatter(lambda entries, _: f"{int(entries) >> 10}k"))
@@ -128,15 +128,15 @@ def plots(found: Mapping[str, Any]) -> dict[str, Figure]:
                     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
                 ax.set_ylim(0, 1.1 * ax.dataLim.y1)
                 ax.set_xlabel(AXES[axis])
-            left.set_ylabel("seconds")
-            right.set_ylabel("peak anonymous memory (MiB)")
-            handles, labels = left.get_legend_handles_labels()
+            time_axes.set_ylabel("seconds")
+            memory_axes.set_ylabel("peak anonymous memory (MiB)")
+            handles, labels = time_axes.get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=4)
         figures[axis] = figure
     return figures
 
 
-def _draw(left: Axes, right: Axes, label: str, points: Sequence[Point]) -> None:
+def _draw(time_axes: Axes, memory_axes: Axes, label: str, points: Sequence[Point]) -> None:
     """Draw one method along one axis, in its color and with its marker."""
     marker, color = method_looks([label])[label]
     look: dict[str, Any] = {"color": color, "marker": marker, "ms": 4}
@@ -144,8 +144,8 @@ def _draw(left: Axes, right: Axes, label: str, points: Sequence[Point]) -> None:
     errors = [[p["cost"]["wall"] - p["cost"]["least"] for p in points],
               [p["cost"]["most"] - p["cost"]["wall"] for p in points]]  # fmt: skip
     line = fitted(points) if points[0]["axis"] in STRAIGHT else None
-    left.errorbar(x, wall, yerr=errors, ls="none" if line else "-", lw=1.0, elinewidth=0.8, label=label, **look)
+    time_axes.errorbar(x, wall, yerr=errors, ls="none" if line else "-", lw=1.0, elinewidth=0.8, label=label, **look)
     if line is not None:
         ends = [min(x), max(x)]
-        left.plot(ends, [line[1] + line[0] * end for end in ends], lw=1.0, color=color)
-    right.plot(x, [point["cost"]["anonymous_mib"] for point in points], lw=1.0, **look)
+        time_axes.plot(ends, [line[1] + line[0] * end for end in ends], lw=1.0, color=color)
+    memory_axes.plot(x, [point["cost"]["anonymous_mib"] for point in points], lw=1.0, **look)

@@ -69,8 +69,8 @@ def _default(parameter: Parameter) -> str:
 def output(file: Path) -> str:
     """Return a program's output as a code block, without its main headings, rules, blank lines and long notes."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line and not line.startswith(("## ", "| --")) and len(line) <= LONG_LINE]
-    return "\n".join(["```text", *kept, "```"])
+    short_lines = [line for line in lines if line and not line.startswith(("## ", "| --")) and len(line) <= LONG_LINE]
+    return "\n".join(["```text", *short_lines, "```"])
 
 
 def results(folder: Path) -> str:
@@ -122,12 +122,13 @@ def _real_model(folder: Path) -> list[str]:
     models = load([folder / "real_model_samples.json"], {}, lambda _: None)
     family = next(family for family in models.families if family.unrelaxed is not None and family.relaxed)
     assert family.unrelaxed is not None
-    found = compare(family.unrelaxed.result, family.relaxed[0].result)
-    significant = [d.column for d in found.differences if d.is_significant]
+    comparison = compare(family.unrelaxed.result, family.relaxed[0].result)
+    significant = [d.column for d in comparison.differences if d.is_significant]
     verdict = f"significant: {', '.join(significant)}" if significant else "no benchmark changes significantly"
+    counts = [d.n for d in comparison.differences]
     return [
         "Does AIM help TIES of a real small model (SmolLM2-135M)?",
-        f"{verdict} (samples of {min(d.n for d in found.differences)} to {max(d.n for d in found.differences)} items)",
+        f"{verdict} (samples of {min(counts)} to {max(counts)} items)",
         "[Reproduction](REPRODUCTION.md#a-real-small-model)",
     ]
 
@@ -154,8 +155,8 @@ def _memory(folder: Path) -> list[str]:
 
 
 def _calibration(folder: Path) -> list[str]:
-    found = _read(folder / "gpu.json")
-    ways = found["calibration"]["ways"]
+    gpu_report = _read(folder / "gpu.json")
+    ways = gpu_report["calibration"]["ways"]
     rate, original = (ways[name]["tokens_per_second"] for name in ("ours", "one block at a time"))
     return [
         "How fast is the calibration of a 13B on one H100?",

@@ -226,11 +226,11 @@ class Runner:
         context = multiprocessing.get_context("spawn")
         self._folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
         self._log = self._folder / "hung"
-        self._connection, theirs = context.Pipe()
-        arguments = (theirs, self._folder, self._inputs, self._seed, self._seconds, self._is_shown)
+        self._connection, child_end = context.Pipe()
+        arguments = (child_end, self._folder, self._inputs, self._seed, self._seconds, self._is_shown)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
-        theirs.close()
+        child_end.close()
 
     def close(self) -> None:
         """End the process and remove its folder."""
@@ -294,8 +294,8 @@ def _case(scratch: Path, kind: str, target: Target, number: int, chance: random.
         else:
             file.unlink(missing_ok=True)
         file.write_bytes(before)
-        for left in (*scratch.glob("out*"), *scratch.glob(".out*")):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (*scratch.glob("out*"), *scratch.glob(".out*")):
+            shutil.rmtree(leftover, ignore_errors=True)
     if is_shown:
         print(what, code, printed, errors, f"{seconds:.2f} s, {peak} MiB", sep="\n", flush=True)
     if not problem and peak > MAX_MIB:
@@ -324,9 +324,9 @@ def _judge(code: int, printed: str, errors: str, target: Target, out: Path) -> t
     """Return the counter of a case, and what is wrong with it, if anything is."""
     if "Unexpected " in errors:
         return "unexpected", errors
-    shown = printed + errors
-    if shown.count(MARK) > 300 or escape_controls(shown) != shown:
-        return "wrong", f"prints text of the input as it is: {shown[:300]!r}"
+    output = printed + errors
+    if output.count(MARK) > 300 or escape_controls(output) != output:
+        return "wrong", f"prints text of the input as it is: {output[:300]!r}"
     if code == 0:
         try:
             target.expected(out)
@@ -515,12 +515,12 @@ class Inputs:
         reference = self.folder / f"reference-{name}"
         code, _, errors = run_merge([*command, "--save_path", str(reference)])
         assert code == 0, errors
-        wanted = _tensors(reference)
+        target_values = _tensors(reference)
 
         def same(out: Path) -> None:
-            assert _tensors(out) == wanted, "other tensors than before"
+            assert _tensors(out) == target_values, "other tensors than before"
 
-        return Target(list(files), list(command), expected or same, wanted, run_merge)
+        return Target(list(files), list(command), expected or same, target_values, run_merge)
 
     def _pair(self, first: str, second: str = "b") -> list[str]:
         return ["--method", "linear", "--models_to_merge", f"{first},{second}", "--dtype", "float32", "--no-load_check"]
@@ -531,11 +531,11 @@ class Inputs:
         def expected(out: Path) -> None:
             import torch
 
-            ours, theirs, result = (_loaded(self.folder / name) for name in (first, "b", "out"))
-            assert set(result) == set(theirs) == set(ours), "other names of tensors"
+            ours, child_end, result = (_loaded(self.folder / name) for name in (first, "b", "out"))
+            assert set(result) == set(child_end) == set(ours), "other names of tensors"
             for name, tensor in result.items():
-                wanted = (ours[name].double() + theirs[name].double()) / 2
-                assert torch.allclose(tensor.double(), wanted, rtol=1e-5, atol=1e-6), f"{name} is not the mean"
+                target_values = (ours[name].double() + child_end[name].double()) / 2
+                assert torch.allclose(tensor.double(), target_values, rtol=1e-5, atol=1e-6), f"{name} is not the mean"
 
         return expected
 
@@ -574,8 +574,10 @@ class Inputs:
             other = _loaded(self.folder / "b")
             for name, tensor in result.items():
                 if tensor.shape == first[name].shape and "embed" not in name and "head" not in name:
-                    wanted = (first[name].double() + other[name].double()) / 2
-                    assert torch.allclose(tensor.double(), wanted, rtol=1e-5, atol=1e-6), f"{name} is not the mean"
+                    target_values = (first[name].double() + other[name].double()) / 2
+                    assert torch.allclose(tensor.double(), target_values, rtol=1e-5, atol=1e-6), (
+                        f"{name} is not the mean"
+                    )
 
         return self._target("tokenizer", files, self._pair("a"), expected)
 
@@ -596,7 +598,7 @@ class Inputs:
         factors = {key.removeprefix("base_model.model."): tensor for key, tensor in adapter.items()}
         changed = {key.partition(".lora_A")[0] for key in factors if ".lora_A" in key}
         for name, tensor in result.items():
-            wanted, module = base[name].double(), name.removesuffix(".weight")
+            target_values, module = base[name].double(), name.removesuffix(".weight")
             if module in changed:
                 a, b = factors[f"{module}.lora_A.weight"].double(), factors[f"{module}.lora_B.weight"].double()
                 values = {"r": config["r"], "lora_alpha": config["lora_alpha"]}
@@ -606,8 +608,8 @@ class Inputs:
                             values[key] = value
                             break
                 root = values["r"] ** 0.5 if config.get("use_rslora") else values["r"]
-                wanted = wanted + values["lora_alpha"] / root * (b @ a)
-            assert torch.allclose(tensor.double(), wanted, rtol=1e-4, atol=1e-5), f"{name} is not theta + s B A"
+                target_values = target_values + values["lora_alpha"] / root * (b @ a)
+            assert torch.allclose(tensor.double(), target_values, rtol=1e-4, atol=1e-5), f"{name} is not theta + s B A"
 
     def importance(self) -> Target:
         """Headers and metadata of importance files."""
@@ -617,14 +619,18 @@ class Inputs:
         from merging.checkpoints.checkpoint import open_checkpoint
 
         with open_checkpoint("base") as base:
-            mark = fingerprint(base)
+            base_key = fingerprint(base)
             measured = {n: i.shape[1] for n, i in base.tensors.items() if "proj" in n}
         made = {
             name: torch.rand(channels, generator=torch.Generator().manual_seed(1))
             for name, channels in measured.items()
         }
         file = self.folder / "base.importance"
-        fields = {"unmeasured": {}, "calibration": {}, "base": {"name": "base", "commit": None, "fingerprint": mark}}
+        fields = {
+            "unmeasured": {},
+            "calibration": {},
+            "base": {"name": "base", "commit": None, "fingerprint": base_key},
+        }
         Importance(made, dict.fromkeys(made, 1), **fields, tokens=dict.fromkeys(made, 100)).save(file)  # type: ignore[arg-type]
         command = ["--method", "task_arithmetic", "--base_model", "base", "--models_to_merge", "a", "--omega", "0.4",
                    "--importance", str(file), "--dtype", "float32", "--no-load_check"]  # fmt: skip
@@ -665,8 +671,10 @@ class Inputs:
         models, result = {name: _loaded(self.folder / name) for name in weights}, _loaded(out)
         total = sum(weights.values()) if normalize else 1.0
         for name, tensor in result.items():
-            wanted = sum(weight * models[model][name].double() for model, weight in weights.items()) / total
-            assert torch.allclose(tensor.double(), torch.as_tensor(wanted), rtol=1e-4, atol=1e-5), f"{name} is not it"
+            target_values = sum(weight * models[model][name].double() for model, weight in weights.items()) / total
+            assert torch.allclose(tensor.double(), torch.as_tensor(target_values), rtol=1e-4, atol=1e-5), (
+                f"{name} is not it"
+            )
 
 
 def _loaded(folder: Path) -> dict[str, Any]:

@@ -428,8 +428,8 @@ def main(argv: Sequence[str]) -> int:
     lines: list[str] = []
     if args.compare:
         before = json.loads(args.compare.read_text())
-        kept = {name: before[name] for name in before if re.search(args.only, name)}
-        lines = sorted(differences(kept, results))
+        selected = {name: before[name] for name in before if re.search(args.only, name)}
+        lines = sorted(differences(selected, results))
         print("\n".join(lines) or f"All {len(results)} recipes have the same bytes.")
     return 1 if failed or lines else 0
 

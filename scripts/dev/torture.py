@@ -150,8 +150,8 @@ class Torture:
             if found.get(name) != reference.files.get(name):
                 wrong.append(f"{name} is {'missing' if name not in found else 'not that of an undisturbed run'}")
         hidden = [str(path.relative_to(self.out)) for path in self.out.rglob(".*")]
-        left = [path.name for path in self.temporary.iterdir()]
-        return wrong + [f"left behind: {', '.join(names)}" for names in (hidden, left) if names]
+        leftovers = [path.name for path in self.temporary.iterdir()]
+        return wrong + [f"left behind: {', '.join(names)}" for names in (hidden, leftovers) if names]
 
     def _clean(self) -> None:
         for folder in (self.out, self.temporary):

@@ -133,7 +133,7 @@ main = evaluate
 
 def content(out: Path) -> dict[str, bytes]:
     """Return the files of a finished run that another run must repeat byte for byte; of results, what they hold."""
-    found = {}
+    digests = {}
     for file in sorted(out.rglob("*")):
         name = str(file.relative_to(out))
         if not file.is_file() or file.name in VARYING or file.name.startswith("precious"):
@@ -146,8 +146,8 @@ def content(out: Path) -> dict[str, bytes]:
             name, data = "answers", _answers(file)
         else:
             data = file.read_bytes()
-        found[name] = data
-    return found
+        digests[name] = data
+    return digests
 
 
 def _answers(file: Path) -> bytes:

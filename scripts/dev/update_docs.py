@@ -73,10 +73,10 @@ def calibration(file: Path) -> str:
 
 
 def _performance(file: Path) -> str:
-    found = json.loads(file.read_text(encoding="utf-8"))
-    about = found["machine"]
-    runs = f"{found['shape']}, {found['models']} models and a base, {about['processor']}, {about['cores']} cores"
-    return f"{runs}, {about['date']}:\n\n{performance(found)}"
+    report = json.loads(file.read_text(encoding="utf-8"))
+    about = report["machine"]
+    runs = f"{report['shape']}, {report['models']} models and a base, {about['processor']}, {about['cores']} cores"
+    return f"{runs}, {about['date']}:\n\n{performance(report)}"
 
 
 def _gpu(file: Path) -> str:
@@ -123,17 +123,17 @@ def update_figure(check: bool) -> None:
     """Draw the README's figure anew. With `check`, raise FailureError where it differs and write nothing."""
     figure = quickstart_figure.draw(ROOT / quickstart_figure.RESULTS)
     with tempfile.TemporaryDirectory() as scratch:
-        drawn = Path(scratch) / quickstart_figure.FIGURE.name
-        write_figure(figure, drawn)
+        new_figure = Path(scratch) / quickstart_figure.FIGURE.name
+        write_figure(figure, new_figure)
         file = ROOT / quickstart_figure.FIGURE
-        if file.is_file() and file.read_bytes() == drawn.read_bytes():
+        if file.is_file() and file.read_bytes() == new_figure.read_bytes():
             return
         if check:
             raise FailureError(
                 f"{quickstart_figure.FIGURE} differs from its results; run python scripts/dev/update_docs.py."
             )
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(drawn.read_bytes())
+        file.write_bytes(new_figure.read_bytes())
 
 
 def main(argv: Sequence[str]) -> int:

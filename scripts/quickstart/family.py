@@ -138,12 +138,12 @@ def _library_bars_off() -> Iterator[None]:
     """Leave the screen to the bars of the training: those of transformers (a blink each) say nothing here."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             logging.enable_progress_bar()
 
 

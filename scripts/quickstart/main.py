@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         evaluate_all(family, [family.base, *family.models.values(), *merged, *relaxed], out / "results", quiet)
     report(out, quiet)
     (out / MARK).write_text(json.dumps({"seconds": seconds, "fast": args.fast, "seed": args.seed}, indent=1) + "\n")
-    say(f"Seconds: {', '.join(f'{what.lower()} {taken:g}' for what, taken in seconds.items())}.", quiet)
+    say(f"Seconds: {', '.join(f'{what.lower()} {duration:g}' for what, duration in seconds.items())}.", quiet)
     return 0
 
 
@@ -161,11 +161,11 @@ def report(out: Path, quiet: bool) -> None:
     from eval.results.reader import load
     from eval.stats.gains import Measure
 
-    def remark(sentence: str) -> None:
+    def warn(sentence: str) -> None:
         say(sentence, quiet)
 
-    models = load([out / "results"], NAMES, remark)
-    table = make_report(models, Measure(), remark)
+    models = load([out / "results"], NAMES, warn)
+    table = make_report(models, Measure(), warn)
     write_whole(out / "tables.md", to_markdown(table).encode())
     write_whole(out / "tables.csv", to_csv(table).encode())
     print("\n" + to_markdown(table), end="")
@@ -175,9 +175,10 @@ def report(out: Path, quiet: bool) -> None:
     raised, lowered = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
     print(f"\nAIM with omega {OMEGA:g} raised the HV gain of {raised} of {len(changes)} merges and lowered {lowered}.")
     for column in models.columns:
-        moved = [b.scores[column] - a.scores[column] for a, b in pairs]
-        print(f"{column}: {sum(moved) / len(moved):+.2f} points on average ({min(moved):+.2f} to {max(moved):+.2f}).")
-    plots = save(plot_pareto(models, list(itertools.combinations(models.columns, 2)), remark), out / "pareto")
+        differences = [b.scores[column] - a.scores[column] for a, b in pairs]
+        mean, least, most = sum(differences) / len(differences), min(differences), max(differences)
+        print(f"{column}: {mean:+.2f} points on average ({least:+.2f} to {most:+.2f}).")
+    plots = save(plot_pareto(models, list(itertools.combinations(models.columns, 2)), warn), out / "pareto")
     print(f"\nTables: {out / 'tables.md'} and {out / 'tables.csv'}. Plot: {' and '.join(map(str, plots))}.", flush=True)
 
 

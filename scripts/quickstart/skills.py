@@ -107,14 +107,14 @@ def draw(skill: str, split: str, rng: random.Random, full: bool = True) -> Item:
 
 def draw_distinct(skill: str, split: str, n: int, rng: random.Random) -> list[Item]:
     """Draw `n` different questions of `split` from the full distribution."""
-    found: dict[str, Item] = {}
+    items: dict[str, Item] = {}
     misses = 0  # draws in a row that brought nothing new
     while misses < MAX_DRAWS:
         item = draw(skill, split, rng)
-        misses = misses + 1 if item.prompt in found else 0
-        found[item.prompt] = item
-        if len(found) == n:
-            return list(found.values())
+        misses = misses + 1 if item.prompt in items else 0
+        items[item.prompt] = item
+        if len(items) == n:
+            return list(items.values())
     raise FailureError(f"The {split} split of {skill} holds fewer than {n} different questions; ask for fewer.")
 
 

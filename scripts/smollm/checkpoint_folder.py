@@ -26,17 +26,17 @@ def base_name(base: Path) -> str:
     return str((read_record(base) or {}).get("base", base))
 
 
-def is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
+def is_finished(folder: Path, expected: dict[str, Any]) -> bool:
     """Return whether `folder` holds this run. Raises UsageError where it holds another."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    found = read_record(folder)
-    if found is None:
+    record = read_record(folder)
+    if record is None:
         raise UsageError(f"{folder} is not empty and holds no {RECORD}; pass --overwrite or another --save_path.")
-    for key, value in wanted.items():
-        if found.get(key) != value:
+    for key, value in expected.items():
+        if record.get(key) != value:
             raise UsageError(
-                f"{folder} holds a run with other settings ({key}: {found.get(key)!r}, asked for {value!r}); "
+                f"{folder} holds a run with other settings ({key}: {record.get(key)!r}, asked for {value!r}); "
                 f"pass --overwrite or another --save_path."
             )
     return True

@@ -90,11 +90,11 @@ def harvest(source: str) -> Iterator[Example]:
     except (SyntaxError, ValueError):
         return
     lines = source.split("\n")
-    known = providers(tree, lines)
+    definitions = providers(tree, lines)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and is_suitable(node):
             docstring = node.body[0]
-            head = head_for(lines_of(node, lines), node.name, known)
+            head = head_for(lines_of(node, lines), node.name, definitions)
             if head is None:
                 continue
             signature = "\n".join(lines[node.lineno - 1 : docstring.end_lineno])
@@ -107,17 +107,17 @@ def lines_of(node: ast.stmt, lines: list[str]) -> str:
     return "\n".join(lines[node.lineno - 1 : node.end_lineno])
 
 
-def head_for(code: str, name: str, known: Mapping[str, str]) -> str | None:
+def head_for(code: str, name: str, definitions: Mapping[str, str]) -> str | None:
     """The statements that must stand before `code`, in the file's order; None if something cannot be had or is long."""
-    wanted, needed = [code], set()
-    while wanted:
-        for free in free_names(wanted.pop()) - set(dir(builtins)) - {name}:
-            if free not in known:
+    parts, missing = [code], set()
+    while parts:
+        for free in free_names(parts.pop()) - set(dir(builtins)) - {name}:
+            if free not in definitions:
                 return None
-            if free not in needed:
-                needed.add(free)
-                wanted.append(known[free])
-    statements = dict.fromkeys(known[n] for n in known if n in needed)
+            if free not in missing:
+                missing.add(free)
+                parts.append(definitions[free])
+    statements = dict.fromkeys(definitions[n] for n in definitions if n in missing)
     head = "".join(f"{statement}\n" for statement in statements)
     return head if head.count("\n") <= MAX_HEAD_LINES else None
 
@@ -169,23 +169,23 @@ def free_names(code: str) -> set[str]:
     free = {
         s.get_name() for s in top.get_symbols() if s.is_referenced() and not s.is_assigned() and not s.is_namespace()
     }
-    own = {s.get_name() for s in top.get_symbols() if s.is_namespace()}
+    inner_names = {s.get_name() for s in top.get_symbols() if s.is_namespace()}
     pending = list(top.get_children())
     while pending:
         table = pending.pop()
         free |= {s.get_name() for s in table.get_symbols() if s.is_global()}
         pending += table.get_children()
-    return free - own
+    return free - inner_names
 
 
 def code_examples(sources: Iterable[str], forbidden: Forbidden) -> tuple[Example, ...]:
     """Harvest all sources, each function once, without what coincides with a benchmark's item."""
-    kept: dict[str, Example] = {}
+    unique: dict[str, Example] = {}
     for source in sources:
         for example in harvest(source):
             if not coincides(example, forbidden):
-                kept.setdefault(example.completion, example)
-    return tuple(kept.values())
+                unique.setdefault(example.completion, example)
+    return tuple(unique.values())
 
 
 def build_code(data_dir: Path | None) -> SkillData:

@@ -66,10 +66,10 @@ def paragraphs(rng: random.Random, passage: Passage) -> Part:
 
 
 def sections(rng: random.Random, passage: Passage) -> Part:
-    n, mark = len(passage.sentences), rng.choice(("SECTION", "PART"))
-    body = "\n\n".join(f"{mark} {i}\n{s}" for i, s in enumerate(passage.sentences, start=1))
+    n, label = len(passage.sentences), rng.choice(("SECTION", "PART"))
+    body = "\n\n".join(f"{label} {i}\n{s}" for i, s in enumerate(passage.sentences, start=1))
     return Part(
-        f"Divide the answer into {n} sections and begin each with {mark} X.", body, "sections", {"n": n, "mark": mark}
+        f"Divide the answer into {n} sections and begin each with {label} X.", body, "sections", {"n": n, "mark": label}
     )
 
 
@@ -108,9 +108,9 @@ def title(rng: random.Random, passage: Passage, text: str) -> Part:
 
 
 def postscript(rng: random.Random, passage: Passage, text: str) -> Part:
-    mark = rng.choice(("P.S.", "P.P.S"))
-    phrase = f"Close with a postscript, marked {mark} at its start."
-    return Part(phrase, f"{text}\n\n{mark} {rng.choice(POSTSCRIPTS)}", "postscript", {"mark": mark})
+    label = rng.choice(("P.S.", "P.P.S"))
+    phrase = f"Close with a postscript, marked {label} at its start."
+    return Part(phrase, f"{text}\n\n{label} {rng.choice(POSTSCRIPTS)}", "postscript", {"mark": label})
 
 
 def closing(rng: random.Random, passage: Passage, text: str) -> Part:
@@ -191,9 +191,9 @@ EXCLUDES: dict[str, frozenset[str]] = {
 }
 
 
-def allowed(changes: Sequence[Change], taken: Sequence[str]) -> list[Change]:
+def allowed(changes: Sequence[Change], used: Sequence[str]) -> list[Change]:
     """The changes that none of the constraints taken so far excludes."""
-    return [c for c in changes if not any(c.__name__ in EXCLUDES.get(name, ()) for name in taken)]
+    return [c for c in changes if not any(c.__name__ in EXCLUDES.get(name, ()) for name in used)]
 
 
 def make_instruction(rng: random.Random, passage: Passage) -> Example:

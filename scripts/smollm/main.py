@@ -60,10 +60,10 @@ def parser() -> Parser:
     return p
 
 
-def build(skill: str, data_dir: Path | None, own: Path | None, seed: int) -> SkillData:
+def build(skill: str, data_dir: Path | None, file: Path | None, seed: int) -> SkillData:
     """The data of one skill: the user's file, or the permissively licensed default."""
-    if own is not None:
-        return SkillData(skill, str(own), "the user's own", read_user_examples(own))
+    if file is not None:
+        return SkillData(skill, str(file), "the user's own", read_user_examples(file))
     if skill == "math":
         return build_math(data_dir)
     return build_code(data_dir) if skill == "code" else build_instructions(data_dir, seed)
@@ -91,8 +91,8 @@ def main(argv: Sequence[str]) -> int:
     for skill in skills:
         data.append(build(skill, args.data_dir, getattr(args, skill, None), args.seed))
         say(f"{skill}: {len(data[-1].examples)} examples, {data[-1].source} ({data[-1].licence})", args.quiet)
-        for remark in data[-1].remarks:
-            say(f"  {remark}.", args.quiet)
+        for warning in data[-1].remarks:
+            say(f"  {warning}.", args.quiet)
     base = args.save_path / "base"
     record = prepare_base(args.base, base, overwrite=args.overwrite, quiet=args.quiet)
     print(f"base: {base} ({record['base']}, {record['n_parameters'] / 1e6:.1f}M parameters, {record['licence']})")
@@ -112,25 +112,25 @@ def main(argv: Sequence[str]) -> int:
         write_examples(args.save_path / "data" / f"{skill_data.skill}.jsonl", skill_data.examples)
         target = args.save_path / skill_data.skill
         done = fine_tune(base, skill_data, target, settings, device=device, overwrite=args.overwrite, quiet=args.quiet)
-        held, trained = done["held_out"], done["train_loss"]
+        held_out, train_loss = done["held_out"], done["train_loss"]
         print(
             f"{skill_data.skill}: {target} ({done['n_seen']} examples in {settings.steps} steps, "
-            f"{done['seconds']:.0f} s; training loss {trained['first']:.3f} to {trained['last']:.3f}; "
-            f"on {held['n']} held-out examples {held['loss_before']:.3f} to {held['loss_after']:.3f})",
+            f"{done['seconds']:.0f} s; training loss {train_loss['first']:.3f} to {train_loss['last']:.3f}; "
+            f"on {held_out['n']} held-out examples {held_out['loss_before']:.3f} to {held_out['loss_after']:.3f})",
             flush=True,
         )
     return 0
 
 
-def pick_device(asked: str) -> str:
+def pick_device(name: str) -> str:
     """`auto` is cuda where there is one. Errors: UsageError for a device that this machine lacks."""
     import torch
 
-    if asked == "auto":
+    if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"This machine has no {asked} that torch can use; use --device cpu.")
-    return asked
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"This machine has no {name} that torch can use; use --device cpu.")
+    return name
 
 
 if __name__ == "__main__":

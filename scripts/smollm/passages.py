@@ -39,15 +39,15 @@ def good_sentences(prose: str) -> list[str]:
     """The sentences of `prose` that can stand in an answer: plain English of 5 to 30 words, no markup."""
     # The pages break lines inside hyphenated words.
     flat = re.sub(r"(?<=\w)- (?=[a-z])", "-", " ".join(prose.split())).replace('"', "").replace("\u2019", "'")
-    kept = []
+    sentences = []
     for sentence in SENTENCE_END.split(flat):
         ends_once = sentence.endswith((".", "!")) and not re.search(r"[.!?]", sentence[:-1].replace("...", ""))
         plain_numbers = not re.search(r"\d\.\d|\.\.\.", sentence)
         if sentence[:1].isupper() and ends_once and plain_numbers and not UNFIT.search(sentence):
             words = len(sentence.split())
             if 5 <= words <= 30:
-                kept.append(sentence)
-    return kept
+                sentences.append(sentence)
+    return sentences
 
 
 def prose_paragraphs(text: str) -> Iterator[str]:
@@ -105,14 +105,14 @@ def story_passages(rng: random.Random, data_dir: Path | None) -> list[Passage]:
     """The little stories of GSM8K's training questions (MIT), without their questions."""
     passages = []
     for row in gsm8k_train(data_dir):
-        found = good_sentences(row["question"])
-        name = found[0].split()[0].removesuffix("'s") if found else ""
-        if 2 <= len(found) <= 5 and name.isalpha() and name not in FIRST_WORDS:
+        good = good_sentences(row["question"])
+        name = good[0].split()[0].removesuffix("'s") if good else ""
+        if 2 <= len(good) <= 5 and name.isalpha() and name not in FIRST_WORDS:
             requests = (
                 f"Tell me a short story about {name}.",
                 f"Write a few sentences about {name}.",
                 f"What happened to {name}? Make something up.",
                 f"Write a small scene from the life of {name}.",
             )
-            passages.append(Passage(name, requests, tuple(dict.fromkeys(found))))
+            passages.append(Passage(name, requests, tuple(dict.fromkeys(good))))
     return [p for p in passages if len(p.sentences) >= 2]

@@ -62,9 +62,9 @@ def split_held_out(examples: Sequence[Example], seed: int) -> tuple[list[Example
     """(training, held-out), shuffled by the seed; an example with the same prompt as a held-out one is in neither."""
     shuffled = list(examples)
     random.Random(seed).shuffle(shuffled)
-    held, rest = shuffled[:HELD_OUT], shuffled[HELD_OUT:]
-    prompts = {e.prompt for e in held}
-    return [e for e in rest if e.prompt not in prompts], held
+    held_out, rest = shuffled[:HELD_OUT], shuffled[HELD_OUT:]
+    prompts = {e.prompt for e in held_out}
+    return [e for e in rest if e.prompt not in prompts], held_out
 
 
 def make_batches(lengths: Sequence[int], batch_tokens: int, steps: int, seed: int) -> list[list[int]]:
@@ -163,8 +163,8 @@ def fine_tune(
     Weights are fp32, with bfloat16 autocast where the device computes in it; AdamW without weight decay. The folder is
     staged beside `target` and renamed when whole; a finished one of the same settings is left as it is.
     """
-    wanted = {"skill": data.skill, "settings": asdict(settings), "data_sha256": digest(data.examples)}
-    if not overwrite and is_finished(target, wanted):
+    expected = {"skill": data.skill, "settings": asdict(settings), "data_sha256": digest(data.examples)}
+    if not overwrite and is_finished(target, expected):
         say(f"{target} is finished already and was left as it is (--overwrite trains it again).", quiet)
         found: dict[str, Any] = read_record(target) or {}
         return found
@@ -176,15 +176,15 @@ def fine_tune(
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
     model.to(device)
-    training, held = split_held_out(data.examples, settings.seed)
+    training, held_out = split_held_out(data.examples, settings.seed)
     encoded = [e for e in (encode(x, tokenizer) for x in training) if len(e.ids) <= settings.max_tokens]
-    encoded_held = [e for e in (encode(x, tokenizer) for x in held) if len(e.ids) <= settings.max_tokens]
+    encoded_held = [e for e in (encode(x, tokenizer) for x in held_out) if len(e.ids) <= settings.max_tokens]
     started = time.perf_counter()
     before = mean_loss(model, encoded_held, tokenizer.pad_token_id or 0, device)
     losses, n_seen, n_tokens = train(model, encoded, tokenizer.pad_token_id or 0, settings, device, data.skill, quiet)
     after = mean_loss(model, encoded_held, tokenizer.pad_token_id or 0, device)
     tenth = max(1, len(losses) // 10)
-    record = wanted | {
+    record = expected | {
         "base": base_name(base),
         "source": data.source,
         "licence": data.licence,

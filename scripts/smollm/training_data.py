@@ -124,8 +124,8 @@ def math_example(question: str, answer: str) -> Example:
     The calculator marks `<<48/2=24>>` go; `#### 24` becomes a sentence, the form that every extraction
     rule of the evaluation reads (`the answer is` before `the last number`).
     """
-    steps, mark, gold = CALCULATOR_MARK.sub("", answer).rpartition("####")
-    if not mark or not gold.strip():
+    steps, marker, gold = CALCULATOR_MARK.sub("", answer).rpartition("####")
+    if not marker or not gold.strip():
         raise FailureError(f"A GSM8K answer has no `#### x` line: {answer[:80]!r}.")
     prompt = WCOT_PROMPT.format(input=question.strip()).strip()
     return Example(prompt, f" {steps.strip()}\nThe answer is {gold.strip()}.")
@@ -133,8 +133,10 @@ def math_example(question: str, answer: str) -> Example:
 
 def math_examples(train: Iterable[Mapping[str, str]], test: Iterable[Mapping[str, str]]) -> tuple[Example, ...]:
     """GSM8K's training items as examples, without any whose question is among `test` (spaces and case aside)."""
-    held = {plain(row["question"]) for row in test}
-    return tuple(math_example(row["question"], row["answer"]) for row in train if plain(row["question"]) not in held)
+    test_questions = {plain(row["question"]) for row in test}
+    return tuple(
+        math_example(row["question"], row["answer"]) for row in train if plain(row["question"]) not in test_questions
+    )
 
 
 def plain(text: str) -> str:
@@ -146,8 +148,8 @@ def build_math(data_dir: Path | None) -> SkillData:
     """GSM8K's training split. Errors: FailureError when neither `data_dir` nor the hub has it."""
     train = gsm8k_train(data_dir)
     test = benchmark_rows("openai/gsm8k", "main", "test", data_dir)
-    remark = () if test else ("GSM8K's test split is not at hand, so its disjointness was taken on trust",)
-    return SkillData("math", "GSM8K, training split", "MIT", math_examples(train, test or ()), remark)
+    warnings = () if test else ("GSM8K's test split is not at hand, so its disjointness was taken on trust",)
+    return SkillData("math", "GSM8K, training split", "MIT", math_examples(train, test or ()), warnings)
 
 
 def gsm8k_train(data_dir: Path | None) -> list[dict[str, Any]]:
