@@ -8,9 +8,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import explain, run, say
+from common.cli import explain, run
 from common.distributed import ProcessGroup, init_distributed
 from common.errors import StoppedError
+from common.logging import logger
 from eval.harness.flags import models_of, parser, settings_of
 from eval.results.result import EvalResult
 
@@ -33,7 +34,7 @@ def evaluate_or_rescore(argv: Sequence[str], process_group: ProcessGroup) -> int
     else:
         results, failures = evaluated(a, process_group)
     if results:
-        show(results, a.quiet, a.answers)
+        show(results, a.answers)
     for failure in failures[:-1]:
         print("error:", explain(failure)[0], *failure.__notes__, file=sys.stderr)
     if failures:
@@ -57,7 +58,7 @@ def evaluated(a: argparse.Namespace, process_group: ProcessGroup) -> tuple[Resul
     failures: list[Exception] = []
     for model, benchmarks in checked:
         if len(models) > 1:
-            say(f"{model}:", a.quiet or not process_group.is_main)
+            logger.info(f"{model}:")
         try:
             found = evaluate_on_ranks(
                 model, settings, save_path=a.save_path, benchmarks=benchmarks, process_group=process_group
@@ -88,7 +89,7 @@ def rescored(a: argparse.Namespace) -> tuple[Results, list[Exception]]:
     return [(found[0], save(*found, a.save_path))], []
 
 
-def show(results: Results, quiet: bool, answers: bool = False) -> None:
+def show(results: Results, answers: bool = False) -> None:
     """Print the table, on request that of the answers, and what explains the numbers; on stderr where the files are."""
     from eval.results.answer_facts import answers_table
     from eval.results.store import details, table
@@ -99,7 +100,7 @@ def show(results: Results, quiet: bool, answers: bool = False) -> None:
     for result, written in results:
         name = "" if len(results) == 1 else f"{Path(result.model).name}, "
         print(*(f"{name}{sentence}" for sentence in details(result)), sep="\n")
-        say(f"Results: {written}", quiet)
+        logger.info(f"Results: {written}")
 
 
 if __name__ == "__main__":

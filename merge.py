@@ -11,9 +11,10 @@ from typing import Any
 from aim.config import KEYS as AIM_KEYS
 from aim.config import SEED, Aim, add_aim_flags, add_scaling_flags, aim_of
 from aim.omegas import parse_omegas
-from common.cli import Parser, run, say, value_flags
+from common.cli import Parser, run, value_flags
 from common.distributed import ProcessGroup, init_distributed
 from common.errors import UsageError
+from common.logging import logger
 from merging.recipe import make_recipe, read_config
 from merging.recipe.flags import OUTPUT_KEYS, make_method_parser, make_parser, take
 from merging.recipe.mergekit.command_line import translate
@@ -38,9 +39,9 @@ def merge_or_plan(argv: Sequence[str], process_group: ProcessGroup) -> int:
     add_scaling_flags(parser)
     argv, answers = translate(argv, value_flags(parser))
     flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
-    quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")
+    flags.pop("quiet")  # read by `common.cli.run`
+    dry_run, as_json = flags.pop("dry_run"), flags.pop("json")
     flags.pop("debug")
-    quiet |= not process_group.is_main
     if as_json and not dry_run:
         parser.error("--json goes with --dry_run")
     config = read_config(flags.pop("config")) if "config" in flags and "from_lock" not in flags else {}
@@ -50,7 +51,7 @@ def merge_or_plan(argv: Sequence[str], process_group: ProcessGroup) -> int:
     if "from_lock" in flags:
         from aim.replay import repeat
 
-        return repeat(flags, quiet, dry_run, as_json, process_group, push=push)
+        return repeat(flags, dry_run, as_json, process_group, push=push)
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
     aim = aim_asked({key: flags.pop(key, config.pop(key, None)) for key in AIM_KEYS}, bool(asked["resume"]))
     recipe = make_recipe(flags, config)
@@ -62,7 +63,7 @@ def merge_or_plan(argv: Sequence[str], process_group: ProcessGroup) -> int:
     from merging.plan.merge_plan import Output
 
     given = {key: asked[key] for key in OUTPUT_KEYS if asked[key] is not None}
-    output = Output(**{"save_path": Path(), **given}, quiet=quiet, process_group=process_group)
+    output = Output(**{"save_path": Path(), **given}, process_group=process_group)
     relaxing = None
     if aim is not None:
         from aim.pipeline import relaxing_of
@@ -73,7 +74,7 @@ def merge_or_plan(argv: Sequence[str], process_group: ProcessGroup) -> int:
         return 0
     folder = merge(recipe, output, relaxing)
     count = len(recipe.models)
-    say(f"Merged {count} {output.save_as}{'s' if count > 1 else ''} with {recipe.method} into {folder}.", quiet)
+    logger.info(f"Merged {count} {output.save_as}{'s' if count > 1 else ''} with {recipe.method} into {folder}.")
     finish(folder, output, push)
     return 0
 

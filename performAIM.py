@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aim.config import add_aim_flags, add_scaling_flags, aim_of
-from common.cli import Parser, add_output_flags, config_values, run, say
+from common.cli import Parser, add_output_flags, config_values, run
 from common.distributed import ProcessGroup, init_distributed
 from common.files.paths import user_path
+from common.logging import logger
 from merging.plan.merge_plan import Output
 from merging.recipe import DTYPES, read_config
 from merging.recipe.flags import OUTPUT_KEYS, add_look_flags, add_plan_flags, add_run_flags, take
@@ -62,9 +63,9 @@ def relax(argv: Sequence[str], process_group: ProcessGroup) -> int:
     """Do this process's part of it."""
     parser = make_parser()
     flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
-    quiet, dry_run, as_json = flags.pop("quiet"), flags.pop("dry_run"), flags.pop("json")
+    flags.pop("quiet")  # read by `common.cli.run`
+    dry_run, as_json = flags.pop("dry_run"), flags.pop("json")
     flags.pop("debug")
-    quiet |= not process_group.is_main
     if as_json and not dry_run:
         parser.error("--json goes with --dry_run")
     if {"from_lock", "config"} <= flags.keys():
@@ -74,7 +75,7 @@ def relax(argv: Sequence[str], process_group: ProcessGroup) -> int:
 
     push = take_push(flags, config, dry_run)
     if "from_lock" in flags:
-        return repeat_lock(flags, quiet, dry_run, as_json, process_group, push)
+        return repeat_lock(flags, dry_run, as_json, process_group, push)
     asked = {key: take(key, flags, config) for key in OUTPUT_KEYS}
     given: dict[str, Any] = {**DEFAULTS, **config, **flags}
     missing = [key for key in ("merged_model", "pretrained_model_name") if given.get(key) is None]
@@ -87,7 +88,7 @@ def relax(argv: Sequence[str], process_group: ProcessGroup) -> int:
     options = PlanOptions(**{key: given[key] for key in PLAN_KEYS if key in given})
     defaults = {key: DEFAULTS[key] for key in ("device", "max_shard_size")}
     wanted = {**defaults, **{key: value for key, value in asked.items() if value is not None}}
-    output = Output(**{"save_path": Path(), **wanted}, quiet=quiet, process_group=process_group)
+    output = Output(**{"save_path": Path(), **wanted}, process_group=process_group)
     models = str(given["merged_model"]), str(given["pretrained_model_name"])
     if dry_run:
         from merging.lora.either import shown
@@ -97,20 +98,20 @@ def relax(argv: Sequence[str], process_group: ProcessGroup) -> int:
         return 0
     folder = perform(*models, aim, output, given.get("dtype"), options)
     omegas = ", ".join(f"{omega:g}" for omega in aim.omegas)
-    say(f"Relaxed {models[0]} with omega {omegas} into {folder}.", quiet)
+    logger.info(f"Relaxed {models[0]} with omega {omegas} into {folder}.")
     finish(folder, output, push)
     return 0
 
 
 def repeat_lock(
-    flags: dict[str, Any], quiet: bool, dry_run: bool, as_json: bool, process_group: ProcessGroup, push: Push | None
+    flags: dict[str, Any], dry_run: bool, as_json: bool, process_group: ProcessGroup, push: Push | None
 ) -> int:
     """Repeat the relaxation of a lock; --merged_model and --pretrained_model_name say where its inputs lie now."""
     from aim.replay import repeat
 
     names = {"merged_model": "models_to_merge", "pretrained_model_name": "base_model"}
     flags = {names.get(key, key): value for key, value in flags.items()}
-    return repeat(flags, quiet, dry_run, as_json, process_group, program="performAIM.py", push=push)
+    return repeat(flags, dry_run, as_json, process_group, program="performAIM.py", push=push)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from aim.calibration.config import Calibration, contradiction
 from aim.statistics import DEFAULT, check_statistic, find_statistic
-from common.cli import say
 from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError, CheckpointError, UsageError, nearest
 from common.hardware import product_dtype
+from common.logging import logger
 from common.terminal_text import foreign
 from common.versions import MERGING, package_versions
 from merging.checkpoints.checkpoint import FLOATS, Checkpoint
@@ -92,7 +92,6 @@ def importance_of(
     base: Checkpoint,
     settings: Settings,
     device: torch.device,
-    quiet: bool,
     state: Path,
     process_group: ProcessGroup | None = None,
     keep: Callable[[Progress], None] | None = None,
@@ -112,14 +111,14 @@ def importance_of(
         remove_state(_state_of_rank(state, process_group))
         found = load_importance(file, base, settings.reference, settings.statistic)
         check_same_calibration(file, found.calibration, settings.calibration)
-        say(f"Importance from {file}. {summary(dict(found.calibration))}", quiet)
+        logger.info(f"Importance from {file}. {summary(dict(found.calibration))}")
         return found
     report_bus_errors("The saved state of the calibration is kept; the same command with --resume continues from it.")
-    measured, progress = measure(base, settings, device, quiet, state, process_group)
+    measured, progress = measure(base, settings, device, state, process_group)
     try:
         if file is not None and process_group.is_main:
             measured.save(file)
-            say(f"Importance saved to {file}.", quiet)
+            logger.info(f"Importance saved to {file}.")
         if file is not None:
             process_group.barrier()
     except BaseException as error:
@@ -135,7 +134,7 @@ def importance_of(
 
 
 def measure(
-    base: Checkpoint, settings: Settings, device: torch.device, quiet: bool, state: Path, process_group: ProcessGroup
+    base: Checkpoint, settings: Settings, device: torch.device, state: Path, process_group: ProcessGroup
 ) -> tuple[Importance, Progress | None]:
     """Run the base over its calibration text; returns its importance and the state that can still be resumed.
 
@@ -168,18 +167,16 @@ def measure(
             f"{base.name} has no tokenizer that loads; calibration needs one ({foreign(str(error), 200)})."
         ) from error
     sample = cut(texts, tokenizer, settings.calibration)
-    quiet = quiet or not process_group.is_main
-    say(summary(sample.account), quiet)
+    logger.info(summary(sample.account))
     base_key = fingerprint(base)
     progress = _progress(
         settings,
         settings.key(base_key, dtype, sample.account["digest"], process_group),
         state,
-        quiet,
         process_group,
     )
     try:
-        mode, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, quiet, process_group)
+        mode, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, process_group)
         found = by_stored_tensor(activations, model, base)
     except BaseException as error:
         if progress is not None:
@@ -201,17 +198,17 @@ def _state_of_rank(state: Path, process_group: ProcessGroup) -> Path:
     return state if process_group.world_size == 1 else state.with_name(f"{state.name}-{process_group.rank}")
 
 
-def _progress(settings: Settings, key: str, state: Path, quiet: bool, process_group: ProcessGroup) -> Any:
+def _progress(settings: Settings, key: str, state: Path, process_group: ProcessGroup) -> Any:
     """Return the place of this process's calibration state; the reference's is not saved."""
     if settings.reference:
         return None
     from aim.capture.state import Progress
 
-    return Progress(_state_of_rank(state, process_group), key, settings.resume, quiet, process_group.is_main)
+    return Progress(_state_of_rank(state, process_group), key, settings.resume, process_group.is_main)
 
 
 def _run(
-    base: Checkpoint, settings: Settings, blocks: Tensor, device: torch.device, dtype: str, progress: Any, quiet: bool,
+    base: Checkpoint, settings: Settings, blocks: Tensor, device: torch.device, dtype: str, progress: Any,
     process_group: ProcessGroup,
 ) -> tuple[str, Activations, nn.Module]:  # fmt: skip
     """Run the base; returns the calibration mode, the statistics, and the model (or its skeleton)."""
@@ -220,7 +217,7 @@ def _run(
     mode, spread = choose_calibration_mode(base, settings, device, dtype, process_group)
     if mode == "layerwise":
         skeleton = base_model.Skeleton(base, dtype, device)
-        say("Calibrating one layer at a time.", quiet)
+        logger.info("Calibrating one layer at a time.")
         found = layerwise.calibrate_layerwise(
             skeleton,
             blocks,
@@ -230,12 +227,11 @@ def _run(
             statistic=find_statistic(settings.statistic),
             place=settings.hidden_states,
             folder=settings.importance_file.parent if settings.importance_file else None,
-            quiet=quiet,
         )
         return mode, found, skeleton.model
     model = base_model.load_whole(base, dtype, device, spread)
     if settings.reference:
-        return mode, reference_statistic.collect(model, blocks, quiet), model
+        return mode, reference_statistic.collect(model, blocks), model
     found = whole_model.calibrate(
         model,
         blocks,
@@ -243,7 +239,6 @@ def _run(
         process_group=process_group,
         progress=progress,
         statistic=find_statistic(settings.statistic),
-        quiet=quiet,
     )
     return mode, found, model
 

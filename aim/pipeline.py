@@ -10,9 +10,9 @@ from aim.config import Aim
 from aim.measure import Settings, check_measured, importance_of
 from aim.omegas import omega_text
 from aim.relaxer import Relaxer
-from common.cli import say
 from common.device import resolve_device
 from common.errors import UsageError
+from common.logging import logger
 from merging.checkpoints.checkpoint import Checkpoint, open_all
 from merging.checkpoints.text_part import with_text_parts
 from merging.lora.either import Either, make
@@ -62,10 +62,10 @@ class _Relaxation:
         """Decide what is relaxed by the importance, which is loaded, or measured by all ranks."""
         settings, output = self.aim.settings, self.output
         device, state = resolve_device(output.device, output.process_group), state_file(output.save_path, settings)
-        importance = importance_of(base, settings, device, output.quiet, state, output.process_group, self._keep)
+        importance = importance_of(base, settings, device, state, output.process_group, self._keep)
         self.made = Relaxer(importance, self.aim.omegas, self.aim.rule, self.aim.scaling)
         self.made.check(relax_plan)
-        say(self.made.sentence(), output.quiet)
+        logger.info(self.made.sentence())
         return self.made
 
     def _keep(self, progress: Progress) -> None:

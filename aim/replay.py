@@ -11,9 +11,9 @@ from aim.adapters import plan_adapter_relaxation
 from aim.config import KEYS as AIM_KEYS
 from aim.config import aim_of
 from aim.pipeline import plan_relaxation, relaxing_by, relaxing_of
-from common.cli import say
 from common.distributed import ProcessGroup
 from common.errors import UsageError, nearest
+from common.logging import logger
 from common.terminal_text import quoted
 from merging.lora.either import Either, check_plan_of, make, planned, shown
 from merging.output.hub_upload import Push
@@ -91,7 +91,6 @@ def _check_keys(recipe: Mapping[str, Any]) -> None:
 
 def repeat(
     flags: dict[str, Any],
-    quiet: bool,
     dry_run: bool,
     as_json: bool,
     process_group: ProcessGroup,
@@ -102,7 +101,6 @@ def repeat(
 
     Args:
         flags: from_lock, flags of the output, and base_model and models_to_merge where the inputs lie elsewhere now.
-        quiet: whether remarks are left out.
         dry_run: whether the plan alone is printed, as JSON if `as_json`.
         process_group: the ranks of the run.
         program: the script whose locks alone are repeated; None for any.
@@ -122,7 +120,7 @@ def repeat(
         raise UsageError("--save_path is missing: the folder for the repeated checkpoint.")
     given = {"save_path": Path(), "max_shard_size": lock["max_shard_size"], "device": lock["device"], **where}
     load_check = {"load_check": False} if dry_run else {}
-    output = Output(**given | load_check, quiet=quiet, expected=lock, process_group=process_group)
+    output = Output(**given | load_check, expected=lock, process_group=process_group)
     with process_group.main_process_first():
         work = work_of(lock, output, models.split(",") if models else (), base)
         check_plan_of(work, lock)
@@ -130,6 +128,6 @@ def repeat(
         print(shown(work, output, as_json))
         return 0
     folder = make(work, output)
-    say(f"{folder} repeats the lock: every tensor has its digest.", quiet)
+    logger.info(f"{folder} repeats the lock: every tensor has its digest.")
     finish(folder, replace(output, save_as=lock["recipe"].get("save_as", "model")), push)
     return 0

@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 
 from common.errors import DISK_FULL, ProjectError, UsageError, nearest
 from common.files.bounded_reading import UnreadableError
+from common.logging import message_level
 from common.processes.interrupts import Terminated, handle_stop_signals, ignore_stop_signals
 from common.processes.standard_streams import protect_standard_streams
-from common.terminal_text import foreign, message_line, terminal_lines
+from common.terminal_text import foreign, message_line
 
 
 class Formatter(argparse.HelpFormatter):
@@ -165,12 +166,6 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def say(message: str, quiet: bool = False) -> None:
-    """Print a remark on stderr, without control characters; stdout is for results."""
-    if not quiet:
-        print(terminal_lines(message), file=sys.stderr, flush=True)
-
-
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)`; turn errors into one sentence on stderr and an exit code (2 usage, 1 failure)."""
     if (reason := unsupported_platform(sys.platform)) is not None:
@@ -183,7 +178,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        return main(arguments) or 0
+        with message_level("--quiet" in arguments):
+            return main(arguments) or 0
     except BrokenPipeError:
         with suppress(OSError, ValueError):  # the rest of the buffer must not raise again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.cli import say
 from common.device import check_device_here
 from common.distributed import ProcessGroup
 from common.errors import UsageError
 from common.files.file_state import check_unchanged, states_of
 from common.files.temporary import is_temporary
+from common.logging import logger
 from common.versions import MERGING, package_versions
 from merging.checkpoints.licenses import licenses_of
 from merging.ops.kernels.bus_errors import report_bus_errors
@@ -56,7 +56,7 @@ def produce(work: Work, output: Output) -> Path:
         if not output.process_group.is_main:
             with _weights(work, output, lambda: None):
                 return output.save_path
-        recover(output.save_path, output.quiet)
+        recover(output.save_path)
         check_output(work, output)
         with prepared(work.inputs, work.plan, work.template) as small:
             return _make(work, output, small)
@@ -77,16 +77,16 @@ def ended(finished: Callable[[BaseException | None], None], process_group: Proce
 def _make(work: Work, output: Output, small: Prepared) -> Path:
     """Make the rest: all but the tokenizer and the configs, which are made and tried already."""
     started = time.perf_counter()
-    inputs, quiet = work.inputs, output.quiet
+    inputs = work.inputs
     licenses = licenses_of(inputs.all)
     for note in (*work.notes, *small.notes, *([licenses.warning] if licenses.warning else [])):
-        say(note, quiet)
+        logger.info(note)
 
     def check() -> None:
         known = known_names(work.plan, inputs.template_model)
         unloaded = check_loads(work.plan, small.configs, known) if output.load_check else None
         if unloaded:
-            say(unloaded, quiet)
+            logger.info(unloaded)
 
     with _weights(work, output, check) as (job, stages, found):
         finisher = Finisher(work, output, job, small, licenses)
@@ -100,7 +100,7 @@ def _make(work: Work, output: Output, small: Prepared) -> Path:
         for checkpoint in inputs.all:
             check_unchanged(checkpoint.states)
     for sentence in dict.fromkeys(finisher.said):
-        say(sentence, quiet)
+        logger.info(sentence)
     for table in finisher.tables:
         print(table)
     return output.save_path
@@ -145,7 +145,7 @@ def check_asked(output: Output, kept: Iterable[Path]) -> None:
     Raises UsageError.
     """
     if output.process_group.is_main:
-        recover(output.save_path, output.quiet)
+        recover(output.save_path)
     check_target(output.save_path, output.overwrite, kept, output.resume)
     parse_size(output.max_shard_size)
     check_device_here(output.device, output.process_group)
@@ -187,6 +187,6 @@ def _stream(work: Work, output: Output, writers: Sequence[ShardedWriter], job: E
 
     own = rank_slice(work, output.process_group)
     part = replace(work.plan, tensors=work.plan.tensors[own.start : own.stop])
-    loop.run(part, job, writers, output.quiet, work.label, process_group=output.process_group)
+    loop.run(part, job, writers, work.label, process_group=output.process_group)
     for writer in writers:
         writer.close()

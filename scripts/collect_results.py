@@ -8,8 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.files.paths import write_whole
+from common.logging import logger
 from eval.results.collection import packed
 from eval.results.reader import parse_names, read_results
 
@@ -27,9 +28,9 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    results = [result for path in args.results for result in read_results(path, lambda text: say(text, args.quiet))[0]]
+    results = [result for path in args.results for result in read_results(path, lambda text: logger.info(text))[0]]
     write_whole(args.out, packed(results, parse_names(args.names)).encode())
-    say(f"{len(results)} results in {args.out}.", args.quiet)
+    logger.info(f"{len(results)} results in {args.out}.")
     return 0
 
 

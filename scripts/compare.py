@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError, nearest
+from common.logging import logger
 from eval.report.comparison_text import to_json, to_markdown, to_text
 from eval.report.table_flags import add_measure_flags, add_names_flag, measure_of
 from eval.results.reader import parse_names, read_all
@@ -76,7 +76,7 @@ def one(what: str, flag: str, results: Sequence[EvalResult], names: Mapping[str,
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    warn = partial(say, quiet=args.quiet)
+    warn = logger.info
     if args.draws < 100:
         raise UsageError(f"--draws {args.draws}: at least 100 are needed.")
     measure = measure_of(args)

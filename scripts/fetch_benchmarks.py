@@ -18,9 +18,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError, UsageError, nearest
 from common.files.paths import file_digest, user_path, write_whole
+from common.logging import logger
 from eval.data.dataset_revisions import FILE, FORMAT, MANIFEST, SCHEMA, Pinned, check_manifest, pinned
 
 PUNKT = Path("nltk_data") / "tokenizers" / "punkt_tab"
@@ -48,10 +49,10 @@ def main(argv: Sequence[str]) -> int:
         return check(args.folder, sets)
     args.folder.mkdir(parents=True, exist_ok=True)
     for name, pin in sets.items():
-        files = fetch(name, pin, args.folder / "hub" / name, args.quiet)
+        files = fetch(name, pin, args.folder / "hub" / name)
         write_manifest(args.folder, name, pin.revision, files)
     if any("ifeval" in pin.benchmarks for pin in sets.values()):
-        fetch_punkt(args.folder, args.nltk_index, args.quiet)
+        fetch_punkt(args.folder, args.nltk_index)
     print(f"{args.folder} is complete: evaluate_model.py --data_dir {args.folder}")
     return 0
 
@@ -66,7 +67,7 @@ def chosen(sets: dict[str, Pinned] | Any, benchmarks: str | None) -> dict[str, P
     return {name: pin for name, pin in sets.items() if set(pin.benchmarks) & set(names)}
 
 
-def fetch(name: str, pin: Pinned, target: Path, quiet: bool) -> dict[str, str]:
+def fetch(name: str, pin: Pinned, target: Path) -> dict[str, str]:
     """Fetch a data set's files that are not there yet; return the SHA-256 of each.
 
     Raises FailureError where the hub cannot be reached or sends other bytes than it lists; nothing half is left.
@@ -88,7 +89,7 @@ def fetch(name: str, pin: Pinned, target: Path, quiet: bool) -> dict[str, str]:
             _download(name, pin.revision, file, place)
             fetched += 1
         digests[file.path] = file_digest(place)
-    say(f"{name}: {len(listed)} files at {pin.revision[:12]}, {fetched} fetched", quiet)
+    logger.info(f"{name}: {len(listed)} files at {pin.revision[:12]}, {fetched} fetched")
     return digests
 
 
@@ -114,7 +115,7 @@ def _is(path: Path, file: Any) -> bool:
     return bool(hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.blob_id)
 
 
-def fetch_punkt(folder: Path, index: str | None, quiet: bool) -> None:
+def fetch_punkt(folder: Path, index: str | None) -> None:
     """Fetch nltk's punkt_tab, whose archive nltk compares with its index. Raises FailureError where it cannot."""
     if (folder / PUNKT).is_dir():
         return
@@ -129,7 +130,7 @@ def fetch_punkt(folder: Path, index: str | None, quiet: bool) -> None:
     if not done or not (folder / PUNKT).is_dir():
         raise FailureError("nltk's punkt_tab could not be fetched.")
     (target / "tokenizers" / "punkt_tab.zip").unlink(missing_ok=True)
-    say("nltk: punkt_tab fetched", quiet)
+    logger.info("nltk: punkt_tab fetched")
 
 
 def write_manifest(folder: Path, name: str, revision: str, files: dict[str, str]) -> None:

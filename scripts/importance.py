@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aim.config import add_aim_flags, rule_of, settings_of
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.distributed import ProcessGroup, init_distributed
 from common.errors import UsageError
 from common.figures import check_figure_file
 from common.files.paths import user_path
+from common.logging import logger
 
 if TYPE_CHECKING:
     from aim.importance import Importance
@@ -74,13 +75,13 @@ def measure_and_show(argv: Sequence[str], process_group: ProcessGroup) -> int:
     print(json.dumps(as_record(importance, summary), indent=2) if args.json else as_text(importance, summary))
     if args.plot:
         draw(importance, summary, args.plot)
-        say(f"Plot written to {args.plot}.", args.quiet)
+        logger.info(f"Plot written to {args.plot}.")
     if args.push_to_hub:
         from aim.report.hub_upload import card, push
 
         text = card(importance, summary, args.push_to_hub, args.importance.name)
         url = push(args.importance, text, args.push_to_hub, args.private)
-        say(f"Pushed to {url}.", args.quiet)
+        logger.info(f"Pushed to {url}.")
     return 0
 
 
@@ -113,7 +114,7 @@ def loaded_or_measured(args: Any, settings: Settings, process_group: ProcessGrou
     with process_group.main_process_first():
         (base,) = open_all([args.base])
     state, device = state_file(args.importance, settings), resolve_device(args.device, process_group)
-    return importance_of(base, settings, device, args.quiet or not process_group.is_main, state, process_group)
+    return importance_of(base, settings, device, state, process_group)
 
 
 def as_record(importance: Importance, summary: Summary) -> dict[str, Any]:

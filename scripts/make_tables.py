@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.files.paths import user_path, write_whole
+from common.logging import logger
 from eval.report.card import update_card
 from eval.report.latex import to_latex
 from eval.report.report import ranking
@@ -50,7 +50,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    warn = partial(say, quiet=args.quiet)
+    warn = logger.info
     models, report = report_of(args, warn)
     ranked = ranking(report, args.rank) if args.rank else []
     card = update_card(args.update_card, args.card_model, report, args.intervals) if args.update_card else None

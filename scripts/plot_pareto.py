@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError, nearest
+from common.logging import logger
 from eval.report.plots import curved, plot_omega_curves, plot_pareto, save
 from eval.report.table_flags import add_measure_flags, add_results_flags, measure_of, models_of
 from eval.stats.gains import all_gains
@@ -63,7 +63,7 @@ def chosen_pairs(columns: Sequence[str], x: str | None, y: str | None) -> list[t
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    warn = partial(say, quiet=args.quiet)
+    warn = logger.info
     models = models_of(args, warn)
     if args.omega_curves:
         if not curved(models):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.figures import DPI, MARKERS, WIDTH, check_figure_file, in_style, legend_rows, ordered_colors, write_figure
 from common.files.paths import read_json, user_path
+from common.logging import logger
 from common.markup import markdown
 from merging.output.staging.output_path import RECORD
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     print(table(sweep))
     if args.out is not None:
         write_figure(plot(sweep), args.out)
-        say(f"Plot written to {args.out}.", args.quiet)
+        logger.info(f"Plot written to {args.out}.")
     return 0
 
 

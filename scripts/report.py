@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.files.paths import write_whole
+from common.logging import logger
 from eval.report.page import make_page
 from eval.report.table_flags import add_report_flags, report_of
 from eval.results.rows import model_key
@@ -34,7 +34,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    warn = partial(say, quiet=args.quiet)
+    warn = logger.info
     if args.max_items is not None and args.max_items < 1:
         raise UsageError(f"--max_items {args.max_items}: at least 1, or leave it out for all.")
     models, report = report_of(args, warn)

@@ -13,9 +13,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts: spinning threads starve the neighbors
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError, UsageError
 from common.files.paths import user_path, write_whole
+from common.logging import logger
 from scripts.experiments.plan import Plan, plan_experiment
 from scripts.experiments.schema import read_experiment
 from scripts.experiments.state import State
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         from scripts.experiments.slurm import slurm_script
 
         write_whole(args.slurm, slurm_script(plan, args.file, folder).encode())
-        say(f"Slurm script written to {args.slurm}: sbatch {args.slurm}.", args.quiet)
+        logger.info(f"Slurm script written to {args.slurm}: sbatch {args.slurm}.")
         return 0
     if args.dry_run:
         print(described(plan, state))
@@ -67,10 +68,10 @@ def main(argv: Sequence[str]) -> int:
     names = matching(plan, args.only)
     runner = Runner(plan, state, args.quiet)
     for note in plan.notes:
-        say(note, args.quiet)
+        logger.info(note)
     failed = runner.run(names, jobs, visible_gpus())
     if not args.no_report:
-        report(plan, state, args.collect, args.quiet)
+        report(plan, state, args.collect)
     if failed:
         raise FailureError(f"{failed} cells failed or were skipped; --status lists them, --resume runs them once more.")
     return 0
@@ -109,7 +110,7 @@ def jobs_of(given: str | None, plan: Plan) -> int | str:
     return given if given == "in_process" else int(given)
 
 
-def report(plan: Plan, state: State, collect: Path | None, quiet: bool) -> None:
+def report(plan: Plan, state: State, collect: Path | None) -> None:
     """Write tables, figures and the CSV of all cells, and say where they are."""
     from scripts.experiments.results import compact, models_of, read_scores, rows_of, write_results
 
@@ -117,7 +118,7 @@ def report(plan: Plan, state: State, collect: Path | None, quiet: bool) -> None:
 
     def remark(sentence: str) -> None:
         if sentence not in remarks:
-            say(sentence, quiet)
+            logger.info(sentence)
         remarks.add(sentence)
 
     for file in write_results(plan, state, remark):
@@ -126,7 +127,7 @@ def report(plan: Plan, state: State, collect: Path | None, quiet: bool) -> None:
         results = read_scores(plan, state, remark)
         rows = [row for r in plan.replicates for row in rows_of(plan, r, models_of(plan, r, results, remark), remark)]
         compact(plan, rows, collect)
-        say(f"{len(rows)} rows in {collect}.", quiet)
+        logger.info(f"{len(rows)} rows in {collect}.")
 
 
 if __name__ == "__main__":

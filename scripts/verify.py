@@ -16,9 +16,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError, ProjectError
 from common.files.paths import read_json, user_path
+from common.logging import logger
 from merging.checkpoints.headers import header_of
 from merging.checkpoints.storage import StoredWeights, TensorInfo
 from merging.output.digests import tensor_digest
@@ -56,12 +57,12 @@ def check(args: Any) -> int:
     parts = len(lock["tensors"]) + len(lock["files"])
     if bad(damage(args.folder, lock), f"of {parts} parts differ from {LOCK_FILE}"):
         return 1
-    say(f"{len(lock['tensors'])} tensors and {len(lock['files'])} files match the lock.", args.quiet)
+    logger.info(f"{len(lock['tensors'])} tensors and {len(lock['files'])} files match the lock.")
     if args.recompute or args.tensors:
         names = chosen(lock, args.recompute or "all", args.tensors, args.seed)
         if bad(recomputed(lock, names, args), f"of {len(names)} tensors do not come out of the inputs"):
             return 1
-        say(f"{len(names)} tensors recomputed from the inputs, bit for bit the same.", args.quiet)
+        logger.info(f"{len(names)} tensors recomputed from the inputs, bit for bit the same.")
     print("GOOD")
     return 0
 
@@ -136,7 +137,7 @@ def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list
     from merging.plan.merge_plan import Output
 
     models = args.models_to_merge.split(",") if args.models_to_merge else ()
-    output = Output(args.folder, device=lock["device"], quiet=True, load_check=False)
+    output = Output(args.folder, device=lock["device"], load_check=False)
     work = work_of(lock, output, models, args.base_model)
     check_inputs_of(work, lock)
     wrong = []

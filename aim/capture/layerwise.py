@@ -28,6 +28,7 @@ from aim.statistics import Statistic
 from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError
 from common.hardware import available, ran_out
+from common.logging import hides_progress
 from merging.engine.device_pipeline import to_device_async
 
 TABLE_BYTES = 1 << 30
@@ -144,7 +145,6 @@ def calibrate_layerwise(
     statistic: Statistic | None = None,
     place: str = "auto",
     folder: Path | None = None,
-    quiet: bool = False,
 ) -> Activations:
     """Return the statistics of all weights, as `aim.capture.whole_model.calibrate` does, one layer in memory at a time.
 
@@ -153,13 +153,12 @@ def calibrate_layerwise(
     """
     process_group = process_group or SINGLE_PROCESS
     path, layers = stack_of(skeleton.model)
-    run = _Run(skeleton, blocks, path, layers, batch_size, process_group, statistic, quiet)
+    run = _Run(skeleton, blocks, path, layers, batch_size, process_group, statistic)
     sums, position, saved = progress.start() if progress else (Sums(), {}, {})
     hidden = HiddenStates(len(blocks), place, available(torch.device("cpu")), folder, skeleton.device)
     hidden.restore(saved)
     first, done = position.get("layers", 0), position.get("blocks", 0)
-    silent = True if quiet or process_group.rank > 0 else None
-    bar = tqdm(total=len(layers) + 1, initial=first, desc="calibrating", unit="layer", disable=silent)
+    bar = tqdm(total=len(layers) + 1, initial=first, desc="calibrating", unit="layer", disable=hides_progress())
     where = {"layers": first, "blocks": done}
     try:
         with (
@@ -192,11 +191,11 @@ class _Run:
 
     def __init__(
         self, skeleton: Skeleton, blocks: Tensor, path: str, layers: Sequence[nn.Module], batch_size: int | None,
-        process_group: ProcessGroup, statistic: Statistic | None, quiet: bool,
+        process_group: ProcessGroup, statistic: Statistic | None,
     ) -> None:  # fmt: skip
         self.skeleton, self.blocks, self.path, self.layers = skeleton, blocks, path, layers
         self.process_group, self.halves, self.statistic = process_group, turns(len(blocks), process_group), statistic
-        self.size = BatchSize(batch_size or first_batch_size(skeleton.device, blocks.shape[1]), quiet)
+        self.size = BatchSize(batch_size or first_batch_size(skeleton.device, blocks.shape[1]))
 
     def layer(self, turn: _Turn, k: int, sums: Sums, hidden: HiddenStates, done: int) -> Iterator[int]:
         """Run layer k (after the last: what follows the layers) over the batches that are not done, counting blocks."""

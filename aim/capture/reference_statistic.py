@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from aim.capture.statistics import Activations
 from common.errors import CalibrationError
+from common.logging import hides_progress
 
 
 def measured_axis(module: nn.Module) -> int | None:
@@ -31,7 +32,7 @@ def measured_axis(module: nn.Module) -> int | None:
     return weight.dim() - 1 if weight.dim() in (1, 2) else None
 
 
-def collect(model: nn.Module, blocks: Tensor, quiet: bool = False) -> Activations:
+def collect(model: nn.Module, blocks: Tensor) -> Activations:
     """Run the base over calibration blocks (n_blocks, block_size), one at a time, with the original's arithmetic.
 
     The means are sums over blocks, whose ratio is the same. Raises CalibrationError where they are not finite.
@@ -62,7 +63,7 @@ def collect(model: nn.Module, blocks: Tensor, quiet: bool = False) -> Activation
     device = next(model.parameters()).device
     try:
         with torch.inference_mode():
-            for block in tqdm(blocks.split(1), desc="calibrating", disable=True if quiet else None):
+            for block in tqdm(blocks.split(1), desc="calibrating", disable=hides_progress()):
                 model(block.to(device), use_cache=False)
     finally:
         for handle in handles:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from aim.capture.statistics import Sums
-from common.cli import say
 from common.errors import FailureError, ProjectError, StoppedError, UsageError, causes
 from common.files.atomic import written
 from common.files.bounded_reading import check_regular, parse_json
 from common.files.json_types import Between, Each, Fields, check_shape
 from common.files.safetensors_file import write_safetensors
 from common.files.work_folder import WorkFolder, claim, claimed, is_work_folder
+from common.logging import logger
 
 EVERY_SECONDS = 20.0
 """Least time between two savings; and saving takes at most a twentieth of the time."""
@@ -41,7 +41,6 @@ class Progress:
     folder: Path
     key: str
     resume: bool = False
-    quiet: bool = False
     notes: bool = True
     _next: float = field(default_factory=lambda: time.monotonic() + EVERY_SECONDS, repr=False)
     _work: WorkFolder | None = field(default=None, repr=False)
@@ -71,10 +70,10 @@ class Progress:
     def _restored(self) -> tuple[Sums, dict[str, Any], dict[str, Tensor]]:
         if not self.file.is_file():
             if self.resume:
-                say("There is no interrupted calibration to resume; starting from the beginning.", self.quiet)
+                logger.info("There is no interrupted calibration to resume; starting from the beginning.")
             return Sums(), {}, {}
         if not self.resume:
-            say("An interrupted calibration is discarded (--resume would have continued it).", self.quiet)
+            logger.info("An interrupted calibration is discarded (--resume would have continued it).")
             self.file.unlink()
             return Sums(), {}, {}
         tensors, about = _read(self.file)
@@ -90,7 +89,7 @@ class Progress:
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise _unreadable(self.file, error) from error
         done = ", ".join(f"{count} {what} done" for what, count in position.items())
-        say(f"Resuming the interrupted calibration: {done}.", self.quiet)
+        logger.info(f"Resuming the interrupted calibration: {done}.")
         return sums, position, hidden
 
     def save(
@@ -111,8 +110,10 @@ class Progress:
                 write_safetensors(stream, tensors, {"about": json.dumps(about)})
         except OSError as error:
             if not self._failed:
-                say(f"The state of the calibration cannot be saved in {self.file} ({error.strerror}); it goes on, and "
-                    "an interruption would lose what came after the last saving.")  # fmt: skip
+                logger.warning(
+                    f"The state of the calibration cannot be saved in {self.file} ({error.strerror}); it goes on, and "
+                    "an interruption would lose what came after the last saving."
+                )
             self._failed = True
         else:
             self._failed = False
@@ -149,7 +150,7 @@ class Progress:
             self._work.remove()
         except OSError as error:
             self._work.lock.release()
-            say(f"{self.folder} is no longer needed and cannot be removed ({error.strerror}); remove it.")
+            logger.warning(f"{self.folder} is no longer needed and cannot be removed ({error.strerror}); remove it.")
         self._work = None
 
     def _release(self) -> None:

@@ -15,10 +15,10 @@ from aim.capture.hooks import capture_inputs
 from aim.capture.state import Progress
 from aim.capture.statistics import HALVES, Activations, Batch, Sums, Total
 from aim.statistics import Statistic
-from common.cli import say
 from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError
 from common.hardware import ran_out
+from common.logging import hides_progress, logger
 from merging.engine.device_pipeline import to_device_async
 
 TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 2048}
@@ -49,8 +49,8 @@ def takes(halves: list[list[int]], done: int, size: int) -> tuple[int, list[int]
 class BatchSize:
     """Blocks at a time, halved each time that they do not fit."""
 
-    def __init__(self, size: int, quiet: bool) -> None:
-        self.size, self._quiet = size, quiet
+    def __init__(self, size: int) -> None:
+        self.size = size
 
     def run(self, take: list[int], attempt: Callable[[list[int]], Any]) -> tuple[Any, list[int]]:
         """Return what `attempt(blocks)` gives for `take` or the first part of it that fits, and that part.
@@ -71,7 +71,7 @@ class BatchSize:
             self.size = len(take) // 2
             take = take[: self.size]
             _free()
-            say(f"Out of memory: continuing with {self.size} blocks at a time.", self._quiet)
+            logger.info(f"Out of memory: continuing with {self.size} blocks at a time.")
 
 
 def _free() -> None:
@@ -128,7 +128,6 @@ def calibrate(
     process_group: ProcessGroup | None = None,
     progress: Progress | None = None,
     statistic: Statistic | None = None,
-    quiet: bool = False,
 ) -> Activations:
     """Run a model over blocks (n_blocks, block_size) of ids and return the statistics of all its weights.
 
@@ -139,7 +138,7 @@ def calibrate(
     device = next(model.parameters()).device
     sums, position, _ = progress.start() if progress else (Sums(), {}, {})
     done, halves = position.get("blocks", 0), turns(len(blocks), process_group)
-    size = BatchSize(batch_size or first_batch_size(device, blocks.shape[1]), quiet)
+    size = BatchSize(batch_size or first_batch_size(device, blocks.shape[1]))
 
     def attempt(take: list[int]) -> Batch:
         batch = Batch(statistic)
@@ -148,8 +147,7 @@ def calibrate(
         return batch
 
     total = sum(map(len, halves))
-    hidden = quiet or process_group.rank > 0
-    bar = tqdm(total=total, initial=done, desc="calibrating", unit="block", disable=True if hidden else None)
+    bar = tqdm(total=total, initial=done, desc="calibrating", unit="block", disable=hides_progress())
     try:
         with torch.no_grad():
             while done < total:

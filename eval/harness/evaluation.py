@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.cli import say
 from common.distributed import SINGLE_PROCESS, ProcessGroup, launcher_ranks
 from common.errors import EvaluationError, UsageError
+from common.logging import logger
 from common.versions import EVALUATION, package_versions, versions
 from eval.benchmarks import Benchmark
 from eval.data.data_sources import check_data
@@ -117,10 +117,10 @@ def evaluate_on_ranks(
         def report(warning: str) -> None:
             if warning not in remarks:
                 remarks.append(warning)
-                say(warning, settings.quiet or not process_group.is_main)
+                logger.info(warning)
 
         for warning in remarks:
-            say(warning, settings.quiet or not process_group.is_main)
+            logger.info(warning)
         subject = models.with_weights(subject, settings)
         who, scope = _identified(subject, settings, save_path)
         with seeded(settings.seed):

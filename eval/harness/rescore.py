@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from common.cli import say
 from common.errors import BadInputError, UsageError
 from common.files.bounded_reading import UnreadableError, parse_json, read_lines
 from common.files.json_types import Between, Fields, ListOf, check_shape
+from common.logging import logger
 from eval.harness.evaluation import Identity, Samples, assembled
 from eval.log_filters import environment, muted
 from eval.results.answer_facts import FACTS
@@ -83,7 +83,7 @@ def rescore(
                 plan[name] = _restore(task, name, [s for s in lines[b.task] if s["task"] == name], source)
         raw = grade(loaded, plan, settings)
         _keep_facts(raw["samples"], [line for group in lines.values() for line in group])
-    say(f"{source}: {sum(map(len, plan.values()))} items graded again.", quiet)
+    logger.info(f"{source}: {sum(map(len, plan.values()))} items graded again.")
     recorded = {**old.settings, **settings.recorded(), "rescored_from": source.name}
     who = Identity(old.digest or "unknown", old.commit, tuple(old.hardware.get("gpus", ())))
     seconds = {**old.seconds, "grading": round(time.time() - started, 1)}

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.distributed import SINGLE_PROCESS, ProcessGroup
+from common.logging import hides_progress
 from merging.engine.base_comparison import BaseComparison
 from merging.engine.execution import ExecutionConfig, Observer, Writer
 from merging.engine.finite_check import Finite, Nonfinite, blamed, sources_of
@@ -31,7 +32,6 @@ def run(
     plan: Listing,
     job: ExecutionConfig,
     writers: Sequence[Writer],
-    quiet: bool = False,
     label: str = "merging",
     make: Callable[..., Iterator[Sequence[Tensor]]] | None = None,
     process_group: ProcessGroup = SINGLE_PROCESS,
@@ -44,7 +44,7 @@ def run(
     done = writers[0].done
     left = plan.tensors[done:]
     comparison = BaseComparison(len(writers))
-    bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=True if quiet else None, initial=done)
+    bar = tqdm(plan.tensors, unit="tensor", desc=label, disable=hides_progress(), initial=done)
     with closing(_each(left, job, len(writers), make or tensor_blocks)) as made:
         for tensor, observers, results in made:
             inputs = partial(sources_of, tensor) if isinstance(tensor, TensorPlan) else tuple

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.cli import say
 from common.errors import CheckpointError, UsageError
 from common.files.file_state import check_unchanged, states_of
 from common.files.temporary import is_temporary
+from common.logging import logger
 from common.versions import MERGING, package_versions, versions
 from merging.checkpoints.licenses import licenses_of
 from merging.checkpoints.model_folder import tokenizer_files
@@ -61,7 +61,7 @@ def produce_adapter(work: AdapterWork, output: Output) -> Path:
             if work.relaxing:
                 work.make()
             return output.save_path
-        recover(output.save_path, output.quiet)
+        recover(output.save_path)
         check_adapter_output(work, output)
         with prepared_tokenizer(work) as tokenizer:
             return _make(work, output, tokenizer)
@@ -83,20 +83,19 @@ def prepared_tokenizer(work: AdapterWork) -> Iterator[Sequence[Path]]:
 def _make(work: AdapterWork, output: Output, tokenizer: Sequence[Path]) -> Path:
     """Make the rest: all but the tokenizer."""
     started = time.perf_counter()
-    quiet = output.quiet
     licenses = licenses_of(work.inputs.all)
     for note in (*work.notes, *work.remarks, *([licenses.warning] if licenses.warning else [])):
-        say(note, quiet)
+        logger.info(note)
     configs, _ = make_configs(work.inputs, work.plan.of_model)
     config = configs["config.json"]
     untried = check_adapter_loads(work.plan, work.settings, config) if output.load_check else None
     if untried:
-        say(untried, quiet)
+        logger.info(untried)
     others = states_of(work.files.values())
     maker = work.make()
     others = states_of(work.files.values()) | others  # an importance file may be new
     parts = [variant.folder for variant in work.variants]
-    with staged(output.save_path, output.overwrite, _key(work), output.resume, quiet, parts) as stages:
+    with staged(output.save_path, output.overwrite, _key(work), output.resume, parts) as stages:
         _write_tensors(work, output, stages, maker)
         inputs = _inputs(work, output.expected)
         for variant, stage in zip(work.variants, stages, strict=True):
@@ -143,7 +142,7 @@ def _write_tensors(work: AdapterWork, output: Output, stages: Sequence[Stage], m
         writer.rewind(done)
     job = replace(maker.job, allow_nonfinite=output.allow_nonfinite)
     try:
-        loop.run(work.plan, job, writers, output.quiet, work.label, make=lambda entry, *_: maker.blocks(entry))
+        loop.run(work.plan, job, writers, work.label, make=lambda entry, *_: maker.blocks(entry))
         for writer in writers:
             writer.close()
     except BaseException:

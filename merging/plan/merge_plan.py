@@ -31,7 +31,6 @@ class Output:
     max_shard_size: str = "5GB"
     overwrite: bool = False
     device: str = "auto"
-    quiet: bool = False
     resume: bool = False
     allow_nonfinite: bool = False
     layer_stats: bool = False

@@ -141,9 +141,9 @@ def measure(base: Path, args: Any) -> dict[str, float]:
     started = time.perf_counter()
     if args.worker == "layerwise":
         skeleton = Skeleton(checkpoint, args.dtype, device)
-        calibrate_layerwise(skeleton, ids, batch_size=args.batch_size, place="host", quiet=True)
+        calibrate_layerwise(skeleton, ids, batch_size=args.batch_size, place="host")
     elif args.worker == "whole":
-        calibrate(load_whole(checkpoint, args.dtype, device), ids, batch_size=args.batch_size, quiet=True)
+        calibrate(load_whole(checkpoint, args.dtype, device), ids, batch_size=args.batch_size)
     else:
         original(load_whole(checkpoint, args.dtype, device), ids.to(device))
     seconds = time.perf_counter() - started

@@ -23,9 +23,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts: spinning threads starve the neighbours
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.files.paths import user_path
+from common.logging import logger
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     ways = candidates(args, requests)
     for round_ in range(args.repeats):
         for name, answer, timed in ways:
-            say(f"round {round_ + 1} of {args.repeats}: {name}", args.quiet)
+            logger.info(f"round {round_ + 1} of {args.repeats}: {name}")
             wall, cpu = time.perf_counter(), time.process_time()
             timed.answers = answer()
             timed.wall.append(time.perf_counter() - wall)
@@ -265,7 +266,7 @@ def startup(args: Any) -> str:
         cpu: dict[str, list[float]] = {name: [] for name in commands}
         for round_ in range(args.repeats):
             for name, command in commands.items():
-                say(f"round {round_ + 1} of {args.repeats}: {name}", args.quiet)
+                logger.info(f"round {round_ + 1} of {args.repeats}: {name}")
                 before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
                 subprocess.run(command, cwd=data, env=offline, check=True, capture_output=True)
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -17,9 +17,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.files.paths import user_path
+from common.logging import logger
 from common.markup import markdown
 from scripts.benchmarks.bench_memory import SHAPES
 from scripts.benchmarks.bench_merge import machine
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     for part in parts:
         started = time.perf_counter()
         report[PARTS[part]] = measure(part, device, args)
-        say(f"{PARTS[part]}: {time.perf_counter() - started:.0f} s", args.quiet)
+        logger.info(f"{PARTS[part]}: {time.perf_counter() - started:.0f} s")
         print(f"{table(part, report)}\n", flush=True)
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -149,8 +149,8 @@ def parity(device: torch.device) -> dict[str, Any]:
     ids = torch.randint(5, 1000, (8, 64), generator=torch.Generator().manual_seed(0))
     small = {"hidden": 256, "intermediate": 688, "layers": 2, "vocab": 1000, "kv": 256}
     model = random_llama(small, CPU).float()
-    one = calibrate(model, ids, quiet=True).means
-    other = calibrate(model.to(device), ids, quiet=True).means
+    one = calibrate(model, ids).means
+    other = calibrate(model.to(device), ids).means
     deviations = [float(((mean - other[name]).abs() / mean.clamp(min=1e-30)).max()) for name, mean in one.items()]
     rows["calibration, float32 (relative)"] = {"equal": max(deviations) == 0, "largest": max(deviations)}
     return rows

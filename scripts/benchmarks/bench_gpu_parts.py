@@ -109,7 +109,7 @@ def calibration(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     bytes_before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    seconds_here = timed(lambda: calibrate(model, ids, quiet=True), device, runs)
+    seconds_here = timed(lambda: calibrate(model, ids), device, runs)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     few = ids[:plain_blocks].to(device)
     seconds_original = timed(lambda: original(model, few), device, runs)

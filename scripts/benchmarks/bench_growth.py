@@ -17,11 +17,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.figures import check_figure_file, write_figure
 from common.files.paths import user_path, write_whole
 from common.hardware import usable_cores
+from common.logging import logger
 from scripts.benchmarks.bench_memory import SHAPES, parameters
 from scripts.benchmarks.bench_merge import Bench, machine, measured, warmed
 from scripts.benchmarks.growth_report import AXES, METHODS, as_text, plots, read_growth
@@ -155,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
         report |= {"points": read_growth(args.json)["points"]}
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     args.folder.mkdir(parents=True, exist_ok=True)
-    for point in measure_all(args.folder, axes, sizes, at, args.runs, args.discard, report["skipped"], args.quiet):
+    for point in measure_all(args.folder, axes, sizes, at, args.runs, args.discard, report["skipped"]):
         same = ("axis", "x", "method")
         other_points = [old for old in report["points"] if any(old[key] != point[key] for key in same)]
         report["points"] = [*other_points, point]
@@ -166,7 +167,7 @@ def main(argv: Sequence[str]) -> int:
         for axis, figure in plots(report).items():
             file = args.plot.with_stem(f"{args.plot.stem}_{axis}")
             write_figure(figure, file)
-            say(f"Plot written to {file}.", args.quiet)
+            logger.info(f"Plot written to {file}.")
     return 0
 
 
@@ -177,7 +178,6 @@ def _keep(report: Mapping[str, Any], file: Path | None) -> None:
 
 def measure_all(
     folder: Path, axes: Sequence[str], sizes: Sequence[str], at: str, runs: int, discard: bool, skipped: list[str],
-    quiet: bool,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Yield every point, shape after shape; `skipped` gets a sentence for each shape that the disk has no room for."""
     cores = usable_cores()
@@ -188,12 +188,12 @@ def measure_all(
         most = max(step.models for step in steps)
         if lacking := shortage(folder, shape, most):
             skipped.append(lacking)
-            say(f"Left out: {lacking}", quiet)
+            logger.info(f"Left out: {lacking}")
             continue
         for step in steps:
             bench = Bench(folder, SHAPES[shape], shape, step.models)
             point = measure(step, bench, shape, runs, cores)
-            say(f"{step.axis} {step.x:g} {step.method}: {json.dumps(point['cost'])}", quiet)
+            logger.info(f"{step.axis} {step.x:g} {step.method}: {json.dumps(point['cost'])}")
             yield point
         if discard:
             for i in range(most + 1):

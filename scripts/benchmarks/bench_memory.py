@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.files.paths import user_path
+from common.logging import logger
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
@@ -108,7 +109,7 @@ def peak(command: Sequence[str], children: bool = False) -> tuple[float, float, 
         time.sleep(LOOK)
     _, errors = process.communicate()
     if process.returncode:
-        say(errors)
+        logger.warning(errors)
     return highest / 1024, time.perf_counter() - started, process.returncode
 
 

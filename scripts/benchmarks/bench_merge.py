@@ -23,9 +23,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError, UsageError
 from common.files.paths import user_path
+from common.logging import logger
 from scripts.benchmarks.bench_memory import SHAPES, make, peak
 from scripts.benchmarks.bench_tables import performance
 
@@ -239,7 +240,7 @@ def main(argv: Sequence[str]) -> int:
         peer_run = None if args.no_peers else bench.peer(method, arguments)
         peer = asdict(measured(bench, peer_run, args.runs)) if peer_run else None
         found["work"][name] = {"moved": volume, "ours": asdict(ours), "peer": peer}
-        say(f"{name}: {json.dumps(found['work'][name])}", args.quiet)
+        logger.info(f"{name}: {json.dumps(found['work'][name])}")
         if args.json:
             args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(performance(found))

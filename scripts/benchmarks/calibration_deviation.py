@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from aim.calibration.flags import add_calibration_flags, calibration_of
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.files.paths import user_path
+from common.logging import logger
 from common.markup import markdown
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     base, calibration = open_checkpoint(args.base), calibration_of(vars(args))
     tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
     sample = cut(load_texts(calibration), tokenizer, calibration)
-    say(summary(sample.account), args.quiet)
+    logger.info(summary(sample.account))
     settings = dict.fromkeys(setting for pair in PAIRS.values() for setting in pair)
     importances = {setting: calibrated(base, sample.blocks, *setting) for setting in settings}
     rows = {what: compare(importances[one], importances[other]) for what, (one, other) in PAIRS.items()}
@@ -73,7 +74,7 @@ def calibrated(base: Any, blocks: Any, dtype: str, batch_size: int, way: str) ->
     from aim.capture.layerwise import calibrate_layerwise
     from aim.capture.whole_model import calibrate
 
-    say(f"{dtype}, batches of {batch_size}, {way}")
+    logger.warning(f"{dtype}, batches of {batch_size}, {way}")
     cpu = torch.device("cpu")
     if way == "layerwise":
         return calibrate_layerwise(Skeleton(base, dtype, cpu), blocks, batch_size=batch_size)

@@ -38,8 +38,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.files.paths import user_path, write_whole
+from common.logging import logger
 from common.terminal_text import escape_controls
 
 KINDS = ("header", "index", "config", "tokenizer", "adapter", "importance", "lock", "recipe")
@@ -131,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
     add_output_flags(parser)
     args = parser.parse_args(argv)
     kinds = args.kinds.split(",")
-    tallies = fuzz(kinds, args.cases // len(kinds), args.seed, args.only, args.quiet)
+    tallies = fuzz(kinds, args.cases // len(kinds), args.seed, args.only)
     print(table({kind: tally.as_dict() for kind, tally in tallies.items()}))
     for kind, tally in tallies.items():
         for problem in tally.problems[:20]:
@@ -163,7 +164,6 @@ def fuzz(
     cases: int,
     seed: int,
     only: int | None = None,
-    quiet: bool = True,
     inputs: Callable[[Path], Inputs] | None = None,
     seconds: float = SECONDS,
 ) -> dict[str, Tally]:
@@ -174,7 +174,6 @@ def fuzz(
         cases: number of cases of each kind.
         seed: of the mutations.
         only: number of the one case of each kind to run, with what it prints.
-        quiet: no remark after each kind.
         inputs: maker of the inputs in a folder, importable by name; Inputs by default.
         seconds: time after which a case counts as hung.
     """
@@ -185,7 +184,7 @@ def fuzz(
             tallies[kind] = tally = Tally()
             for number in [only] if only is not None else range(cases):
                 tally.add(runner.run(kind, number))
-            say(f"{kind}: {tally.cases} cases, {len(tally.problems)} problems, slowest {tally.slowest:.1f} s", quiet)
+            logger.info(f"{kind}: {tally.cases} cases, {len(tally.problems)} problems, slowest {tally.slowest:.1f} s")
     finally:
         runner.close()
     return tallies

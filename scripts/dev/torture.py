@@ -38,9 +38,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError
 from common.files.paths import user_path, write_whole
+from common.logging import logger
 from scripts.dev.torture_scenarios import EARLIER, SCENARIOS, Scenario, content, make_inputs
 
 WRITES, READS = 0, 1
@@ -314,9 +315,9 @@ def main(argv: Sequence[str]) -> int:
         for i, case in enumerate(cases):
             if problems := torture.problems(case, references[case.scenario.name]):
                 found[case] = problems
-                say(f"{case.scenario.name}, {case.fault} {case.number}: {'; '.join(problems)}")
+                logger.warning(f"{case.scenario.name}, {case.fault} {case.number}: {'; '.join(problems)}")
             if not args.quiet and i % 100 == 99:
-                say(f"{i + 1} of {len(cases)} cases, {len(found)} with problems")
+                logger.warning(f"{i + 1} of {len(cases)} cases, {len(found)} with problems")
         if digest(torture.inputs) != torture.inputs_digest:
             raise FailureError("An input was changed.")
     finally:

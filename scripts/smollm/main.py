@@ -9,8 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.cli import Parser, add_output_flags, run, say
+from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError, nearest
+from common.logging import logger
 from scripts.smollm.base import NAME, prepare_base
 from scripts.smollm.code_examples import build_code
 from scripts.smollm.instructions import build_instructions
@@ -90,11 +91,11 @@ def main(argv: Sequence[str]) -> int:
     data = []
     for skill in skills:
         data.append(build(skill, args.data_dir, getattr(args, skill, None), args.seed))
-        say(f"{skill}: {len(data[-1].examples)} examples, {data[-1].source} ({data[-1].licence})", args.quiet)
+        logger.info(f"{skill}: {len(data[-1].examples)} examples, {data[-1].source} ({data[-1].licence})")
         for warning in data[-1].remarks:
-            say(f"  {warning}.", args.quiet)
+            logger.info(f"  {warning}.")
     base = args.save_path / "base"
-    record = prepare_base(args.base, base, overwrite=args.overwrite, quiet=args.quiet)
+    record = prepare_base(args.base, base, overwrite=args.overwrite)
     print(f"base: {base} ({record['base']}, {record['n_parameters'] / 1e6:.1f}M parameters, {record['licence']})")
     if not data:
         return 0

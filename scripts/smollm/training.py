@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import say
 from common.errors import FailureError
 from common.hardware import product_dtype
+from common.logging import logger
 from scripts.smollm.checkpoint_folder import base_name, is_finished, read_record, save
 from scripts.smollm.training_data import Example, SkillData
 
@@ -165,7 +165,7 @@ def fine_tune(
     """
     expected = {"skill": data.skill, "settings": asdict(settings), "data_sha256": digest(data.examples)}
     if not overwrite and is_finished(target, expected):
-        say(f"{target} is finished already and was left as it is (--overwrite trains it again).", quiet)
+        logger.info(f"{target} is finished already and was left as it is (--overwrite trains it again).")
         found: dict[str, Any] = read_record(target) or {}
         return found
     import torch

@@ -29,7 +29,7 @@ def merged(family, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("merged") / "ta"
     recipe = make_recipe({"method": "task_arithmetic", "base_model": family["base"],
                           "models_to_merge": [str(family["a"]), str(family["b"])]}, {})  # fmt: skip
-    return merge(recipe, Output(out, quiet=True))
+    return merge(recipe, Output(out))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_statistics_are_the_definition(family) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(family["base"], dtype=torch.float32).eval()
     blocks = torch.randint(3, VOCABULARY, (6, 32), generator=torch.Generator().manual_seed(1))
-    found = calibrate(model, blocks, quiet=True)
+    found = calibrate(model, blocks)
     with torch.no_grad():
         hidden = model(blocks, output_hidden_states=True).hidden_states
     layer = model.model.layers[0]
@@ -126,8 +126,8 @@ def test_statistics_do_not_depend_on_batches(family) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(family["base"], dtype=torch.float32).eval()
     blocks = torch.randint(3, VOCABULARY, (12, 32), generator=torch.Generator().manual_seed(1))
-    one = calibrate(model, blocks, batch_size=1, quiet=True).means
-    five = calibrate(model, blocks.flip(0), batch_size=5, quiet=True).means
+    one = calibrate(model, blocks, batch_size=1).means
+    five = calibrate(model, blocks.flip(0), batch_size=5).means
     for name in one:
         assert torch.allclose(one[name], five[name], rtol=1e-6, atol=0), name
 
@@ -137,7 +137,7 @@ def test_conv1d_is_measured_on_its_input_axis(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2)).eval()
-    found = calibrate(model, torch.randint(0, 50, (4, 16)), quiet=True)
+    found = calibrate(model, torch.randint(0, 50, (4, 16)))
     assert found.axes["transformer.h.0.mlp.c_fc.weight"] == 0
     assert len(found.means["transformer.h.0.mlp.c_fc.weight"]) == 16
     assert len(found.means["transformer.h.0.mlp.c_proj.weight"]) == 64
@@ -148,9 +148,7 @@ def test_relaxed_checkpoint(family, merged: Path, settings: Settings, tmp_path: 
     folder loads with its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    out = perform(
-        str(merged), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "out", quiet=True), "float32"
-    )
+    out = perform(str(merged), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "out"), "float32")
     base, before, after = weights(family["base"]), weights(merged), weights(out)
     assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"].float())
     assert settings.importance_file is not None
@@ -167,7 +165,7 @@ def test_relaxed_checkpoint(family, merged: Path, settings: Settings, tmp_path: 
 
 def test_omega_one_keeps_the_bytes(family, merged: Path, settings: Settings, tmp_path: Path) -> None:
     """Law 23: with omega 1 the weights file is the merged one, byte for byte."""
-    out = perform(str(merged), str(family["base"]), Aim((1.0,), settings), Output(tmp_path / "out", quiet=True), None)
+    out = perform(str(merged), str(family["base"]), Aim((1.0,), settings), Output(tmp_path / "out"), None)
     assert (out / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
 
 
@@ -175,7 +173,7 @@ def test_importance_is_reused(family, merged: Path, settings: Settings, tmp_path
     """A second run with the same importance file computes nothing and gives the same bytes."""
     from dataclasses import replace
 
-    first = perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "1", quiet=True), None)
+    first = perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "1"), None)
     capsys.readouterr()
     nowhere = replace(settings, calibration=Calibration("pile"))  # would fail if it were read
     second = perform(str(merged), str(family["base"]), Aim((0.3,), nowhere), Output(tmp_path / "2"), None)
@@ -186,9 +184,9 @@ def test_importance_is_reused(family, merged: Path, settings: Settings, tmp_path
 def test_importance_of_another_base_is_refused(merged: Path, family, settings: Settings, tmp_path: Path) -> None:
     """An importance file made from other weights is refused by name, and nothing is written."""
     other = make_llama(tmp_path / "other", seed=9)
-    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "1", quiet=True), None)
+    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "1"), None)
     with pytest.raises(CheckpointError, match="whose weights are not those of"):
-        perform(str(merged), str(other), Aim((0.3,), settings), Output(tmp_path / "out", quiet=True), None)
+        perform(str(merged), str(other), Aim((0.3,), settings), Output(tmp_path / "out"), None)
     assert not (tmp_path / "out").exists()
 
 
@@ -198,13 +196,11 @@ def test_one_pass_is_two_passes_with_one_rounding_less(
     """merge --omega equals merging in float32 and relaxing that, rounded once: bit for bit in bf16."""
     flags = {"method": "task_arithmetic", "base_model": family["base"],
              "models_to_merge": [str(family["a"]), str(family["b"])]}  # fmt: skip
-    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0", quiet=True), None)
-    exact = merge(make_recipe({**flags, "dtype": "float32"}, {}), Output(tmp_path / "exact", quiet=True))
-    two = perform(
-        str(exact), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "two", quiet=True), "bfloat16"
-    )
+    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0"), None)
+    exact = merge(make_recipe({**flags, "dtype": "float32"}, {}), Output(tmp_path / "exact"))
+    two = perform(str(exact), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "two"), "bfloat16")
     recipe = make_recipe(flags, {})
-    output = Output(tmp_path / "one", quiet=True)
+    output = Output(tmp_path / "one")
     one = merge(recipe, output, relaxing_of(recipe, Aim((0.4,), settings), output))
     assert all(torch.equal(weights(one)[name], tensor) for name, tensor in weights(two).items())
     assert json.loads((one / "run_record.json").read_text())["lineage"]["omega"] == 0.4
@@ -214,8 +210,8 @@ def test_existing_importance_binds(family, merged: Path, settings: Settings, tmp
     """An importance file that stands is not silently another one: other numerics or other calibration are refused."""
     from dataclasses import replace
 
-    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0", quiet=True), None)
-    output = Output(tmp_path / "out", quiet=True)
+    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0"), None)
+    output = Output(tmp_path / "out")
     with pytest.raises(CheckpointError, match="was measured with --numerics float32"):
         perform(str(merged), str(family["base"]), Aim((0.3,), replace(settings, reference=True)), output, None)
     other = replace(settings, calibration=replace(settings.calibration, n_samples=5))
@@ -231,7 +227,7 @@ def test_importance_is_not_lost_in_the_target(family, merged: Path, settings: Se
     out = tmp_path / "out"
     inside = replace(settings, importance_file=out / "imp.safetensors")
     with pytest.raises(UsageError, match="would write over or into the input"):
-        perform(str(merged), str(family["base"]), Aim((0.3,), inside), Output(out, quiet=True), None)
+        perform(str(merged), str(family["base"]), Aim((0.3,), inside), Output(out), None)
     assert not out.exists()
 
 
@@ -255,9 +251,7 @@ def test_gpt2_without_its_prefix(tmp_path: Path) -> None:
         folders.append(folder)
     text = write_texts(tmp_path / "text.jsonl")
     settings = Settings(Calibration(str(text), n_samples=20, block_size=42), importance_file=tmp_path / "imp")
-    out = perform(
-        str(folders[1]), str(folders[0]), Aim((0.0,), settings), Output(tmp_path / "out", quiet=True), "float32"
-    )
+    out = perform(str(folders[1]), str(folders[0]), Aim((0.0,), settings), Output(tmp_path / "out"), "float32")
     base, before, after = weights(folders[0]), weights(folders[1]), weights(out)
     name = "h.0.mlp.c_fc.weight"
     a = Importance.load(tmp_path / "imp").activations[name].double()
@@ -270,9 +264,9 @@ def test_gpt2_without_its_prefix(tmp_path: Path) -> None:
 def test_card_of_local_models_names_no_hub_id(family, merged: Path, settings: Settings, tmp_path: Path) -> None:
     """Local folders never appear as base_model in the card, whatever the current folder; the recipe of a one-pass
     merge has omega and the importance file."""
-    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0", quiet=True), None)
+    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0"), None)
     recipe = make_recipe({"method": "ties", "base_model": str(family["base"]), "models_to_merge": str(family["a"])}, {})
-    output = Output(tmp_path / "one", quiet=True)
+    output = Output(tmp_path / "one")
     out = merge(recipe, output, relaxing_of(recipe, Aim((0.4,), settings), output))
     front, body = (out / "README.md").read_text().split("---\n", 2)[1:]
     assert "base_model" not in front
@@ -287,7 +281,7 @@ def test_tied_embeddings(tmp_path: Path, relax_tied: bool) -> None:
     tuned = fine_tune(base, tmp_path / "tuned", seed=1)
     text = write_texts(tmp_path / "text.jsonl")
     aim = Aim((0.2,), Settings(Calibration(str(text), n_samples=20, block_size=64)), Rule(relax_tied=relax_tied))
-    out = perform(str(tuned), str(base), aim, Output(tmp_path / "out", quiet=True), None)
+    out = perform(str(tuned), str(base), aim, Output(tmp_path / "out"), None)
     name = "model.embed_tokens.weight"
     assert torch.equal(weights(out)[name], weights(tuned)[name]) != relax_tied
     assert "lm_head.weight" not in weights(out)
@@ -297,7 +291,7 @@ def test_extra_token_row_is_left_as_merged(family, tmp_path: Path) -> None:
     """Base of 320 and merged model of 321 rows: the row of the token that the base lacks stays merged in the head."""
     merged = fine_tune(family["base"], tmp_path / "merged", seed=4, extra=("[PAD]",))
     settings = Settings(Calibration(str(family["text"]), n_samples=20, block_size=64))
-    out = perform(str(merged), str(family["base"]), Aim((0.0,), settings), Output(tmp_path / "out", quiet=True), None)
+    out = perform(str(merged), str(family["base"]), Aim((0.0,), settings), Output(tmp_path / "out"), None)
     before, after = weights(merged)["lm_head.weight"], weights(out)["lm_head.weight"]
     assert after.shape[0] == VOCABULARY + 1
     assert torch.equal(after[-1], before[-1])

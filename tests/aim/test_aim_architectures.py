@@ -101,7 +101,7 @@ def test_everything_that_takes_text_is_relaxed(
     fp64, channels along the axis where its inputs are; everything else is as merged; the result loads and is finite."""
     models = family(name, form)
     aim = Aim((0.3,), settings_of(text, tmp_path / "imp"), Rule(min_tokens=1))
-    out = perform(str(models["tuned"]), str(models["base"]), aim, Output(tmp_path / "out", quiet=True), "float32")
+    out = perform(str(models["tuned"]), str(models["base"]), aim, Output(tmp_path / "out"), "float32")
     base, merged, relaxed = weights(models["base"]), weights(models["tuned"]), weights(out)
     found = Importance.load(tmp_path / "imp")
     moved = set()
@@ -136,7 +136,7 @@ def test_both_forms_of_experts_are_relaxed_alike(family: Callable[..., Family], 
         for form in ("hub", "own"):
             aim = Aim((0.3,), settings_of(text, tmp_path / name / f"{form}.imp"), Rule(min_tokens=1))
             pair, out = family(name, form), tmp_path / name / form
-            perform(str(pair["tuned"]), str(pair["base"]), aim, Output(out, quiet=True), "float32")
+            perform(str(pair["tuned"]), str(pair["base"]), aim, Output(out), "float32")
             models[form] = load(out)[0].state_dict()
         assert models["hub"].keys() == models["own"].keys()
         for key, tensor in models["hub"].items():
@@ -172,7 +172,7 @@ def test_modules_are_measured_by_their_input(name: str) -> None:
     hooks in fp64; the output head's is the last norm's output."""
     model = ARCHITECTURES[name].build()
     blocks = blocks_of()
-    found = calibrate(model, blocks, batch_size=4, quiet=True)
+    found = calibrate(model, blocks, batch_size=4)
     kinds = (nn.Linear, nn.LayerNorm)
     wanted = {
         path: type(module)
@@ -200,7 +200,7 @@ def test_experts_are_measured_by_the_tokens_routed_to_them() -> None:
     model = ARCHITECTURES["mixtral"].build()
     model.set_experts_implementation("eager")
     blocks = blocks_of()
-    found = calibrate(model, blocks, batch_size=2, quiet=True)
+    found = calibrate(model, blocks, batch_size=2)
     experts = model.model.layers[1].mlp.experts
     calls: list[Any] = []
     handle = experts.register_forward_pre_hook(lambda module, args: calls.append(args))
@@ -224,7 +224,7 @@ def test_mamba_is_measured_where_its_weights_are_used() -> None:
     are the convolution's inputs, along axis 0, and the first part of x_proj's output; in fp64."""
     model = ARCHITECTURES["mamba"].build()
     blocks = blocks_of()
-    found = calibrate(model, blocks, batch_size=4, quiet=True)
+    found = calibrate(model, blocks, batch_size=4)
     mixer = model.backbone.layers[1].mixer
     kept, handles = recorded(model, {"backbone.layers.1.mixer.in_proj": "", "backbone.layers.1.mixer.out_proj": ""})
     with torch.no_grad():
@@ -256,8 +256,8 @@ def test_layerwise_is_whole(family: Callable[..., Family], name: str) -> None:
     counts and the same weights."""
     base = open_checkpoint(str(family(name)["base"]))
     blocks = blocks_of()
-    whole = calibrate(load_whole(base, "float32", CPU), blocks, batch_size=3, quiet=True)
-    layered = calibrate_layerwise(Skeleton(base, "float32", CPU), blocks, batch_size=2, quiet=True)
+    whole = calibrate(load_whole(base, "float32", CPU), blocks, batch_size=3)
+    layered = calibrate_layerwise(Skeleton(base, "float32", CPU), blocks, batch_size=2)
     assert layered.tokens == whole.tokens
     assert layered.axes == whole.axes
     for key, mean in whole.means.items():
@@ -272,7 +272,7 @@ def test_layerwise_reads_each_tensor_once(family: Callable[..., Family], monkeyp
     real = Checkpoint.read
     monkeypatch.setattr(Checkpoint, "read", lambda self, name: (read.append(name), real(self, name))[1])
     base = open_checkpoint(str(family("llava")["base"]))
-    calibrate_layerwise(Skeleton(base, "float32", CPU), blocks_of(), batch_size=4, quiet=True)
+    calibrate_layerwise(Skeleton(base, "float32", CPU), blocks_of(), batch_size=4)
     assert len(read) == len(set(read))
     assert not [name for name in read if "vision" in name or "lm_head" in name]
     assert len([name for name in read if ".layers.1." in name]) == 9
@@ -282,9 +282,7 @@ def test_layerwise_on_the_disk(family: Callable[..., Family], tmp_path: Path) ->
     """Hidden states in a file give the same numbers as in memory, and the file is gone."""
     base = open_checkpoint(str(family("llama")["base"]))
     found = [
-        calibrate_layerwise(
-            Skeleton(base, "float32", CPU), blocks_of(), batch_size=4, place=place, folder=tmp_path, quiet=True
-        )
+        calibrate_layerwise(Skeleton(base, "float32", CPU), blocks_of(), batch_size=4, place=place, folder=tmp_path)
         for place in ("host", "disk")
     ]
     assert all(torch.equal(mean, found[1].means[key]) for key, mean in found[0].means.items())
@@ -295,7 +293,7 @@ def test_what_cannot_go_by_layers_is_refused(family: Callable[..., Family]) -> N
     """A model with an encoder and a decoder is refused with the way that works."""
     base = open_checkpoint(str(family("t5")["base"]))
     with pytest.raises(CalibrationError, match="an encoder and a decoder; use --calibration_mode whole"):
-        calibrate_layerwise(Skeleton(base, "float32", CPU), blocks_of(), quiet=True)
+        calibrate_layerwise(Skeleton(base, "float32", CPU), blocks_of())
 
 
 class Between(nn.Module):
@@ -346,7 +344,7 @@ def test_more_than_handing_on_is_noticed(family: Callable[..., Family], what: st
 
         monkeypatch.setattr(type(inner.layers[0]), "forward", leaving)
     with pytest.raises(CalibrationError, match=sentence):
-        calibrate_layerwise(skeleton, blocks_of(), quiet=True)
+        calibrate_layerwise(skeleton, blocks_of())
 
 
 # what is not measured
@@ -360,7 +358,7 @@ def test_experts_without_tokens_are_left_as_merged(
     for form in ("hub", "own"):
         pair = family("qwen3_moe", form)
         aim = Aim((0.0,), settings_of(text, tmp_path / f"{form}.imp"), Rule(min_tokens=1))
-        perform(str(pair["tuned"]), str(pair["base"]), aim, Output(tmp_path / f"{form}-all", quiet=True), "float32")
+        perform(str(pair["tuned"]), str(pair["base"]), aim, Output(tmp_path / f"{form}-all"), "float32")
         found = Importance.load(tmp_path / f"{form}.imp")
         counts = {key: count for key, count in found.tokens.items() if "experts" in key}
         least = min(c for count in counts.values() for c in (count if isinstance(count, list) else [count]))
@@ -386,7 +384,7 @@ def test_rules_on_names(family: Callable[..., Family], text: Path, tmp_path: Pat
     pair = family("llava")
     rule = Rule(include=r"layers|vision", exclude=r"mlp", keep_base=r"vision_tower")
     aim = Aim((0.2,), settings_of(text), rule)
-    out = perform(str(pair["tuned"]), str(pair["base"]), aim, Output(tmp_path / "out", quiet=True), None)
+    out = perform(str(pair["tuned"]), str(pair["base"]), aim, Output(tmp_path / "out"), None)
     base, merged, relaxed = weights(pair["base"]), weights(pair["tuned"]), weights(out)
     for key, tensor in relaxed.items():
         if "vision_tower" in key:
@@ -414,7 +412,7 @@ def test_tied_head_is_relaxed_on_request(family: Callable[..., Family], text: Pa
     merged, base = weights(pair["tuned"])[table], weights(pair["base"])[table]
     for relax in (False, True):
         aim = Aim((0.0,), settings_of(text, tmp_path / f"{relax}.imp"), Rule(relax_tied=relax))
-        out = perform(str(pair["tuned"]), str(pair["base"]), aim, Output(tmp_path / f"{relax}", quiet=True), None)
+        out = perform(str(pair["tuned"]), str(pair["base"]), aim, Output(tmp_path / f"{relax}"), None)
         found = Importance.load(tmp_path / f"{relax}.imp")
         a = found.activations[found.heads[table]]
         top = int(a.argmax())

@@ -148,7 +148,7 @@ def test_killed_calibration_goes_on(family, tmp_path: Path, way: str) -> None:
     assert "Resuming the interrupted calibration" in done.stderr
     calibration = Calibration(str(family["text"]), n_samples=60, block_size=40)
     aim = Aim((0.4,), Settings(calibration, tmp_path / "two", batch_size=1, calibration_mode=way))
-    perform(str(merged), str(base), aim, Output(tmp_path / "again", quiet=True, load_check=False), None)
+    perform(str(merged), str(base), aim, Output(tmp_path / "again", load_check=False), None)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
     assert not [file for file in tmp_path.iterdir() if "calibration" in file.name]
@@ -182,7 +182,7 @@ def test_one_block_that_does_not_fit(family, tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", never)
     aim = Aim((0.4,), Settings(Calibration(str(family["text"]), n_samples=40, block_size=64)))
     with pytest.raises(CalibrationError, match=r"one calibration block; .* --calibration_mode layer"):
-        perform(str(family["a"]), str(family["base"]), aim, Output(tmp_path / "out", quiet=True), None)
+        perform(str(family["a"]), str(family["base"]), aim, Output(tmp_path / "out"), None)
     assert not list(tmp_path.iterdir())
 
 
@@ -193,7 +193,7 @@ def test_other_errors_are_not_memory() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        BatchSize(4, True).run([1, 2, 3, 4], broken)
+        BatchSize(4).run([1, 2, 3, 4], broken)
 
 
 def test_real_memory_is_recognised() -> None:
@@ -211,7 +211,7 @@ def test_processes_do_not_matter(family, tmp_path: Path) -> None:
     text = ["--calibration", family["text"], "--n_samples", "40", "--block_size", "64", "--batch_size", "3"]
     calibration = Calibration(str(family["text"]), n_samples=40, block_size=64)
     settings = Settings(calibration, tmp_path / "one.imp", calibration_dtype="float32", batch_size=3)
-    output = Output(tmp_path / "one", quiet=True, load_check=False)
+    output = Output(tmp_path / "one", load_check=False)
     perform(str(family["a"]), str(family["base"]), Aim((0.4,), settings), output, None)
     found = {"one": Importance.load(tmp_path / "one.imp")}
     for name, way in (("two", "whole"), ("layers", "layerwise")):
@@ -246,7 +246,7 @@ def test_layerwise_memory_is_a_layer(tmp_path: Path) -> None:
             f"base = open_checkpoint({str(base)!r})\n"
             "blocks = torch.randint(3, 320, (4, 64))\n"
             "skeleton = Skeleton(base, 'float32', torch.device('cpu'))\n"
-            "print(peak_of(lambda: calibrate_layerwise(skeleton, blocks, batch_size=1, place='host', quiet=True)))\n"
+            "print(peak_of(lambda: calibrate_layerwise(skeleton, blocks, batch_size=1, place='host')))\n"
         )
         # glibc would keep freed pieces of this size for later; those of real layers go back to the system
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}

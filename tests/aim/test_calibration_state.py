@@ -21,9 +21,9 @@ from aim.config import Aim
 from aim.importance import Importance
 from aim.measure import Settings
 from aim.pipeline import perform
-from common.cli import say
 from common.errors import CalibrationError
 from common.files.safetensors_file import write_safetensors
+from common.logging import logger
 from common.processes.standard_streams import LossyStream, protect_standard_streams
 from merging.output.staging import stage
 from merging.plan.merge_plan import Output
@@ -34,7 +34,7 @@ def relax(family, tmp_path: Path, file: Path | None, resume: bool = False) -> Pa
     """Calibrate in a few batches and relax."""
     calibration = Calibration(str(family["text"]), n_samples=20, block_size=64)
     settings = Settings(calibration, file, batch_size=2, calibration_mode="whole", resume=resume)
-    out = Output(tmp_path / "out", quiet=True, resume=resume, load_check=False)
+    out = Output(tmp_path / "out", resume=resume, load_check=False)
     return perform(str(family["a"]), str(family["base"]), Aim((0.5,), settings), out, None)
 
 
@@ -150,7 +150,7 @@ def test_a_full_stderr_ends_nothing(tmp_path: Path) -> None:
         sys.stderr = os.fdopen(2, "w", buffering=1)
         protect_standard_streams()
         for _ in range(3):
-            say("x" * 10_000)
+            logger.warning("x" * 10_000)
         for _ in tqdm(range(3), mininterval=0):
             pass
 
@@ -170,7 +170,7 @@ def test_closed_streams_are_not_taken_for_files(tmp_path: Path) -> None:
         protect_standard_streams()
         with (tmp_path / "file").open("w") as stream:
             assert stream.fileno() > 2
-            say("a message")
+            logger.warning("a message")
             os.write(2, b"from C")
         assert isinstance(sys.stderr, LossyStream)
         os._exit(0 if (tmp_path / "file").read_bytes() == b"" else 5)

@@ -38,7 +38,7 @@ def fp32(family, tmp_path_factory) -> dict[str, Path]:
     folder, found = tmp_path_factory.mktemp("fp32"), {}
     for name in ("base", "a"):
         recipe = make_recipe({"method": "passthrough", "models_to_merge": [str(family[name])], "dtype": "float32"}, {})
-        found[name] = merge(recipe, Output(folder / name, quiet=True))
+        found[name] = merge(recipe, Output(folder / name))
     return found
 
 
@@ -58,7 +58,7 @@ def relaxed(fp32, settings, tmp_path_factory):
     def run(scaling: Scaling) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         if scaling not in cache:
             aim = Aim((OMEGA,), settings, scaling=scaling)
-            output = Output(folder / str(len(cache)), quiet=True)
+            output = Output(folder / str(len(cache)))
             cache[scaling] = perform(str(fp32["a"]), str(fp32["base"]), aim, output, None)
         base, merged, found = weights(fp32["base"]), weights(fp32["a"]), weights(cache[scaling])
         names = [name for name in base if name.endswith("proj.weight")]
@@ -111,7 +111,7 @@ def test_a_mean_square_is_the_square_of_an_rms(family) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(family["base"], dtype=torch.float32).eval()
     blocks = torch.randint(3, 300, (4, 32), generator=torch.Generator().manual_seed(1))
-    found = {n: calibrate(model, blocks, statistic=find_statistic(n), quiet=True).means for n in statistic_names()}
+    found = {n: calibrate(model, blocks, statistic=find_statistic(n)).means for n in statistic_names()}
     for name, square in found["mean_square"].items():
         assert torch.allclose(found["rms"][name].square(), square, rtol=1e-5), name
         assert bool((square >= found["mean_abs"][name].square() * (1 - 1e-5)).all()), name
@@ -125,9 +125,9 @@ def test_each_way_of_calibration_measures_the_statistic(family, tmp_path: Path, 
         Calibration(str(family["text"]), n_samples=40, block_size=64), file, calibration_mode=way, statistic="rms",
         calibration_dtype="float32",
     )  # fmt: skip
-    perform(str(family["a"]), str(family["base"]), Aim((0.5,), given), Output(tmp_path / "out", quiet=True), None)
+    perform(str(family["a"]), str(family["base"]), Aim((0.5,), given), Output(tmp_path / "out"), None)
     whole = replace(given, importance_file=tmp_path / "whole", calibration_mode="whole")
-    perform(str(family["a"]), str(family["base"]), Aim((0.5,), whole), Output(tmp_path / "two", quiet=True), None)
+    perform(str(family["a"]), str(family["base"]), Aim((0.5,), whole), Output(tmp_path / "two"), None)
     one, other = Importance.load(file), Importance.load(tmp_path / "whole")
     assert one.statistic == other.statistic == "rms_input"
     assert all(torch.allclose(a, other.activations[n], rtol=1e-5) for n, a in one.activations.items())
@@ -139,7 +139,7 @@ def test_another_statistic_is_refused(fp32, settings: Settings, relaxed, tmp_pat
     other = replace(settings, statistic="rms")
     both = str(fp32["a"]), str(fp32["base"])
     with pytest.raises(CheckpointError, match=r"holds the statistic mean_abs_input, and --statistic rms needs"):
-        perform(*both, Aim((OMEGA,), other), Output(tmp_path / "out", quiet=True), None)
+        perform(*both, Aim((OMEGA,), other), Output(tmp_path / "out"), None)
     from aim.pipeline import planned_relaxation
 
     work = planned_relaxation(*both, Aim((OMEGA,), other), Output(tmp_path / "out"), None, headers_only=True)
@@ -223,7 +223,7 @@ def test_weight_norm_knows_no_activation(fp32, settings: Settings, relaxed, tmp_
     other.save(tmp_path / "other")
     given = replace(settings, importance_file=tmp_path / "other")
     aim = Aim((OMEGA,), given, scaling=Scaling(control="weight_norm"))
-    out = perform(str(fp32["a"]), str(fp32["base"]), aim, Output(tmp_path / "out", quiet=True), None)
+    out = perform(str(fp32["a"]), str(fp32["base"]), aim, Output(tmp_path / "out"), None)
     same = weights(relaxed.folder[Scaling(control="weight_norm")])
     assert all(torch.equal(tensor, same[name]) for name, tensor in weights(out).items())
 
@@ -261,12 +261,12 @@ def test_one_pass_is_two_passes(
     recipe = make_recipe({"method": "task_arithmetic", "base_model": str(fp32["base"]),
                           "models_to_merge": [str(fp32["a"])], "scaling": 1.0}, {})  # fmt: skip
     aim = Aim((OMEGA, 0.5), settings, scaling=scaling)
-    output = Output(tmp_path / "one", quiet=True)
+    output = Output(tmp_path / "one")
     monkeypatch.setattr("merging.engine.row_groups.block_elements_for", lambda device: 200)
     out = merge(recipe, output, relaxing_of(recipe, aim, output))
     monkeypatch.undo()
-    plain = merge(recipe, Output(tmp_path / "plain", quiet=True))
-    two = perform(str(plain), str(fp32["base"]), aim, Output(tmp_path / "two", quiet=True), None)
+    plain = merge(recipe, Output(tmp_path / "plain"))
+    two = perform(str(plain), str(fp32["base"]), aim, Output(tmp_path / "two"), None)
     for folder in (f"omega-{OMEGA:g}", "omega-0.5"):
         made, other = weights(out / folder), weights(two / folder)
         assert all(torch.equal(tensor, other[name]) for name, tensor in made.items())
@@ -322,7 +322,7 @@ def test_reference_numerics_are_the_originals_alone() -> None:
 
 def test_adapters_take_controls_by_channel_alone(family, settings: Settings, tmp_path: Path) -> None:
     """A factor of equal norm needs whole tensors: refused for an adapter as the result."""
-    output = Output(tmp_path / "out", quiet=True, save_as="adapter")
+    output = Output(tmp_path / "out", save_as="adapter")
     recipe = make_recipe({"method": "task_arithmetic", "base_model": str(family["base"]),
                           "models_to_merge": [str(family["a"])]}, {})  # fmt: skip
     with pytest.raises(UsageError, match="--control uniform_norm needs whole tensors"):

@@ -30,7 +30,7 @@ def settings(family, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Calibration on the family's text, kept in a file."""
     file = tmp_path_factory.mktemp("importance") / "imp"
     found = Settings(Calibration(str(family["text"]), n_samples=40, block_size=64), file)
-    out = Output(tmp_path_factory.mktemp("first") / "out", quiet=True)
+    out = Output(tmp_path_factory.mktemp("first") / "out")
     perform(str(family["a"]), str(family["base"]), Aim((0.5,), found), out, None)
     return found
 
@@ -44,10 +44,10 @@ def test_a_sweep_is_its_single_runs(family, settings: Settings, tmp_path: Path) 
     """performAIM with three omegas makes three folders, each with the bytes, lock and configs of a run with that omega
     alone; the one of omega 1 has the merged weights."""
     both = (str(family["a"]), str(family["base"]))
-    out = perform(*both, Aim(OMEGAS, settings), Output(tmp_path / "sweep", quiet=True, max_shard_size="30KB"), None)
+    out = perform(*both, Aim(OMEGAS, settings), Output(tmp_path / "sweep", max_shard_size="30KB"), None)
     assert sorted(p.name for p in out.iterdir()) == [*NAMES, "run_record.json"]
     for omega, name in zip(OMEGAS, NAMES, strict=True):
-        single = Output(tmp_path / name, quiet=True, max_shard_size="30KB")
+        single = Output(tmp_path / name, max_shard_size="30KB")
         alone = perform(*both, Aim((omega,), settings), single, None)
         assert files(out / name) == files(alone)
         record = json.loads((out / name / "run_record.json").read_text())
@@ -61,13 +61,13 @@ def test_a_sweep_in_one_pass(family, settings: Settings, tmp_path: Path) -> None
     flags = {"method": "dare_ties", "base_model": str(family["base"]), "density": 0.5, "scaling": 0.7,
              "models_to_merge": [str(family[name]) for name in "ab"]}  # fmt: skip
     recipe = make_recipe(flags, {})
-    output = Output(tmp_path / "sweep", quiet=True)
+    output = Output(tmp_path / "sweep")
     out = merge(recipe, output, relaxing_of(recipe, Aim(OMEGAS, settings), output))
     for omega, name in zip(OMEGAS, NAMES, strict=True):
-        single = Output(tmp_path / name, quiet=True)
+        single = Output(tmp_path / name)
         alone = merge(recipe, single, relaxing_of(recipe, Aim((omega,), settings), single))
         assert files(out / name) == files(alone)
-    plain = merge(recipe, Output(tmp_path / "plain", quiet=True))
+    plain = merge(recipe, Output(tmp_path / "plain"))
     assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(out / "omega-1").items())
 
 
@@ -79,7 +79,7 @@ def test_one_read_for_all(family, settings: Settings, tmp_path: Path, monkeypatc
     counts = []
     for i, omegas in enumerate(((0.4,), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))):
         opened.clear()
-        output = Output(tmp_path / str(i), quiet=True, load_check=False)
+        output = Output(tmp_path / str(i), load_check=False)
         perform(str(family["a"]), str(family["base"]), Aim(omegas, settings), output, None)
         counts.append(sorted(opened))
     assert counts[0] == counts[1]
@@ -88,7 +88,7 @@ def test_one_read_for_all(family, settings: Settings, tmp_path: Path, monkeypatc
 def test_interrupted_sweep_goes_on(family, settings: Settings, tmp_path: Path, monkeypatch, capsys) -> None:
     """Stopped between two writers of one tensor, a sweep goes on with --resume to the same bytes in every folder."""
     both = (str(family["a"]), str(family["base"]))
-    whole = perform(*both, Aim(OMEGAS, settings), Output(tmp_path / "whole" / "out", quiet=True), None)
+    whole = perform(*both, Aim(OMEGAS, settings), Output(tmp_path / "whole" / "out"), None)
     output = Output(tmp_path / "cut" / "out")
     real = ShardedWriter.end
 
@@ -113,7 +113,7 @@ def test_interrupted_sweep_goes_on(family, settings: Settings, tmp_path: Path, m
 def test_a_sweep_of_other_omegas_does_not_go_on(family, settings: Settings, tmp_path: Path, monkeypatch) -> None:
     """An interrupted run for other omegas is refused with --resume: its folders would hold other results."""
     both = (str(family["a"]), str(family["base"]))
-    output = Output(tmp_path / "out", quiet=True)
+    output = Output(tmp_path / "out")
     real = ShardedWriter.begin
     with monkeypatch.context() as patch:
         patch.setattr(ShardedWriter, "begin", lambda s, n: (_ for _ in ()).throw(OSError(28, "full")) if s.done > 3
@@ -128,7 +128,7 @@ def test_a_sweep_of_other_omegas_does_not_go_on(family, settings: Settings, tmp_
 def test_a_result_of_a_sweep_repeats(family, settings: Settings, tmp_path: Path, run_script) -> None:
     """The lock in each folder repeats that result alone, and verify.py recomputes its tensors."""
     both = (str(family["a"]), str(family["base"]))
-    out = perform(*both, Aim((0.2, 0.6), settings), Output(tmp_path / "sweep", quiet=True), None)
+    out = perform(*both, Aim((0.2, 0.6), settings), Output(tmp_path / "sweep"), None)
     again = tmp_path / "again"
     done = run_script("merge.py", "--from_lock", out / "omega-0.6", "--save_path", again)
     assert done.returncode == 0, done.stderr
@@ -139,12 +139,10 @@ def test_a_result_of_a_sweep_repeats(family, settings: Settings, tmp_path: Path,
 
 def test_a_lock_with_keys_of_another_version(family, settings: Settings, tmp_path: Path, run_script) -> None:
     """A lock whose recipe has a key that this version does not know is refused, by name, for every kind of recipe."""
-    out = perform(
-        str(family["a"]), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "r", quiet=True), None
-    )
+    out = perform(str(family["a"]), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "r"), None)
     merged = merge(
         make_recipe({"method": "linear", "models_to_merge": f"{family['a']},{family['b']}"}, {}),
-        Output(tmp_path / "m", quiet=True),
+        Output(tmp_path / "m"),
     )
     for folder in (out, merged):
         lock = json.loads((folder / "merge.lock.json").read_text())
@@ -196,7 +194,7 @@ def test_plot_of_a_sweep(family, settings: Settings, tmp_path: Path, run_script)
     """scripts/plot_sweep.py tells how much of each layer's task vector every omega leaves: all of it at 1, its own norm
     over the merge's elsewhere, computed here from the weights; outputs of two merges, or none, are refused."""
     both = (str(family["a"]), str(family["base"]))
-    out = perform(*both, Aim((0.2, 1.0), settings), Output(tmp_path / "sweep", quiet=True, layer_stats=True), None)
+    out = perform(*both, Aim((0.2, 1.0), settings), Output(tmp_path / "sweep", layer_stats=True), None)
     done = run_script("scripts/plot_sweep.py", out, "--out", tmp_path / "plot.png")
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("| model.layers.0 "))
@@ -210,9 +208,7 @@ def test_plot_of_a_sweep(family, settings: Settings, tmp_path: Path, run_script)
     assert float(cells[2].removesuffix(" %")) == pytest.approx(100 * norms[1] / norms[0], abs=0.2)
     assert cells[3] == "100.0 %"
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    other = perform(
-        str(family["b"]), both[1], Aim((0.5,), settings), Output(tmp_path / "b", quiet=True, layer_stats=True), None
-    )
+    other = perform(str(family["b"]), both[1], Aim((0.5,), settings), Output(tmp_path / "b", layer_stats=True), None)
     for folders, sentence in (((out / "omega-1", other), "is of another merge"), ((tmp_path,), "has no run_record")):
         done = run_script("scripts/plot_sweep.py", *folders)
         assert done.returncode != 0

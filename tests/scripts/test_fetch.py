@@ -169,12 +169,12 @@ def test_the_sentence_splitter_is_fetched_too(nltk_index: str, tmp_path: Path, m
     from eval.data.data_sources import _punkt
 
     monkeypatch.setenv("NLTK_DATA", str(Path(nltk_index.removeprefix("file://")).parent))
-    fetch_benchmarks.fetch_punkt(tmp_path, nltk_index, quiet=True)
+    fetch_benchmarks.fetch_punkt(tmp_path, nltk_index)
     assert _punkt(tmp_path) == tmp_path / "nltk_data"
     assert (tmp_path / fetch_benchmarks.PUNKT / "english" / "sent_starters.txt").is_file()
     assert not (tmp_path / "nltk_data/tokenizers/punkt_tab.zip").exists()
     with pytest.raises(FailureError, match="punkt_tab could not be fetched"):
-        fetch_benchmarks.fetch_punkt(tmp_path / "other", nltk_index.replace("index.xml", "nothing.xml"), quiet=True)
+        fetch_benchmarks.fetch_punkt(tmp_path / "other", nltk_index.replace("index.xml", "nothing.xml"))
 
 
 def test_the_hubs_cache_serves_without_the_hub(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:

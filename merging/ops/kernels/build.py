@@ -11,11 +11,11 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from common.cli import say
 from common.files.atomic import write_file
 from common.files.bounded_reading import read_bytes
 from common.files.cache_folder import cache_folder, is_private_file
 from common.files.temporary import temporary_folder
+from common.logging import logger
 from common.terminal_text import foreign
 
 FOLDER = Path(__file__).resolve().parent
@@ -37,7 +37,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         text = foreign(detail.decode(errors="replace") if isinstance(detail, bytes) else detail, 200)
-        say(f"The kernels cannot be compiled and are left out, which is slower ({text}).")
+        logger.warning(f"The kernels cannot be compiled and are left out, which is slower ({text}).")
         return None
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from common.cli import say
 from common.files.paths import read_json
+from common.logging import logger
 from merging.output.hub_upload import Push, push_results, results_in
 from merging.plan.merge_plan import Output
 
@@ -19,8 +19,8 @@ def finish(folder: Path, output: Output, push: Push | None) -> None:
     if not output.process_group.is_main:
         return
     for url in push_results(folder, push) if push else ():
-        say(f"Pushed to {url}.", output.quiet)
-    say(next_steps(folder, output.save_as, pushed=push is not None), output.quiet)
+        logger.info(f"Pushed to {url}.")
+    logger.info(next_steps(folder, output.save_as, pushed=push is not None))
 
 
 def next_steps(folder: Path, save_as: str, pushed: bool = False) -> str:

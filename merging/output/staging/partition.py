@@ -112,9 +112,7 @@ def open_stages(work: Work, output: Output, key: str) -> Iterator[list[Stage]]:
                 error.add_note("Finished tensors are kept: the same command with --resume continues from there.")
             raise
         return
-    with staged(
-        output.save_path, output.overwrite, key, output.resume, output.quiet, parts, process_group.world_size
-    ) as stages:
+    with staged(output.save_path, output.overwrite, key, output.resume, parts, process_group.world_size) as stages:
         if process_group.world_size > 1:
             for stage in stages:
                 _shards(work, output).allocate(stage.folder)

@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import say
 from common.errors import FailureError, InterruptedWorkError, ProjectError, StoppedError, UsageError, causes
 from common.files import atomic
 from common.files.work_folder import WorkFolder, claim, claimed, is_work_folder, remove
+from common.logging import logger, message_level
 from common.processes.interrupts import deferred
 from merging.output.staging.journal import NAMES, Journal, journal_name, read_lines
 from merging.output.staging.output_path import check_target
@@ -62,7 +62,7 @@ def stages_for(save_path: Path, parts: Sequence[str], key: str, rank: int, proce
 
 @contextmanager
 def staged(
-    save_path: Path, overwrite: bool, key: str, resume: bool = False, quiet: bool = False,
+    save_path: Path, overwrite: bool, key: str, resume: bool = False,
     parts: Sequence[str] = (".",), processes: int = 1,
 ) -> Iterator[list[Stage]]:  # fmt: skip
     """Yield stages beside `save_path` that take its place together at the end: itself, or folders in it (`parts`).
@@ -79,10 +79,10 @@ def staged(
     target = save_path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with claimed(work_folder_of(save_path), f"--save_path {save_path}") as work:
-        _recover(work, target, quiet)
+        _recover(work, target)
         check_target(save_path, overwrite, resume=resume)  # an earlier result may be back
         before = _signature(target)
-        _prepare(work, save_path, key, resume, quiet, parts, processes)
+        _prepare(work, save_path, key, resume, parts, processes)
         stages: list[Stage] = []
         try:
             stages += stages_for(save_path, parts, key, 0, processes)
@@ -99,14 +99,14 @@ def staged(
         _remove_rest(work)
 
 
-def recover(save_path: Path, quiet: bool = False) -> None:
+def recover(save_path: Path) -> None:
     """Complete or take back what a killed run left half-published or half-removed; nothing while a run is on."""
     work = work_folder_of(save_path)
     begun = (work / PUBLISHING).exists() or (work / REPLACED).exists() or not (work / RESULT).exists()
     if not is_work_folder(work) or not begun:
         return
     with suppress(FailureError), claimed(work, f"--save_path {save_path}") as folder:
-        _recover(folder, save_path.resolve(), quiet)
+        _recover(folder, save_path.resolve())
         if not finished(work) or not (work / RESULT).exists():
             folder.remove()
 
@@ -157,9 +157,7 @@ def _is_lasting(error: BaseException) -> bool:
     return not any(isinstance(cause, OSError | MemoryError) for cause in causes(error))
 
 
-def _prepare(
-    work: WorkFolder, save_path: Path, key: str, resume: bool, quiet: bool, parts: Sequence[str], processes: int
-) -> None:
+def _prepare(work: WorkFolder, save_path: Path, key: str, resume: bool, parts: Sequence[str], processes: int) -> None:
     """Check that an interrupted run may be resumed, or clear what it left."""
     lines = read_lines(work.path / journal_name(len(parts) - 1))  # the last to be made: where it stands, all do
     if resume and lines and lines[0].get("key") != key:
@@ -175,12 +173,12 @@ def _prepare(
     result = work.path / RESULT
     places = [result, *(result / part for part in parts)]
     if resume and lines and all(place.is_dir() and not place.is_symlink() for place in places):
-        say(f"Resuming the interrupted run: {_tensors(finished(work.path))} done.", quiet)
+        logger.info(f"Resuming the interrupted run: {_tensors(finished(work.path))} done.")
         return
     if resume:
-        say("There is no interrupted run to resume; starting from the beginning.", quiet)
+        logger.info("There is no interrupted run to resume; starting from the beginning.")
     elif lines and finished(work.path):
-        say("An interrupted run for this folder is discarded (--resume would have continued it).", quiet)
+        logger.info("An interrupted run for this folder is discarded (--resume would have continued it).")
     work.clear()
     _make_result(result, save_path.resolve())
     for part in parts:
@@ -206,7 +204,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = claim(work_folder_of(folder), str(folder))
     try:
-        _recover(work, target, quiet=True)
+        with message_level(quiet=True):
+            _recover(work, target)
         work.clear()
         before = _signature(target)
         _make_result(work.path / RESULT, target)
@@ -246,7 +245,7 @@ def _remove_rest(work: WorkFolder) -> None:
         with deferred():
             work.remove()
     except OSError as error:
-        say(f"{work.path}, which holds what was replaced, cannot be removed ({error.strerror}); remove it.")
+        logger.warning(f"{work.path}, which holds what was replaced, cannot be removed ({error.strerror}); remove it.")
 
 
 def _unpublished(target: Path, result: Path, what: str) -> UnpublishedError:
@@ -274,7 +273,7 @@ def _write_publishing(work: WorkFolder, result: Path) -> None:
     atomic.write_file(work.path / PUBLISHING, json.dumps({"result": _identity(result)}).encode())
 
 
-def _recover(work: WorkFolder, target: Path, quiet: bool) -> None:
+def _recover(work: WorkFolder, target: Path) -> None:
     """Complete a publication that was cut short, or take it back."""
     result, replaced = work.path / RESULT, work.path / REPLACED
     new = _read_publishing(work.path / PUBLISHING)
@@ -285,7 +284,7 @@ def _recover(work: WorkFolder, target: Path, quiet: bool) -> None:
         elif not os.path.lexists(target):
             os.rename(replaced, target)
             atomic.sync_folder(target.parent)
-            say(f"{target}: the earlier result, which a killed run had moved away, is restored.", quiet)
+            logger.info(f"{target}: the earlier result, which a killed run had moved away, is restored.")
         else:
             raise UsageError(
                 f"{replaced} is the earlier result of {target}, which a killed run moved away, and something else is "
@@ -294,7 +293,7 @@ def _recover(work: WorkFolder, target: Path, quiet: bool) -> None:
     if new is None:
         return
     if is_published or (os.path.lexists(result) and _identity(result) != new):  # it holds what was replaced
-        say(f"{target}: removing the leftovers of a killed run.", quiet)
+        logger.info(f"{target}: removing the leftovers of a killed run.")
         work.clear()
     else:
         (work.path / PUBLISHING).unlink()

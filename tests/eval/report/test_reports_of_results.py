@@ -269,7 +269,7 @@ def test_a_cards_license(base: Path, tmp_path: Path, kind: str) -> None:
     mine = changed(base, tmp_path / "mine", "lm_head.weight", (0, 0), 1.0)
     for folder in (mine, other):
         (folder / "README.md").write_text(f"---\n{text}---\n# x\n")
-    merge(recipe_of(mine, other), Output(tmp_path / "out", quiet=True))
+    merge(recipe_of(mine, other), Output(tmp_path / "out"))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])
     assert ModelCardData(**front).to_dict() == card.data.to_dict() == front
@@ -283,7 +283,7 @@ def test_licenses_that_differ(base: Path, tmp_path: Path) -> None:
     mine = changed(base, tmp_path / "mine", "lm_head.weight", (0, 0), 1.0)
     for folder, name in ((mine, "mit"), (other, "gemma")):
         (folder / "README.md").write_text(f"---\nlicense: {name}\n---\n")
-    merge(recipe_of(mine, other), Output(tmp_path / "out", quiet=True))
+    merge(recipe_of(mine, other), Output(tmp_path / "out"))
     data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
     assert (data["license"], data["license_name"]) == ("other", "licenses-of-the-inputs")
 
@@ -294,10 +294,10 @@ def test_the_card_of_a_relaxed_merge(family, tmp_path: Path) -> None:
         {"method": "ties", "base_model": str(family["base"]), "density": 0.25,
          "models_to_merge": f"{family['a']},{family['b']}"}, {},
     )  # fmt: skip
-    merged = merge(recipe, Output(tmp_path / "merged", quiet=True))
+    merged = merge(recipe, Output(tmp_path / "merged"))
     assert AIM_TAG not in ModelCard.load(merged / "README.md").data.tags
     settings = Settings(Calibration(str(family["text"]), n_samples=40, block_size=64))
-    perform(str(merged), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "out", quiet=True), None)
+    perform(str(merged), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "out"), None)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert AIM_TAG in card.data.tags
     assert (

@@ -54,7 +54,7 @@ def asked(base: Path, omega: Any = 0.4, **given: Any) -> Aim:
 
 def relaxed(base: Path, adapter: Path, out: Path, omega: Any = 0.4, dtype: str | None = None, **given: Any) -> Path:
     """The relaxed adapter."""
-    output = Output(out, quiet=True, save_as="adapter")
+    output = Output(out, save_as="adapter")
     return perform(f"{base}+{adapter}", str(base), asked(base, omega, **given), output, dtype)
 
 
@@ -63,7 +63,7 @@ def merged(base: Path, adapters: list[Path], out: Path, save_as: str = "adapter"
     omega = flags.pop("omega", None)
     models = [f"{base}+{adapter}" for adapter in adapters]
     recipe = make_recipe({"method": "task_arithmetic", "base_model": str(base), "models_to_merge": models, **flags}, {})
-    output = Output(out, quiet=True, save_as=save_as)
+    output = Output(out, save_as=save_as)
     return merge(recipe, output, None if omega is None else relaxing_of(recipe, asked(base, omega), output))
 
 
@@ -125,9 +125,7 @@ def test_relaxed_adapter_is_the_relaxed_model(bases: Bases, tmp_path: Path, kind
     if kind == "square Conv1D":  # PEFT writes true there; other tools may not
         file = tmp_path / "lora" / "adapter_config.json"
         file.write_text(json.dumps(settings(tmp_path / "lora") | {"fan_in_fan_out": False}))
-    full = perform(
-        f"{base}+{tmp_path / 'lora'}", str(base), asked(base), Output(tmp_path / "full", quiet=True), "float32"
-    )
+    full = perform(f"{base}+{tmp_path / 'lora'}", str(base), asked(base), Output(tmp_path / "full"), "float32")
     out = relaxed(base, tmp_path / "lora", tmp_path / "out")
     same_model(base, out, full)
     assert sorted(file.name for file in out.iterdir()) == [
@@ -239,7 +237,7 @@ def test_factors_of_experts(bases: Bases, tmp_path: Path) -> None:
         told = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "w1", "w2", "w3"]}
         (tmp_path / adapter / "adapter_config.json").write_text(json.dumps(told))
     name, loose = f"{base}+{tmp_path / '1'}", {"omega": 0.2, "min_tokens": 1}
-    full = perform(name, str(base), asked(base, **loose), Output(tmp_path / "full", quiet=True), "float32")
+    full = perform(name, str(base), asked(base, **loose), Output(tmp_path / "full"), "float32")
     same_model(base, relaxed(base, tmp_path / "1", tmp_path / "out", **loose), full)
     both = [tmp_path / "1", tmp_path / "2"]
     same_model(base, merged(base, both, tmp_path / "m"), merged(base, both, tmp_path / "mf", "model", dtype="float32"))
@@ -252,7 +250,7 @@ def test_adapter_with_tokens_of_its_own(bases: Bases, tmp_path: Path) -> None:
     fine_tune(base, grown, seed=1, extra=("<new>",))
     train(grown, lora, modules_to_save=["embed_tokens", "lm_head"])
     AutoTokenizer.from_pretrained(grown).save_pretrained(lora)
-    full = perform(f"{base}+{lora}", str(base), asked(base), Output(tmp_path / "full", quiet=True), "float32")
+    full = perform(f"{base}+{lora}", str(base), asked(base), Output(tmp_path / "full"), "float32")
     out = relaxed(base, lora, tmp_path / "out")
     for name, tensor in weights(full).items():
         torch.testing.assert_close(open_checkpoint(f"{base}+{out}").read(name).float(), tensor, rtol=0, atol=1e-6)
@@ -445,7 +443,7 @@ def test_other_bases_and_whole_models_are_refused(bases: Bases, three: list[Path
     """Adapters must lie over one base, the one that is named; whole models and contradicting configs are refused."""
     base, other = bases["llama"], shutil.copytree(bases["llama"], tmp_path / "other")
     given = {"method": "task_arithmetic", "base_model": str(base)}
-    out = Output(tmp_path / "out", quiet=True, save_as="adapter")
+    out = Output(tmp_path / "out", save_as="adapter")
     for models, says in (
         ([f"{base}+{three[0]}", f"{other}+{three[1]}"], "has another base than"),
         ([f"{base}+{three[0]}", str(other)], "is a whole model"),
@@ -464,7 +462,7 @@ def test_other_bases_and_whole_models_are_refused(bases: Bases, three: list[Path
             f"{base}+{three[0]}",
             str(base),
             asked(base),
-            Output(tmp_path / "out", layer_stats=True, quiet=True, save_as="adapter"),
+            Output(tmp_path / "out", layer_stats=True, save_as="adapter"),
             None,
         )
     assert not (tmp_path / "out").exists()
@@ -586,5 +584,5 @@ def test_interrupted_and_resumed(bases: Bases, three: list[Path], tmp_path: Path
     recipe = make_recipe(
         {"method": "task_arithmetic", "base_model": str(bases["llama"]), "models_to_merge": models}, {}
     )
-    out = merge(recipe, Output(tmp_path / "out", quiet=True, resume=True, save_as="adapter"))
+    out = merge(recipe, Output(tmp_path / "out", resume=True, save_as="adapter"))
     assert (out / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()

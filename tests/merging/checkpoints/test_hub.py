@@ -70,7 +70,7 @@ sys.exit(run(lambda names: open_all(names) and 0))
 def merged(base: str, models: str, out: Path) -> bytes:
     """Merge local models in this process; returns the weights."""
     given = {"method": "task_arithmetic", "base_model": base, "models_to_merge": models}
-    return (merge(make_recipe(given, {}), Output(out, quiet=True)) / "model.safetensors").read_bytes()
+    return (merge(make_recipe(given, {}), Output(out)) / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_names_in_the_model_and_in_the_file(name: str, stored: list[str], found:
 def merged(models: list[str], out: Path, base: Path | None = None, **flags: Any) -> Path:
     """Merge quietly; `linear` without a base unless told otherwise."""
     given = {"method": "linear", "models_to_merge": models, "dtype": "float32", **flags}
-    return merge(make_recipe(given | ({"base_model": str(base)} if base else {}), {}), Output(out, quiet=True))
+    return merge(make_recipe(given | ({"base_model": str(base)} if base else {}), {}), Output(out))
 
 
 @pytest.fixture(scope="module")

@@ -247,7 +247,7 @@ def test_a_whole_run_in_one_ring(family, tmp_path: Path, method: str) -> None:
     others that are copied; it can begin where an earlier run stopped."""
     models = f"{family['a']},{family['b']}"
     recipe = make_recipe({"method": method, "base_model": str(family["base"]), "models_to_merge": models}, {})
-    work = plan_merge(recipe, Output(tmp_path, device="cpu", quiet=True, load_check=False))
+    work = plan_merge(recipe, Output(tmp_path, device="cpu", load_check=False))
     copied = [replace(t, is_float=i % 4 != 2) for i, t in enumerate(work.plan.tensors)]
     plan = replace(work.plan, tensors=tuple(copied))
     assert 3 < sum(not tensor.is_merged for tensor in copied) < len(copied) - 3
@@ -269,7 +269,7 @@ def test_a_whole_run_in_one_ring(family, tmp_path: Path, method: str) -> None:
     for moves, done in ((False, 0), (True, 0), (True, 5)):
         job = replace(work.make_job(), device_pipeline=moves, make_collector=StatisticsCollector, block_elements=5000)
         kept = Kept(done)
-        run(plan, job, [kept], quiet=True)
+        run(plan, job, [kept])
         runs.append(kept)
     plain, ring, later = runs
     assert list(plain.made) == list(ring.made) == [tensor.name for tensor in plan.tensors]
@@ -344,7 +344,7 @@ def test_layers_that_come_ahead_change_nothing(family) -> None:
         assert skeleton.ahead is None
         if early:
             skeleton.ahead = Ahead(checkpoint.read, CPU)
-        found.append(calibrate_layerwise(skeleton, blocks, batch_size=2, quiet=True).means)
+        found.append(calibrate_layerwise(skeleton, blocks, batch_size=2).means)
     assert all(torch.equal(mean, found[1][name]) for name, mean in found[0].items())
 
 

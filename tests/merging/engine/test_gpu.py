@@ -126,12 +126,12 @@ def test_calibration_on_the_device(family) -> None:
 
     base = open_checkpoint(str(family["base"]))
     blocks = torch.randint(3, 320, (6, 32), generator=torch.Generator().manual_seed(1))
-    cpu = calibrate(load_whole(base, "float32", torch.device("cpu")), blocks, quiet=True)
+    cpu = calibrate(load_whole(base, "float32", torch.device("cpu")), blocks)
     there = torch.device("cuda")
-    whole = calibrate(load_whole(base, "float32", there), blocks, batch_size=3, quiet=True)
+    whole = calibrate(load_whole(base, "float32", there), blocks, batch_size=3)
     skeleton = Skeleton(base, "float32", there)
     assert skeleton.ahead is not None
-    layered = calibrate_layerwise(skeleton, blocks, batch_size=3, quiet=True)
+    layered = calibrate_layerwise(skeleton, blocks, batch_size=3)
     for found in (whole, layered):
         assert found.tokens == cpu.tokens
         assert all(torch.allclose(mean, found.means[name], rtol=1e-4) for name, mean in cpu.means.items())

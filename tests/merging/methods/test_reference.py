@@ -32,14 +32,14 @@ def mergekit_merge(method: str, base: Path, models: list[Path], out: Path, dtype
         "models": [{"model": str(m), "parameters": {"weight": 1.0, **parameters}} for m in models],
         "dtype": dtype,
     }
-    run_merge(MergeConfiguration.model_validate(config), str(out), MergeOptions(quiet=True))
+    run_merge(MergeConfiguration.model_validate(config), str(out), MergeOptions())
     return weights(out)
 
 
 def ours(method: str, base: Path, models: list[Path], out: Path, **flags: object) -> dict:
     """Merge with this project."""
     recipe = make_recipe({"method": method, "base_model": base, "models_to_merge": list(map(str, models)), **flags}, {})
-    return weights(merge(recipe, Output(out, quiet=True)))
+    return weights(merge(recipe, Output(out)))
 
 
 @pytest.mark.parametrize(("method", "extra"), PAIRS)
@@ -135,10 +135,10 @@ def test_newer_methods_agree_with_mergekit(family32, tmp_path: Path, method, par
     if method == "slerp":
         entries.insert(0, {"model": str(family32["base"])})
     config = {"merge_method": method, **base, "models": entries, "parameters": shared, "dtype": "float32"}
-    run_merge(MergeConfiguration.model_validate(config), str(tmp_path / "theirs"), MergeOptions(quiet=True))
+    run_merge(MergeConfiguration.model_validate(config), str(tmp_path / "theirs"), MergeOptions())
     theirs = weights(tmp_path / "theirs")
     recipe = make_recipe({"method": method, **base, "models_to_merge": models, "dtype": "float32", **parameters}, {})
-    mine = weights(merge(recipe, Output(tmp_path / "mine", quiet=True)))
+    mine = weights(merge(recipe, Output(tmp_path / "mine")))
     assert mine.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert (mine[name] - tensor).abs().max() <= 2e-6 * tensor.abs().max() + 1e-9, name
@@ -243,7 +243,7 @@ def test_reference_aim_is_the_original(family, tmp_path: Path) -> None:
         for block in blocks:
             model(block)
     aim = Aim((0.4,), Settings(Calibration(str(family["text"]), n_samples=40, block_size=64), reference=True))
-    relaxed = weights(perform(str(merged), str(family["base"]), aim, Output(tmp_path / "out", quiet=True), None))
+    relaxed = weights(perform(str(merged), str(family["base"]), aim, Output(tmp_path / "out"), None))
     base, before = weights(family["base"]), weights(merged)
     assert len(features) == len(base) - 1
     for name, tensor in base.items():

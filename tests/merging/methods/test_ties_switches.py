@@ -278,7 +278,7 @@ def test_checkpoints_are_trimmed_as_wholes(tmp_path: Path) -> None:
         {"method": "ties", "base_model": base, "models_to_merge": [*map(str, models)], "dtype": "float32", **switches},
         {},
     )
-    merged, theta_0 = weights(merge(recipe, Output(tmp_path / "out", quiet=True))), weights(base)
+    merged, theta_0 = weights(merge(recipe, Output(tmp_path / "out"))), weights(base)
     taus = [flat({name: w - theta_0[name] for name, w in weights(model).items()}) for model in models]
     expected = flat(theta_0) + paper_ties(taus, [0.1, 0.4], "majority")
     assert np.allclose(flat(merged), expected, rtol=1e-6, atol=1e-7)

@@ -476,7 +476,7 @@ def test_checkpoints(family: dict[str, Path], tmp_path: Path, method: str) -> No
     recipe = make_recipe(
         {"method": method, "base_model": family["base"], "models_to_merge": models, "dtype": "float32"}, {}
     )
-    merged, theta_0 = weights(merge_files(recipe, Output(tmp_path / "out", quiet=True))), weights(family["base"])
+    merged, theta_0 = weights(merge_files(recipe, Output(tmp_path / "out"))), weights(family["base"])
     tuned = [weights(Path(model)) for model in models]
     matrices = 0
     for name, base in theta_0.items():

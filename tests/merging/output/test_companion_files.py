@@ -77,7 +77,7 @@ def test_files_of_another_tokenizer(pair: tuple[Path, Path], tmp_path: Path) -> 
     """With another model's tokenizer the base's vocabulary files and further templates stay behind; its processors and
     licenses are copied."""
     base, tuned = pair
-    merge(recipe_of(base, tuned, tokenizer=str(tuned)), Output(tmp_path / "out", quiet=True))
+    merge(recipe_of(base, tuned, tokenizer=str(tuned)), Output(tmp_path / "out"))
     assert not any((tmp_path / "out" / name).exists() for name in ("entity_vocab.json", "additional_chat_templates"))
     assert all((tmp_path / "out" / name).exists() for name in ("processor_config.json", "LICENSE", "1_Pooling"))
 
@@ -88,5 +88,5 @@ def test_modules_that_cannot_be_copied(pair: tuple[Path, Path], tmp_path: Path, 
     base, tuned = pair
     (base / "modules.json").write_text(json.dumps([{**MODULES[1], "path": path}]))
     with pytest.raises(CheckpointError, match=sentence):
-        merge(recipe_of(base, tuned), Output(tmp_path / "out", quiet=True))
+        merge(recipe_of(base, tuned), Output(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

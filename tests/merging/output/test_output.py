@@ -58,9 +58,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException
 def test_resumed_run_gives_the_same_bytes(family, tmp_path: Path, monkeypatch, capsys, size, error) -> None:
     """House law 4: a run that was interrupted after 5 tensors leaves the target alone and nothing that loads; with
     --resume it writes the rest only, and every file is as of an uninterrupted run."""
-    whole = merge(
-        recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True, max_shard_size=size, layer_stats=True)
-    )
+    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", max_shard_size=size, layer_stats=True))
     out = Output(tmp_path / "cut" / "out", max_shard_size=size, layer_stats=True)
     with monkeypatch.context() as patch:
         stop_after(patch, 5, error)
@@ -84,7 +82,7 @@ def test_resumed_run_gives_the_same_bytes(family, tmp_path: Path, monkeypatch, c
 def test_a_disk_that_fills_up_late(family, tmp_path: Path, monkeypatch, size: str) -> None:
     """What was written is sent to the disk on the way, to the same bytes; an error of that is one of the run: nothing
     stands at the target, and with --resume the same bytes come."""
-    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True, max_shard_size=size))
+    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", max_shard_size=size))
     monkeypatch.setattr(writer, "FLUSH", 1)
     real, sent = os.fsync, []
 
@@ -97,17 +95,17 @@ def test_a_disk_that_fills_up_late(family, tmp_path: Path, monkeypatch, size: st
     monkeypatch.setattr(writer.os, "fsync", full)
     out = tmp_path / "out"
     with pytest.raises(OSError, match="No space left"):
-        merge(recipe_of(family), Output(out, quiet=True, max_shard_size=size))
+        merge(recipe_of(family), Output(out, max_shard_size=size))
     assert not out.exists()
-    again = Output(out, quiet=True, resume=True, max_shard_size=size)
+    again = Output(out, resume=True, max_shard_size=size)
     assert files(merge(recipe_of(family), again)) == files(whole)
     assert len(sent) > 3
 
 
 def test_resume_trusts_nothing_it_did_not_verify(family, tmp_path: Path, monkeypatch) -> None:
     """A byte of the finished part that was changed meanwhile is found by its digest, and that tensor written again."""
-    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", quiet=True))
-    out = Output(tmp_path / "cut" / "out", quiet=True)
+    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out"))
+    out = Output(tmp_path / "cut" / "out")
     with monkeypatch.context() as patch:
         stop_after(patch, 6, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -161,7 +159,7 @@ def test_two_writers_of_one_folder(family, tmp_path: Path) -> None:
     with staged(tmp_path / "out", False, "key") as (stage,):
         stage.journal.add({"name": "x", "digest": "y"})
         with pytest.raises(FailureError, match=r"Another process \(number \d+ on .*\) is writing"):
-            merge(recipe_of(family), Output(tmp_path / "out", quiet=True))
+            merge(recipe_of(family), Output(tmp_path / "out"))
 
 
 # lock and repetition
@@ -170,12 +168,12 @@ def test_two_writers_of_one_folder(family, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def done(family, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished merge of TIES."""
-    return merge(recipe_of(family), Output(tmp_path_factory.mktemp("done") / "out", quiet=True))
+    return merge(recipe_of(family), Output(tmp_path_factory.mktemp("done") / "out"))
 
 
 def test_lock_is_a_function_of_the_merge(family, tmp_path: Path, done: Path) -> None:
     """Two runs of one merge into different places have the same lock, byte for byte."""
-    again = merge(recipe_of(family), Output(tmp_path / "elsewhere", quiet=True))
+    again = merge(recipe_of(family), Output(tmp_path / "elsewhere"))
     assert (again / "merge.lock.json").read_bytes() == (done / "merge.lock.json").read_bytes()
 
 
@@ -271,7 +269,7 @@ def test_verify(tmp_path: Path, done: Path, run_script, how: str, code: int, say
 
 def test_verify_names_the_shard_that_is_gone(family, tmp_path: Path, run_script) -> None:
     """A missing shard of several is one sentence with its name and the number of its tensors, not one for each."""
-    out = merge(recipe_of(family), Output(tmp_path / "out", quiet=True, max_shard_size="40KB"))
+    out = merge(recipe_of(family), Output(tmp_path / "out", max_shard_size="40KB"))
     shard = sorted(out.glob("model-*.safetensors"))[1]
     count = len(load_file(shard))
     shard.unlink()
@@ -284,10 +282,10 @@ def test_verify_names_the_shard_that_is_gone(family, tmp_path: Path, run_script)
 
 def test_a_finished_run_is_not_resumed(family, tmp_path: Path) -> None:
     """--resume on a finished result says that it is finished, and touches nothing."""
-    out = merge(recipe_of(family), Output(tmp_path / "out", quiet=True))
+    out = merge(recipe_of(family), Output(tmp_path / "out"))
     before = files(out)
     with pytest.raises(UsageError, match="is a finished result: there is nothing to resume"):
-        merge(recipe_of(family), Output(out, quiet=True, resume=True))
+        merge(recipe_of(family), Output(out, resume=True))
     assert files(out) == before
 
 
@@ -347,7 +345,7 @@ def test_health_by_hand(tmp_path: Path) -> None:
         save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
     flags = {"method": "task_arithmetic", "base_model": str(base), "dtype": "float32",
              "models_to_merge": f"{tmp_path / 'one'},{tmp_path / 'two'}"}  # fmt: skip
-    out = merge(make_recipe(flags, {}), Output(tmp_path / "out", quiet=True, layer_stats=True))
+    out = merge(make_recipe(flags, {}), Output(tmp_path / "out", layer_stats=True))
     card = (out / "README.md").read_text()
     row = next(line for line in card.splitlines() if "model.layers.0 " in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -358,7 +356,7 @@ def test_health_by_hand(tmp_path: Path) -> None:
 
 def test_health_counts_what_ties_trims(family, tmp_path: Path) -> None:
     """The share dropped is what trimming leaves out of the entries that a model moved, counted from the files."""
-    merge(recipe_of(family, density=0.25), Output(tmp_path / "ties", quiet=True, layer_stats=True))
+    merge(recipe_of(family, density=0.25), Output(tmp_path / "ties", layer_stats=True))
     row = next(line for line in (tmp_path / "ties" / "README.md").read_text().splitlines() if "layers.0 " in line)
     base, tuned = weights(family["base"]), weights(family["a"])
     moved = {n: int((tuned[n].float() != base[n].float()).sum()) for n in base if ".layers.0." in n}
@@ -396,7 +394,7 @@ def test_allow_nonfinite(tmp_path: Path, capsys) -> None:
     save_file(state, tmp_path / "a" / "model.safetensors", {"format": "pt"})
     flags = {"method": "task_arithmetic", "base_model": str(base), "models_to_merge": str(tmp_path / "a")}
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight of the result is not finite"):
-        merge(make_recipe(flags, {}), Output(tmp_path / "out", quiet=True))
+        merge(make_recipe(flags, {}), Output(tmp_path / "out"))
     out = merge(make_recipe(flags, {}), Output(tmp_path / "out", allow_nonfinite=True))
     assert "model.norm.weight: 3 entries are not finite" in capsys.readouterr().err
     assert json.loads((out / "run_record.json").read_text())["tensors"]["nonfinite"] == {"model.norm.weight": 3}
@@ -420,9 +418,9 @@ def test_output_that_does_not_load_is_not_written(tmp_path: Path, capsys) -> Non
     with pytest.raises(
         CheckpointError, match=r"would not load .* as LlamaForCausalLM \(missing: model\.norm\.weight\)"
     ):
-        merge(recipe, Output(tmp_path / "outs" / "out", quiet=True))
+        merge(recipe, Output(tmp_path / "outs" / "out"))
     assert [p.name for p in (tmp_path / "outs").iterdir()] == ["more"]
-    assert merge(recipe, Output(tmp_path / "outs" / "out", quiet=True, load_check=False)).is_dir()
+    assert merge(recipe, Output(tmp_path / "outs" / "out", load_check=False)).is_dir()
 
 
 def test_models_called_like_policies(family, tmp_path: Path, run_script) -> None:
@@ -476,7 +474,7 @@ def test_license_of_the_result(family, tmp_path: Path, capsys, licenses, front, 
 
 def test_repeating_never_overwrites_what_it_needs(family, tmp_path: Path, run_script, done: Path) -> None:
     """A lock whose importance file lies in the target is refused, with --overwrite too, and the file stays."""
-    home = merge(recipe_of(family), Output(tmp_path / "home", quiet=True))
+    home = merge(recipe_of(family), Output(tmp_path / "home"))
     importance = home / "importance.safetensors"
     made = run_script(
         "performAIM.py", "--merged_model", done, "--pretrained_model_name", family["base"], "--save_path",
@@ -515,14 +513,12 @@ def test_dry_run_makes_the_checks_of_the_run(family, run_script, flags: list[str
 def test_health_of_reference_numerics_is_refused(family, tmp_path: Path) -> None:
     """Reference numerics have no blocks to look at: figures of nothing are not printed."""
     with pytest.raises(UsageError, match="does not go with --numerics reference"):
-        merge(
-            recipe_of(family, numerics="reference", density=1), Output(tmp_path / "out", quiet=True, layer_stats=True)
-        )
+        merge(recipe_of(family, numerics="reference", density=1), Output(tmp_path / "out", layer_stats=True))
 
 
 def test_verify_misses_no_index(family, tmp_path: Path, run_script) -> None:
     """The index of a sharded output is under the lock as well."""
-    out = merge(recipe_of(family), Output(tmp_path / "out", quiet=True, max_shard_size="60KB"))
+    out = merge(recipe_of(family), Output(tmp_path / "out", max_shard_size="60KB"))
     assert run_script("scripts/verify.py", out).returncode == 0
     (out / "model.safetensors.index.json").unlink()
     found = run_script("scripts/verify.py", out)
@@ -539,7 +535,7 @@ def test_health_of_slices(family, tmp_path: Path) -> None:
             {"sources": [{"model": str(family["b"]), "layer_range": [1, 2]}]},
         ],
     }
-    out = merge(make_recipe({}, config), Output(tmp_path / "out", quiet=True, layer_stats=True))
+    out = merge(make_recipe({}, config), Output(tmp_path / "out", layer_stats=True))
     lines = (out / "README.md").read_text().splitlines()
     rows = {i: next(line for line in lines if f"model.layers.{i} " in line).split("|") for i in (0, 2)}
     assert rows[0][3].strip() == rows[2][2].strip() == "-"
@@ -559,14 +555,14 @@ def test_aim_follows_the_slices(family, tmp_path: Path) -> None:
     importance = tmp_path / "importance.safetensors"
     settings = Settings(Calibration(str(family["text"]), n_samples=20, block_size=64), importance)
     whole = {"method": "task_arithmetic", "base_model": str(family["base"]), "models_to_merge": str(family["a"])}
-    first = Output(tmp_path / "first", quiet=True)
+    first = Output(tmp_path / "first")
     perform(str(family["a"]), str(family["base"]), Aim((0.5,), settings), first, None)
     sources = [{"model": str(family[name]), "layer_range": [1, 2]} for name in ("a", "base")]
     sliced = {"merge_method": "task_arithmetic", "base_model": str(family["base"]), "slices": [{"sources": sources}],
               "parameters": {"weight": 1.0}}  # fmt: skip
     results = []
     for name, recipe in (("whole", make_recipe(whole, {})), ("sliced", make_recipe({}, sliced))):
-        output = Output(tmp_path / name, quiet=True)
+        output = Output(tmp_path / name)
         results.append(weights(merge(recipe, output, relaxing_of(recipe, Aim((0.0,), settings), output))))
     for name, tensor in results[0].items():
         if ".layers.1." in name:
@@ -586,9 +582,7 @@ def test_importance_files_are_equal(family, tmp_path: Path) -> None:
         for name in "12"
     ]
     outs = [
-        perform(
-            str(family["a"]), str(family["base"]), Aim((0.5,), which), Output(tmp_path / f"out{i}", quiet=True), None
-        )
+        perform(str(family["a"]), str(family["base"]), Aim((0.5,), which), Output(tmp_path / f"out{i}"), None)
         for i, which in enumerate((*settings, settings[0]))
     ]
     assert settings[0].importance_file.read_bytes() == settings[1].importance_file.read_bytes()
@@ -599,7 +593,7 @@ def test_failing_rename_can_be_resumed(family, tmp_path: Path, monkeypatch) -> N
     """Where the finished stage cannot take its place, what is done is kept, and --resume ends the run."""
     from merging.output.staging import stage
 
-    out = Output(tmp_path / "out", quiet=True)
+    out = Output(tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(stage, "_publish", lambda *_: (_ for _ in ()).throw(OSError(16, "Device busy")))
         with pytest.raises(OSError, match="busy"):

@@ -38,7 +38,7 @@ def recipe_of(family):  # type: ignore[no-untyped-def]
 
 def output(folder: Path, **more: object) -> Output:
     """An output in several files, without the load check."""
-    return Output(folder, quiet=True, max_shard_size="60KB", load_check=False, **more)  # type: ignore[arg-type]
+    return Output(folder, max_shard_size="60KB", load_check=False, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_killed_while_overwriting(family, tmp_path: Path, monkeypatch, whole, ex
 
     assert in_a_child(run) == -signal.SIGKILL
     assert (tmp_path / ".out.partial").exists()
-    stage.recover(out, quiet=True)
+    stage.recover(out)
     published = moment == "after" or (exchanges and moment == "between")
     assert ((out / "README.md").read_text() == "old") is not published
     if published:

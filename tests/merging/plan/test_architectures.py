@@ -74,7 +74,7 @@ def ours(
     """Merge with this project into the folder `out`, in float32 unless told; most tests load the result themselves."""
     known = {"base_model": base} if all_methods()[method].base != "template" else {}
     flags = {"method": method, **known, "models_to_merge": list(map(str, models)), "dtype": "float32", **parameters}
-    return merge(make_recipe(flags, {}), Output(out, quiet=True, load_check=load_check))
+    return merge(make_recipe(flags, {}), Output(out, load_check=load_check))
 
 
 def task_arithmetic(base: Tensor, models: Sequence[Tensor]) -> Tensor:

@@ -178,7 +178,7 @@ def test_a_mismatch_that_is_allowed_repeats_from_its_recipe(pair, tmp_path: Path
     other = with_config(pair["tuned"], tmp_path / "other", rms_norm_eps=1e-5)
     asked = recipe_of(pair["base"], other, allow_config_mismatch=True, dtype="float32")
     assert make_recipe({}, recipe_as_yaml(asked)) == asked
-    merge(asked, Output(tmp_path / "out", quiet=True, load_check=False))
+    merge(asked, Output(tmp_path / "out", load_check=False))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["rms_norm_eps"] == 1e-6
     merged, tuned = weights(tmp_path / "out"), weights(other)
     assert all(torch.allclose(merged[name], tuned[name], atol=1e-6) for name in tuned)

@@ -38,7 +38,7 @@ def test_wide_tensors_keep_their_dtype(pair, tmp_path: Path) -> None:
     """Norms that both store in float32 stay so, equal to the tuned model's to float32; others are bfloat16. The lock's
     recipe repeats that, and --dtype is for all."""
     recipe = recipe_of(pair)
-    merge(recipe, Output(tmp_path / "out", quiet=True))
+    merge(recipe, Output(tmp_path / "out"))
     merged, tuned = weights(tmp_path / "out"), weights(pair["tuned"])
     assert {n: t.dtype for n, t in merged.items()} == {n: t.dtype for n, t in tuned.items()}
     name = "model.norm.weight"
@@ -47,7 +47,7 @@ def test_wide_tensors_keep_their_dtype(pair, tmp_path: Path) -> None:
     assert (again, again.options.keep_wide) == (recipe, True)
     work = plan_merge(recipe, Output(tmp_path / "plan"), headers_only=True)
     assert any(note.startswith("Kept in float32") and "model.norm.weight" in note for note in work.notes)
-    merge(recipe_of(pair, dtype="bfloat16"), Output(tmp_path / "given", quiet=True))
+    merge(recipe_of(pair, dtype="bfloat16"), Output(tmp_path / "given"))
     assert {t.dtype for t in weights(tmp_path / "given").values()} == {torch.bfloat16}
 
 
@@ -71,6 +71,6 @@ def test_float64_is_not_narrowed_silently(pair, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tuned: tensor .* is stored as float64.*--dtype float32"):
         plan_merge(recipe_of({**pair, "tuned": double["tuned"]}), Output(tmp_path / "out"))
     with pytest.raises(CheckpointError, match="float64"):
-        merge(recipe_of(double), Output(tmp_path / "out", quiet=True))
-    merge(recipe_of(double, dtype="float32"), Output(tmp_path / "out", quiet=True))
+        merge(recipe_of(double), Output(tmp_path / "out"))
+    merge(recipe_of(double, dtype="float32"), Output(tmp_path / "out"))
     assert {t.dtype for t in weights(tmp_path / "out").values()} == {torch.float32}

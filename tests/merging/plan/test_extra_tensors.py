@@ -76,12 +76,12 @@ def test_a_part_of_the_base_alone(family, tmp_path: Path, kind: str, rule: str |
     recipe = recipe_of(models["base+"], models["tuned"], **({"extra_tensors": rule} if rule else {}))
     if rule == "error":
         with pytest.raises(CheckpointError, match=f"has no tensor {next(iter(MTP[kind]))}"):
-            merge(recipe, Output(tmp_path / "out", quiet=True))
+            merge(recipe, Output(tmp_path / "out"))
         return
     merge(recipe, Output(tmp_path / "out"))
     assert "--extra_tensors" in capsys.readouterr().err
     merged, base = weights(tmp_path / "out"), weights(models["base+"])
-    plain = merge(recipe_of(models["base"], models["tuned"]), Output(tmp_path / "plain", quiet=True))
+    plain = merge(recipe_of(models["base"], models["tuned"]), Output(tmp_path / "plain"))
     kept = {} if rule == "drop" else {name: base[name] for name in MTP[kind]}
     expected = {**weights(plain), **kept}
     assert merged.keys() == expected.keys()
@@ -97,7 +97,7 @@ def test_a_part_of_a_model_alone(family, tmp_path: Path, kind: str) -> None:
     work = plan_merge(recipe_of(models["base"], models["tuned+"]), Output(tmp_path / "out"))
     assert any("left out (--extra_tensors)" in note for note in work.notes)
     assert not {tensor.name for tensor in work.plan.tensors} & MTP[kind].keys()
-    merge(recipe_of(models["base+"], models["tuned+"]), Output(tmp_path / "both", quiet=True))
+    merge(recipe_of(models["base+"], models["tuned+"]), Output(tmp_path / "both"))
     merged, tuned = weights(tmp_path / "both"), weights(models["tuned+"])
     assert all(torch.allclose(merged[name], tuned[name], atol=1e-6) for name in MTP[kind])
 
@@ -111,7 +111,7 @@ def test_a_part_and_slices(family, tmp_path: Path, kind: str, rule: str | None) 
     more = {"extra_tensors": rule} if rule else {}
     merge(
         make_recipe({}, {"merge_method": "passthrough", "slices": slices, "dtype": "float32", **more}),
-        Output(tmp_path / "out", quiet=True),
+        Output(tmp_path / "out"),
     )
     merged, base = weights(tmp_path / "out"), weights(models["base+"])
     found = {name: tensor for name, tensor in merged.items() if name.startswith(("mtp.", "model.layers.3."))}
@@ -165,7 +165,7 @@ def test_a_text_model_into_the_language_part(tmp_path: Path, name: str, form: st
     text_class, config_class = MODES[name]
     values = {k: v for k, v in architecture.values["text_config"].items() if k != "model_type"}
     text = save(Architecture(text_class, config_class, values).build(5), tmp_path / "text")
-    merge(recipe_of(base, text, scaling=1.0), Output(tmp_path / "out", quiet=True))
+    merge(recipe_of(base, text, scaling=1.0), Output(tmp_path / "out"))
     result, told = load(tmp_path / "out")
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     merged, before = result.state_dict(), load(base)[0].state_dict()
@@ -216,7 +216,7 @@ def test_ties_in_two_places(tmp_path: Path, top: bool | None, inner: bool, head:
         config["text_config"]["tie_word_embeddings"] = inner
         file.write_text(json.dumps(config))
         assert any("lm_head" in name for name in weights(folder)) is head
-    merge(recipe_of(*folders), Output(tmp_path / "out", quiet=True))
+    merge(recipe_of(*folders), Output(tmp_path / "out"))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert any("lm_head" in name for name in weights(tmp_path / "out")) is head
     stated = {written.get("tie_word_embeddings", inner), written["text_config"]["tie_word_embeddings"]}

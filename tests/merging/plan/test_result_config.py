@@ -227,7 +227,7 @@ def test_slices_of_one_of_two_stacks(paired, tmp_path: Path, name: str, part: st
     if name == "llava":
         modules["multi_modal_projector"] = whole
     recipe = {"merge_method": "task_arithmetic", "base_model": str(base), "modules": modules, "dtype": "float32"}
-    merge(make_recipe({}, recipe), Output(tmp_path / "out", quiet=True))
+    merge(make_recipe({}, recipe), Output(tmp_path / "out"))
     result, told = load(tmp_path / "out")
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     expected, _ = load(base)

@@ -43,7 +43,7 @@ def by_mergekit(text: str, out: Path) -> dict[str, torch.Tensor]:
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
-    run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), str(out), MergeOptions(quiet=True))
+    run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), str(out), MergeOptions())
     return weights(out)
 
 

@@ -54,7 +54,7 @@ def mergekit_tasks(document: dict[str, Any]) -> dict[str, Any]:
     from mergekit.options import MergeOptions
     from mergekit.plan import MergePlanner
 
-    config, options = MergeConfiguration.model_validate(document), MergeOptions(quiet=True)
+    config, options = MergeConfiguration.model_validate(document), MergeOptions()
     architecture = get_architecture_info(config, options)
     LoaderCache().setup(options)
     planner = MergePlanner(config, architecture, options, _model_out_config(config, architecture))

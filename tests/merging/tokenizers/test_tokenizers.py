@@ -127,11 +127,11 @@ def copy_of(folder: Path, name: str, out: Path) -> Path:
     return out
 
 
-def merged(base: Path, other: Path, out: Path, quiet: bool = True, **more: object) -> Path:
+def merged(base: Path, other: Path, out: Path, **more: object) -> Path:
     """The base merged with another model, in float32."""
     flags = {"method": "task_arithmetic", "base_model": str(base), "models_to_merge": str(other), "dtype": "float32"}
     flags |= {"allow_config_mismatch": True}  # a layout may name another model type, for its tokenizer class
-    return merge(make_recipe({**flags, **more}, {}), Output(out, quiet=quiet, load_check=False))
+    return merge(make_recipe({**flags, **more}, {}), Output(out, load_check=False))
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "files by version"])
@@ -215,7 +215,7 @@ def test_a_tokenizer_of_its_own_code(family, tmp_path: Path, capsys) -> None:
         own(folder)
     (folders["other"] / "tokenizer.json").write_text((folders["other"] / "tokenizer.json").read_text() + " ")
     assert token_ids(folders["base"]) is None
-    out = merged(folders["base"], folders["same"], tmp_path / "out", quiet=False)
+    out = merged(folders["base"], folders["same"], tmp_path / "out")
     said = capsys.readouterr().err
     assert "is defined by custom code, which is not run" in said
     assert f"put the .py files of {folders['base']} beside" in said
