@@ -13,8 +13,9 @@ from common.files.file_state import FileState, states_of
 from common.files.paths import read_json
 from merging.checkpoints.adapters.adapter import adapt
 from merging.checkpoints.adapters.adapter_config import check_adapter
+from merging.checkpoints.download import locate
 from merging.checkpoints.headers import read_headers
-from merging.checkpoints.hub import CheckpointRef, Part, locate
+from merging.checkpoints.hub import CheckpointRef, Part
 from merging.checkpoints.model_config import (
     license_details,
     stated_licenses,

@@ -1,4 +1,4 @@
-"""Download of models from the hub: small files first, then missing weights; one sentence for every failure."""
+"""Location of models and their download from the hub: small files first, then missing weights."""
 
 from __future__ import annotations
 
@@ -33,6 +33,25 @@ CONFIGS = ("config.json", "adapter_config.json")
 
 class Unreachable(CheckpointError):
     """The hub does not answer, or with an unexpected status."""
+
+
+def locate(ref: CheckpointRef) -> Path:
+    """Return the local folder or .gguf file of a reference without its adapter; hub models get their small files.
+
+    The hub's cache, token and environment variables are used; the cache is tried first.
+
+    Raises:
+        UsageError: There is no such model.
+        CheckpointError: The download fails.
+    """
+    local = Path(ref.path).expanduser()
+    if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
+        return local
+    if local.exists():
+        raise UsageError(f"Model {ref.alone} is a file; give its folder (only .gguf files are read alone).")
+    if not ref.is_hub_id:
+        raise UsageError(f"Model {ref.alone} is neither a local folder nor a hub id of the form org/name.")
+    return small_files(ref)
 
 
 def small_files(ref: CheckpointRef) -> Path:

@@ -140,24 +140,3 @@ class Part:
     def exact_name(self) -> str:
         """The local path made absolute, or the hub id with the commit."""
         return f"{self.ref.path}@{self.commit}" if self.commit else self.ref.full_name
-
-
-def locate(ref: CheckpointRef) -> Path:
-    """Return the local folder or .gguf file of a reference without its adapter; hub models get their small files.
-
-    The hub's cache, token and environment variables are used; the cache is tried first.
-
-    Raises:
-        UsageError: There is no such model.
-        CheckpointError: The download fails.
-    """
-    local = Path(ref.path).expanduser()
-    if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
-        return local
-    if local.exists():
-        raise UsageError(f"Model {ref.alone} is a file; give its folder (only .gguf files are read alone).")
-    if not ref.is_hub_id:
-        raise UsageError(f"Model {ref.alone} is neither a local folder nor a hub id of the form org/name.")
-    from merging.checkpoints.download import small_files
-
-    return small_files(ref)

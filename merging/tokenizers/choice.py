@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from common.errors import UsageError
 from common.terminal_text import quoted
 from merging.checkpoints.checkpoint import Checkpoint
-from merging.checkpoints.hub import CheckpointRef, locate
+from merging.checkpoints.download import locate
+from merging.checkpoints.hub import CheckpointRef
 from merging.checkpoints.tensor_names import main_embedding, role_of
 from merging.tokenizers.token_ids import read_tokenizer, token_ids
 from merging.tokenizers.vocabulary import ChosenRow, Vocabulary, listed
