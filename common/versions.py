@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 VERSION = "0.2.0"
-"""Version of the project; pyproject.toml reads it from here."""
+"""Version of the project."""
 ROOT = Path(__file__).resolve().parent.parent
 MERGING = ("torch", "transformers", "safetensors", "numpy")
 """Packages that a merge, a relaxation or an importance file depends on."""

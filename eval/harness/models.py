@@ -158,7 +158,8 @@ def resolve_device(settings: Settings, model: Any, process_group: ProcessGroup) 
     backend = "hf" if settings.backend == "auto" else settings.backend
     if backend == "vllm" and (not gpu or not find_spec("vllm")):
         raise UsageError(
-            "--backend vllm needs a GPU and the package vllm (`pip install vllm`); --backend hf needs neither."
+            "--backend vllm needs a GPU and the package vllm (`pip install -r requirements-vllm.txt`); --backend hf "
+            "needs neither."
         )
     if several and backend == "vllm":
         raise UsageError("Start --backend vllm once, not by a launcher: it uses the GPUs that --n_gpu says.")
