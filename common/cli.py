@@ -136,15 +136,15 @@ def config_values(
     return {key: value for key, value in config.items() if value is not None}
 
 
-def underscored(argument: str, known: Collection[str] = ()) -> str:
+def underscored(argument: str, flags: Collection[str] = ()) -> str:
     """Spell a long flag with underscores, as the original scripts do: `--save-path=x` -> `--save_path=x`.
 
-    `--no-X` negates the flag --X, unless --no_X is itself among the `known` flags.
+    `--no-X` negates the flag --X, unless --no_X is itself among `flags`.
     """
     if not argument.startswith("--"):
         return argument
     flag, equals, value = argument.partition("=")
-    if flag.startswith("--no-") and "--" + flag[2:].replace("-", "_") not in known:
+    if flag.startswith("--no-") and "--" + flag[2:].replace("-", "_") not in flags:
         return flag[:5] + flag[5:].replace("-", "_") + equals + value
     return "--" + flag[2:].replace("-", "_") + equals + value
 
