@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,16 @@ def read_scores(plan: Plan, state: State, remark: Remark) -> dict[str, EvalResul
     return found
 
 
+def key_of(path: str) -> str:
+    """Return a model's path as results of evaluate_model.py spell it: relative below the current folder, else absolute.
+
+    Also of weights that are deleted; a hub id stays as it is.
+    """
+    absolute = os.path.abspath(path)
+    relative = os.path.relpath(absolute)
+    return absolute if relative.startswith(".") else relative
+
+
 def _renamed(result: EvalResult, columns: Mapping[str, str]) -> EvalResult:
     def by_title(given: Mapping[str, Any]) -> dict[str, Any]:
         return {columns.get(name, name): value for name, value in given.items()}
@@ -80,8 +91,8 @@ def _renamed(result: EvalResult, columns: Mapping[str, str]) -> EvalResult:
 def models_of(plan: Plan, replicate: Replicate, results: Mapping[str, EvalResult], remark: Remark) -> Models:
     """Return a replicate's models as the tables have them; with the paper's numbers where those are asked for."""
     own = [m for m in plan.models if m.axes["replicate"] in (_name(replicate), "published")]
-    chosen = [results[key] for m in own if (key := model_key(m.path)) in results]
-    names = dict(replicate.labels)
+    chosen = [results[key] for m in own if (key := key_of(m.path)) in results]
+    names = {s: label for model, label in replicate.labels.items() for s in (model, key_of(model))}
     if plan.experiment.published:
         published, labels = read_results(PAPER, remark)
         chosen = published + chosen
@@ -99,7 +110,7 @@ def _name(replicate: Replicate) -> str:
 def rows_of(plan: Plan, replicate: Replicate, models: Models, remark: Remark) -> list[Row]:
     """Return a flat row for each scored model of a replicate: its axes, scores, their mean, and HV gain."""
     gains = all_gains(models, Measure(), remark).values
-    axes = {model_key(model.path): model for model in plan.models if model.axes["replicate"] == _name(replicate)}
+    axes = {key_of(model.path): model for model in plan.models if model.axes["replicate"] == _name(replicate)}
     found: list[Row] = []
     for row in models.rows:
         model: Model | None = axes.get(model_key(row.model))
