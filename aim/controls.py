@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from merging.ops.tensor_blocks import row_sums
+from merging.checkpoints.row_sums import row_sums
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:

@@ -16,7 +16,6 @@ from common.logging import logger
 from merging.checkpoints.checkpoint import Checkpoint, open_all
 from merging.checkpoints.text_part import with_text_parts
 from merging.lora.either import Either, make
-from merging.ops.combination import Combination
 from merging.output.records.run_record import read_lineage, read_merge_recipe
 from merging.pipeline import check_asked
 from merging.plan.merge_plan import Output, Relaxing, Variant, Work
@@ -25,7 +24,6 @@ from merging.plan.slices import Inputs
 from merging.plan.types import Plan
 from merging.planning import copied
 from merging.recipe import MergeRecipe
-from merging.recipe.method_registry import Implementation
 from merging.recipe.options import DEFAULTS, PlanOptions
 from merging.recipe.schedules import OutputSlice
 from merging.tokenizers.chat_template import choose_template
@@ -33,8 +31,12 @@ from merging.tokenizers.choice import choose_vocabulary
 from merging.tokenizers.token_ids import read_tokenizers, token_ids
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from aim.capture.state import Progress
     from merging.engine.execution import ExecutionConfig
+    from merging.methods.contract import Method
+    from merging.ops.kernel_spec import WeightedSum
 
 PAPER = "https://arxiv.org/abs/2502.02421"
 
@@ -267,15 +269,19 @@ def _same_weights(merged: Checkpoint, base: Checkpoint) -> bool:
     )
 
 
-def merged_alone() -> Implementation:
-    """Return the method that gives the merged model as it is: what a relaxation starts from."""
-    return Implementation(_merged, None, _merged, by_entry=True, fused=_merged_by_kernel)
+def merged_alone() -> Method:
+    """Return the method that gives the merged model unchanged: the start of a relaxation."""
+    from merging.methods.contract import Method  # loads torch
+
+    return Method(merge_block=_merged, kernel_spec=_merged_spec, reference=_merged, elementwise=True)
 
 
-def _merged(base: Any, finetuned: Any) -> Any:
+def _merged(base: Tensor | None, finetuned: Tensor) -> Tensor:
     return finetuned[0]
 
 
-def _merged_by_kernel(block: Any, arguments: Any, per_block: Any) -> Combination:
-    """Say `_merged` to the kernel."""
-    return Combination([1.0], around="nothing")
+def _merged_spec() -> WeightedSum:
+    """Describe `_merged` to the compiled kernel."""
+    from merging.ops.kernel_spec import WeightedSum
+
+    return WeightedSum([1.0], anchor="nothing")

@@ -194,7 +194,7 @@ class Relaxer:
         """Return whether a tensor's results differ from the merged tensor."""
         return self.account[name] in (RELAXED, KEPT_BASE)
 
-    def into(
+    def compute_into(
         self, kernels: Kernels, name: str, block: Block, base: Tensor, merged: Tensor, out: Sequence[Tensor]
     ) -> bool:
         """Do as `block` with the compiled kernel, into a tensor for each omega; False where it declines."""

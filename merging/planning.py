@@ -59,9 +59,10 @@ def plan_merge(
     def make_job() -> ExecutionConfig:
         from merging.engine import loop  # loads torch
         from merging.engine.execution import ExecutionConfig
+        from merging.methods.contract import load_method
 
         job = ExecutionConfig(
-            implementation=method.implementation(),
+            method=load_method(method.name),
             device=resolve_device("cpu" if recipe.numerics == "reference" else output.device, output.process_group),
             seed=recipe.seed,
             reference=recipe.numerics == "reference",

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from merging.methods.contract import Method
 from merging.ops.kernels.kernels import Kernels
 from merging.ops.tensor_blocks import Block, TensorGroup
 from merging.plan.types import TensorPlan
-from merging.recipe.method_registry import Implementation
 
 
 class Relaxation(Protocol):
@@ -41,7 +41,7 @@ class Relaxation(Protocol):
     def changes(self, name: str) -> bool:
         """Whether that tensor's results are not simply the merged tensor."""
 
-    def into(
+    def compute_into(
         self, kernels: Kernels, name: str, block: Block, base: Tensor, merged: Tensor, out: Sequence[Tensor]
     ) -> bool:
         """Do as `block` with a compiled kernel, into a tensor for each omega; False where it declines."""
@@ -85,13 +85,13 @@ class ExecutionConfig:
     is one.
     """
 
-    implementation: Implementation
+    method: Method
     device: torch.device
     seed: int = 42
     reference: bool = False
     relaxation: Relaxation | None = None
     allow_nonfinite: bool = False
-    survey: Any = None
+    model_statistics: object = None
     make_collector: Callable[[TensorPlan], Observer] | None = None
     block_elements: int | None = None
     compiled: bool = True

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from common.threads import in_order, threads
 from merging.engine.finite_check import Finite
-from merging.ops.kernels.kernels import KINDS, MOST_MODELS, Kernels, kernels
-from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup
+from merging.methods.contract import select_arguments
+from merging.ops.block_arguments import BlockArguments
+from merging.ops.kernels.kernels import KINDS, MAX_MODELS, Kernels, kernels
+from merging.ops.tensor_blocks import Block, TensorGroup
 
 if TYPE_CHECKING:
     from merging.engine.execution import ExecutionConfig
@@ -27,8 +29,8 @@ AHEAD = 2
 
 def kernel_for(group: TensorGroup, job: ExecutionConfig) -> Kernels | None:
     """Return the kernels where they can make this tensor's blocks, else None."""
-    able = job.implementation.fused is not None and job.compiled and group.device.type == "cpu"
-    able = able and len(group.finetuned) <= MOST_MODELS
+    able = job.method.kernel_spec is not None and job.compiled and group.device.type == "cpu"
+    able = able and len(group.finetuned) <= MAX_MODELS
     return kernels() if able else None
 
 
@@ -36,16 +38,17 @@ def fused_blocks(
     compiled: Kernels,
     group: TensorGroup,
     job: ExecutionConfig,
-    arguments: Mapping[str, Any],
-    per_block: PerBlock | None,
+    arguments: Mapping[str, object],
+    block_arguments: BlockArguments,
     dtype: torch.dtype,
 ) -> Iterator[Sequence[Tensor] | Block]:
     """Yield the results of each block in `dtype`, or the block itself where it must be computed plainly.
 
     A yielded tensor is overwritten after the next ones: its reader is done with it when it asks for more.
     """  # fmt: skip
-    make, relaxation = job.implementation.fused, job.relaxation
-    assert make is not None
+    kernel_spec, relaxation = job.method.kernel_spec, job.relaxation
+    assert kernel_spec is not None
+    fixed = select_arguments(kernel_spec, arguments)
     kind = dtype if dtype in KINDS else torch.float32
     relaxes = relaxation is not None and relaxation.changes(group.name)
     blocks = list(group.blocks())
@@ -57,15 +60,16 @@ def fused_blocks(
     def work(item: tuple[Block, int]) -> Sequence[Tensor] | Block:
         block, slot = item
         shape = (block.stop - block.start, *group.shape[1:])
-        how = make(block, arguments, per_block)
+        by_block = block_arguments.for_kernel(block)
+        spec = None if by_block is None else kernel_spec(**fixed, **select_arguments(kernel_spec, by_block))
         base = None if group.base is None else group.base[block.rows]
         models = [model[block.rows] for model in group.finetuned]
         merged, *out = (t[: block.elements].view(shape) for t in (between[slot], *ring[slot]))
-        if how is None or not how.into(compiled, base, models, block, merged):
+        if spec is None or not compiled.compute_into(spec, base, models, block, merged):
             return block
         if relaxation is not None and relaxes:
             assert base is not None
-            if not relaxation.into(compiled, group.name, block, base, merged, out):
+            if not relaxation.compute_into(compiled, group.name, block, base, merged, out):
                 return block
         rounded = out if kind is dtype else [tensor.to(dtype) for tensor in out]
         results = rounded if relaxes else rounded * job.results

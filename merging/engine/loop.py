@@ -20,10 +20,11 @@ from merging.engine.finite_check import Finite, Nonfinite, blamed, sources_of
 from merging.engine.fused import fused_blocks, kernel_for
 from merging.engine.prefetch import TensorTask, prefetch, stream_through_device
 from merging.engine.row_groups import aligned_rows, group_of
+from merging.methods.contract import LAYOUT, STATISTICS, select_arguments
+from merging.ops.block_arguments import BlockArguments, ConstantArguments
 from merging.ops.kernels.kernels import kernels
 from merging.ops.tensor_blocks import BLOCK_ELEMENTS, Block, TensorGroup, cut
 from merging.plan.types import Listing, Plan, TensorPlan
-from merging.recipe.method_registry import accepted
 
 Observers: TypeAlias = Sequence["Observer | None"]
 
@@ -96,7 +97,7 @@ def merged_tasks(
     tasks: Sequence[Callable[[], TensorTask]], job: ExecutionConfig
 ) -> Generator[Iterator[Sequence[Tensor]], None, None]:
     """Yield each task's blocks; of a method that kernels can prepare and merge, one task is prepared ahead."""
-    ahead = 1 if job.implementation.fused and job.compiled and kernels() else 0
+    ahead = 1 if job.method.kernel_spec and job.compiled and kernels() else 0
     if job.uses_device_pipeline:
         yield from stream_through_device(tasks, job.device, ahead)
     else:
@@ -107,13 +108,15 @@ def merged_tasks(
 
 def with_survey(plan: Plan, job: ExecutionConfig) -> ExecutionConfig:
     """Return the job with what the method must know of all tensors at once, where it must."""
-    survey = job.implementation.survey
-    if survey is None:
+    model_statistics = job.method.model_statistics
+    if model_statistics is None:
         return job
     merged = [tensor for tensor in plan.tensors if tensor.is_merged]
     if not merged:
         return job
-    return replace(job, survey=survey(lambda: (group_of(tensor, job) for tensor in merged), merged[0].parameters))
+    parameters = select_arguments(model_statistics, merged[0].parameters)
+    groups = lambda: (group_of(tensor, job) for tensor in merged)  # noqa: E731
+    return replace(job, model_statistics=model_statistics(groups, **parameters))
 
 
 def tensor_blocks(tensor: TensorPlan, job: ExecutionConfig, observers: Observers = ()) -> Iterator[Sequence[Tensor]]:
@@ -180,11 +183,10 @@ def made_blocks(task: TensorTask, job: ExecutionConfig) -> Iterator[Sequence[Ten
     kernel = None if task.observed else kernel_for(group, job)
     made: Iterable[Sequence[Tensor] | Block] = group.blocks()
     if kernel is not None:
-        made = fused_blocks(kernel, group, job, task.arguments, task.per_block, task.dtype)
+        made = fused_blocks(kernel, group, job, task.parameters, task.block_arguments, task.dtype)
     for block in made:
         if isinstance(block, Block):
-            given = task.per_block(block) if task.per_block else {}
-            yield [result.cpu() for result in task.make(block, group, given)]
+            yield [result.cpu() for result in task.make(block, group, task.block_arguments.for_block(block))]
         else:
             yield block
 
@@ -197,16 +199,18 @@ def task_of(
     observers: Observers = (),
 ) -> TensorTask:
     """Find out what the method must know of the whole tensor, and say how its blocks are made."""
-    implementation = job.implementation
-    known = parameters if job.survey is None else {**parameters, "survey": job.survey}
-    per_block = implementation.prepare(group, known) if implementation.prepare else None
-    arguments = accepted(implementation.merge, parameters)
+    method, tensor_statistics = job.method, job.method.tensor_statistics
+    known = parameters if job.model_statistics is None else {**parameters, STATISTICS: job.model_statistics}
+    block_arguments: BlockArguments = ConstantArguments()
+    if tensor_statistics is not None:
+        block_arguments = tensor_statistics(group, **select_arguments(tensor_statistics, known))
+    arguments = select_arguments(method.merge_block, parameters)
 
     def make(block: Block, there: TensorGroup, found: Mapping[str, Any]) -> list[Tensor]:
         """One block's results on the group's device, rounded; found: what `per_block` says of it."""
         base = there.base_block(block) if there.base is not None else None
         given = {**arguments, **found}
-        merged = implementation.merge(base, there.model_blocks(block), **given)
+        merged = method.merge_block(base, there.model_blocks(block), **given)
         results: Sequence[Tensor] = [merged]
         if job.relaxation is not None:
             assert base is not None
@@ -217,7 +221,7 @@ def task_of(
         rounded = {id(result): result.to(dtype) for result in results}  # once where they are one tensor
         return [rounded[id(result)] for result in results]
 
-    return TensorTask(group, per_block, make, dtype, arguments, any(observers))
+    return TensorTask(group, block_arguments, make, dtype, parameters, any(observers))
 
 
 def merge_group(group: TensorGroup, job: ExecutionConfig, parameters: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
@@ -228,10 +232,10 @@ def merge_group(group: TensorGroup, job: ExecutionConfig, parameters: Mapping[st
 def _by_reference(group: TensorGroup, job: ExecutionConfig, parameters: Mapping[str, Any]) -> Sequence[Tensor]:
     base = None if group.base is None else group.base[:].to(torch.bfloat16)
     finetuned = [tensor[:].to(torch.bfloat16) for tensor in group.finetuned]
-    known = {**parameters, "is_embedding": group.inputs_first}
-    reference = job.implementation.reference
+    known = {**parameters, LAYOUT: group.is_in_out}
+    reference = job.method.reference
     assert reference is not None  # the recipe was checked
-    merged = reference(base, finetuned, **accepted(reference, known))
+    merged = reference(base, finetuned, **select_arguments(reference, known))
     if job.relaxation is None:
         return [merged]
     assert base is not None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from merging.engine.device_pipeline import pipeline
+from merging.ops.block_arguments import BlockArguments
 from merging.ops.tensor_blocks import Block, TensorGroup
 
 Make: TypeAlias = Callable[[Block, TensorGroup, Mapping[str, Any]], Sequence[Tensor]]
@@ -24,7 +25,7 @@ Make: TypeAlias = Callable[[Block, TensorGroup, Mapping[str, Any]], Sequence[Ten
 class TensorTask:
     """A tensor that is to be merged into `dtype`.
 
-    arguments: what the method is given for every block. observed: whether the values are looked at, as the method's
+    parameters: of the method for this tensor. observed: whether the values are looked at, as the method's
     torch expressions make them.
 
     per_block: as `Prepare` returns it, or None. What it can say on the CPU (it has `ahead` and `given` then, as DARE's
@@ -32,26 +33,24 @@ class TensorTask:
     """
 
     group: TensorGroup
-    per_block: Any
+    block_arguments: BlockArguments
     make: Make
     dtype: torch.dtype
-    arguments: Mapping[str, Any]
+    parameters: Mapping[str, object]
     observed: bool
 
     def read(self, block: Block) -> list[Tensor]:
         """Return a block's rows as they are stored, the base's first, and what is said of it on the CPU."""
         sources = [*([] if self.group.base is None else [self.group.base]), *self.group.finetuned]
-        ahead: Callable[[Block], Sequence[Tensor]] = getattr(self.per_block, "ahead", lambda block: ())
-        return [*(source[block.rows] for source in sources), *ahead(block)]
+        return [*(source[block.rows] for source in sources), *self.block_arguments.on_host(block)]
 
     def work(self, block: Block, there: Sequence[Tensor]) -> Sequence[Tensor]:
         """Make the block from what `read` returned, which is on the device now."""
         count = len(self.group.finetuned) + (self.group.base is not None)
-        rows, found = there[:count], there[count:]
-        given: Mapping[str, Any] = {}
-        if self.per_block is not None:
-            given = self.per_block.given(found) if found else self.per_block(block)
-        return self.make(block, self.group.at(block, rows), dict(given))
+        rows, from_host = there[:count], there[count:]
+        arguments = self.block_arguments
+        found = arguments.from_host(from_host) if from_host else arguments.for_block(block)
+        return self.make(block, self.group.at(block, rows), found)
 
 
 def prefetch(tasks: Iterable[Callable[[], TensorTask]], ahead: int) -> Generator[Callable[[], TensorTask], None, None]:

@@ -25,7 +25,7 @@ def group_of(tensor: TensorPlan, job: ExecutionConfig) -> TensorGroup:
 
     A stack of matrices is one long matrix to a method that goes by entry, so that a block need not hold a whole one.
     """
-    flat = job.implementation.by_entry and len(tensor.shape) > 2
+    flat = job.method.elementwise and len(tensor.shape) > 2
 
     def rows_of(source: Source) -> Rows:
         rows = aligned_rows(source, tensor)

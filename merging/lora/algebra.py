@@ -85,13 +85,14 @@ def coefficients(
 
         return [float(interpolation(products()[None], count)) / count] * count
     if method == "nuslerp":
-        from merging.methods.nuslerp import arc, turn
+        from merging.methods.nuslerp import arc, arc_position
 
         g = products()
-        return arc(g[0, 0], g[1, 1], g[0, 1], turn(parameters["weights"])).tolist()
+        return arc(g[0, 0], g[1, 1], g[0, 1], arc_position(parameters["weights"])).tolist()
     from merging.methods.multislerp import barycenter
 
-    return [1.0] if count == 1 else barycenter(name, products(), parameters)
+    settings = parameters["weights"], parameters["normalize_weights"], parameters["eps"]
+    return [1.0] if count == 1 else barycenter(name, products(), *settings)
 
 
 def _plain(method: str, parameters: Mapping[str, Any]) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import HeadersUnknownError, UsageError
 from common.files.paths import read_json
@@ -26,6 +26,9 @@ from merging.recipe.method_registry import find_method
 from merging.tokenizers.chat_template import choose_template
 from merging.tokenizers.choice import choose_vocabulary
 from merging.tokenizers.token_ids import read_tokenizers
+
+if TYPE_CHECKING:
+    from merging.methods.contract import Method
 
 
 def plan_adapter_merge(
@@ -126,7 +129,7 @@ def _planned(recipe: MergeRecipe, opened: Sequence[Checkpoint], relaxing: Relaxi
             *_other_bases(models, configs),
             f"Chat template: {template.origin}.",
         ),
-        implementation=method.implementation,
+        implementation=lambda: _load(method.name),
         relaxing=relaxing,
         files=files,
     )
@@ -151,3 +154,9 @@ def _other_bases(models: Sequence[Checkpoint], configs: Sequence[Mapping[str, An
     return [
         f"The adapters say that they were trained on bases of different names ({told}); they are treated as one base."
     ]
+
+
+def _load(method: str) -> Method:
+    from merging.methods.contract import load_method  # loads torch
+
+    return load_method(method)

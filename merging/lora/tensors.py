@@ -10,12 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from merging.checkpoints.row_sums import row_sums
 from merging.engine import loop
 from merging.engine.execution import ExecutionConfig
 from merging.engine.execution import Relaxation as OfBlocks
 from merging.lora.algebra import coefficients
 from merging.lora.plan import Entry, Sum, Term
-from merging.ops.tensor_blocks import row_sums
 from merging.plan.types import TensorPlan
 
 

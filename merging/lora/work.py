@@ -16,11 +16,11 @@ from merging.output.digests import digest_of, tensor_digest
 from merging.output.records.lock import describe_input, files_of
 from merging.plan.merge_plan import Relaxing, Variant
 from merging.plan.slices import Inputs
-from merging.recipe.method_registry import Implementation
 from merging.tokenizers.chat_template import ChatTemplate, template_of
 
 if TYPE_CHECKING:
     from merging.lora.tensors import Maker
+    from merging.methods.contract import Method
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class AdapterWork:
     sources: Mapping[str, str]
     lineage: Mapping[str, Any]
     notes: tuple[str, ...]
-    implementation: Callable[[], Implementation]
+    implementation: Callable[[], Method]
     relaxing: Relaxing | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     merge_recipe: Mapping[str, Any] | None = None

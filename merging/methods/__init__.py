@@ -1,1 +1,1 @@
-"""One paper per file; `configs/methods/NAME.yaml` beside it holds the parameters, defaults and sources."""
+"""Merge methods, one paper per file, and their contract; configs/methods/NAME.yaml holds the parameters of each."""

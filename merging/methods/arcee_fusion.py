@@ -1,26 +1,27 @@
-"""Arcee Fusion: take over one model's entries of exceptional importance. As in mergekit 0.1.5."""
+"""Arcee Fusion: take one model's entries of exceptional importance, the base's elsewhere. As in mergekit 0.1.5."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from merging.checkpoints.row_sums import last_sums
+from merging.methods.contract import Method
+from merging.ops.block_arguments import BlockArguments
 from merging.ops.selection import top_thresholds
-from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup, last_sums
-from merging.recipe.method_registry import merge_method
+from merging.ops.tensor_blocks import Block, TensorGroup
 
 EPS = 1e-8
 
 
-def fused_entries_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+def tensor_statistics(group: TensorGroup) -> BlockArguments:
     """Mark entries whose importance |tau| * KL(softmax(row) || softmax(base row)) is at least median + 1.5 IQR.
 
-    The quantiles are exact; mergekit samples a million entries of larger tensors. On the CPU whatever the device: the
-    last bit of a logarithm decides on entries at the limit.
+    The quantiles are exact; mergekit samples a million entries of larger tensors. Computed on the CPU for every device:
+    the last bit of a logarithm decides on entries at the limit.
     """
     device, group = group.device, replace(group, device=torch.device("cpu"))
     whole = Block(0, group.shape[0], 1)
@@ -32,31 +33,32 @@ def fused_entries_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBl
         return _importance(group.base_block(block), group.model_blocks(block)[0])
 
     larger_or_equal = [group.elements - int(q * (group.elements - 1)) for q in (0.25, 0.5, 0.75)]
-    quantiles = top_thresholds(group, [(importance, keep) for keep in larger_or_equal])
+    thresholds = top_thresholds(group, [(importance, keep) for keep in larger_or_equal])
     low, median, high = (
-        found.value if found else min(float(importance(block).min()) for block in group.blocks()) for found in quantiles
+        threshold.value if threshold else min(float(importance(block).min()) for block in group.blocks())
+        for threshold in thresholds
     )
     limit = torch.tensor(median, dtype=torch.float32) + 1.5 * (torch.tensor(high) - torch.tensor(low)).float()
-    return Fused(lambda block: importance(block) >= limit, device)
+    return HostMask(lambda block: importance(block) >= limit, device)
 
 
-@dataclass(frozen=True)
-class Fused:
-    """Which entries of a block are taken over; `ahead` and `given` let them be found by the threads that read."""
+class HostMask(BlockArguments):
+    """A mask that is computed on the CPU, by the threads that read."""
 
-    on_host: Callable[[Block], Tensor]
-    device: torch.device
+    def __init__(self, mask: Callable[[Block], Tensor], device: torch.device) -> None:
+        self._mask, self._device = mask, device
 
-    def __call__(self, block: Block) -> dict[str, Any]:
-        return self.given([self.on_host(block).to(self.device)])
+    def for_block(self, block: Block) -> Mapping[str, object]:
+        """Return the mask (rows, ...) bool on the computing device."""
+        return {"mask": self._mask(block).to(self._device)}
 
-    def ahead(self, block: Block) -> Sequence[Tensor]:
+    def on_host(self, block: Block) -> Sequence[Tensor]:
         """Return the mask (rows, ...) bool on the CPU."""
-        return [self.on_host(block)]
+        return [self._mask(block)]
 
-    def given(self, masks: Sequence[Tensor]) -> dict[str, Any]:
-        """Return what the method gets for a block, from its mask."""
-        return {"fused": masks[0]}
+    def from_host(self, tensors: Sequence[Tensor]) -> Mapping[str, object]:
+        """Return the mask (rows, ...) bool, on the computing device by now."""
+        return {"mask": tensors[0]}
 
 
 def _importance(base: Tensor, model: Tensor) -> Tensor:
@@ -65,9 +67,12 @@ def _importance(base: Tensor, model: Tensor) -> Tensor:
     return (model - base).abs() * divergence.clamp(min=0)
 
 
-def arcee_fusion(base: Tensor, finetuned: Tensor, *, fused: Tensor) -> Tensor:
-    """theta = theta_1 where fused, theta_0 elsewhere; base (rows, ...), finetuned (1, rows, ...) -> (rows, ...)."""
-    return torch.where(fused, finetuned[0], base)
+def arcee_fusion(base: Tensor, finetuned: Tensor, *, mask: Tensor) -> Tensor:
+    """Return theta_1 where the mask is set, theta_0 elsewhere.
+
+    base and mask (rows, ...), finetuned (1, rows, ...) -> (rows, ...).
+    """
+    return torch.where(mask, finetuned[0], base)
 
 
-METHOD = merge_method(prepare=fused_entries_of)(arcee_fusion)
+METHOD = Method(merge_block=arcee_fusion, tensor_statistics=tensor_statistics)

@@ -5,8 +5,8 @@ theta = theta_0 + lambda * sum_t w_t m_t * tau_t,  m_t the band between the larg
 
 from __future__ import annotations
 
+from merging.methods.contract import Method
 from merging.ops.sparse.outliers import band_masks
-from merging.ops.sparse.sparse_sum import add_sparse, fused
-from merging.recipe.method_registry import merge_method
+from merging.ops.sparse.sparse_sum import add_sparse, sparse_kernel_spec
 
-METHOD = merge_method(by_entry=True, prepare=band_masks, fused=fused)(add_sparse)
+METHOD = Method(merge_block=add_sparse, tensor_statistics=band_masks, kernel_spec=sparse_kernel_spec, elementwise=True)

@@ -5,8 +5,10 @@ theta = theta_0 + lambda * sum of the entries w_t m_t tau_t that have the electe
 
 from __future__ import annotations
 
+from merging.methods.contract import Method
 from merging.ops.sparse.outliers import band_masks
-from merging.ops.sparse.sparse_sum import add_agreeing, fused_agreeing
-from merging.recipe.method_registry import merge_method
+from merging.ops.sparse.sparse_sum import add_agreeing, agreeing_kernel_spec
 
-METHOD = merge_method(by_entry=True, prepare=band_masks, fused=fused_agreeing)(add_agreeing)
+METHOD = Method(
+    merge_block=add_agreeing, tensor_statistics=band_masks, kernel_spec=agreeing_kernel_spec, elementwise=True
+)

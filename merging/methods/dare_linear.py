@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from merging.methods.contract import Method
 from merging.ops.reference import task_arithmetic_reference
-from merging.ops.sparse.dropping import masks_of
-from merging.ops.sparse.sparse_sum import add_sparse, fused
-from merging.recipe.method_registry import merge_method
+from merging.ops.sparse.dropping import random_masks
+from merging.ops.sparse.sparse_sum import add_sparse, sparse_kernel_spec
 
 
 def reference(
@@ -20,15 +20,19 @@ def reference(
     finetuned: Sequence[Tensor],
     *,
     weights: Sequence[float],
-    density: Sequence[float],
-    rescale: str,
     scaling: float,
     normalize: bool,
 ) -> Tensor:
-    """The original's arithmetic on whole bf16 tensors, at density 1, where nothing is dropped."""
+    """Return the original's result on whole bf16 tensors, at density 1, where nothing is dropped."""
     return task_arithmetic_reference(
         base, finetuned, weights=weights, consensus=False, normalize=normalize, scaling=scaling
     )
 
 
-METHOD = merge_method(by_entry=True, reference=reference, prepare=masks_of, fused=fused)(add_sparse)
+METHOD = Method(
+    merge_block=add_sparse,
+    tensor_statistics=random_masks,
+    kernel_spec=sparse_kernel_spec,
+    reference=reference,
+    elementwise=True,
+)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from merging.methods.contract import Method
 from merging.ops.reference import task_arithmetic_reference
-from merging.ops.sparse.dropping import masks_of
-from merging.ops.sparse.sparse_sum import add_agreeing, fused_agreeing
-from merging.recipe.method_registry import merge_method
+from merging.ops.sparse.dropping import random_masks
+from merging.ops.sparse.sparse_sum import add_agreeing, agreeing_kernel_spec
 
 
 def reference(
@@ -21,15 +21,19 @@ def reference(
     finetuned: Sequence[Tensor],
     *,
     weights: Sequence[float],
-    density: Sequence[float],
-    rescale: str,
     scaling: float,
     normalize: bool,
 ) -> Tensor:
-    """The original's arithmetic on whole bf16 tensors, at density 1, where nothing is dropped."""
+    """Return the original's result on whole bf16 tensors, at density 1, where nothing is dropped."""
     return task_arithmetic_reference(
         base, finetuned, weights=weights, consensus=True, normalize=normalize, scaling=scaling
     )
 
 
-METHOD = merge_method(by_entry=True, reference=reference, prepare=masks_of, fused=fused_agreeing)(add_agreeing)
+METHOD = Method(
+    merge_block=add_agreeing,
+    tensor_statistics=random_masks,
+    kernel_spec=agreeing_kernel_spec,
+    reference=reference,
+    elementwise=True,
+)

@@ -5,8 +5,8 @@ theta = theta_0 + lambda * mean of the entries m_t tau_t / p_t that have the ele
 
 from __future__ import annotations
 
+from merging.methods.contract import Method
 from merging.ops.sparse.magprune import magprune_masks
-from merging.ops.sparse.sparse_sum import add_agreeing, fused_agreeing
-from merging.recipe.method_registry import merge_method
+from merging.ops.sparse.sparse_sum import add_agreeing, agreeing_kernel_spec
 
-METHOD = merge_method(prepare=magprune_masks, fused=fused_agreeing)(add_agreeing)
+METHOD = Method(merge_block=add_agreeing, tensor_statistics=magprune_masks, kernel_spec=agreeing_kernel_spec)

@@ -5,8 +5,8 @@ theta = theta_0 + lambda * sum_t w_t m_t tau_t / p_t,  m_t ~ Bernoulli(p_t)
 
 from __future__ import annotations
 
+from merging.methods.contract import Method
 from merging.ops.sparse.magprune import magprune_masks
-from merging.ops.sparse.sparse_sum import add_sparse, fused
-from merging.recipe.method_registry import merge_method
+from merging.ops.sparse.sparse_sum import add_sparse, sparse_kernel_spec
 
-METHOD = merge_method(prepare=magprune_masks, fused=fused)(add_sparse)
+METHOD = Method(merge_block=add_sparse, tensor_statistics=magprune_masks, kernel_spec=sparse_kernel_spec)

@@ -5,14 +5,14 @@ Marczak et al. 2025, "No Task Left Behind: Isotropic Model Merging", arXiv:2502.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from merging.ops.tensor_blocks import PerBlock, TensorGroup
+from merging.methods.contract import Method
+from merging.ops.block_arguments import BlockArguments
+from merging.ops.tensor_blocks import TensorGroup
 from merging.ops.whole_matrix import TaskMatrices, add_merged, merge_matrices, polar
-from merging.recipe.method_registry import merge_method
 
 
 def flatten_spectrum(matrices: TaskMatrices) -> Tensor:
@@ -29,9 +29,9 @@ def flatten_spectrum(matrices: TaskMatrices) -> Tensor:
     return isotropic.mul_(s.sum() / min(matrices.shape))
 
 
-def merged_matrices(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
-    """Merge what is a matrix; the rest is the mean of the task vectors."""
-    return merge_matrices(group, parameters["weights"], flatten_spectrum)
+def tensor_statistics(group: TensorGroup, *, weights: Sequence[float]) -> BlockArguments:
+    """Return the merged task vector of a matrix, by block; None for other tensors, which get the mean."""
+    return merge_matrices(group, weights, flatten_spectrum)
 
 
-METHOD = merge_method(prepare=merged_matrices)(add_merged)
+METHOD = Method(merge_block=add_merged, tensor_statistics=tensor_statistics)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from merging.ops.combination import Combination
+from merging.methods.contract import Method
 from merging.ops.consensus import add_to, divided, nonzero_total, weighted_sum
+from merging.ops.kernel_spec import WeightedSum
 from merging.ops.reference import linear_reference
-from merging.ops.tensor_blocks import Block, PerBlock
-from merging.recipe.method_registry import merge_method
 
 
 def linear(base: Tensor | None, finetuned: Tensor, *, weights: Sequence[float], normalize: bool) -> Tensor:
-    """theta = sum_t w_t theta_t [ / sum_t w_t, if normalize ]
+    """Return sum_t w_t theta_t [ / sum_t w_t, if normalize ].
 
-    finetuned (n, rows, ...), weights n floats -> (rows, ...); the base does not enter. The average is taken around
-    the first model, so that equal models give that model exactly, for any number of them.
+    finetuned (n, rows, ...), weights w (n,) -> (rows, ...); the base has no effect. The average is taken of differences
+    from the first model, so that equal models give that model exactly, for any number of them.
     """
     if not normalize:
         return weighted_sum(finetuned, weights)
@@ -27,15 +25,14 @@ def linear(base: Tensor | None, finetuned: Tensor, *, weights: Sequence[float], 
 
 
 def reference(base: Tensor | None, finetuned: Sequence[Tensor], *, weights: Sequence[float], normalize: bool) -> Tensor:
-    """The original's arithmetic on whole bf16 tensors."""
+    """Return the original's result on whole bf16 tensors."""
     return linear_reference(finetuned, weights=weights, normalize=normalize)
 
 
-def fused(block: Block, arguments: Mapping[str, Any], per_block: PerBlock | None) -> Combination:
-    """Say `linear` to the kernel."""
-    weights, normalize = arguments["weights"], arguments["normalize"]
-    around: Literal["first", "nothing"] = "first" if normalize else "nothing"
-    return Combination(weights, normalize=normalize, total=nonzero_total(weights), around=around)
+def kernel_spec(*, weights: Sequence[float], normalize: bool) -> WeightedSum:
+    """Describe the weighted sum to the compiled kernel."""
+    total = nonzero_total(weights)
+    return WeightedSum(weights, normalize=normalize, total=total, anchor="first" if normalize else "nothing")
 
 
-METHOD = merge_method(by_entry=True, reference=reference, fused=fused)(linear)
+METHOD = Method(merge_block=linear, kernel_spec=kernel_spec, reference=reference, elementwise=True)

@@ -1,33 +1,35 @@
-"""Model Stock: the angle between models tells how far from the base to go. Jang et al. 2024, arXiv:2403.19522."""
+"""Model Stock: interpolation between base and mean by the angle between the models.
+
+Jang et al. 2024, arXiv:2403.19522.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from merging.methods.contract import Method
+from merging.ops.block_arguments import ArgumentsByBlock, BlockArguments, ConstantArguments
 from merging.ops.consensus import add_to
 from merging.ops.gram import gram
-from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup
-from merging.recipe.method_registry import merge_method
+from merging.ops.tensor_blocks import Block, TensorGroup
 
 
-def interpolation_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+def tensor_statistics(group: TensorGroup, *, filter_wise: bool) -> BlockArguments:
     """Compute t from the mean cosine between task vectors: of the whole tensor, or of each row (`filter_wise`)."""
     n = len(group.finetuned)
-    if not parameters["filter_wise"] or len(group.shape) == 1:
+    if not filter_wise or len(group.shape) == 1:
         whole = interpolation(gram(group, relative=True)[None], n)
-        return lambda block: {"t": whole.float().to(group.device)}
+        return ConstantArguments(t=whole.float().to(group.device))
 
-    def rows(block: Block) -> dict[str, Any]:
+    def rows(block: Block) -> dict[str, object]:
         tau = (group.model_blocks(block) - group.base_block(block)).double()
         products = torch.einsum("i...d,j...d->...ij", tau, tau)
         return {"t": interpolation(products, n).float()[..., None]}
 
-    return rows
+    return ArgumentsByBlock(rows)
 
 
 def interpolation(products: Tensor, n: int) -> Tensor:
@@ -41,11 +43,11 @@ def interpolation(products: Tensor, n: int) -> Tensor:
 
 
 def model_stock(base: Tensor, finetuned: Tensor, *, t: Tensor) -> Tensor:
-    """theta = theta_0 + t * mean_i(theta_i - theta_0), t = n cos / (1 + (n - 1) cos)
+    """Return theta_0 + t * mean_i(theta_i - theta_0), t = n cos / (1 + (n - 1) cos).
 
     base (rows, ...), finetuned (n, rows, ...), t broadcastable -> (rows, ...).
     """
     return add_to(base, (finetuned - base).mean(0) * t)
 
 
-METHOD = merge_method(prepare=interpolation_of)(model_stock)
+METHOD = Method(merge_block=model_stock, tensor_statistics=tensor_statistics)

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from common.errors import CheckpointError
+from merging.methods.contract import Method
+from merging.ops.block_arguments import BlockArguments, ConstantArguments
 from merging.ops.consensus import add_to, weighted_sum
 from merging.ops.gram import gram, length, norms
-from merging.ops.tensor_blocks import PerBlock, TensorGroup
-from merging.recipe.method_registry import merge_method
+from merging.ops.tensor_blocks import TensorGroup
 
 
-def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+def tensor_statistics(
+    group: TensorGroup, *, weights: Sequence[float], normalize_weights: bool, eps: float
+) -> BlockArguments:
     """Compute each model's coefficient from the inner products of the tensors (of the task vectors, with a base)."""
     if len(group.finetuned) == 1:
-        return lambda block: {"coefficients": [1.0]}
-    found = barycenter(group.name, gram(group, relative=group.base is not None), parameters)
-    return lambda block: {"coefficients": found}
+        return ConstantArguments(coefficients=[1.0])
+    products = gram(group, relative=group.base is not None)
+    return ConstantArguments(coefficients=barycenter(group.name, products, weights, normalize_weights, eps))
 
 
-def barycenter(name: str, products: Tensor, parameters: Mapping[str, Any]) -> list[float]:
+def barycenter(
+    name: str, products: Tensor, weights: Sequence[float], normalize_weights: bool, eps: float
+) -> list[float]:
     """Return the coefficient of each of n vectors from their inner products (n, n) fp64.
 
     u_i = x_i / |x_i|; m = sum w_i u_i normalised; v = sum w_i (u_i - <u_i, m> m); the result is
     (cos|v| m + sin|v| v / |v|) * sum w_i |x_i|. Raises CheckpointError where three or more directions cancel.
     """
-    eps = parameters["eps"]
-    w = torch.tensor(parameters["weights"], dtype=torch.float64)
-    if parameters["normalize_weights"]:
+    w = torch.tensor(weights, dtype=torch.float64)
+    if normalize_weights:
         w = w / w.sum()
     lengths = norms(products)
     unit = 1.0 / (lengths + eps)
@@ -52,7 +55,7 @@ def barycenter(name: str, products: Tensor, parameters: Mapping[str, Any]) -> li
 
 
 def multislerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Sequence[float]) -> Tensor:
-    """theta = [theta_0 +] sum_t c_t x_t, x_t the models' tensors, or with a base their task vectors
+    """Return [theta_0 +] sum_t c_t x_t, x_t the models' tensors, or with a base their task vectors.
 
     base (rows, ...) or None, finetuned (n, rows, ...) -> (rows, ...).
     """
@@ -61,4 +64,4 @@ def multislerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Sequence
     return add_to(base, weighted_sum(finetuned - base, coefficients))
 
 
-METHOD = merge_method(by_entry=True, prepare=coefficients_of)(multislerp)
+METHOD = Method(merge_block=multislerp, tensor_statistics=tensor_statistics, elementwise=True)

@@ -2,53 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from merging.methods.contract import Method
+from merging.ops.block_arguments import ArgumentsByBlock, BlockArguments, ConstantArguments
 from merging.ops.consensus import add_to
 from merging.ops.gram import gram
-from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup
-from merging.recipe.method_registry import merge_method
+from merging.ops.tensor_blocks import Block, TensorGroup
 
 
-def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+def tensor_statistics(
+    group: TensorGroup, *, weights: Sequence[float], nuslerp_flatten: bool, nuslerp_row_wise: bool
+) -> BlockArguments:
     """Compute the pair's coefficients: one for the tensor (nuslerp_flatten), or one for each row or column.
 
     t = w_2 / (w_1 + w_2), one half where the weights cancel. Without flattening, each vector along the last axis has an
     angle of its own; with nuslerp_row_wise each vector along the first axis.
     """
-    t = turn(parameters["weights"])
+    t = arc_position(weights)
     relative = group.base is not None
 
     def pair(block: Block) -> Tensor:
         models = group.model_blocks(block)
         return (models - group.base_block(block) if relative else models).double()
 
-    if parameters["nuslerp_flatten"] or len(group.shape) == 1:
+    if nuslerp_flatten or len(group.shape) == 1:
         g = gram(group, relative)
         whole = arc(g[0, 0], g[1, 1], g[0, 1], t).to(group.device)
-        return lambda block: {"coefficients": whole}
-    if not parameters["nuslerp_row_wise"]:
+        return ConstantArguments(coefficients=whole)
+    if not nuslerp_row_wise:
 
-        def rows(block: Block) -> dict[str, Any]:
+        def rows(block: Block) -> dict[str, object]:
             x, y = pair(block)
             xx, yy, xy = ((a * b).sum(-1, keepdim=True) for a, b in ((x, x), (y, y), (x, y)))
             return {"coefficients": arc(xx, yy, xy, t)}
 
-        return rows
+        return ArgumentsByBlock(rows)
     sums = torch.zeros(3, *group.shape[1:], dtype=torch.float64, device=group.device)
     for tile in group.tiles():
         x, y = pair(tile)
         sums += torch.stack([(x * x).sum(0), (y * y).sum(0), (x * y).sum(0)])
     columns = arc(sums[0], sums[1], sums[2], t)
-    return lambda block: {"coefficients": columns}
+    return ConstantArguments(coefficients=columns)
 
 
-def turn(weights: Sequence[float]) -> float:
-    """Return how far along the arc the second model pulls, in [0, 1] for weights of one sign."""
+def arc_position(weights: Sequence[float]) -> float:
+    """Return the position on the arc from the first model to the second, in [0, 1] for weights of one sign."""
     first, second = weights
     return second / (first + second) if abs(first + second) >= 1e-6 else 0.5
 
@@ -63,7 +65,7 @@ def arc(xx: Tensor, yy: Tensor, xy: Tensor, t: float) -> Tensor:
 
 
 def nuslerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Tensor) -> Tensor:
-    """theta = [theta_0 +] a x_1 + b x_2, x_t the models' tensors, or with a base their task vectors
+    """Return [theta_0 +] a x_1 + b x_2, x_t the models' tensors, or with a base their task vectors.
 
     base (rows, ...) or None, finetuned (2, rows, ...), coefficients (2, broadcastable) -> (rows, ...).
     """
@@ -72,4 +74,4 @@ def nuslerp(base: Tensor | None, finetuned: Tensor, *, coefficients: Tensor) -> 
     return merged if base is None else add_to(base, merged)
 
 
-METHOD = merge_method(prepare=coefficients_of)(nuslerp)
+METHOD = Method(merge_block=nuslerp, tensor_statistics=tensor_statistics)

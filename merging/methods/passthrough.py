@@ -1,15 +1,15 @@
-"""Passthrough: one model as it is, perhaps scaled (to convert, reshard, or relax it by AIM)."""
+"""Passthrough: one model unchanged, or scaled (to convert, reshard, or relax it by AIM). As in mergekit 0.1.5."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from merging.recipe.method_registry import merge_method
+from merging.methods.contract import Method
 
 
 def passthrough(base: Tensor | None, finetuned: Tensor, *, scale: float) -> Tensor:
-    """theta = scale * theta_1; finetuned (1, rows, ...) -> (rows, ...)."""
+    """Return scale * theta_1; finetuned (1, rows, ...) -> (rows, ...)."""
     return finetuned[0] * scale
 
 
-METHOD = merge_method(by_entry=True)(passthrough)
+METHOD = Method(merge_block=passthrough, elementwise=True)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from merging.methods.contract import Method
+from merging.ops.block_arguments import BlockArguments, ConstantArguments
 from merging.ops.gram import gram, norms
-from merging.ops.tensor_blocks import PerBlock, TensorGroup
-from merging.recipe.method_registry import merge_method
+from merging.ops.tensor_blocks import TensorGroup
 
 COLLINEAR = 0.9995
 """Beyond this |cosine| the arc is as good as a line, and its formula loses all digits."""
 
 
-def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
+def tensor_statistics(group: TensorGroup, *, t: float) -> BlockArguments:
     """Compute the two coefficients from the angle between the base's and the model's whole tensors."""
-    t = parameters["t"]
     products = gram(group, with_base=True)
     length = [x if x > 1e-8 else 1.0 for x in norms(products).tolist()]
     cosine = max(-1.0, min(1.0, float(products[0, 1]) / (length[0] * length[1])))
@@ -26,15 +25,15 @@ def coefficients_of(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlo
     if abs(cosine) <= COLLINEAR:
         theta = math.acos(cosine)
         pair = (math.sin((1.0 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta))
-    return lambda block: {"coefficients": pair}
+    return ConstantArguments(coefficients=pair)
 
 
 def slerp(base: Tensor, finetuned: Tensor, *, coefficients: Sequence[float]) -> Tensor:
-    """theta = sin((1 - t) phi) / sin(phi) theta_0 + sin(t phi) / sin(phi) theta_1, phi the angle between them
+    """Return sin((1 - t) phi) / sin(phi) theta_0 + sin(t phi) / sin(phi) theta_1, phi the angle between them.
 
     base (rows, ...), finetuned (1, rows, ...) -> (rows, ...); a straight line where they are collinear.
     """
     return base * coefficients[0] + finetuned[0] * coefficients[1]
 
 
-METHOD = merge_method(by_entry=True, prepare=coefficients_of)(slerp)
+METHOD = Method(merge_block=slerp, tensor_statistics=tensor_statistics, elementwise=True)

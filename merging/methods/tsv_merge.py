@@ -5,15 +5,15 @@ Gargiulo et al. 2025, "Task Singular Vectors", arXiv:2412.00081, Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from merging.ops.tensor_blocks import PerBlock, TensorGroup
+from merging.methods.contract import Method
+from merging.ops.block_arguments import BlockArguments
+from merging.ops.tensor_blocks import TensorGroup
 from merging.ops.whole_matrix import TaskMatrices, add_merged, decompose, merge_matrices, polar
-from merging.recipe.method_registry import merge_method
 
 
 def merge_singular_vectors(matrices: TaskMatrices) -> Tensor:
@@ -33,23 +33,23 @@ def merge_singular_vectors(matrices: TaskMatrices) -> Tensor:
     if keep == 0:
         return matrices.sum() / len(matrices)
     name = matrices.group.name
-    left, values, right = [], [], []
+    left_vectors, values, right_vectors = [], [], []
     for model in range(len(matrices)):
         u, s, vh = decompose(matrices.read(model), name, torch.float32)
-        left.append(u[:, :keep].clone())  # a view would keep all of it
+        left_vectors.append(u[:, :keep].clone())  # a view would keep all of it
         values.append(s[:keep])
-        right.append(vh[:keep].clone())
+        right_vectors.append(vh[:keep].clone())
         del u, vh
-    u, vh = torch.cat(left, dim=1), torch.cat(right)
-    del left, right
+    u, vh = torch.cat(left_vectors, dim=1), torch.cat(right_vectors)
+    del left_vectors, right_vectors
     u, _ = polar(u, name)
     vh, _ = polar(vh, name)
     return u.mul_(torch.cat(values)) @ vh
 
 
-def merged_matrices(group: TensorGroup, parameters: Mapping[str, Any]) -> PerBlock:
-    """Merge what is a matrix; the rest is the mean of the task vectors."""
-    return merge_matrices(group, parameters["weights"], merge_singular_vectors)
+def tensor_statistics(group: TensorGroup, *, weights: Sequence[float]) -> BlockArguments:
+    """Return the merged task vector of a matrix, by block; None for other tensors, which get the mean."""
+    return merge_matrices(group, weights, merge_singular_vectors)
 
 
-METHOD = merge_method(prepare=merged_matrices)(add_merged)
+METHOD = Method(merge_block=add_merged, tensor_statistics=tensor_statistics)

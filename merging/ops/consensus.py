@@ -1,7 +1,7 @@
-"""Combining the task vectors of several models: weighted sum, elected sign, disjoint mean, majority sign.
+"""Combination of the task vectors of several models: weighted sum, elected sign, disjoint mean, majority sign.
 
 Sums run over the models one after the other, a product and then an addition each, so that every element is computed
-alike wherever it lies in a block and on whatever device (a fused multiply-add would round differently).
+alike at every place of a block and on every device (a fused multiply-add would round differently).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from merging.ops.selection import Threshold
+from merging.ops.order_statistics import Threshold
 from merging.ops.sparse.sparsify import trim
 from merging.ops.tensor_blocks import Block, TensorGroup
 
@@ -29,6 +29,19 @@ def add_to(anchor: Tensor, step: Tensor) -> Tensor:
     return torch.where(step == 0, anchor, anchor + step)
 
 
+def add_task_vectors(
+    base: Tensor, task_vectors: Tensor, weights: Sequence[float], scaling: float, normalize: bool
+) -> Tensor:
+    """Return theta_0 + lambda * sum_t w_t tau_t [ / sum_t w_t, if normalize ].
+
+    base (rows, ...), task_vectors (n, rows, ...) -> (rows, ...).
+    """
+    merged = weighted_sum(task_vectors, weights)
+    if normalize:
+        merged = divided(merged, nonzero_total(weights))
+    return add_to(base, merged * scaling)
+
+
 def nonzero_total(weights: Sequence[float]) -> float:
     """Return sum_t w_t, or 1 where it vanishes, so that normalising by it never divides by zero."""
     total = sum(weights)
@@ -44,7 +57,7 @@ def divided(x: Tensor, by: float) -> Tensor:
 
 
 def disjoint_sum(task_vectors: Tensor, weights: Sequence[float], normalize: bool, zero_sign: int = 1) -> Tensor:
-    """Elect a sign per entry and add up (or average) the weighted entries that have it.
+    """Elect a sign per entry and return the sum (or mean) of the weighted entries that have it.
 
         gamma = sgn(sum_t w_t tau_t), `zero_sign` where the sum is zero
         result = sum_{sgn(w_t tau_t) = gamma} w_t tau_t  [ / sum of those w_t, if normalize ]
@@ -59,15 +72,15 @@ def disjoint_sum(task_vectors: Tensor, weights: Sequence[float], normalize: bool
     elif zero_sign < 0:
         negative = ~positive
     total = torch.zeros_like(elected)
-    kept_weight = torch.zeros_like(elected)
+    weight_added = torch.zeros_like(elected)
     for tensor, weight in zip(task_vectors, weights, strict=True):
         weighted = tensor * weight
         agrees = ((weighted > 0) & positive) | ((weighted < 0) & negative)
         total += weighted * agrees
         if normalize:
-            kept_weight += agrees * weight
+            weight_added += agrees * weight
     if normalize:
-        total /= torch.where(kept_weight == 0, torch.ones_like(kept_weight), kept_weight)
+        total /= torch.where(weight_added == 0, torch.ones_like(weight_added), weight_added)
     return total
 
 
@@ -79,7 +92,7 @@ def trimmed(task_vectors: Tensor, thresholds: Sequence[Threshold | None], block:
 def majority_sign(tensors: Iterable[tuple[TensorGroup, Sequence[Threshold | None]]], weights: Sequence[float]) -> int:
     """Return sgn of the sum over all entries of sgn(sum_t w_t tau_t), the task vectors being trimmed: 1, 0 or -1.
 
-    `tensors` gives those that it is taken over, each with its thresholds.
+    tensors: those that the sum is taken over, each with its thresholds.
     """
     balance = 0
     for group, thresholds in tensors:

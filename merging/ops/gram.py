@@ -1,4 +1,4 @@
-"""Inner products of whole tensors, in fp64: all that the spherical methods need to know of a tensor.
+"""Inner products of whole tensors, in fp64: the statistic that the spherical methods need.
 
 Their results lie in the span of the models, so that a method computes its coefficients from this small matrix and the
 weighted sum is then taken block by block.
@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from merging.ops.tensor_blocks import TensorGroup, row_sums
+from merging.checkpoints.row_sums import row_sums
+from merging.ops.tensor_blocks import TensorGroup
 
 
 def gram(group: TensorGroup, relative: bool = False, with_base: bool = False) -> Tensor:
@@ -36,7 +37,7 @@ def gram(group: TensorGroup, relative: bool = False, with_base: bool = False) ->
 
 
 def norms(products: Tensor) -> Tensor:
-    """Return the norms (n,) of the vectors whose inner products are given."""
+    """Return the norms (n,) of n vectors from their inner products (n, n)."""
     return products.diagonal().clamp(min=0).sqrt()
 
 

@@ -1,4 +1,4 @@
-"""The magnitudes |tau_t| of one model's task vector, which trimming ranks: plainly, or counted by a compiled kernel."""
+"""Magnitudes |tau_t| of one model's task vector, which trimming ranks; a compiled kernel counts them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Magnitudes:
 
     @property
     def compiled(self) -> bool:
-        """Whether a kernel reads the stored tensors, several blocks at a time.
+        """True where a kernel counts the stored tensors, several blocks at a time.
 
-        It does so whatever device makes the blocks: a count is the same everywhere, and each part of it that came from
-        a GPU would have to be waited for.
+        It does so whatever device computes the blocks: a count is the same everywhere, and partial counts from a GPU
+        would have to be waited for.
         """
         return kernels() is not None
 
     def upper_counts(self, block: Block) -> Tensor:
-        """Return `ranks.upper_counts` of the block's values."""
+        """Return `order_statistics.upper_counts` of the block's values."""
         compiled = kernels()
         if compiled is not None:
             counts = torch.zeros(UPPER_BINS, dtype=torch.int64)
@@ -41,7 +41,7 @@ class Magnitudes:
         return upper_counts(self(block))  # NaN is left out
 
     def lower_counts(self, block: Block, upper: int) -> tuple[Tensor, Tensor]:
-        """Return `ranks.lower_counts` of the block's values."""
+        """Return `order_statistics.lower_counts` of the block's values."""
         compiled = kernels()
         return compiled.lower_halves(*self._stored(block), upper) if compiled else lower_counts(self(block), upper)
 

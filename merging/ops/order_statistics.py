@@ -1,4 +1,4 @@
-"""Where the k-th largest of many fp32 values lies, found by counting: exact, in constant memory, in any order.
+"""The k-th largest of many fp32 values by counting: exact, in constant memory, in any order of the values.
 
 The bit patterns of non-negative fp32 numbers, read as whole numbers, are ordered as the numbers are. One pass counts
 their upper 16 bits and tells which bin holds the k-th; a second counts the lower 16 bits within that bin, where few of
@@ -7,6 +7,8 @@ values are cut.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +20,26 @@ INFINITY = 0x7F800000
 """Patterns above it are NaN."""
 
 
+@dataclass(frozen=True)
+class Threshold:
+    """The k-th largest value of a tensor, and the number of entries equal to it that are selected.
+
+    Attributes:
+        value: the k-th largest value.
+        equal: number of entries equal to it.
+        equal_kept: number of those that are selected.
+        equal_before: number of equal entries in the blocks before each block, by the block's start. A block can then
+            be selected from alone, and the result does not depend on the blocks.
+    """
+
+    value: float
+    equal: int
+    equal_kept: int
+    equal_before: dict[int, int]
+
+
 def upper_counts(values: Tensor) -> Tensor:
-    """Return how many of the non-negative values (fp32, any shape) have each upper half; NaN is left out.
+    """Return the number of non-negative values (fp32, any shape) with each upper half; NaN is left out.
 
     (UPPER_BINS,) int64 on the CPU.
     """

@@ -1,6 +1,6 @@
-"""The arithmetic of the original pipeline: everything in bf16, on whole tensors, as mergekit 0.1.5 orders it.
+"""Arithmetic of the original pipeline: everything in bf16, on whole tensors, in the order of mergekit 0.1.5.
 
-Used by `--numerics reference` only. Reproduces, bit for bit, what the original merge.py would have written for
+Used by `--numerics reference` only. Reproduces, bit for bit, the output of the original merge.py for
 density 1: each rounding of the original is a rounding here.
 """
 
@@ -21,7 +21,7 @@ def task_arithmetic_reference(
     normalize: bool,
     scaling: float,
 ) -> Tensor:
-    """Task arithmetic, with sign election if `consensus`, in the dtype of the tensors (bf16); shapes (...) -> (...)."""
+    """Return the result of task arithmetic, with sign election if `consensus`, in the tensors' dtype (bf16); (...)."""
     task_vectors = torch.stack([tensor - base for tensor in finetuned])
     w = torch.tensor(weights, dtype=base.dtype).reshape(-1, *[1] * base.dim())
     weighted = task_vectors * w
@@ -43,7 +43,7 @@ def task_arithmetic_reference(
 
 
 def linear_reference(finetuned: Sequence[Tensor], *, weights: Sequence[float], normalize: bool) -> Tensor:
-    """Weighted average accumulated in fp32 by fused multiply-adds, rounded to the dtype of the tensors."""
+    """Return the weighted average, accumulated in fp32 by fused multiply-adds, rounded to the dtype of the tensors."""
     w = torch.tensor(weights, dtype=torch.float32)
     total = torch.zeros(finetuned[0].shape, dtype=torch.float32)
     for tensor, weight in zip(finetuned, w.unbind(), strict=True):

@@ -1,10 +1,9 @@
-"""The k largest of a value computed for every entry of a tensor, exactly, without sorting or holding it whole."""
+"""Selection of the k largest of a value computed for every entry of a tensor: exact, without sorting it."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, inf
 from typing import TypeAlias, TypeVar
@@ -15,33 +14,29 @@ from torch import Tensor
 from common.errors import NotANumberError
 from common.threads import in_order, threads
 from merging.ops.magnitudes import Magnitudes
-from merging.ops.order_statistics import LOWER_BINS, UPPER_BINS, halves_of, locate, lower_counts, upper_counts, value_of
+from merging.ops.order_statistics import (
+    LOWER_BINS,
+    UPPER_BINS,
+    Threshold,
+    halves_of,
+    locate,
+    lower_counts,
+    upper_counts,
+    value_of,
+)
 from merging.ops.tensor_blocks import BLOCK_ELEMENTS, Block, TensorGroup, cut
 
-MOST_COUNTED = 1 << 22
+MAX_COUNTED = 1 << 22
 """Most values that are counted at a time: a table of 32768 counts is filled and added up for each."""
-HELD = 1 << 20
-"""Most counts that are held until the threshold is known; no result depends on it."""
+MAX_CACHED_COUNTS = 1 << 20
+"""Most counts that are cached until the threshold is known; no result depends on it."""
 
-Inside: TypeAlias = tuple[Tensor, Tensor]
+BinCounts: TypeAlias = tuple[Tensor, Tensor]
+"""Lower halves that occur in a bin, ascending, and the number of values that have each."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Values: TypeAlias = Callable[[Block], Tensor]
-"""Gives the values of a block, (rows, ...) fp32, none of them negative."""
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The k-th largest value of a tensor and how many entries equal to it are selected.
-
-    `equal_before[block.start]` is the number of equal entries in the blocks before, so that each block can be selected
-    from alone and the result does not depend on the blocks.
-    """
-
-    value: float
-    equal: int
-    equal_kept: int
-    equal_before: dict[int, int]
+"""Returns the values of a block, (rows, ...) fp32, none of them negative."""
 
 
 def share(fraction: float, count: int) -> int:
@@ -57,90 +52,104 @@ def top_threshold(group: TensorGroup, values: Values, keep: int) -> Threshold | 
     return top_thresholds(group, [(values, keep)])[0]
 
 
-def top_thresholds(group: TensorGroup, wanted: Sequence[tuple[Values, int]]) -> list[Threshold | None]:
-    """Find the threshold of the `keep` largest of each of the values, in two passes over the blocks (three past HELD).
+def top_thresholds(group: TensorGroup, requests: Sequence[tuple[Values, int]]) -> list[Threshold | None]:
+    """Return the thresholds of the largest values, in two passes over the blocks (three past MAX_CACHED_COUNTS).
 
-    The first pass finds the bin of `merging.ops.order_statistics` that holds the `keep`-th, the second counts what that
-    bin holds. A threshold is None where everything is kept. Raises NotANumberError where fewer than `keep` values are
-    numbers.
+    The first pass finds the bin of `merging.ops.order_statistics` that holds the `keep`-th value, the second counts the
+    values in that bin.
+
+    Args:
+        group: the tensor.
+        requests: pairs of values and the number of entries to keep.
+
+    Returns:
+        A threshold for each request; None where everything is kept.
+
+    Raises:
+        NotANumberError: if fewer than `keep` values are numbers.
     """
-    found: list[Threshold | None] = [None if keep else Threshold(inf, 0, 0, {}) for _, keep in wanted]
-    ranked = [i for i, (_, keep) in enumerate(wanted) if 0 < keep < group.elements]
-    of = list({id(wanted[i][0]): wanted[i][0] for i in ranked}.values())
-    histograms = dict(zip(map(id, of), upper_histograms(group, of), strict=True))
+    thresholds: list[Threshold | None] = [None if keep else Threshold(inf, 0, 0, {}) for _, keep in requests]
+    ranked = [i for i, (_, keep) in enumerate(requests) if 0 < keep < group.elements]
+    distinct = list({id(requests[i][0]): requests[i][0] for i in ranked}.values())
+    histograms = dict(zip(map(id, distinct), upper_histograms(group, distinct), strict=True))
     places = []
-    for values, keep in (wanted[i] for i in ranked):
+    for values, keep in (requests[i] for i in ranked):
         if int(histograms[id(values)].sum()) < keep:
             raise NotANumberError(f"Tensor {group.name} holds NaN and cannot be trimmed")
         places.append(locate(histograms[id(values)], keep))
-    bins = [(wanted[i][0], upper) for i, (upper, _) in zip(ranked, places, strict=True)]
+    bins = [(requests[i][0], upper) for i, (upper, _) in zip(ranked, places, strict=True)]
     counts = torch.zeros(len(bins), LOWER_BINS, dtype=torch.int64)
-    seen: list[dict[int, Inside]] = [{} for _ in bins]
-    held = 0
+    cached: list[dict[int, BinCounts]] = [{} for _ in bins]
+    n_cached = 0
     for j, block, inside in inside_bins(group, bins):
         counts[j, inside[0]] += inside[1]
-        held += len(inside[0])
-        if held <= HELD:
-            seen[j][block.start] = inside
+        n_cached += len(inside[0])
+        if n_cached <= MAX_CACHED_COUNTS:
+            cached[j][block.start] = inside
     for j, (upper, above) in enumerate(places):
-        values, keep = wanted[ranked[j]]
+        values, keep = requests[ranked[j]]
         place, larger = locate(counts[j], keep - above)
         value = value_of(upper, place)
-        equal = _equal(seen[j].items(), place) if held <= HELD else equal_entries(group, values, value)
-        found[ranked[j]] = Threshold(value, int(counts[j, place]), keep - above - larger, running(equal))
-    return found
+        if n_cached <= MAX_CACHED_COUNTS:
+            equal = _count_equal(cached[j].items(), place)
+        else:
+            equal = equal_entries(group, values, value)
+        thresholds[ranked[j]] = Threshold(value, int(counts[j, place]), keep - above - larger, running(equal))
+    return thresholds
 
 
-def upper_histograms(group: TensorGroup, of: Sequence[Values]) -> list[Tensor]:
-    """Return `ranks.upper_counts` of a whole tensor for each of the values."""
-    found = [torch.zeros(UPPER_BINS, dtype=torch.int64) for _ in of]
+def upper_histograms(group: TensorGroup, all_values: Sequence[Values]) -> list[Tensor]:
+    """Return `order_statistics.upper_counts` of a whole tensor for each of the values."""
+    histograms = [torch.zeros(UPPER_BINS, dtype=torch.int64) for _ in all_values]
 
-    def work(item: tuple[Block, int]) -> tuple[int, Tensor]:
+    def count(item: tuple[Block, int]) -> tuple[int, Tensor]:
         block, i = item
-        values = of[i]
+        values = all_values[i]
         return i, values.upper_counts(block) if isinstance(values, Magnitudes) else upper_counts(values(block))
 
-    each = group.elements * len(of) // (4 * threads()) if _counted(of) else 0
-    blocks = cut(group.shape, min(max(each, BLOCK_ELEMENTS), MOST_COUNTED))
-    for i, counts in _each(of, work, itertools.product(blocks, range(len(of)))):
-        found[i] += counts
-    return found
+    per_thread = group.elements * len(all_values) // (4 * threads()) if _use_kernels(all_values) else 0
+    blocks = cut(group.shape, min(max(per_thread, BLOCK_ELEMENTS), MAX_COUNTED))
+    for i, counts in _map_blocks(all_values, count, itertools.product(blocks, range(len(all_values)))):
+        histograms[i] += counts
+    return histograms
 
 
-def inside_bins(group: TensorGroup, of: Sequence[tuple[Values, int]]) -> Iterator[tuple[int, Block, Inside]]:
-    """Yield, for each block and each (values, bin), which it is and `ranks.lower_counts` of its values in the bin."""
+def inside_bins(group: TensorGroup, bins: Sequence[tuple[Values, int]]) -> Iterator[tuple[int, Block, BinCounts]]:
+    """Yield, for each block and each (values, bin), its index, the block, and the counts of the values in the bin."""
 
-    def work(item: tuple[Block, int]) -> tuple[int, Block, Inside]:
+    def count(item: tuple[Block, int]) -> tuple[int, Block, BinCounts]:
         block, i = item
-        values, upper = of[i]
+        values, upper = bins[i]
         if isinstance(values, Magnitudes):
             return i, block, values.lower_counts(block, upper)
         return i, block, lower_counts(values(block), upper)
 
-    yield from _each([values for values, _ in of], work, itertools.product(group.blocks(), range(len(of))))
+    yield from _map_blocks([values for values, _ in bins], count, itertools.product(group.blocks(), range(len(bins))))
 
 
-def _each(of: Sequence[Values], work: Callable[[Item], Result], items: Iterable[Item]) -> Iterable[Result]:
-    return in_order(work, items) if _counted(of) else map(work, items)
+def _map_blocks(
+    all_values: Sequence[Values], function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterable[Result]:
+    return in_order(function, items) if _use_kernels(all_values) else map(function, items)
 
 
-def _counted(of: Sequence[Values]) -> bool:
-    """Whether kernels count all of the values as they are stored: in threads, and without memory for them."""
-    return all(isinstance(values, Magnitudes) and values.compiled for values in of)
+def _use_kernels(all_values: Sequence[Values]) -> bool:
+    """Return True where kernels count all of the values as they are stored: in threads, and without memory for them."""
+    return all(isinstance(values, Magnitudes) and values.compiled for values in all_values)
 
 
 def equal_entries(group: TensorGroup, values: Values, value: float) -> dict[int, int]:
-    """Return how many values of each block, by its start, are equal to `value`."""
+    """Return the number of values equal to `value` in each block, by the block's start."""
     upper, place = halves_of(value)
-    return _equal(((block.start, inside) for _, block, inside in inside_bins(group, [(values, upper)])), place)
+    return _count_equal(((block.start, inside) for _, block, inside in inside_bins(group, [(values, upper)])), place)
 
 
-def _equal(found: Iterable[tuple[int, Inside]], place: int) -> dict[int, int]:
-    return {start: int(number[lower == place].sum()) for start, (lower, number) in found}
+def _count_equal(by_block: Iterable[tuple[int, BinCounts]], place: int) -> dict[int, int]:
+    return {start: int(number[lower == place].sum()) for start, (lower, number) in by_block}
 
 
 def running(counts: Mapping[int, int], before: int = 0) -> dict[int, int]:
-    """Return, for each block, how many were counted in the blocks before it; `before` before the first."""
+    """Return the running total before each block, `before` before the first."""
     totals = {}
     for start, count in counts.items():
         totals[start] = before
@@ -149,10 +158,10 @@ def running(counts: Mapping[int, int], before: int = 0) -> dict[int, int]:
 
 
 def select(values: Tensor, threshold: Threshold | None, block: Block) -> Tensor:
-    """Return which values of a block are selected, bool: those above the threshold, and a part of those equal to it.
+    """Return the mask of selected values of a block: those above the threshold, and a part of those equal to it.
 
-    Equal entry number r of E is selected where floor((r + 1) K / E) > floor(r K / E), K being how many are: spread
-    evenly in index order.
+    Equal entry number r of E is selected where floor((r + 1) K / E) > floor(r K / E), K being the number selected:
+    spread evenly in index order.
     """
     if threshold is None:
         return torch.ones_like(values, dtype=torch.bool)
@@ -170,6 +179,6 @@ def spread(mask: Tensor, before: int, keep: int, total: int) -> Tensor:
     """Return an evenly spread part of a block's True entries: `keep` of `total`, `before` of them in earlier blocks."""
     positions = mask.flatten().nonzero().squeeze(1)
     rank = torch.arange(len(positions), device=positions.device) + before
-    kept = torch.zeros_like(mask)
-    kept.view(-1)[positions[(rank + 1) * keep // total > rank * keep // total]] = True
-    return kept
+    part = torch.zeros_like(mask)
+    part.view(-1)[positions[(rank + 1) * keep // total > rank * keep // total]] = True
+    return part

@@ -1,10 +1,9 @@
-"""One named tensor of all the models, and the blocks of rows it is read in."""
+"""One named tensor of all the models, and the blocks of rows in which it is read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from merging.checkpoints.storage import Rows
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of one tensor per block, so that temporaries stay small. No result depends on it."""
-PIECE = 1024
-"""Length of the pieces in which a long row is added up."""
 TILE_ELEMENTS = 1 << 18
 """Elements per tile of a sum over a whole tensor. Fixed: the order of a floating-point sum is part of its result."""
 
@@ -70,8 +67,8 @@ class TensorGroup:
     transposed: bool = False
 
     @property
-    def inputs_first(self) -> bool:
-        """Whether its inputs (tokens, channels) run along axis 0; they are the columns in the sense of WIDEN."""
+    def is_in_out(self) -> bool:
+        """True for a matrix [in, out]: inputs (tokens, channels), WIDEN's columns, run along axis 0."""
         return self.is_embedding or self.transposed
 
     @property
@@ -114,9 +111,11 @@ class TensorGroup:
         return tensor[block.rows].to(self.device).to(torch.float32)
 
     def at(self, block: Block, rows: Sequence[Tensor]) -> TensorGroup:
-        """Return the group as far as one block reaches, from its rows: the base's, where it has one, and the models'.
+        """Return the group with one block's rows in place of the whole tensors; reading another block is an error.
 
-        They may lie on any device and be of any float dtype; what is read of another block is an error.
+        Args:
+            block: the block.
+            rows: its rows of the base, if the group has one, and of every model, on any device, of any float dtype.
         """
         parts = [_Part(block, tensor, self.shape) for tensor in rows]
         base = None if self.base is None else parts.pop(0)
@@ -138,29 +137,3 @@ class _Part:
     def __getitem__(self, rows: slice) -> Tensor:
         assert rows == self.block.rows, f"rows {rows} of {self.block}"
         return self.tensor
-
-
-def row_sums(x: Tensor) -> list[float]:
-    """Return the sum of each row of x (rows, ...) in fp64, the same whatever rows stand beside it.
-
-    Their exactly rounded total (math.fsum) then depends on no block size and no number of threads: a long row is added
-    up in pieces of fixed length, since a full reduction would be split by threads.
-    """
-    return last_sums(x[:, None].flatten(1).double()).tolist()
-
-
-def last_sums(x: Tensor) -> Tensor:
-    """Return the sums along the last axis of x (..., n), in its dtype, each the same whatever stands beside it.
-
-    A row alone would be split by threads where it is long; here it is added up in pieces of fixed length.
-    """
-    if x.shape[-1] > PIECE:
-        x = torch.nn.functional.pad(x, (0, -x.shape[-1] % PIECE)).unflatten(-1, (-1, PIECE)).sum(-1)
-    return x.sum(-1)
-
-
-PerBlock: TypeAlias = Callable[[Block], Mapping[str, Any]]
-"""What a method needs for one block beyond its parameters, by argument name."""
-
-Prepare: TypeAlias = Callable[[TensorGroup, Mapping[str, Any]], PerBlock]
-"""Reads a whole tensor once, before its blocks are merged: thresholds, column norms, mask streams."""

@@ -1,4 +1,4 @@
-"""The frame of methods that need a layer's task vectors as whole matrices: TSV-Merge, Iso-C, WUDI.
+"""Merging of task vectors as whole matrices, shared by TSV-Merge, Iso-C and WUDI.
 
 They are defined for the weights of linear layers. Here a matrix is a tensor of two dimensions whose name ends in
 "weight", apart from lookup tables (embeddings of tokens, positions and the like) and the output head, which is one of
@@ -18,22 +18,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from common.errors import CheckpointError
 from merging.checkpoints.tensor_names import role_of, stacks_experts
+from merging.ops.block_arguments import ArgumentsByBlock, BlockArguments, ConstantArguments
 from merging.ops.consensus import add_to, divided, weighted_sum
-from merging.ops.tensor_blocks import Block, PerBlock, TensorGroup
+from merging.ops.tensor_blocks import Block, TensorGroup
 
 LOOKUP_TABLE = re.compile(r"(^|\.)([^.]*emb[^.]*|wte|wpe|shared|relative_attention_bias)\.weight$")
 
 
 @dataclass(frozen=True)
 class TaskMatrices:
-    """The task vectors w_t tau_t of one matrix, read one at a time: memory holds those that the method keeps."""
+    """The task vectors w_t tau_t of one matrix, read one at a time, so that a method need not hold all of them."""
 
     group: TensorGroup
     weights: Sequence[float]
@@ -43,11 +44,11 @@ class TaskMatrices:
     def shape(self) -> tuple[int, int]:
         """Rows and columns, [out, in] however it is stored."""
         rows, columns = self.group.shape[-2:]
-        return (columns, rows) if self.group.inputs_first else (rows, columns)
+        return (columns, rows) if self.group.is_in_out else (rows, columns)
 
     @property
     def device(self) -> torch.device:
-        """Where they are read to."""
+        """Device on which they are computed."""
         return self.group.device
 
     def __len__(self) -> int:
@@ -63,7 +64,7 @@ class TaskMatrices:
             one = Block(self.expert, self.expert + 1, self.shape[0] * self.shape[1])
             matrix.copy_(self._finite(model, one)[0])
         matrix.mul_(self.weights[model])
-        return matrix.T if self.group.inputs_first else matrix
+        return matrix.T if self.group.is_in_out else matrix
 
     def _finite(self, model: int, block: Block) -> Tensor:
         task_vector = self.group.task_vector(model, block)
@@ -83,38 +84,39 @@ class TaskMatrices:
 
 
 MergeMatrix: TypeAlias = Callable[[TaskMatrices], Tensor]
-"""Gives the merged task vector of one matrix (rows, columns), fp64."""
+"""Returns the merged task vector of one matrix (rows, columns), fp64."""
 
 
 def is_matrix(group: TensorGroup) -> bool:
-    """Whether the tensor is the weight of a linear layer, as far as name and shape tell."""
+    """Return True for the weight of a linear layer, as far as name and shape tell."""
     if len(group.shape) != 2 or group.is_embedding or not group.name.endswith("weight"):
         return False
     return not LOOKUP_TABLE.search(group.name) and role_of(group.name) is None
 
 
 def is_stack(group: TensorGroup) -> bool:
-    """Whether the tensor stacks one matrix per expert."""
+    """Return True for a tensor that stacks one matrix per expert."""
     return stacks_experts(group.name, group.shape)
 
 
-def merge_matrices(group: TensorGroup, weights: Sequence[float], merge_matrix: MergeMatrix) -> PerBlock:
-    """Merge a matrix at once, the experts of a stack as their block comes up; a block's `task_vector` is fp32.
+def merge_matrices(group: TensorGroup, weights: Sequence[float], merge_matrix: MergeMatrix) -> BlockArguments:
+    """Merge a matrix at once, and the experts of a stack with their block.
 
-    None for a tensor that is no matrix.
+    Returns:
+        The argument `task_vector` of each block (rows, ...) fp32; None for a tensor that is no matrix.
     """
     if is_stack(group):
 
-        def experts(block: Block) -> dict[str, Any]:
+        def experts(block: Block) -> dict[str, object]:
             merged = [merge_matrix(TaskMatrices(group, weights, i)).float() for i in range(block.start, block.stop)]
             return {"task_vector": torch.stack(merged)}
 
-        return experts
+        return ArgumentsByBlock(experts)
     if not is_matrix(group):
-        return lambda block: {"task_vector": None}
+        return ConstantArguments(task_vector=None)
     merged = merge_matrix(TaskMatrices(group, weights)).float()
-    merged = merged.T if group.inputs_first else merged
-    return lambda block: {"task_vector": merged[block.rows]}
+    merged = merged.T if group.is_in_out else merged
+    return ArgumentsByBlock(lambda block: {"task_vector": merged[block.rows]})
 
 
 def add_merged(
@@ -126,7 +128,7 @@ def add_merged(
     task_vector: Tensor | None,
     non_matrix: str = "mean",
 ) -> Tensor:
-    """theta = theta_0 + lambda * tau, tau being the merged task vector of a matrix
+    """Return theta_0 + lambda * tau, tau being the merged task vector of a matrix.
 
         tau = sum_t w_t tau_t / n (non_matrix: mean), sum_t w_t tau_t (sum) or 0 (base) where there is no matrix
 

@@ -1,35 +1,30 @@
-"""Which merge methods exist, and their parameters: read from configs/methods/*.yaml, without torch.
+"""Merge methods and their parameters: the YAML files configs/methods/NAME.yaml, read without torch.
 
-A method's YAML is its schema: name, paper, parameters with default, bounds and source. Its function lives in
-`merging/methods/`; the keyword-only arguments of the function are the YAML's parameters (a test holds them equal),
-so that a default is written once, next to where it comes from, and `--help` answers without importing torch.
+A method's YAML is its schema: name, paper, parameters with default, bounds and source. Its functions are in
+merging/methods/NAME.py and take the parameters by name (`merging.methods.contract` checks that), so that a default is
+written once, next to its source, and `--help` needs no torch.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from common.errors import UsageError, nearest
 from common.terminal_text import quoted
 
-if TYPE_CHECKING:
-    from merging.ops.tensor_blocks import Prepare
-
 METHODS_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "methods"
 TYPES = {"float": float, "int": int, "bool": bool, "str": str}
 TRUE = ("true", "t", "yes", "y", "on", "1", "1.0")
 FALSE = ("false", "f", "no", "n", "off", "0", "0.0")
 MERGEKIT_NAMES = {"weights": "weight", "scaling": "lambda"}
-"""What mergekit calls a parameter otherwise: an entry of `weights` is a model's `weight`."""
+"""Parameters with another name in mergekit: an entry of `weights` is a model's `weight`."""
 
 
 def as_bool(value: Any) -> bool | None:
@@ -145,24 +140,6 @@ def _typed(kind: str, value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Implementation:
-    """The functions of a method: `merge` on a block, `prepare` on the whole tensor, `reference` in bf16.
-
-    `survey(groups, parameters)` looks at all tensors before the first is merged, `groups()` yielding them afresh each
-    time; what it returns reaches `prepare` as parameters["survey"], unless it is None. `by_entry`: rows and columns
-    mean nothing to it, so that a stack of matrices may be read as one long matrix. `fused(block, arguments, per_block)`
-    says what `merge` does with a block to a compiled kernel (`merging.ops.combination`), or None where it cannot.
-    """
-
-    merge: Callable[..., Any]
-    prepare: Prepare | None
-    reference: Callable[..., Any] | None
-    survey: Callable[..., Any] | None = None
-    by_entry: bool = False
-    fused: Callable[..., Any] | None = None
-
-
-@dataclass(frozen=True)
 class MergeMethod:
     """A method as the user sees it.
 
@@ -184,30 +161,6 @@ class MergeMethod:
     parameters: Mapping[str, Parameter]
     mergekit: MethodInMergekit | None = None
     whole_matrix: tuple[int, int] = (0, 0)
-
-    def implementation(self) -> Implementation:
-        """Import and return the method's functions (this is where torch is loaded)."""
-        module = importlib.import_module(f"merging.methods.{self.name}")
-        result: Implementation = module.METHOD
-        return result
-
-
-def merge_method(
-    *,
-    reference: Callable[..., Any] | None = None,
-    prepare: Prepare | None = None,
-    survey: Callable[..., Any] | None = None,
-    by_entry: bool = False,
-    fused: Callable[..., Any] | None = None,
-) -> Callable[[Callable[..., Any]], Implementation]:
-    """Bind a block function to its preparations (whole tensor, all tensors) and to the original's arithmetic."""
-    return lambda merge: Implementation(merge, prepare, reference, survey, by_entry, fused)
-
-
-def accepted(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of `known` that `function` takes by keyword (some parameters only `prepare` needs)."""
-    names = inspect.signature(function).parameters
-    return {name: value for name, value in known.items() if name in names}
 
 
 @cache
@@ -263,7 +216,7 @@ def _in_mergekit(name: str, facts: Mapping[str, Any]) -> InMergekit:
     return InMergekit(
         name=None if "always" in facts else MERGEKIT_NAMES.get(name, name),
         default=facts.get("default"),
-        values={str(theirs).lower(): ours for theirs, ours in facts.get("values", {}).items()},
+        values={str(word).lower(): choice for word, choice in facts.get("values", {}).items()},
         always=facts.get("always"),
         per_model=facts.get("per_model", False),
     )
@@ -272,9 +225,9 @@ def _in_mergekit(name: str, facts: Mapping[str, Any]) -> InMergekit:
 def _method_in_mergekit(facts: Mapping[str, Any] | bool | None) -> MethodInMergekit | None:
     if not facts:
         return None
-    told = {} if facts is True else facts
+    details = {} if facts is True else facts
     return MethodInMergekit(
-        base_counts=told.get("base_counts", False),
-        random=told.get("random", False),
-        idle=tuple(told.get("idle", ())),
+        base_counts=details.get("base_counts", False),
+        random=details.get("random", False),
+        idle=tuple(details.get("idle", ())),
     )

@@ -16,9 +16,10 @@ from merging.engine.device_pipeline import block_elements_for
 from merging.engine.execution import ExecutionConfig
 from merging.engine.loop import merged_tasks, task_of
 from merging.engine.prefetch import TensorTask
+from merging.methods.contract import Method, load_method
 from merging.ops.kernels.kernels import Kernels, kernels
 from merging.ops.tensor_blocks import TensorGroup
-from merging.recipe.method_registry import Implementation, find_method
+from merging.recipe.method_registry import find_method
 from scripts.benchmarks.bench_gpu_parts import random_llama, timed
 
 CPU = torch.device("cpu")
@@ -55,7 +56,9 @@ class _Halfway:
     def changes(self, name: str) -> bool:
         return True
 
-    def into(self, kernels: Kernels, name: str, block: object, base: Tensor, merged: Tensor, out: list[Tensor]) -> bool:
+    def compute_into(
+        self, kernels: Kernels, name: str, block: object, base: Tensor, merged: Tensor, out: list[Tensor]
+    ) -> bool:
         pulls = [self._along(merged) * (1.0 - omega) for omega in self.omegas]
         return all(kernels.relax(base, merged, pull, False, to) for pull, to in zip(pulls, out, strict=True))
 
@@ -77,9 +80,9 @@ def stored(shapes: Sequence[tuple[int, int]], models: int, device: torch.device)
 
 def job_of(method: str, device: torch.device, moves: bool | None) -> ExecutionConfig:
     """Return how a method, or the relaxation, makes its blocks."""
-    implementation: Implementation = merged_alone() if method == "relax" else find_method(method).implementation()
+    functions: Method = merged_alone() if method == "relax" else load_method(method)
     relaxation: Any = _Halfway(device) if method == "relax" else None
-    return ExecutionConfig(implementation, device, relaxation=relaxation, device_pipeline=moves)
+    return ExecutionConfig(functions, device, relaxation=relaxation, device_pipeline=moves)
 
 
 def merged(

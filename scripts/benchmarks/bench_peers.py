@@ -25,7 +25,7 @@ def widen(base: Path, models: list[Path], out: Path) -> None:
             [model[name] for model in tuned],
             above_average_value_ratio=1.0,
             score_calibration_value=1.0,
-            is_embedding=name == "model.embed_tokens.weight",
+            is_in_out=name == "model.embed_tokens.weight",
         )
         for name, tensor in theta_0.items()
     }

@@ -105,7 +105,7 @@ class DoraRows(AdaptedRows):
 
     def wide_rows(self, start: int, stop: int) -> Tensor:
         """Return rows start:stop in fp64."""
-        from merging.ops.tensor_blocks import last_sums
+        from merging.checkpoints.row_sums import last_sums  # loads torch
 
         rows = self.changed.wide_rows(start, stop)
         magnitude = self.magnitude.double()

@@ -1,4 +1,4 @@
-"""Compiling the kernels on this machine, once for each kind of processor: kept in the user's cache."""
+"""Compilation of the kernels on this machine, once for each kind of processor, into the user's cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from common.terminal_text import foreign
 FOLDER = Path(__file__).resolve().parent
 SOURCES = ("kernels.c", "bus_errors.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-"""No fused multiply-add and no fast math: what is computed is what is written."""
+"""No fused multiply-add and no fast math: the compiler keeps the arithmetic as written."""
 MAX_LIBRARY = 64 << 20
 SWITCH = "MERGE_KERNELS"
 """Environment variable; `off` leaves the kernels out."""
@@ -29,7 +29,7 @@ SWITCH = "MERGE_KERNELS"
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, built where need be; None where they cannot be, or are switched off."""
+    """Return the compiled kernels, built if necessary; None where that fails or where they are switched off."""
     if os.environ.get(SWITCH) == "off":
         return None
     try:
@@ -66,10 +66,10 @@ def _load() -> ctypes.CDLL:
         fresh.chmod(0o700)
         if folder is None:
             return ctypes.CDLL(str(fresh))  # stays mapped when its file is gone
-        kept = folder / f"kernels-{key}-{_digest(fresh)}.so"
-        write_file(kept, fresh.read_bytes())
-        kept.chmod(0o700)
-    return ctypes.CDLL(str(kept))
+        cached = folder / f"kernels-{key}-{_digest(fresh)}.so"
+        write_file(cached, fresh.read_bytes())
+        cached.chmod(0o700)
+    return ctypes.CDLL(str(cached))
 
 
 def _key() -> str:
@@ -80,7 +80,7 @@ def _key() -> str:
 
 
 def _is_whole(library_file: Path) -> bool:
-    """Return whether a cached library is this user's and has the bytes that its name says."""
+    """Return True if a cached library belongs to this user and its bytes have the digest in its name."""
     if not is_private_file(library_file):
         return False
     try:
@@ -94,7 +94,7 @@ def _digest(file: Path) -> str:
 
 
 def _processor() -> str:
-    """What the machine's instructions are: a cache on a shared disk serves several kinds of machine."""
+    """Return the machine's instruction set: a cache on a shared disk serves several kinds of machine."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,4 +1,4 @@
-"""A sentence instead of SIGBUS where a memory-mapped input is cut short or cannot be read."""
+"""Error sentence instead of SIGBUS where a memory-mapped input is truncated or cannot be read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from merging.ops.kernels.build import library
 
 
 def report_bus_errors(note: str) -> None:
-    """Let this process end with a sentence that names the file, and exit code 1, at a read from a file that fails.
+    """End this process with a sentence that names the file, and exit code 1, when a read from a mapped file fails.
 
     Args:
-        note: What is said after the sentence. Without compiled kernels the signal's default stays.
+        note: text after the sentence. Without compiled kernels the signal keeps its default effect.
     """
     compiled = library()
     if compiled is not None:

@@ -1,4 +1,4 @@
-"""The compiled kernels with tensors for arguments: fp32 and bf16 on the CPU, contiguous, others widened first."""
+"""Interface to the compiled kernels: tensors of fp32 and bf16 on the CPU, contiguous; others are converted first."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from merging.ops.combination import Draw
+from merging.ops.kernel_spec import ColumnWeights, KernelSpec, RandomMask, WeightedSum
 from merging.ops.kernels.build import library
-from merging.ops.order_statistics import LOWER_BINS
+from merging.ops.order_statistics import LOWER_BINS, Threshold
 
 if TYPE_CHECKING:
-    from merging.ops.combination import Combination
-    from merging.ops.selection import Threshold
     from merging.ops.tensor_blocks import Block
 
-MOST_MODELS = 64
+MAX_MODELS = 64
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -72,46 +70,56 @@ def raw(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Each returns False where an input or a result is not finite: its output is then to be computed plainly."""
+    """The kernels. Those that return False found a value that is not finite: torch must compute their output."""
 
     compiled: ctypes.CDLL
 
+    def compute_into(
+        self, spec: KernelSpec, base: Tensor | None, models: Sequence[Tensor], block: Block, out: Tensor
+    ) -> bool:
+        """Compute a block as described into out (rows, ...), fp32 or bf16; False where it is not finite."""
+        if isinstance(spec, WeightedSum):
+            return self.combine(base, models, spec, block, out)
+        if base is None or spec.coefficients.shape[1] * out.shape[0] != out.numel():  # columns of another width
+            return False
+        return self.by_column(base, models, spec, out)
+
     def combine(
-        self, base: Tensor | None, models: Sequence[Tensor], how: Combination, block: Block, out: Tensor
+        self, base: Tensor | None, models: Sequence[Tensor], spec: WeightedSum, block: Block, out: Tensor
     ) -> bool:
         """Compute a block of a weighted sum of task vectors into out (rows, ...), fp32 or bf16."""
-        held = [raw(model) for model in models]
-        around = {"base": base, "first": held[0], "nothing": None}[how.around]
-        terms = (_Term * len(held))()
+        inputs = [raw(model) for model in models]  # referenced here while the kernel reads them
+        anchor = {"base": base, "first": inputs[0], "nothing": None}[spec.anchor]
+        terms = (_Term * len(inputs))()
         keys = []
-        for i, (term, model) in enumerate(zip(terms, held, strict=True)):
-            term.source, term.weight = _source(model), how.weights[i]
-            factor = how.factors[i] if how.factors else 1.0
+        for i, (term, model) in enumerate(zip(terms, inputs, strict=True)):
+            term.source, term.weight = _source(model), spec.weights[i]
+            factor = spec.factors[i] if spec.factors else 1.0
             if isinstance(factor, Tensor):
                 term.factors = factor.data_ptr()
             else:
                 term.factor = factor
-            if how.masks and isinstance(draw := how.masks[i], Draw):
-                keys.append(_halves(draw.key))
-                term.key, term.limit = ctypes.addressof(keys[-1]), draw.limit
-            elif how.masks and isinstance(mask := how.masks[i], Tensor):
+            if spec.masks and isinstance(random_mask := spec.masks[i], RandomMask):
+                keys.append(_halves(random_mask.key))
+                term.key, term.limit = ctypes.addressof(keys[-1]), random_mask.limit
+            elif spec.masks and isinstance(mask := spec.masks[i], Tensor):
                 term.mask = mask.data_ptr()
-            if how.thresholds and (threshold := how.thresholds[i]) is not None:
+            if spec.thresholds and (threshold := spec.thresholds[i]) is not None:
                 _trim(term, threshold, block)
-        around = None if around is None else raw(around)
+        anchor = None if anchor is None else raw(anchor)
         return not self.compiled.combine(
-            _source(around), terms, len(held), how.elect, how.zero_sign, how.normalize, how.total, how.scaling,
+            _source(anchor), terms, len(inputs), spec.elect, spec.zero_sign, spec.normalize, spec.total, spec.scaling,
             block.offset, out.data_ptr(), KINDS[out.dtype], out.numel(),
         )  # fmt: skip
 
-    def by_column(self, base: Tensor, models: Sequence[Tensor], coefficients: Tensor, out: Tensor) -> bool:
+    def by_column(self, base: Tensor, models: Sequence[Tensor], spec: ColumnWeights, out: Tensor) -> bool:
         """Compute theta_0 + sum_t c_t tau_t into out (rows, columns) with coefficients (n, columns) fp32."""
-        held = [raw(tensor) for tensor in (base, *models)]
+        inputs = [raw(tensor) for tensor in (base, *models)]
         rows, columns = out.shape[0], out.numel() // out.shape[0]
-        sources = (_Source * len(models))(*map(_source, held[1:]))
-        coefficients = coefficients.contiguous()
+        sources = (_Source * len(models))(*map(_source, inputs[1:]))
+        coefficients = spec.coefficients.contiguous()
         return not self.compiled.by_column(
-            _source(held[0]), sources, coefficients.data_ptr(), len(models), out.data_ptr(), KINDS[out.dtype], rows,
+            _source(inputs[0]), sources, coefficients.data_ptr(), len(models), out.data_ptr(), KINDS[out.dtype], rows,
             columns,
         )  # fmt: skip
 
@@ -125,30 +133,30 @@ class Kernels:
         )  # fmt: skip
 
     def upper_halves(self, base: Tensor, model: Tensor, counts: Tensor) -> bool:
-        """Add to counts (UPPER_BINS,) int64 how many of |tau| have each upper half."""
+        """Add to counts (UPPER_BINS,) int64 the number of |tau| with each upper half."""
         base, model = raw(base), raw(model)
         return not self.compiled.upper_halves(_source(base), _source(model), counts.data_ptr(), base.numel())
 
     def lower_halves(self, base: Tensor, model: Tensor, upper: int) -> tuple[Tensor, Tensor]:
-        """Return the lower halves of the |tau| with that upper half, ascending, and how many have each; int64."""
+        """Return the lower halves of the |tau| with that upper half, ascending, and the count of each; int64."""
         base, model = raw(base), raw(model)
         lower, number = (torch.empty(min(base.numel(), LOWER_BINS), dtype=torch.int32) for _ in range(2))
-        found = self.compiled.lower_halves(
+        length = self.compiled.lower_halves(
             _source(base), _source(model), upper, lower.data_ptr(), number.data_ptr(), base.numel()
         )
-        return lower[:found].long(), number[:found].long()
+        return lower[:length].long(), number[:length].long()
 
     def nonfinite(self, block: Tensor) -> int:
-        """Return how many values are NaN or infinite; fp32 or bf16, contiguous."""
+        """Return the number of values that are NaN or infinite; fp32 or bf16, contiguous."""
         return int(self.compiled.nonfinite(block.data_ptr(), KINDS[block.dtype], block.numel()))
 
     def squares(self, base: Tensor, models: Sequence[Tensor], sums: Tensor) -> bool:
         """Add to sums (2 n + 1, columns) fp64 the column sums of theta_t^2 (n), theta_0^2 and theta_t theta_0 (n)."""
-        held = [raw(tensor) for tensor in (base, *models)]
-        sources = (_Source * len(models))(*map(_source, held[1:]))
+        inputs = [raw(tensor) for tensor in (base, *models)]
+        sources = (_Source * len(models))(*map(_source, inputs[1:]))
         rows, columns = base.shape[0], sums.shape[1]
         to = ctypes.cast(sums.data_ptr(), POINTER(c_double))
-        return not self.compiled.squares(_source(held[0]), sources, len(models), rows, columns, to)
+        return not self.compiled.squares(_source(inputs[0]), sources, len(models), rows, columns, to)
 
     def magprune(
         self, base: Tensor, model: Tensor, density: float, epsilon: float, key: int, offset: int
@@ -167,9 +175,9 @@ class Kernels:
 
     def variances(self, base: Tensor, models: Sequence[Tensor]) -> Tensor | None:
         """Return the variance of the task vectors over the models, of base's shape, fp32."""
-        held = [raw(tensor) for tensor in (base, *models)]
-        sources, out = (_Source * len(models))(*map(_source, held[1:])), torch.empty(base.shape)
-        failed = self.compiled.variances(_source(held[0]), sources, len(models), out.data_ptr(), out.numel())
+        inputs = [raw(tensor) for tensor in (base, *models)]
+        sources, out = (_Source * len(models))(*map(_source, inputs[1:])), torch.empty(base.shape)
+        failed = self.compiled.variances(_source(inputs[0]), sources, len(models), out.data_ptr(), out.numel())
         return None if failed else out
 
     def words(self, key: int, first: int, count: int) -> Tensor:

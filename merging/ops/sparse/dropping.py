@@ -4,72 +4,89 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from merging.ops.combination import Draw
-from merging.ops.sparse.sparsify import draw_limit, keep_mask, stream_key
-from merging.ops.tensor_blocks import Block, TensorGroup, row_sums
+from merging.checkpoints.row_sums import row_sums
+from merging.ops.block_arguments import BlockArguments
+from merging.ops.kernel_spec import RandomMask
+from merging.ops.sparse.sparsify import keep_mask, mask_limit, stream_key
+from merging.ops.tensor_blocks import Block, TensorGroup
+
+Mask = Callable[[int, Block], Tensor]
+"""Returns the mask (rows, ...) bool of one model for a block."""
 
 
-def masks_of(group: TensorGroup, parameters: Mapping[str, Any]) -> Masks:
-    """Return, for each block, the models' masks (n, rows, ...) and the factors that rescale what is kept."""
-    density = parameters["density"]
+def random_masks(group: TensorGroup, *, density: Sequence[float], rescale: str) -> BlockArguments:
+    """Return DARE's masks of each block, (n, rows, ...) bool, and the factors that rescale the remaining entries.
 
-    def drawn(model: int, block: Block) -> Tensor:
+    An entry of model t is kept with probability density_t. rescale: paper, 1 / density_t; l1, the ratio of l1 norms;
+    none, 1.
+    """
+
+    def host_mask(model: int, block: Block) -> Tensor:
         shape = torch.Size((block.stop - block.start, *group.shape[1:]))
         if density[model] >= 1:
             return torch.ones(shape, dtype=torch.bool)
         return keep_mask(block, shape, name=group.name, model=model, density=density[model], seed=group.seed)
 
     def mask(model: int, block: Block) -> Tensor:
-        return drawn(model, block).to(group.device)
+        return host_mask(model, block).to(group.device)
 
     def factor(model: int) -> float:
-        if density[model] >= 1 or density[model] <= 0 or parameters["rescale"] == "none":
+        if density[model] >= 1 or density[model] <= 0 or rescale == "none":
             return 1.0
-        return 1.0 / density[model] if parameters["rescale"] == "paper" else l1_factor(group, model, mask)
+        return 1.0 / density[model] if rescale == "paper" else l1_factor(group, model, mask)
 
-    models = range(len(density))
-    factors = [factor(i) for i in models]
-    draws = [
-        None if d >= 1 else Draw(stream_key(group.name, i, group.seed), draw_limit(d)) for i, d in enumerate(density)
+    factors = [factor(i) for i in range(len(density))]
+    random = [
+        None if d >= 1 else RandomMask(stream_key(group.name, i, group.seed), mask_limit(d))
+        for i, d in enumerate(density)
     ]
-    return Masks(mask, factors, draws, drawn if any(draws) else None)
+    return Masks(mask, factors, random, host_mask if any(random) else None)
 
 
-@dataclass(frozen=True)
-class Masks:
-    """What is kept of each model, by block when called; `drawn` says DARE's masks without drawing them.
+class Masks(BlockArguments):
+    """Masks and factors of a sparse method, by block.
 
-    on_host: gives a model's mask on the CPU, where it depends on no weight, from any thread.
+    Args:
+        mask: of one model, on the computing device.
+        factors: of each model.
+        for_kernels: the masks as data, where a kernel can compute them; None: it gets them as tensors.
+        host_mask: of one model, on the CPU, where it depends on no weight; from any thread.
     """
 
-    mask: Callable[[int, Block], Tensor]
-    factors: Sequence[float]
-    drawn: Sequence[Draw | None] | None = None
-    on_host: Callable[[int, Block], Tensor] | None = None
+    def __init__(
+        self,
+        mask: Mask,
+        factors: Sequence[float],
+        for_kernels: Sequence[RandomMask | None] | None = None,
+        host_mask: Mask | None = None,
+    ) -> None:
+        self._mask, self._factors, self._for_kernels, self._host_mask = mask, factors, for_kernels, host_mask
 
-    def __call__(self, block: Block) -> dict[str, Any]:
-        return self.given([self.mask(i, block) for i in range(len(self.factors))])
+    def for_block(self, block: Block) -> Mapping[str, object]:
+        """Return masks (n, rows, ...) bool and factors."""
+        return self.from_host([self._mask(i, block) for i in range(len(self._factors))])
 
-    def ahead(self, block: Block) -> Sequence[Tensor]:
-        """Return the models' masks on the CPU before the weights are there, or nothing where they depend on them."""
-        return [] if self.on_host is None else [self.on_host(i, block) for i in range(len(self.factors))]
+    def on_host(self, block: Block) -> Sequence[Tensor]:
+        """Return the models' masks on the CPU; nothing where they depend on the weights."""
+        return [] if self._host_mask is None else [self._host_mask(i, block) for i in range(len(self._factors))]
 
-    def given(self, masks: Sequence[Tensor]) -> dict[str, Any]:
-        """Return what the method gets for a block, from its masks."""
-        return {"masks": torch.stack(list(masks)), "factors": self.factors}
+    def from_host(self, tensors: Sequence[Tensor]) -> Mapping[str, object]:
+        """Return masks (n, rows, ...) bool and factors from the models' masks."""
+        return {"masks": torch.stack(list(tensors)), "factors": self._factors}
 
-    def for_kernel(self, block: Block) -> tuple[Sequence[Draw | Tensor | None], Sequence[float]]:
-        """Return masks and factors as a compiled kernel takes them."""
-        return self.drawn or [self.mask(i, block).contiguous() for i in range(len(self.factors))], self.factors
+    def for_kernel(self, block: Block) -> Mapping[str, object]:
+        """Return masks as data or as contiguous tensors, and factors."""
+        if self._for_kernels is not None:
+            return {"masks": self._for_kernels, "factors": self._factors}
+        masks = [self._mask(i, block).contiguous() for i in range(len(self._factors))]
+        return {"masks": masks, "factors": self._factors}
 
 
-def l1_factor(group: TensorGroup, model: int, mask: Callable[[int, Block], Tensor]) -> float:
+def l1_factor(group: TensorGroup, model: int, mask: Mask) -> float:
     """Return |tau|_1 / |m * tau|_1 over the whole tensor, or 1 where either vanishes (mergekit's rescaling)."""
     before: list[float] = []
     after: list[float] = []
@@ -77,15 +94,5 @@ def l1_factor(group: TensorGroup, model: int, mask: Callable[[int, Block], Tenso
         magnitude = group.task_vector(model, block).abs_()
         before += row_sums(magnitude)
         after += row_sums(magnitude * mask(model, block))
-    whole, kept = math.fsum(before), math.fsum(after)
-    return whole / kept if whole > 1e-7 and kept > 1e-7 else 1.0
-
-
-def drop_and_rescale(task_vectors: Tensor, masks: Tensor, factors: Sequence[float | Tensor]) -> Tensor:
-    """Return m_t * tau_t * factor_t; task_vectors and masks (n, rows, ...) -> (n, rows, ...).
-
-    A factor is a number, or a tensor (rows, ...) with one for each entry.
-
-    With the factor 1/density the expectation over masks is the task vector itself (DARE, equation 2).
-    """
-    return torch.stack([tau * mask * factor for tau, mask, factor in zip(task_vectors, masks, factors, strict=True)])
+    norm, masked_norm = math.fsum(before), math.fsum(after)
+    return norm / masked_norm if norm > 1e-7 and masked_norm > 1e-7 else 1.0

@@ -5,20 +5,20 @@ Of each task vector the largest magnitudes (outliers) and the smallest are dropp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from merging.ops.block_arguments import BlockArguments
 from merging.ops.magnitudes import Magnitudes
-from merging.ops.selection import select, share, spread, top_thresholds
+from merging.ops.selection import Values, select, share, spread, top_thresholds
 from merging.ops.sparse.dropping import Masks, l1_factor
 from merging.ops.tensor_blocks import Block, TensorGroup
 
 
 def band(density: float, gamma: float, elements: int) -> tuple[int, int]:
-    """Return how many outliers are dropped and how many entries are kept: floor(gamma n) and floor(density n).
+    """Return the number of outliers that are dropped and of entries that are kept: floor(gamma n), floor(density n).
 
     Where both together exceed n, fewer outliers are dropped.
     """
@@ -26,16 +26,15 @@ def band(density: float, gamma: float, elements: int) -> tuple[int, int]:
     return min(share(gamma, elements), elements - keep), keep
 
 
-def band_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> Masks:
-    """Return, for each block, which entries stay (n, rows, ...) and the factors that rescale them."""
-    pairs = [band(d, g, group.elements) for d, g in zip(parameters["density"], parameters["gamma"], strict=True)]
-
-    models, wanted = range(len(pairs)), []
+def band_masks(group: TensorGroup, *, density: Sequence[float], gamma: Sequence[float], rescale: str) -> BlockArguments:
+    """Return the masks of each block, (n, rows, ...) bool, and the factors that rescale the remaining entries."""
+    pairs = [band(d, g, group.elements) for d, g in zip(density, gamma, strict=True)]
+    requests: list[tuple[Values, int]] = []
     for model, (outliers, keep) in enumerate(pairs):
         magnitudes = Magnitudes(group, model)
-        wanted += [(magnitudes, outliers), (magnitudes, outliers + keep)]
-    found = top_thresholds(group, wanted)
-    limits = [(found[2 * i] if pairs[i][0] else None, found[2 * i + 1]) for i in models]
+        requests += [(magnitudes, outliers), (magnitudes, outliers + keep)]
+    thresholds = top_thresholds(group, requests)
+    limits = [(thresholds[2 * i] if outliers else None, thresholds[2 * i + 1]) for i, (outliers, _) in enumerate(pairs)]
 
     def mask(model: int, block: Block) -> Tensor:
         values = Magnitudes(group, model)(block)
@@ -49,5 +48,5 @@ def band_masks(group: TensorGroup, parameters: Mapping[str, Any]) -> Masks:
             return spread(values == lower.value, lower.equal_before[block.start], keep, lower.equal)
         return select(values, lower, block) & ~select(values, upper, block)
 
-    factors = [l1_factor(group, i, mask) if parameters["rescale"] == "l1" else 1.0 for i in models]
+    factors = [l1_factor(group, i, mask) if rescale == "l1" else 1.0 for i in range(len(pairs))]
     return Masks(mask, factors)

@@ -1,18 +1,14 @@
-"""Adding up sparse task vectors, plainly or by elected sign: the common last step of DARE, Breadcrumbs and DELLA."""
+"""Sums of sparse task vectors, plain or by elected sign: the common last step of DARE, Breadcrumbs and DELLA."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from merging.methods.task_arithmetic import add_task_vectors
-from merging.ops.combination import Combination
-from merging.ops.consensus import add_to, disjoint_sum, nonzero_total
-from merging.ops.sparse.dropping import drop_and_rescale
-from merging.ops.tensor_blocks import Block
+from merging.ops.consensus import add_task_vectors, add_to, disjoint_sum, nonzero_total
+from merging.ops.kernel_spec import RandomMask, WeightedSum
 
 
 def add_sparse(
@@ -25,7 +21,7 @@ def add_sparse(
     masks: Tensor,
     factors: Sequence[float | Tensor],
 ) -> Tensor:
-    """theta = theta_0 + lambda * sum_t w_t m_t tau_t f_t [ / sum_t w_t, if normalize ]
+    """Return theta_0 + lambda * sum_t w_t m_t tau_t f_t [ / sum_t w_t, if normalize ].
 
     base (rows, ...), finetuned (n, rows, ...), masks m (n, rows, ...) and factors f from the method -> (rows, ...).
     """
@@ -43,7 +39,7 @@ def add_agreeing(
     masks: Tensor,
     factors: Sequence[float | Tensor],
 ) -> Tensor:
-    """theta = theta_0 + lambda * sum of the entries w_t m_t tau_t f_t that have the sign of their sum over t
+    """Return theta_0 + lambda * sum of the entries w_t m_t tau_t f_t that have the sign of their sum over t.
 
     With normalize, divided by the sum of the weights of the entries added. Shapes as in `add_sparse`.
     """
@@ -51,12 +47,36 @@ def add_agreeing(
     return add_to(base, disjoint_sum(task_vectors, weights, normalize) * scaling)
 
 
-def fused(block: Block, arguments: Mapping[str, Any], per_block: Any, elect: bool = False) -> Combination | None:
-    """Say `add_sparse` to the kernel, or with elect `add_agreeing`; per_block has `for_kernel(block)`."""
-    found, total = per_block.for_kernel(block), nonzero_total(arguments["weights"])
-    if found is None:
-        return None
-    return Combination(**arguments, total=total, elect=elect, masks=found[0], factors=found[1])
+def drop_and_rescale(task_vectors: Tensor, masks: Tensor, factors: Sequence[float | Tensor]) -> Tensor:
+    """Return m_t * tau_t * f_t; task_vectors and masks (n, rows, ...) -> (n, rows, ...).
+
+    A factor is a number, or a tensor (rows, ...) with one for each entry. With the factor 1/density the expectation
+    over masks is the task vector itself (DARE, equation 2).
+    """
+    return torch.stack([tau * mask * factor for tau, mask, factor in zip(task_vectors, masks, factors, strict=True)])
 
 
-fused_agreeing = partial(fused, elect=True)
+def sparse_kernel_spec(
+    *,
+    weights: Sequence[float],
+    scaling: float,
+    normalize: bool,
+    masks: Sequence[RandomMask | Tensor | None],
+    factors: Sequence[float | Tensor],
+) -> WeightedSum:
+    """Describe `add_sparse` to the compiled kernel."""
+    total = nonzero_total(weights)
+    return WeightedSum(weights, scaling, normalize, total, masks=masks, factors=factors)
+
+
+def agreeing_kernel_spec(
+    *,
+    weights: Sequence[float],
+    scaling: float,
+    normalize: bool,
+    masks: Sequence[RandomMask | Tensor | None],
+    factors: Sequence[float | Tensor],
+) -> WeightedSum:
+    """Describe `add_agreeing` to the compiled kernel."""
+    total = nonzero_total(weights)
+    return WeightedSum(weights, scaling, normalize, total, elect=True, masks=masks, factors=factors)

@@ -1,4 +1,4 @@
-"""Making task vectors sparse: trim by magnitude (TIES), draw what is kept at random (DARE, DELLA)."""
+"""Sparsification of task vectors: trimming by magnitude (TIES), random masks (DARE, DELLA)."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ import torch
 from torch import Tensor
 
 from merging.ops.magnitudes import Magnitudes
-from merging.ops.selection import Threshold, select, share, top_thresholds
+from merging.ops.order_statistics import Threshold
+from merging.ops.selection import select, share, top_thresholds
 from merging.ops.tensor_blocks import Block, TensorGroup
 
 
 def kept_count(density: float, elements: int) -> int:
-    """Return how many entries of a tensor survive trimming: exactly max(1, floor(density * elements))."""
+    """Return the number of entries that survive trimming: max(1, floor(density * elements))."""
     return min(elements, max(1, share(density, elements)))
 
 
 def trim_thresholds(group: TensorGroup, density: Sequence[float]) -> list[Threshold | None]:
-    """Find the threshold that trims each model's task vector to its density; None where nothing is trimmed.
+    """Return the threshold that trims each model's task vector to its density; None where nothing is trimmed.
 
     Raises NotANumberError for a tensor with NaN in it.
     """
-    kept = [kept_count(d, group.elements) for d in density]
-    return top_thresholds(group, [(Magnitudes(group, i), keep) for i, keep in enumerate(kept)])
+    counts = [kept_count(d, group.elements) for d in density]
+    return top_thresholds(group, [(Magnitudes(group, i), keep) for i, keep in enumerate(counts)])
 
 
 def trim(task_vector: Tensor, threshold: Threshold | None, block: Block) -> Tensor:
-    """Set to zero what trimming drops; task_vector (rows, ...) fp32 -> the same shape."""
+    """Return the task vector with the dropped entries set to zero; task_vector (rows, ...) fp32 -> the same shape."""
     return task_vector if threshold is None else task_vector * select(task_vector.abs(), threshold, block)
 
 
-def draw_limit(density: float) -> int:
-    """Return how many of the 2^32 words keep an entry that is kept with probability `density`."""
+def mask_limit(density: float) -> int:
+    """Return the number of 32-bit words, of 2^32, below which an entry with probability `density` is kept."""
     return round(density * 2**32)
 
 
@@ -57,7 +58,9 @@ def keep_mask(block: Block, shape: torch.Size, *, name: str, model: int, density
     words = np.random.Generator(generator).integers(
         0, 1 << 64, size=(skipped + block.elements + 1) // 2, dtype=np.uint64
     )
-    drawn = words.astype("<u8", copy=False).view("<u4")[skipped : skipped + block.elements]
+    random_words = words.astype("<u8", copy=False).view("<u4")[skipped : skipped + block.elements]
     if isinstance(density, Tensor):
-        return torch.from_numpy(drawn < np.round(density.double().cpu().numpy().reshape(-1) * 2**32)).reshape(shape)
-    return torch.from_numpy(drawn < np.uint64(draw_limit(density))).reshape(shape)
+        return torch.from_numpy(random_words < np.round(density.double().cpu().numpy().reshape(-1) * 2**32)).reshape(
+            shape
+        )
+    return torch.from_numpy(random_words < np.uint64(mask_limit(density))).reshape(shape)

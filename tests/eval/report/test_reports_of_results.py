@@ -26,6 +26,7 @@ from common.errors import CheckpointError, UsageError
 from merging.checkpoints.checkpoint import open_checkpoint
 from merging.engine.execution import ExecutionConfig
 from merging.engine.loop import merge_group
+from merging.methods.contract import load_method
 from merging.ops.kernels.kernels import kernels
 from merging.ops.sparse.magprune import probabilities
 from merging.ops.tensor_blocks import TensorGroup
@@ -127,7 +128,7 @@ def test_a_zero_keeps_the_bases_sign(method: str, more: dict[str, Any], compiled
     anchor = None if method == "linear" else tensor
     group = TensorGroup("w.weight", anchor, (tensor.clone(),) * count, CPU)
     merged = merge_group(
-        group, ExecutionConfig(known.implementation(), CPU, compiled=compiled), parameters, torch.float32
+        group, ExecutionConfig(load_method(known.name), CPU, compiled=compiled), parameters, torch.float32
     )
     assert torch.equal(merged.view(torch.int32), tensor.view(torch.int32))
 
@@ -181,7 +182,7 @@ def test_della_ranks_stacked_experts_apart() -> None:
     parameters = {"density": [0.5], "epsilon": [0.2], "rescale": "none"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(magprune, "keep_mask", kept)
-        found = magprune.magprune_masks(group, parameters)
+        found = magprune.magprune_masks(group, **parameters)
         for block in group.blocks():
             found(block)
     apart = torch.stack([probabilities(expert.abs(), 0.5, 0.2) for expert in tensors])

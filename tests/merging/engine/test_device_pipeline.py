@@ -24,6 +24,7 @@ from merging.engine.device_pipeline import CopyStream, pipeline, to_device_async
 from merging.engine.execution import ExecutionConfig
 from merging.engine.loop import merged_blocks, run, task_of
 from merging.engine.prefetch import TensorTask, stream_through_device
+from merging.methods.contract import load_method
 from merging.ops.tensor_blocks import Block, TensorGroup
 from merging.plan.merge_plan import Output
 from merging.planning import plan_merge
@@ -49,7 +50,7 @@ def merged(method: str, stored: list[torch.Tensor], block: int, **how: object) -
     if "density" in parameters:
         parameters["density"] = [0.5] * len(used)
     group = TensorGroup("w.weight", stored[0], tuple(used), CPU, block_elements=block)
-    job = ExecutionConfig(spec.implementation(), CPU, **how)  # type: ignore[arg-type]
+    job = ExecutionConfig(load_method(spec.name), CPU, **how)  # type: ignore[arg-type]
     return torch.cat([one.clone() for (one,) in merged_blocks(group, job, parameters, torch.bfloat16)])
 
 
@@ -75,7 +76,7 @@ def test_relaxed_results_have_the_same_bytes(verdict: str) -> None:
         relaxer._sources, relaxer._shapes = {"w": "w"}, {"w": (61, 110)}
         group = TensorGroup("w", stored[0], (stored[1],), CPU, block_elements=500)
         job = ExecutionConfig(
-            find_method("task_arithmetic").implementation(),
+            load_method("task_arithmetic"),
             CPU,
             relaxation=relaxer,
             compiled=False,
@@ -166,7 +167,7 @@ SHAPES = [(61, 110), (1, 7), (300, 40), (5,), (33, 64)]
 def tasks_of(method: str, log: list[str] | None = None) -> list[Callable[[], TensorTask]]:
     """The same method on tensors of several shapes, each prepared when it is asked for; log: when that was."""
     spec = find_method(method)
-    job = ExecutionConfig(spec.implementation(), CPU, device_pipeline=True)
+    job = ExecutionConfig(load_method(spec.name), CPU, device_pipeline=True)
 
     def task(i: int) -> TensorTask:
         if log is not None:

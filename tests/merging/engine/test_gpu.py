@@ -10,6 +10,7 @@ from aim.relaxer import KEPT_BASE, RELAXED, Relaxer
 from merging.engine.device_pipeline import pipeline
 from merging.engine.execution import ExecutionConfig
 from merging.engine.loop import merge_group, merged_blocks
+from merging.methods.contract import load_method
 from merging.ops.tensor_blocks import TensorGroup
 from merging.recipe.method_registry import all_methods, find_method
 
@@ -51,7 +52,7 @@ def test_device_does_not_change_the_result(method: str, dtype: torch.dtype) -> N
                 device = torch.device(name)
                 group = TensorGroup("w.weight", stored[0], used, device, block_elements=block)
                 out = dtype if method in BY_ENTRY else torch.float32
-                results.append(merge_group(group, ExecutionConfig(spec.implementation(), device), known, out))
+                results.append(merge_group(group, ExecutionConfig(load_method(spec.name), device), known, out))
             cpu, gpu = results
             assert gpu.device.type == "cpu"
             if method in BY_ENTRY:
@@ -70,7 +71,7 @@ def test_relaxation_on_the_device(verdict: str) -> None:
         relaxer = Relaxer(importance, (0.0, 0.4, 1.0), account={"w": verdict})
         relaxer._sources, relaxer._shapes = {"w": "w"}, {"w": (300, 200)}
         group = TensorGroup("w", stored[0], (stored[1],), torch.device(name), block_elements=3000)
-        job = ExecutionConfig(find_method("task_arithmetic").implementation(), torch.device(name), relaxation=relaxer)
+        job = ExecutionConfig(load_method("task_arithmetic"), torch.device(name), relaxation=relaxer)
         given = {"weights": [1.0], "scaling": 1.0, "normalize": False}
         made = [[t.clone() for t in one] for one in merged_blocks(group, job, given, torch.float32)]
         results.append([torch.cat(parts) for parts in zip(*made, strict=True)])

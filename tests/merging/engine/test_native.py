@@ -16,6 +16,7 @@ from aim.relax import relax
 from common.threads import in_order, threads
 from merging.engine.execution import ExecutionConfig
 from merging.engine.loop import merge_group
+from merging.methods.contract import load_method
 from merging.ops.kernels.kernels import Kernels, kernels
 from merging.ops.order_statistics import UPPER_BINS, lower_counts, upper_counts
 from merging.ops.tensor_blocks import TensorGroup
@@ -25,7 +26,9 @@ from merging.recipe.method_registry import all_methods, find_method
 from tests.helpers.tiny import weights
 
 CPU = torch.device("cpu")
-FUSED = [name for name, method in all_methods().items() if method.implementation().fused is not None or name == "sce"]
+FUSED = [
+    name for name, method in all_methods().items() if load_method(method.name).kernel_spec is not None or name == "sce"
+]
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
@@ -62,7 +65,7 @@ def merged(
     parameters = {name: p.for_models(p.default, len(models)) for name, p in spec.parameters.items()}
     parameters |= {name: value for name, value in given.items() if name in parameters}
     group = TensorGroup("w", made[0], tuple(models), CPU, block_elements=13_000)
-    return merge_group(group, ExecutionConfig(spec.implementation(), CPU, compiled=with_kernels), parameters, out)
+    return merge_group(group, ExecutionConfig(load_method(spec.name), CPU, compiled=with_kernels), parameters, out)
 
 
 @pytest.mark.parametrize("method", FUSED)

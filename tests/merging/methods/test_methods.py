@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from merging.checkpoints.row_sums import last_sums, row_sums
 from merging.engine.execution import ExecutionConfig
 from merging.engine.loop import merge_group
+from merging.methods.contract import check_method, load_method
 from merging.ops.sparse.sparsify import keep_mask, kept_count, trim, trim_thresholds
-from merging.ops.tensor_blocks import Block, TensorGroup, last_sums, row_sums
+from merging.ops.tensor_blocks import Block, TensorGroup
 from merging.recipe.method_registry import all_methods, find_method
 
 METHODS = sorted(all_methods())
@@ -38,7 +40,7 @@ def merge(
 ):
     """Merge whole tensors by the blockwise loop."""
     group = TensorGroup(name, base, tuple(finetuned), CPU, seed, embedding, block)
-    implementation = find_method(method).implementation()
+    implementation = load_method(method)
     parameters = defaults(method, len(finetuned), **changed)
     return merge_group(group, ExecutionConfig(implementation, CPU, seed), parameters, dtype)
 
@@ -495,19 +497,9 @@ def test_widen_of_a_convolution() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_yaml_is_the_signature(method: str) -> None:
-    """A method's YAML has exactly the parameters of its function, and a source for every default."""
-    import inspect
-
-    spec, functions = find_method(method), find_method(method).implementation()
-    assert (functions.reference is not None) == spec.has_reference
-    if functions.reference is not None:
-        taken = set(inspect.signature(functions.reference).parameters)
-        assert set(spec.parameters) == taken - {"base", "finetuned", "is_embedding"}
-    else:  # taken by the block function, or read by name before it
-        code = inspect.getsource(inspect.getmodule(functions.merge))
-        code += inspect.getsource(inspect.getmodule(functions.prepare)) if functions.prepare else ""
-        taken = set(inspect.signature(functions.merge).parameters)
-        assert all(name in taken or f'parameters["{name}"]' in code for name in spec.parameters)
+    """A method's functions take exactly the parameters of its YAML, and every default has a source."""
+    spec = find_method(method)
+    check_method(spec, load_method(method))
     assert all(p.source and p.help for p in spec.parameters.values())
     assert spec.paper.startswith("https://")
     assert Path(f"merging/methods/{method}.py").exists()

@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,15 @@ from torch import Tensor
 
 import merging.ops.selection as selection
 from common.errors import CheckpointError, UsageError
-from merging.ops.model_scope import survey, thresholds_in
+from merging.methods.contract import load_method, select_arguments
+from merging.ops.model_scope import ModelScope, model_scope, thresholds_in
 from merging.ops.order_statistics import LOWER_BINS, halves_of, locate, lower_counts, upper_counts, value_of
 from merging.ops.selection import select, top_threshold
 from merging.ops.tensor_blocks import TensorGroup
 from merging.plan.merge_plan import Output
 from merging.planning import merge
 from merging.recipe import make_recipe
-from merging.recipe.method_registry import accepted, find_method
+from merging.recipe.method_registry import find_method
 from tests.helpers.tiny import fine_tune, make_llama, weights
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,18 +44,23 @@ def groups_of(models: Models, block: int = 1 << 20) -> Iterator[TensorGroup]:
         yield TensorGroup(name, torch.zeros_like(tensors[0]), tuple(tensors), CPU, block_elements=block)
 
 
-def ties(models: Models, *, block: int = 1 << 20, survey_block: int | None = None, **changed: object) -> dict:
-    """Merge all tensors as the loop does: the survey first, then one after the other."""
+def scope_of(groups: Callable[[], Iterator[TensorGroup]], parameters: Mapping[str, object]) -> ModelScope | None:
+    """The thresholds over whole models."""
+    return model_scope(groups, **select_arguments(model_scope, parameters))
+
+
+def ties(models: Models, *, block: int = 1 << 20, scope_block: int | None = None, **changed: object) -> dict:
+    """Merge all tensors as the loop does: the model statistics first, then one after the other."""
     n = len(next(iter(models.values())))
-    parameters, functions = parameters_of(n, **changed), find_method("ties").implementation()
-    found = functions.survey(lambda: groups_of(models, survey_block or block), parameters)
-    known = parameters if found is None else {**parameters, "survey": found}
-    given, merged = accepted(functions.merge, parameters), {}
+    parameters, functions = parameters_of(n, **changed), load_method("ties")
+    scope = scope_of(lambda: groups_of(models, scope_block or block), parameters)
+    known = {**parameters, "model_statistics": scope}
+    given, merged = select_arguments(functions.merge_block, parameters), {}
     for group in groups_of(models, block):
-        per_block = functions.prepare(group, known)
+        by_block = functions.tensor_statistics(group, **select_arguments(functions.tensor_statistics, known))
         merged[group.name] = torch.cat(
             [
-                functions.merge(group.base_block(b), group.model_blocks(b), **given, **per_block(b))
+                functions.merge_block(group.base_block(b), group.model_blocks(b), **given, **by_block.for_block(b))
                 for b in group.blocks()
             ]
         )
@@ -167,7 +173,7 @@ def test_the_count_over_the_model_is_exact(density: float, levels: float | None)
     """Of each model exactly max(1, floor(density n)) entries survive, none smaller than one that does not."""
     models = some_models(2, levels=levels)
     parameters = parameters_of(2, density=density, trim_scope="model")
-    found = survey(lambda: groups_of(models), parameters)
+    found = scope_of(lambda: groups_of(models), parameters)
     total = sum(v[0].numel() for v in models.values())
     for i in range(2):
         masks = {
@@ -195,13 +201,13 @@ def test_equal_entries_are_spread_in_name_order() -> None:
 @pytest.mark.parametrize("zero_sum", ["positive", "majority"])
 @pytest.mark.parametrize("levels", [None, 2])
 def test_blocks_do_not_enter(levels: float | None, zero_sum: str) -> None:
-    """House law 2: the same bits whatever the blocks of the survey and those of the merge, for both scopes."""
+    """House law 2: the same bits whatever the blocks of statistics and merge, for both scopes."""
     models = some_models(3, levels=levels)
     for scope in ("tensor", "model"):
         switches = {"trim_scope": scope, "zero_sum": zero_sum, "density": [0.1, 0.3, 0.6]}
         whole = ties(models, **switches)
         for block, other in ((1, 1 << 20), (40, 7), (1 << 20, 40)):
-            merged = ties(models, block=block, survey_block=other, **switches)
+            merged = ties(models, block=block, scope_block=other, **switches)
             assert all(torch.equal(merged[name], whole[name]) for name in models)
 
 
@@ -233,27 +239,27 @@ def test_settings_of_one_tensor_are_refused() -> None:
     """One threshold per model cannot serve two densities (nor, for the majority, two sets of weights)."""
     models = some_models(2)
     parameters = parameters_of(2, trim_scope="model", zero_sum="majority")
-    known = {**parameters, "survey": survey(lambda: groups_of(models), parameters)}
+    known = {**parameters, "model_statistics": scope_of(lambda: groups_of(models), parameters)}
     group = next(groups_of(models))
-    prepare = find_method("ties").implementation().prepare
+    statistics = load_method("ties").tensor_statistics
     with pytest.raises(UsageError, match=r"density must be the same for all tensors; found .*0\.2.* b\.weight, .*0\.5"):
-        prepare(group, {**known, "density": [0.5, 0.2]})
+        statistics(group, **select_arguments(statistics, {**known, "density": [0.5, 0.2]}))
     with pytest.raises(UsageError, match=r"weights must be the same for all tensors"):
-        prepare(group, {**known, "weights": [1.0, 2.0]})
+        statistics(group, **select_arguments(statistics, {**known, "weights": [1.0, 2.0]}))
 
 
 def test_layers_of_different_models_are_refused() -> None:
     """A recipe whose tensors are merged from different models has no whole model to trim."""
     models = {"a": [torch.ones(3)] * 2, "b": [torch.ones(3)]}
     with pytest.raises(UsageError, match=r"same models; b is merged from 1 of 2"):
-        survey(lambda: groups_of(models), parameters_of(2, trim_scope="model"))
+        scope_of(lambda: groups_of(models), parameters_of(2, trim_scope="model"))
 
 
 def test_nan_is_named() -> None:
     """A model that has not enough numbers to keep is refused, with the tensor that holds NaN."""
     models = {"a": [torch.ones(3)], "b": [torch.tensor([1.0, math.nan, math.nan])]}
     with pytest.raises(CheckpointError, match=r"Tensor b holds NaN in the base or in model 1"):
-        survey(lambda: groups_of(models), parameters_of(1, trim_scope="model", density=0.9))
+        scope_of(lambda: groups_of(models), parameters_of(1, trim_scope="model", density=0.9))
 
 
 def test_switches_are_checked() -> None:
@@ -264,9 +270,10 @@ def test_switches_are_checked() -> None:
         known["zero_sum"].parse("minority")
     with pytest.raises(UsageError, match="trim_scope must be one of tensor, model"):
         known["trim_scope"].parse("layer")
-    reference = find_method("ties").implementation().reference
+    reference = load_method("ties").reference
+    changed = select_arguments(reference, {**parameters_of(1), "zero_sum": "majority"})
     with pytest.raises(UsageError, match=r"--numerics reference .* --zero_sum positive"):
-        reference(torch.zeros(2), [torch.ones(2)], **{**parameters_of(1), "zero_sum": "majority"})
+        reference(torch.zeros(2), [torch.ones(2)], **changed)
 
 
 def test_checkpoints_are_trimmed_as_wholes(tmp_path: Path) -> None:
@@ -287,11 +294,11 @@ def test_checkpoints_are_trimmed_as_wholes(tmp_path: Path) -> None:
 # selection by rank
 
 
-@pytest.mark.parametrize("held", [0, selection.HELD])
+@pytest.mark.parametrize("held", [0, selection.MAX_CACHED_COUNTS])
 @pytest.mark.parametrize("kind", ["normal", "bf16", "zeros", "one", "tiny", "infinite"])
 def test_thresholds_are_exact(monkeypatch: pytest.MonkeyPatch, kind: str, held: int) -> None:
     """The k-th largest of a sort, with the counts around it, whether counts are held or taken again."""
-    monkeypatch.setattr(selection, "HELD", held)
+    monkeypatch.setattr(selection, "MAX_CACHED_COUNTS", held)
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(60, 43, generator=generator)
     if kind == "bf16":
@@ -320,7 +327,7 @@ def test_thresholds_are_exact(monkeypatch: pytest.MonkeyPatch, kind: str, held: 
 
 PEAK = """
 import torch
-from merging.ops.model_scope import survey
+from merging.ops.model_scope import model_scope
 from merging.ops.selection import top_threshold
 from merging.ops.tensor_blocks import TensorGroup
 from tests.helpers.memory import peak_of
@@ -329,7 +336,7 @@ parameters = {"density": [0.5], "weights": [1.0], "trim_scope": "model", "zero_s
 
 def find(group):
     top_threshold(group, lambda block: group.task_vector(0, block).abs_(), group.elements // 2)
-    survey(lambda: [group], parameters)
+    model_scope(lambda: [group], **parameters)
 
 for rows in (64, 1024, 4096):
     model = torch.randn(rows, 4096, generator=torch.Generator().manual_seed(0)).bfloat16()

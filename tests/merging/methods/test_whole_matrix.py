@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from common.errors import CheckpointError
+from merging.methods.contract import load_method, select_arguments
 from merging.ops.tensor_blocks import TensorGroup
 from merging.ops.whole_matrix import decompose, is_matrix, is_stack, polar
 from merging.plan.merge_plan import Output
 from merging.planning import merge as merge_files
 from merging.recipe import make_recipe
-from merging.recipe.method_registry import accepted, find_method
+from merging.recipe.method_registry import find_method
 from tests.helpers.tiny import weights
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,11 +40,13 @@ def merge(
     group = TensorGroup(
         name, base, tuple(models), torch.device(device), is_embedding=embedding, block_elements=block
     )  # fmt: skip
-    functions = spec.implementation()
-    given = accepted(functions.merge, parameters)
-    per_block = functions.prepare(group, parameters)
+    functions = load_method(spec.name)
+    given = select_arguments(functions.merge_block, parameters)
+    statistics = functions.tensor_statistics
+    by_block = statistics(group, **select_arguments(statistics, parameters))
     blocks = [
-        functions.merge(group.base_block(b), group.model_blocks(b), **given, **per_block(b)) for b in group.blocks()
+        functions.merge_block(group.base_block(b), group.model_blocks(b), **given, **by_block.for_block(b))
+        for b in group.blocks()
     ]
     return torch.cat(blocks).cpu()
 
@@ -490,6 +493,7 @@ def test_checkpoints(family: dict[str, Path], tmp_path: Path, method: str) -> No
 
 MEMORY = """
 import torch
+from merging.methods.contract import load_method, select_arguments
 from merging.recipe.method_registry import find_method
 from merging.ops.tensor_blocks import TensorGroup
 from tests.helpers.memory import peak_of
@@ -498,7 +502,8 @@ def prepare(side, method, extra):
     spec = find_method(method)
     parameters = {k: p.for_models(extra.get(k, p.default), 3) for k, p in spec.parameters.items()}
     group = TensorGroup("layer.weight", base[:side, :side], tuple(m[:side, :side] for m in models), torch.device("cpu"))
-    return spec.implementation().prepare(group, parameters)
+    statistics = load_method(spec.name).tensor_statistics
+    return statistics(group, **select_arguments(statistics, parameters))
 
 generator = torch.Generator().manual_seed(0)
 base = torch.randn(SIDE, SIDE, generator=generator).bfloat16()
