@@ -68,7 +68,7 @@ def plan_merge(
             reference=recipe.numerics == "reference",
             relaxation=relaxing.make(template_model, merge_plan) if relaxing else None,
         )
-        return loop.with_survey(merge_plan, job)
+        return loop.with_model_statistics(merge_plan, job)
 
     document, unsaid = as_mergekit(recipe)
     asked = recipe_as_yaml(recipe)

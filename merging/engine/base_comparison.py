@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHANGED = "differs_from_base"
-"""Key of the journal entry of the tensor in which a result was found to differ first."""
+"""Key of the journal entry of the first tensor in which a result differs."""
 
 
 class BaseComparison:
@@ -39,6 +39,8 @@ class BaseComparison:
         import torch
 
         count = blocks[0].shape[0] if blocks[0].dim() else 1
+        if isinstance(self._base, torch.Tensor) and self._base.dim() > blocks[0].dim() > 1:
+            self._base = self._base.flatten(0, -2)  # a stack of matrices comes as one long matrix
         base = self._base[self._row : self._row + count].to(blocks[0].dtype).reshape(-1)
         self._row += count
         for i, block in enumerate(blocks):
@@ -47,7 +49,7 @@ class BaseComparison:
             self._base = None
 
     def end(self, result: int) -> dict[str, bool]:
-        """Return the remark for the journal entry of one result: empty but for the tensor that differs first."""
+        """Return metadata for the journal entry of one result: empty except for the first tensor that differs."""
         first = self._differs[result] and not self._noted[result]
         self._noted[result] = self._differs[result]
         return {CHANGED: True} if first else {}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from merging.plan.types import TensorPlan
 
 
 class StatisticsCollector:
-    """Sums over one tensor, taken block by block: squares of the task vectors and of the merged one, conflicts, drops.
+    """Sums over the blocks of one tensor: squares of the task vectors and of the merged one, sign conflicts, drops.
 
     Without a base the squares are those of the weights themselves, and signs are not compared.
     """
@@ -28,8 +27,8 @@ class StatisticsCollector:
         self.has_base = tensor.base is not None
         self.positions = list(tensor.positions)
 
-    def block(self, block: Block, group: TensorGroup, merged: Tensor, given: Mapping[str, Any]) -> None:
-        """Take account of a block: merged (rows, ...) fp32; `given` may hold the method's masks or thresholds."""
+    def block(self, block: Block, group: TensorGroup, merged: Tensor, arguments: Mapping[str, object]) -> None:
+        """Add a block: merged (rows, ...) fp32; `arguments` may hold the method's masks or thresholds."""
         base = group.base_block(block) if group.base is not None else torch.zeros_like(merged)
         vectors = group.model_blocks(block) - base
         self.elements += merged.numel()
@@ -38,25 +37,25 @@ class StatisticsCollector:
         positive, negative = (vectors > 0).any(0), (vectors < 0).any(0)
         self.moved += int((positive | negative).sum())
         self.conflicts += int((positive & negative).sum())
-        kept = _kept(vectors, given, block)
-        self.dropped = [0] * len(vectors) if kept is not None and self.dropped is None else self.dropped
+        masks = _masks(vectors, arguments, block)
+        self.dropped = [0] * len(vectors) if masks is not None and self.dropped is None else self.dropped
         for i, vector in enumerate(vectors):
             self.squares[i] += float(vector.double().square().sum())
             self.nonzero[i] += int((vector != 0).sum())
-            if kept is not None and self.dropped is not None:
-                self.dropped[i] += int(((vector != 0) & ~kept[i]).sum())
+            if masks is not None and self.dropped is not None:
+                self.dropped[i] += int(((vector != 0) & ~masks[i]).sum())
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         """Return the sums."""
         return vars(self)
 
 
-def _kept(vectors: Tensor, given: Mapping[str, Any], block: Block) -> Tensor | None:
-    """Which entries of the task vectors (n, rows, ...) a sparse method keeps; None for a method that keeps all."""
-    if "masks" in given:
-        result: Tensor | None = given["masks"]
-        return result
-    if "thresholds" in given:
-        limits = zip(vectors, given["thresholds"], strict=True)
-        return torch.stack([select(vector.abs(), limit, block) for vector, limit in limits])
+def _masks(vectors: Tensor, arguments: Mapping[str, object], block: Block) -> Tensor | None:
+    """Return the mask of the entries that a sparse method keeps, (n, rows, ...); None for a method that keeps all."""
+    masks, thresholds = arguments.get("masks"), arguments.get("thresholds")
+    if isinstance(masks, Tensor):
+        return masks
+    if isinstance(thresholds, Sequence):
+        pairs = zip(vectors, thresholds, strict=True)
+        return torch.stack([select(vector.abs(), threshold, block) for vector, threshold in pairs])
     return None

@@ -1,10 +1,10 @@
-"""How to make every tensor of a plan, and whom the loop over them talks to: relaxation, observers, writers."""
+"""Configuration of an execution, and the interfaces of relaxation, statistics collectors and writers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,14 +16,14 @@ from merging.plan.types import TensorPlan
 
 
 class Relaxation(Protocol):
-    """AIM's part of the loop, given by `aim.relaxer`; merging itself knows nothing of activations.
+    """AIM's part of the loop, implemented by `aim.relaxer`; merging itself does not depend on activations.
 
-    It makes one result for each of its omegas, from one read.
+    It computes one result for each of its omegas, from one read.
     """
 
     @property
     def omegas(self) -> Sequence[float]:
-        """What the results differ in."""
+        """The omega of each result."""
 
     @property
     def needs_whole_tensors(self) -> bool:
@@ -39,7 +39,7 @@ class Relaxation(Protocol):
         """Relax a whole tensor with the original's bf16 arithmetic, with each omega."""
 
     def changes(self, name: str) -> bool:
-        """Whether that tensor's results are not simply the merged tensor."""
+        """Return False if that tensor's results are the merged tensor."""
 
     def compute_into(
         self, kernels: Kernels, name: str, block: Block, base: Tensor, merged: Tensor, out: Sequence[Tensor]
@@ -47,22 +47,22 @@ class Relaxation(Protocol):
         """Do as `block` with a compiled kernel, into a tensor for each omega; False where it declines."""
 
 
-class Observer(Protocol):
-    """Sees every merged block beside what it was made of, for the layer statistics."""
+class Collector(Protocol):
+    """Collects statistics of a result, block by block, while it is merged."""
 
-    def block(self, block: Block, group: TensorGroup, merged: Tensor, given: Mapping[str, Any]) -> None:
-        """Take account of a block: merged (rows, ...) fp32; `given` is what the method got for it."""
+    def block(self, block: Block, group: TensorGroup, merged: Tensor, arguments: Mapping[str, object]) -> None:
+        """Add a block: merged (rows, ...) fp32; arguments: those of the method's block function."""
 
-    def summary(self) -> Mapping[str, Any]:
-        """Return what was found over the tensor, for JSON."""
+    def summary(self) -> Mapping[str, object]:
+        """Return the statistics of the tensor, for JSON."""
 
 
 class Writer(Protocol):
-    """Where finished tensors go, in the plan's order: `merging.output.writer.ShardedWriter`."""
+    """Destination of finished tensors, in the plan's order: `merging.output.writer.ShardedWriter`."""
 
     @property
     def done(self) -> int:
-        """How many tensors of the plan are written."""
+        """Number of tensors of the plan that are written."""
 
     def begin(self, name: str) -> None:
         """Start the next tensor of the plan."""
@@ -70,19 +70,26 @@ class Writer(Protocol):
     def add(self, block: Tensor) -> None:
         """Write the tensor's next rows."""
 
-    def end(self, remark: Mapping[str, Any]) -> None:
-        """Finish the tensor, keeping a remark with it."""
+    def end(self, metadata: Mapping[str, object]) -> None:
+        """Finish the tensor, and store metadata with it."""
 
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """How to make every tensor: the method's functions and how to compute.
+    """The method and the manner in which every tensor is computed.
 
-    survey: what the method's `survey` found over all tensors, where it has one. observe: gives an observer for a
-    tensor, where the run is to be described. block_elements: of one tensor, None for what suits the device. compiled:
-    whether kernels may make blocks, to the same bytes. moved: whether blocks go through
-    `merging.engine.device_pipeline`, which is made for a GPU and gives the same bytes on the CPU; None where the device
-    is one.
+    Attributes:
+        method: the merge method.
+        device: of the computation.
+        seed: of random masks.
+        reference: repeat the original program's bf16 arithmetic.
+        relaxation: AIM's relaxation of the merged tensors, with one result for each omega.
+        allow_nonfinite: write NaN and infinity, and count them.
+        model_statistics: result of the method's `model_statistics`.
+        make_collector: returns a collector of the statistics of a tensor, if they are wanted.
+        block_elements: elements of one tensor per block; None for the device's default.
+        compiled: let compiled kernels compute blocks, to the same bytes.
+        device_pipeline: stream blocks through `merging.engine.device_pipeline`, to the same bytes; None: on a GPU.
     """
 
     method: Method
@@ -92,22 +99,22 @@ class ExecutionConfig:
     relaxation: Relaxation | None = None
     allow_nonfinite: bool = False
     model_statistics: object = None
-    make_collector: Callable[[TensorPlan], Observer] | None = None
+    make_collector: Callable[[TensorPlan], Collector] | None = None
     block_elements: int | None = None
     compiled: bool = True
     device_pipeline: bool | None = None
 
     @property
     def uses_device_pipeline(self) -> bool:
-        """Whether blocks go through `merging.engine.device_pipeline`."""
+        """True where blocks go through `merging.engine.device_pipeline`."""
         return self.device.type == "cuda" if self.device_pipeline is None else self.device_pipeline
 
     @property
     def is_by_tensor(self) -> bool:
-        """True where a tensor is made in one block."""
+        """True where a tensor is computed in one block."""
         return self.relaxation is not None and self.relaxation.needs_whole_tensors
 
     @property
     def results(self) -> int:
-        """How many results are made from one read."""
+        """Number of results that are computed from one read."""
         return 1 if self.relaxation is None else len(self.relaxation.omegas)

@@ -1,4 +1,4 @@
-"""Whether a result is finite: counted block by block on the CPU, refused at the first entry that is not."""
+"""Finite check of output blocks: counts NaN and infinity, or raises at the first one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from merging.ops.tensor_blocks import BLOCK_ELEMENTS, cut
 from merging.plan.types import Source, TensorPlan
 
 
-class Finite(tuple[Tensor, ...]):
-    """The results of a block that are known to have neither NaN nor infinity: a kernel has looked."""
+class FiniteBlocks(tuple[Tensor, ...]):
+    """Results of a block that a kernel has already checked for NaN and infinity."""
 
 
-class Nonfinite:
+class FiniteCheck:
     """Counts the entries of a tensor that are NaN or infinite, or refuses the first.
 
-    sources: the input tensors that the result is made of, to find the one that is to blame.
+    sources: the input tensors of the result, to name the one that is not finite.
     """
 
     def __init__(self, name: str, allowed: bool, sources: Callable[[], Iterable[Source]] = tuple) -> None:
@@ -29,19 +29,19 @@ class Nonfinite:
         self._sources = sources
 
     def check(self, block: Tensor) -> Tensor:
-        """Return the block as it is. Raises CheckpointError naming the tensor, and the input, where it may not be."""
-        found = _count(block)
-        if found and not self.allowed:
+        """Return the block unchanged. Raises CheckpointError naming tensor and input where it is not finite."""
+        count = _count(block)
+        if count and not self.allowed:
             raise CheckpointError(self._sentence(str(block.dtype).removeprefix("torch.")))
-        self.count += found
+        self.count += count
         return block
 
     def _sentence(self, kind: str) -> str:
-        said = f"Tensor {self.name} of the result is not finite"
-        if found := blame(self._sources()):
-            return f"{said}: {found} (--allow_nonfinite merges it all the same)."
+        sentence = f"Tensor {self.name} of the result is not finite"
+        if reason := nonfinite_input(self._sources()):
+            return f"{sentence}: {reason} (--allow_nonfinite merges it all the same)."
         return (
-            f"{said}, while the inputs are: {kind} cannot hold it, or a weight is NaN or too large; take a wider "
+            f"{sentence}, while the inputs are: {kind} cannot hold it, or a weight is NaN or too large; take a wider "
             "--dtype or smaller weights (--allow_nonfinite writes it all the same)."
         )
 
@@ -51,8 +51,8 @@ def sources_of(tensor: TensorPlan) -> list[Source]:
     return [*tensor.models, *([tensor.base] if tensor.base else []), tensor.source]
 
 
-def blame(sources: Iterable[Source]) -> str | None:
-    """Say which of the inputs is the first that is not finite, where any is."""
+def nonfinite_input(sources: Iterable[Source]) -> str | None:
+    """Return a phrase that names the first input that is not finite; None if all are."""
     for source in sources:
         if count := nonfinite_entries(source):
             entries = "1 entry is" if count == 1 else f"{count:,} entries are"
@@ -64,17 +64,17 @@ def blame(sources: Iterable[Source]) -> str | None:
 
 
 @contextmanager
-def blamed(sources: Callable[[], Iterable[Source]]) -> Iterator[None]:
-    """Add to an error about NaN in an input which input that is. Raises CheckpointError."""
+def name_nan_input(sources: Callable[[], Iterable[Source]]) -> Iterator[None]:
+    """Add the input's name to an error about NaN in an input. Raises CheckpointError."""
     try:
         yield
     except NotANumberError as error:
-        found = blame(sources())
-        raise CheckpointError(f"{error}: {found}." if found else f"{error}.") from None
+        reason = nonfinite_input(sources())
+        raise CheckpointError(f"{error}: {reason}." if reason else f"{error}.") from None
 
 
 def nonfinite_entries(source: Source) -> int:
-    """Return how many entries of an input are NaN or infinite. Raises CheckpointError where it cannot be read."""
+    """Return the number of NaN and infinite entries of an input. Raises CheckpointError if it cannot be read."""
     rows = source.checkpoint.rows(source.name)
     if not rows.shape:
         return _count(source.checkpoint.read(source.name))

@@ -93,7 +93,7 @@ def check_inputs_of(work: Either, lock: Mapping[str, Any]) -> None:
 
 def remade(work: Either, names: Sequence[str]) -> Iterator[tuple[str, Iterator[Tensor]]]:
     """Yield tensors of the work's one result by name, each in blocks of rows."""
-    from merging.engine.loop import tensor_blocks
+    from merging.engine.loop import iter_blocks
 
     known: dict[str, Any] = {tensor.name: tensor for tensor in work.plan.tensors}
     if isinstance(work, AdapterWork):
@@ -103,4 +103,4 @@ def remade(work: Either, names: Sequence[str]) -> Iterator[tuple[str, Iterator[T
     else:
         job = work.make_job()
         for name in names:
-            yield name, (block for (block,) in tensor_blocks(known[name], job))
+            yield name, (block for (block,) in iter_blocks(known[name], job))

@@ -142,7 +142,7 @@ def _write_tensors(work: AdapterWork, output: Output, stages: Sequence[Stage], m
         writer.rewind(done)
     job = replace(maker.job, allow_nonfinite=output.allow_nonfinite)
     try:
-        loop.run(work.plan, job, writers, work.label, make=lambda entry, *_: maker.blocks(entry))
+        loop.run(work.plan, job, writers, work.label, blocks_of=maker.blocks)
         for writer in writers:
             writer.close()
     except BaseException:

@@ -40,7 +40,7 @@ class Maker:
     def blocks(self, entry: Entry) -> Iterator[Sequence[Tensor]]:
         """Yield a tensor in blocks of rows, in the dtype that is planned, on the CPU: one for each of the results."""
         if isinstance(entry.origin, TensorPlan):
-            yield from loop.tensor_blocks(entry.origin, self.job)
+            yield from loop.iter_blocks(entry.origin, self.job)
             return
         dtype = getattr(torch, entry.dtype)
         if entry.side == "B":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,8 @@ from aim.pipeline import merged_alone
 from aim.relax import relax
 from merging.engine.device_pipeline import block_elements_for
 from merging.engine.execution import ExecutionConfig
-from merging.engine.loop import merged_tasks, task_of
-from merging.engine.prefetch import TensorTask
+from merging.engine.executors import make_executor
+from merging.engine.tensor_task import TensorTask, make_task
 from merging.methods.contract import Method, load_method
 from merging.ops.kernels.kernels import Kernels, kernels
 from merging.ops.tensor_blocks import TensorGroup
@@ -100,9 +101,12 @@ def merged(
         group = TensorGroup(
             "w.weight", base, tuple(used), device, block_elements=elements or block_elements_for(device)
         )
-        return task_of(group, job, parameters, dtype)
+        return make_task(group, job, parameters, dtype)
 
-    yield from merged_tasks([partial(task, base, models) for base, *models in tensors], job)
+    tasks = {str(i): partial(task, base, models) for i, (base, *models) in enumerate(tensors)}
+    with closing(make_executor(job, tasks)) as executor:
+        for name in tasks:
+            yield executor.run(name)
 
 
 def merge_all(

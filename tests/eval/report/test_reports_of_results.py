@@ -25,7 +25,6 @@ from aim.relax import relax
 from common.errors import CheckpointError, UsageError
 from merging.checkpoints.checkpoint import open_checkpoint
 from merging.engine.execution import ExecutionConfig
-from merging.engine.loop import merge_group
 from merging.methods.contract import load_method
 from merging.ops.kernels.kernels import kernels
 from merging.ops.sparse.magprune import probabilities
@@ -35,6 +34,7 @@ from merging.plan.merge_plan import Output
 from merging.planning import merge
 from merging.recipe import make_recipe
 from merging.recipe.method_registry import find_method
+from tests.helpers.merging import merge_group
 from tests.helpers.tiny import make_llama, train, weights
 
 CPU = torch.device("cpu")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,16 @@ from merging.engine.base_comparison import CHANGED
 from merging.engine.collector import StatisticsCollector
 from merging.engine.device_pipeline import CopyStream, pipeline, to_device_async, wait
 from merging.engine.execution import ExecutionConfig
-from merging.engine.loop import merged_blocks, run, task_of
-from merging.engine.prefetch import TensorTask, stream_through_device
+from merging.engine.loop import run
+from merging.engine.prefetch import stream_through_device
+from merging.engine.tensor_task import TensorTask, make_task
 from merging.methods.contract import load_method
 from merging.ops.tensor_blocks import Block, TensorGroup
 from merging.plan.merge_plan import Output
 from merging.planning import plan_merge
 from merging.recipe import make_recipe
 from merging.recipe.method_registry import all_methods, find_method
+from tests.helpers.merging import merged_blocks
 
 CPU = torch.device("cpu")
 
@@ -177,7 +180,7 @@ def tasks_of(method: str, log: list[str] | None = None) -> list[Callable[[], Ten
         defaults = {name: 0.3 if p.default is None else p.default for name, p in spec.parameters.items()}
         parameters = {name: p.for_models(defaults[name], len(used)) for name, p in spec.parameters.items()}
         group = TensorGroup(f"w{i}", stored[0], tuple(used), CPU, block_elements=900)
-        return task_of(group, job, parameters, torch.bfloat16)
+        return make_task(group, job, parameters, torch.bfloat16)
 
     return [partial(task, i) for i in range(len(SHAPES))]
 
@@ -225,7 +228,14 @@ def test_an_error_waits_for_its_turn(where: str) -> None:
         task = real()
         if where == "prepare":
             broken()
-        return replace(task, make=lambda b, there, given: broken() if b.start else task.make(b, there, given))
+        merge_block, blocks = task.config.method.merge_block, itertools.count()
+
+        @wraps(merge_block)
+        def second_fails(*tensors: object, **arguments: object) -> object:
+            return broken() if next(blocks) else merge_block(*tensors, **arguments)
+
+        method = replace(task.config.method, merge_block=second_fails)
+        return replace(task, config=replace(task.config, method=method))
 
     real, tasks[2] = tasks[2], third
     counts: list[int] = []

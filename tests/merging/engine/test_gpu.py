@@ -9,10 +9,10 @@ from aim.importance import Importance
 from aim.relaxer import KEPT_BASE, RELAXED, Relaxer
 from merging.engine.device_pipeline import pipeline
 from merging.engine.execution import ExecutionConfig
-from merging.engine.loop import merge_group, merged_blocks
 from merging.methods.contract import load_method
 from merging.ops.tensor_blocks import TensorGroup
 from merging.recipe.method_registry import all_methods, find_method
+from tests.helpers.merging import merge_group, merged_blocks
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,7 +15,6 @@ from blake3 import blake3
 from aim.relax import relax
 from common.threads import in_order, threads
 from merging.engine.execution import ExecutionConfig
-from merging.engine.loop import merge_group
 from merging.methods.contract import load_method
 from merging.ops.kernels.kernels import Kernels, kernels
 from merging.ops.order_statistics import UPPER_BINS, lower_counts, upper_counts
@@ -23,6 +22,7 @@ from merging.ops.tensor_blocks import TensorGroup
 from merging.output import digests
 from merging.output.digests import Digest, InputDigests
 from merging.recipe.method_registry import all_methods, find_method
+from tests.helpers.merging import merge_group
 from tests.helpers.tiny import weights
 
 CPU = torch.device("cpu")

@@ -11,11 +11,11 @@ import torch
 
 from merging.checkpoints.row_sums import last_sums, row_sums
 from merging.engine.execution import ExecutionConfig
-from merging.engine.loop import merge_group
 from merging.methods.contract import check_method, load_method
 from merging.ops.sparse.sparsify import keep_mask, kept_count, trim, trim_thresholds
 from merging.ops.tensor_blocks import Block, TensorGroup
 from merging.recipe.method_registry import all_methods, find_method
+from tests.helpers.merging import merge_group
 
 METHODS = sorted(all_methods())
 NEEDED = {"slerp": {"t": 0.3}, "nearswap": {"t": 0.01}}
