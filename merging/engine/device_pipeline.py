@@ -204,7 +204,7 @@ def pipeline(
         The results on the CPU, which are overwritten after the next ones are requested.
     """
     ring = _Ring(read, compute, device)
-    sent: deque[_OnDevice[Item] | Exception] = deque()
+    copied_in: deque[_OnDevice[Item] | Exception] = deque()
     computed: deque[_Computed | Exception] = deque()
 
     def fill(numbered: tuple[int, Item]) -> tuple[int, Item, list[Tensor]] | Exception:
@@ -230,13 +230,13 @@ def pipeline(
     try:
         with closing(in_order(fill, enumerate(items), EXTRA_READS, MAX_READERS)) as filled:
             for one in filled:
-                sent.append(one if isinstance(one, Exception) else ring.send(*one))
-                if len(sent) > 1:  # the next copy has started before this computation may wait for something
-                    computed.append(compute_one(sent.popleft()))
+                copied_in.append(one if isinstance(one, Exception) else ring.send(*one))
+                if len(copied_in) > 1:  # the next copy has started before this computation may wait for something
+                    computed.append(compute_one(copied_in.popleft()))
                 if len(computed) > 1:
                     yield next_results()
-        while sent:
-            computed.append(compute_one(sent.popleft()))
+        while copied_in:
+            computed.append(compute_one(copied_in.popleft()))
             if len(computed) > 1:
                 yield next_results()
         while computed:
