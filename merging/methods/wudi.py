@@ -87,7 +87,8 @@ def minimise(problem: Interference) -> Tensor:
     values, vectors = torch.linalg.eigh(problem.a)
     positive = values > NEGLIGIBLE * values[-1:]
     vectors = vectors[:, positive]
-    return (problem.b @ vectors / values[positive]) @ vectors.T
+    result: Tensor = (problem.b @ vectors / values[positive]) @ vectors.T
+    return result
 
 
 def _strips(rows: int) -> Iterator[slice]:
