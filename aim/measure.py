@@ -17,6 +17,7 @@ from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError, CheckpointError, UsageError, nearest
 from common.hardware import product_dtype
 from common.logging import logger
+from common.quiet_transformers import quiet_transformers
 from common.terminal_text import foreign
 from common.versions import MERGING, package_versions
 from merging.checkpoints.checkpoint import FLOATS, Checkpoint
@@ -159,9 +160,10 @@ def measure(
     texts = load_texts(settings.calibration)
     try:
         # longer texts are dropped here, so that the tokenizer need not warn of them
-        tokenizer = AutoTokenizer.from_pretrained(
-            base.folder, model_max_length=sys.maxsize, trust_remote_code=False, local_files_only=True
-        )
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(
+                base.folder, model_max_length=sys.maxsize, trust_remote_code=False, local_files_only=True
+            )
     except Exception as error:  # transformers raises whatever a broken file makes it stumble over
         raise CalibrationError(
             f"{base.name} has no tokenizer that loads; calibration needs one ({foreign(str(error), 200)})."

@@ -27,8 +27,14 @@ def config_of(base: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises whatever a broken config makes it stumble over
+        if "trust_remote_code" in str(error):
+            raise CalibrationError(
+                f"{base.name} needs code of its own, which is never run; the importance of such a base cannot be "
+                "measured."
+            ) from error
         raise CalibrationError(
             f"transformers cannot read the config of {base.name} ({foreign(str(error), 200)})."
         ) from error

@@ -101,7 +101,7 @@ def describe(model: Any, settings: Settings, tokenizer: Any = None, name: str | 
     if adapter is not None:
         from eval.harness.backends.adapter import check_adapter
 
-        check_adapter(loaded_config, adapter, label)
+        check_adapter(loaded_config, adapter, label, trusts_remote_code=settings.trusts_remote_code)
     template_args = dict(arguments.get("chat_template_args") or {})
     if arguments.get("enable_thinking") is not None:
         template_args["enable_thinking"] = arguments["enable_thinking"]
@@ -199,13 +199,14 @@ def load_tokenizer(folder: Path, label: str, settings: Settings) -> Any:
     from transformers import AutoTokenizer
 
     arguments = settings.model_args
-    options: dict[str, Any] = {"trust_remote_code": settings.trusts_remote_code}
+    options: dict[str, Any] = {}
     if arguments.get("use_fast_tokenizer") is not None:
         options["use_fast"] = arguments["use_fast_tokenizer"]
     if arguments.get("add_bos_token") is not None:
         options["add_bos_token"] = arguments["add_bos_token"]
     try:
-        return AutoTokenizer.from_pretrained(arguments.get("tokenizer") or folder, **options)
+        name = arguments.get("tokenizer") or folder
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=settings.trusts_remote_code, **options)
     except Exception as error:  # OSError, ValueError, or whatever a broken file raises in the Rust reader
         raise _not_loaded("tokenizer", label, error) from error
 

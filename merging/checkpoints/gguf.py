@@ -40,7 +40,7 @@ class GgufWeights:
         self._loading = threading.Lock()
         self._kind = _auto_class(config)
         with torch.device("meta"), _silence_libraries():
-            empty = self._kind.from_config(config)
+            empty = self._kind.from_config(config, trust_remote_code=False)
         self.architecture = type(empty).__name__
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(tuple(tensor.shape), "float32", file) for name, tensor in _saved(empty).items()

@@ -177,12 +177,12 @@ def _build_model(transformers: Any, source: Any, config: Mapping[str, Any]) -> A
     """Return the model of a config: of the class in `architectures`, else the causal LM, else the base model."""
     names = config.get("architectures") or []
     named = getattr(transformers, names[0], None) if names else None
-    if named is not None:
+    if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
         return named(source)
     try:
-        return transformers.AutoModelForCausalLM.from_config(source)
+        return transformers.AutoModelForCausalLM.from_config(source, trust_remote_code=False)
     except ValueError:
-        return transformers.AutoModel.from_config(source)
+        return transformers.AutoModel.from_config(source, trust_remote_code=False)
 
 
 def _fits(name: str, stack: str) -> bool:

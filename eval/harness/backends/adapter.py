@@ -29,13 +29,14 @@ SHAPE = Fields(
 """Types of the keys of adapter_config.json that are used before peft reads it."""
 
 
-def check_adapter(config: Any, folder: Path, label: str) -> None:
+def check_adapter(config: Any, folder: Path, label: str, *, trusts_remote_code: bool = False) -> None:
     """Build base and adapter without memory, and compare the adapter's tensors with what they expect.
 
     Args:
         config: transformers configuration of the base.
         folder: The adapter's folder.
         label: Name of base and adapter, for messages.
+        trusts_remote_code: True where the base's own code may run.
 
     Raises:
         BadInputError: The adapter is of another base: tensors without a place, missing ones, or other shapes.
@@ -48,7 +49,7 @@ def check_adapter(config: Any, folder: Path, label: str) -> None:
     kind: Any = AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
     try:
         with time_limit(SECONDS, f"peft takes more than {SECONDS:.0f} s"), torch.device("meta"):
-            base = kind.from_config(config)
+            base = kind.from_config(config, trust_remote_code=trusts_remote_code)
             _check_patterns(content, [name for name, _ in base.named_modules()], str(folder / ADAPTER_CONFIG))
             adapter = PeftConfig.from_pretrained(str(folder))
             expected = get_peft_model_state_dict(get_peft_model(base, adapter))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import random
@@ -308,19 +307,3 @@ def test_hostile_folders_are_refused(
     assert message in shown.err, shown.err
     assert len(shown.err.splitlines()) == 1
     assert shown.out == ""
-
-
-LOADERS = {"from_pretrained"}
-
-
-def test_no_code_of_a_checkpoint_is_run() -> None:
-    """Every call of from_pretrained in merging, aim and scripts says trust_remote_code=False."""
-    for folder in ("merging", "aim", "scripts"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text())):
-                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-                    continue
-                if node.func.attr in LOADERS:
-                    said = {k.arg: k.value for k in node.keywords}.get("trust_remote_code")
-                    assert isinstance(said, ast.Constant), f"{file}:{node.lineno}"
-                    assert said.value is False
