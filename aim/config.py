@@ -1,4 +1,4 @@
-"""Configuration of AIM from flags, a YAML or a lock: omegas, measurement of importance, relaxed tensors."""
+"""Configuration of AIM, from flags, a YAML or a lock: omegas, measurement of importance, and rules of relaxation."""
 
 from __future__ import annotations
 
@@ -30,13 +30,34 @@ RULE = {"include": "relax_include", "exclude": "relax_exclude"}
 
 
 @dataclass(frozen=True)
-class Aim:
-    """Configuration of AIM: omegas, measurement of importance, relaxed tensors."""
+class AimConfig:
+    """Configuration of AIM: one omega or several, how importance is measured and scaled, and what is relaxed."""
 
     omegas: tuple[float, ...]
     settings: Settings
     rule: Rule = field(default_factory=Rule)
     scaling: Scaling = field(default_factory=Scaling)
+
+    @classmethod
+    def from_mapping(
+        cls, values: Mapping[str, Any], *, reference: bool = False, resume: bool = False, seed: str = SEED
+    ) -> AimConfig:
+        """Return the configuration that keys of flags, a YAML or a lock give.
+
+        Args:
+            values: by key; None or a missing key is at its default, omega must be there.
+            reference: the original's arithmetic.
+            resume: continue an interrupted calibration.
+            seed: key of the calibration's seed.
+
+        Raises:
+            UsageError: for values that cannot be.
+        """
+        settings = settings_of(values, reference=reference, resume=resume, seed=seed)
+        scaling = Scaling(**{name: values[name] for name in vars(Scaling()) if values.get(name) is not None})
+        config = cls(parse_omegas(values["omega"]), settings, rule_of(values, reference), scaling)
+        config.check()
+        return config
 
     def check(self) -> None:
         """Raise UsageError for values that cannot be."""
@@ -62,26 +83,26 @@ class Aim:
         return {"importance": file} if file else {}
 
     @property
-    def kept(self) -> list[Path]:
+    def protected(self) -> list[Path]:
         """Paths that the output must not touch."""
         return [*self.files.values(), *self.settings.calibration.files()]
 
     def as_recipe(self) -> dict[str, Any]:
-        """Return the keys that `aim_of` takes, without omega: what is not at its default."""
+        """Return the keys that `from_mapping` takes, without omega: what is not at its default."""
         settings = self.settings
         file = settings.importance_file
-        found: dict[str, Any] = {"importance": str(file.resolve())} if file else {}
-        for given, plain, names, left_out in (
+        keys: dict[str, Any] = {"importance": str(file.resolve())} if file else {}
+        for config, default, names, excluded in (
             (settings.calibration.lasting(), Calibration(), CALIBRATION, ()),
             (settings, Settings(Calibration()), SETTINGS, ("calibration", "importance_file", "reference", "resume")),
             (self.rule, Rule(), RULE, ()),
             (self.scaling, Scaling(), {}, ()),
         ):
-            for entry in fields(given):  # type: ignore[arg-type]
-                value = getattr(given, entry.name)
-                if entry.name not in left_out and value != getattr(plain, entry.name):
-                    found[names.get(entry.name, entry.name)] = list(value) if isinstance(value, tuple) else value
-        return found
+            for entry in fields(config):  # type: ignore[arg-type]
+                value = getattr(config, entry.name)
+                if entry.name not in excluded and value != getattr(default, entry.name):
+                    keys[names.get(entry.name, entry.name)] = list(value) if isinstance(value, tuple) else value
+        return keys
 
 
 def add_aim_flags(
@@ -182,52 +203,40 @@ KEYS = (
 """Keys that flags, a YAML and a lock may give."""
 
 
-def aim_of(given: Mapping[str, Any], *, reference: bool = False, resume: bool = False, seed: str = SEED) -> Aim:
-    """Return what flags, a YAML's or a lock's keys ask for; what is None or missing is at its default.
-
-    Raises UsageError for values that cannot be.
-    """
-    settings = settings_of(given, reference=reference, resume=resume, seed=seed)
-    scaling = Scaling(**{name: given[name] for name in vars(Scaling()) if given.get(name) is not None})
-    aim = Aim(parse_omegas(given["omega"]), settings, rule_of(given, reference), scaling)
-    aim.check()
-    return aim
-
-
-def settings_of(given: Mapping[str, Any], *, reference: bool, resume: bool, seed: str) -> Settings:
-    """Return how importance is to be measured, by the same keys. Raises UsageError as `aim_of` does."""
-    importance = given.get("importance")
+def settings_of(values: Mapping[str, Any], *, reference: bool, resume: bool, seed: str) -> Settings:
+    """Return how importance is to be measured, by the same keys. Raises UsageError for values that cannot be."""
+    importance = values.get("importance")
     named = ("calibration_dtype", "calibration_mode", "hidden_states", "statistic")
     settings = Settings(
-        calibration=calibration_of(given, seed),
+        calibration=calibration_of(values, seed),
         importance_file=None if importance is None else user_path(str(importance)),
-        batch_size=_batch_size(given.get("batch_size")),
+        batch_size=_batch_size(values.get("batch_size")),
         reference=reference,
         resume=resume,
-        **{key: given[key] for key in named if given.get(key) is not None},
+        **{key: values[key] for key in named if values.get(key) is not None},
     )
     settings.check()
     return settings
 
 
-def rule_of(given: Mapping[str, Any], reference: bool) -> Rule:
-    """Return what is to be relaxed, by the same keys. Raises UsageError as `aim_of` does."""
-    named = {field: RULE[field] if given.get(RULE.get(field, "")) is not None else field for field in vars(Rule())}
-    rule = Rule(**{field: given[key] for field, key in named.items() if given.get(key) is not None})
+def rule_of(values: Mapping[str, Any], reference: bool) -> Rule:
+    """Return what is to be relaxed, by the same keys. Raises UsageError for values that cannot be."""
+    named = {field: RULE[field] if values.get(RULE.get(field, "")) is not None else field for field in vars(Rule())}
+    rule = Rule(**{field: values[key] for field, key in named.items() if values.get(key) is not None})
     if reference:
         rule = Rule(**{**vars(rule), "relax_tied": True})
     rule.check(named)
     return rule
 
 
-def _batch_size(given: Any) -> int | None:
+def _batch_size(value: Any) -> int | None:
     """A number of blocks; None for auto."""
-    if given is None or given == "auto":
+    if value is None or value == "auto":
         return None
     try:
-        count = int(str(given))
+        count = int(str(value))
     except ValueError:
-        raise UsageError(f"--batch_size must be a number of blocks or auto, found {quoted(given)}.") from None
+        raise UsageError(f"--batch_size must be a number of blocks or auto, found {quoted(value)}.") from None
     if count < 1:
         raise UsageError(f"--batch_size must be at least 1, found {count}.")
     return count

@@ -1,44 +1,34 @@
-"""One relaxation from importance to finished folder, alone (performAIM.py) or inside a merge (merge.py --omega)."""
+"""AIM on the pipeline of `merging`: alone on a merged checkpoint or adapter (performAIM.py), or inside a merge."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aim.config import Aim
+from aim.config import AimConfig
 from aim.measure import Settings, check_measured, importance_of
 from aim.omegas import omega_text
 from aim.relaxer import Relaxer
 from common.device import resolve_device
 from common.errors import UsageError
 from common.logging import logger
-from merging.checkpoints.checkpoint import Checkpoint, open_all
-from merging.checkpoints.text_part import with_text_parts
-from merging.lora.either import Either, make
-from merging.output.records.run_record import read_lineage, read_merge_recipe
-from merging.pipeline import check_asked
-from merging.plan.merge_plan import Output, Relaxing, Variant, Work
-from merging.plan.planner import plan
-from merging.plan.slices import Inputs
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.pipeline import run
+from merging.plan.merge_plan import MergePlan, OutputConfig, RelaxationSpec, Variant
 from merging.plan.types import Plan
-from merging.planning import copied
+from merging.planning import plan_merge
 from merging.recipe import MergeRecipe
 from merging.recipe.options import DEFAULTS, PlanOptions
-from merging.recipe.schedules import OutputSlice
-from merging.tokenizers.chat_template import choose_template
-from merging.tokenizers.choice import choose_vocabulary
-from merging.tokenizers.token_ids import read_tokenizers, token_ids
+from merging.recipe.schedules import OutputSlice, ParameterSchedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from aim.capture.state import Progress
-    from merging.engine.execution import ExecutionConfig
     from merging.methods.contract import Method
     from merging.ops.kernel_spec import WeightedSum
-
-PAPER = "https://arxiv.org/abs/2502.02421"
 
 
 def folder_of(omega: float) -> str:
@@ -47,30 +37,30 @@ def folder_of(omega: float) -> str:
 
 
 def state_file(save_path: Path, settings: Settings) -> Path:
-    """Return where an interrupted calibration leaves what it has: beside the importance file, else the output."""
-    kept = settings.importance_file or save_path.absolute()
-    return kept.with_name(f".{kept.name}.calibration")
+    """Return the file of an interrupted calibration's state: beside the importance file, else the output."""
+    result = settings.importance_file or save_path.absolute()
+    return result.with_name(f".{result.name}.calibration")
 
 
-class _Relaxation:
-    """Makes the relaxer of a run when its base and plan are known, and tells of it afterwards."""
+class _RunRelaxation:
+    """Relaxation of one run: its relaxer is made when base and plan are known, and described afterwards."""
 
-    def __init__(self, aim: Aim, output: Output) -> None:
+    def __init__(self, aim: AimConfig, output: OutputConfig) -> None:
         self.aim, self.output = aim, output
-        self.made: Relaxer | None = None
+        self.relaxer: Relaxer | None = None
         self.progress: Progress | None = None
 
-    def make(self, base: Checkpoint, relax_plan: Plan) -> Relaxer:
-        """Decide what is relaxed by the importance, which is loaded, or measured by all ranks."""
+    def make(self, base: Checkpoint, plan: Plan) -> Relaxer:
+        """Decide what is relaxed by the importance, which is loaded, or measured with the run's other processes."""
         settings, output = self.aim.settings, self.output
         device, state = resolve_device(output.device, output.process_group), state_file(output.save_path, settings)
-        importance = importance_of(base, settings, device, state, output.process_group, self._keep)
-        self.made = Relaxer(importance, self.aim.omegas, self.aim.rule, self.aim.scaling)
-        self.made.check(relax_plan)
-        logger.info(self.made.sentence())
-        return self.made
+        importance = importance_of(base, settings, device, state, output.process_group, self._hold)
+        self.relaxer = Relaxer(importance, self.aim.omegas, self.aim.rule, self.aim.scaling)
+        self.relaxer.check(plan)
+        logger.info(self.relaxer.sentence())
+        return self.relaxer
 
-    def _keep(self, progress: Progress) -> None:
+    def _hold(self, progress: Progress) -> None:
         self.progress = progress
 
     def finished(self, error: BaseException | None) -> None:
@@ -82,7 +72,7 @@ class _Relaxation:
         else:
             self.progress.stop(error)
 
-    def preview(self, base: Checkpoint, relax_plan: Plan) -> list[str]:
+    def preview(self, base: Checkpoint, plan: Plan) -> list[str]:
         """Say what will be relaxed, where the importance file stands; whose it is, the run finds out from weights."""
         settings = self.aim.settings
         file = settings.importance_file
@@ -94,13 +84,13 @@ class _Relaxation:
         importance = Importance.load(file)
         check_measured(file, importance.statistic, settings.statistic, importance.numerics)
         relaxer = Relaxer(importance, self.aim.omegas, self.aim.rule, self.aim.scaling)
-        relaxer.check(relax_plan)
+        relaxer.check(plan)
         return [relaxer.sentence()]
 
     def details(self, omega: float) -> Mapping[str, Any]:
         """Return what the run record says of one result."""
-        assert self.made is not None
-        return {"relaxation": self.made.details(omega)}
+        assert self.relaxer is not None
+        return {"relaxation": self.relaxer.details(omega)}
 
     def variants(self) -> tuple[Variant, ...]:
         """Return the results: one in the output itself, several in folders of it."""
@@ -111,141 +101,122 @@ class _Relaxation:
         lineage = {"omega": omega, **self.aim.label()}
         return Variant(folder, recipe={"omega": omega}, lineage=lineage, details=lambda: self.details(omega))
 
-    def relaxing(self) -> Relaxing:
-        """Return it as what relaxes task vectors in whatever makes them."""
-        aim = self.aim
-        if self.output.save_as == "adapter" and aim.scaling.needs_whole_tensors:
-            raise UsageError(
-                f"--control {aim.scaling.control} needs whole tensors, which an adapter does not hold; leave out "
-                "--save_as adapter, or give another control."
-            )
-        return Relaxing(aim.as_recipe(), aim.files, aim.kept, self.make, self.variants(), self.preview, self.finished)
 
+def relaxation_spec(aim: AimConfig, output: OutputConfig, merge: MergeRecipe | None) -> RelaxationSpec:
+    """Return AIM in the form in which the planner takes it.
 
-def relaxing_of(recipe: MergeRecipe, aim: Aim, output: Output) -> Relaxing:
-    """Return AIM for the loop of a merge. Raises UsageError where the method has no base, or values cannot be.
+    Args:
+        aim: omegas, importance and rules.
+        output: of the run.
+        merge: the recipe in whose pass the relaxation is done; None where a merged checkpoint is relaxed.
 
-    Adapters have a base by whatever method.
+    Raises:
+        UsageError: for a method without a base (adapters have one by whatever method), a control that an adapter cannot
+            have, or values that cannot be.
     """
-    if not recipe.uses_base and output.save_as == "model":
-        raise UsageError(f"AIM in one pass needs a method with a base; {recipe.method} has none: use performAIM.py.")
-    return relaxing_by(aim, output)
-
-
-def relaxing_by(aim: Aim, output: Output) -> Relaxing:
-    """Return AIM for whatever relaxes task vectors. Raises UsageError where values cannot be."""
+    if merge is not None and not merge.uses_base and output.save_as == "model":
+        raise UsageError(f"AIM in one pass needs a method with a base; {merge.method} has none: use performAIM.py.")
     aim.check()
-    return _Relaxation(aim, output).relaxing()
+    if output.save_as == "adapter" and aim.scaling.needs_whole_tensors:
+        raise UsageError(
+            f"--control {aim.scaling.control} needs whole tensors, which an adapter does not hold; leave out "
+            "--save_as adapter, or give another control."
+        )
+    relaxation = _RunRelaxation(aim, output)
+    return RelaxationSpec(
+        recipe=aim.as_recipe(),
+        files=aim.files,
+        protected=aim.protected,
+        make=relaxation.make,
+        variants=relaxation.variants(),
+        preview=relaxation.preview,
+        finished=relaxation.finished,
+    )
 
 
-def perform(
-    merged_name: str, base_name: str, aim: Aim, output: Output, dtype: str | None, options: PlanOptions = DEFAULTS
-) -> Path:
-    """Relax a merged checkpoint or an adapter towards its base and return the folder; several omegas are folders in it.
-
-    dtype of the output: None keeps that of what is relaxed. Raises UsageError, CheckpointError, CalibrationError.
-    """
-    aim.check()
-    check_asked(output, aim.kept)
-    with output.process_group.main_process_first():
-        work = planned_relaxation(merged_name, base_name, aim, output, dtype, options=options)
-    return make(work, output)
-
-
-def planned_relaxation(
+def relax(
     merged_name: str,
     base_name: str,
-    aim: Aim,
-    output: Output,
-    dtype: str | None,
-    headers_only: bool = False,
+    aim: AimConfig,
+    output: OutputConfig,
+    dtype: str | None = None,
     options: PlanOptions = DEFAULTS,
-) -> Either:
-    """Decide everything about a relaxation of a model or an adapter; headers_only: for a look at the plan alone."""
-    aim.check()
-    relaxation = _Relaxation(aim, output)
-    if output.save_as == "adapter":
-        from aim.adapters import plan_adapter_relaxation
+) -> Path:
+    """Relax a merged checkpoint or an adapter towards its base and return the folder of the result.
 
-        return plan_adapter_relaxation(merged_name, base_name, aim, dtype, relaxation.relaxing(), options)
-    return plan_relaxation(merged_name, base_name, aim, output, dtype, relaxation, headers_only, options)
+    Args:
+        merged_name: folder or hub id of what is relaxed.
+        base_name: of its base.
+        aim: omegas (several are folders in the output), importance and rules.
+        output: place, kind and form of the result.
+        dtype: of the result; None keeps that of what is relaxed.
+        options: rules for inputs that differ.
+
+    Raises:
+        UsageError: for values that cannot be.
+        CheckpointError: for inputs that are broken or do not fit together.
+        CalibrationError: where importance cannot be measured.
+    """
+    aim.check()
+    return run(lambda: plan_relaxation(merged_name, base_name, aim, output, dtype, options), output, aim.protected)
 
 
 def plan_relaxation(
     merged_name: str,
     base_name: str,
-    aim: Aim,
-    output: Output,
-    dtype: str | None,
-    relaxation: _Relaxation | None = None,
-    headers_only: bool = False,
+    aim: AimConfig,
+    output: OutputConfig,
+    dtype: str | None = None,
     options: PlanOptions = DEFAULTS,
-) -> Work:
-    """Open the two checkpoints and decide everything about the relaxation; the importance is read or measured later.
+    headers_only: bool = False,
+) -> MergePlan:
+    """Open the two checkpoints and decide everything about a relaxation; importance is read or measured later.
 
-    headers_only: download no weights, and compare none; such a work can be described and not produced.
+    Args:
+        merged_name: folder or hub id of what is relaxed.
+        base_name: of its base.
+        aim: omegas, importance and rules.
+        output: of the run.
+        dtype: of the result; None keeps that of what is relaxed.
+        options: rules for inputs that differ.
+        headers_only: download no weights, and compare none; such a plan can be reported and not executed.
+
+    Raises:
+        UsageError: where both hold the same weights, or for values that cannot be.
+        CheckpointError: for inputs that are broken or do not fit together.
     """
-    aim.check()
-    merged, base = open_all([merged_name, base_name], headers_only=headers_only)
-    if merged.exact_name == base.exact_name:
-        raise UsageError(f"--merged_model and --pretrained_model_name are both {merged.name}: nothing to relax.")
-    if not headers_only and _same_weights(merged, base):
-        raise UsageError(
-            f"--merged_model {merged.name} and --pretrained_model_name {base.name} hold the same weights: nothing to "
-            "relax."
-        )
-    lineage: Mapping[str, Any] = read_lineage(merged)
-    if lineage["base_model"] is None:
-        lineage = {**lineage, "base_model": base.ref.full_name}
-    (base,) = with_text_parts(merged, [base])
-    inputs = Inputs(merged, (merged,), base)
-    read_tokenizers([merged.folder, base.folder], in_subprocess=not output.tries_loading)
-    owner = merged if token_ids(merged.folder) is not None else base
-    vocabulary = choose_vocabulary("base", owner, [])
-    reference = aim.settings.reference
-    wanted = "bfloat16" if reference and dtype is None else dtype
-    relax_plan = plan(inputs, [OutputSlice((0,), {})], wanted, vocabulary, options=options)
-    relaxation = relaxation or _Relaxation(aim, output)
-
-    def make_job() -> ExecutionConfig:
-        from merging.engine.execution import ExecutionConfig  # loads torch
-
-        device = resolve_device(output.device, output.process_group)
-        relaxer = relaxation.make(base, relax_plan)
-        return ExecutionConfig(merged_alone(), device, reference=reference, relaxation=relaxer)
-
-    notes = [*relax_plan.notes, *copied(relax_plan)]
-    if aim.omegas == (1.0,) and not reference:
-        notes.append("omega 1: the merged model is left as it is.")
-    if owner is base and vocabulary.tokens is not None:
-        notes.append(f"{merged.name} has no tokenizer; the base's is saved.")
-    recipe = {
+    spec = relaxation_spec(aim, output, merge=None)
+    reference, kind = aim.settings.reference, output.save_as
+    recipe = MergeRecipe(
+        method="passthrough",
+        models=(merged_name,),
+        base_model=base_name,
+        output_slices=(OutputSlice((0,), {"scale": ParameterSchedule.fixed(1.0)}),),
+        dtype=dtype or ("bfloat16" if reference else "auto"),
+        has_dtype=dtype is not None,
+        numerics="reference" if reference else "float32",
+        options=options,
+    )
+    keys: dict[str, Any] = {
         "merged_model": merged_name,
         "pretrained_model_name": base_name,
         "omega": list(aim.omegas),
-        "numerics": "reference" if reference else "float32",
+        "numerics": recipe.numerics,
         "dtype": dtype,
+        **({"save_as": kind} if kind == "adapter" else {}),
         **options.as_yaml_dict(),
         **aim.as_recipe(),
     }
-    return Work(
-        program="performAIM.py",
-        label="relaxing",
-        paper=PAPER,
-        inputs=inputs,
-        plan=relax_plan,
-        template=choose_template("base", vocabulary.folder, merged, [base]),
-        recipe=recipe,
-        sources={},
-        lineage=lineage,
-        notes=tuple(notes),
-        make_job=make_job,
-        variants=relaxation.variants(),
-        files=aim.files,
-        merge_recipe=read_merge_recipe(merged),
-        preview=lambda: relaxation.preview(base, relax_plan),
-        finished=relaxation.finished,
-    )
+    unchanged = aim.omegas == (1.0,) and not reference
+    notes = (f"omega 1: the {'adapter' if kind == 'adapter' else 'merged model'} is left as it is.",)
+    spec = replace(spec, recipe=keys, notes=notes if unchanged else (), implementation=merged_alone)
+    plan = plan_merge(recipe, output, spec, headers_only)
+    if not headers_only and kind == "model" and _same_weights(plan.inputs.template_model, plan.base):
+        raise UsageError(
+            f"--merged_model {plan.inputs.template_model.name} and --pretrained_model_name {plan.base.name} hold the "
+            "same weights: nothing to relax."
+        )
+    return plan
 
 
 def _same_weights(merged: Checkpoint, base: Checkpoint) -> bool:

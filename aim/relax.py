@@ -50,7 +50,7 @@ def _index(rows: Tensor, shape: Sequence[int], axis: int) -> Tensor:
     return rows.div(math.prod(shape[axis + 1 : -1]), rounding_mode="floor") % shape[axis]
 
 
-def relax(base: Tensor, merged: Tensor, s: Tensor, omega: float) -> Tensor:
+def relax_tensor(base: Tensor, merged: Tensor, s: Tensor, omega: float) -> Tensor:
     """Interpolate between merged (s = 0 or omega = 1) and base (s = 1 and omega = 0), exact at both ends.
 
     base, merged (rows, ...) fp32; s broadcastable to them -> (rows, ...). The sum is anchored at the nearer end: far

@@ -170,7 +170,7 @@ class Relaxer:
 
     def block(self, name: str, block: Block, base: Tensor, merged: Tensor) -> list[Tensor]:
         """Return the rows of a block, fp32, relaxed with each omega."""
-        from aim.relax import relax
+        from aim.relax import relax_tensor
 
         verdict = self.account[name]
         if verdict == KEPT_BASE:
@@ -182,8 +182,8 @@ class Relaxer:
             from aim.controls import factor_of_equal_norm
 
             factors = [factor_of_equal_norm(merged - base, s * (1.0 - omega)) for omega in self.omegas]
-            return [relax(base, merged, merged.new_tensor(1.0 - factor), 0.0) for factor in factors]
-        return [relax(base, merged, s, omega) for omega in self.omegas]
+            return [relax_tensor(base, merged, merged.new_tensor(1.0 - factor), 0.0) for factor in factors]
+        return [relax_tensor(base, merged, s, omega) for omega in self.omegas]
 
     @property
     def needs_whole_tensors(self) -> bool:

@@ -1,4 +1,4 @@
-"""Making a checkpoint that was planned: stage, stream, side files, lock, and only then the place it was asked for."""
+"""The pipeline: from a recipe to a finished checkpoint, for models and adapters, with AIM and without."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.device import check_device_here
+from common.device import check_device_here, resolve_device
 from common.distributed import ProcessGroup
-from common.errors import UsageError
 from common.files.file_state import check_unchanged, states_of
 from common.files.temporary import is_temporary
 from common.logging import logger
 from common.versions import MERGING, package_versions
 from merging.checkpoints.licenses import licenses_of
+from merging.lora.adapter_format import AdapterFormat
 from merging.ops.kernels.bus_errors import report_bus_errors
 from merging.output.digests import InputDigests, digest_of
-from merging.output.finalize import Finisher
-from merging.output.load_check import check_loads, known_names
-from merging.output.preparation import Prepared, prepared
-from merging.output.records.lock import files_of
+from merging.output.finalize import finalize
+from merging.output.preparation import PreparedFiles
 from merging.output.records.run_record import write_record
-from merging.output.staging.output_path import check_target
+from merging.output.result_format import ModelFormat, ResultFormat
+from merging.output.staging.output_path import check_target, check_untouched
 from merging.output.staging.partition import (
     check_ranks_agree,
     check_result,
@@ -40,31 +39,141 @@ from merging.output.staging.partition import (
 from merging.output.staging.stage import Stage, recover, written_bytes
 from merging.output.writer import ShardedWriter, parse_size
 from merging.plan.checks import check_space
-from merging.plan.merge_plan import Output, Work
+from merging.plan.merge_plan import MergePlan, OutputConfig, RelaxationSpec
+from merging.planning import plan_merge
+from merging.recipe import MergeRecipe
 
 if TYPE_CHECKING:
     from merging.engine.execution import ExecutionConfig
 
 
-def produce(work: Work, output: Output) -> Path:
-    """Write the checkpoint that was planned and return its folder.
+def merge(recipe: MergeRecipe, output: OutputConfig, relaxation: RelaxationSpec | None = None) -> Path:
+    """Merge models, or adapters into one adapter, and return the folder of the result.
 
-    Each rank writes its slice of the tensors, and rank 0 finishes the result. Raises UsageError, CheckpointError
-    or FailureError; then nothing is at the target that was not there before.
+    Args:
+        recipe: method, models and parameters.
+        output: place, kind and form of the result.
+        relaxation: AIM in the same pass, as `aim.pipeline` makes it; several omegas are folders in the output.
+
+    Raises:
+        UsageError: for a recipe or an output that cannot be.
+        CheckpointError: for inputs that are broken or do not fit together.
+        FailureError: where the system fails. Nothing is at the target then that was not there before.
     """
-    with ended(work.finished, output.process_group):
-        if not output.process_group.is_main:
-            with _weights(work, output, lambda: None):
-                return output.save_path
+    protected = relaxation.protected if relaxation else ()
+    return run(lambda: plan_merge(recipe, output, relaxation), output, protected)
+
+
+def run(make_plan: Callable[[], MergePlan], output: OutputConfig, protected: Iterable[Path] = ()) -> Path:
+    """Check the output, make a plan and execute it; return the folder of the result.
+
+    Args:
+        make_plan: opens the inputs; of several ranks the first does so before the others, which find its downloads.
+        output: place, kind and form of the result.
+        protected: paths that the output must not touch, besides the inputs.
+
+    Raises:
+        UsageError: for an output or inputs that cannot be.
+        CheckpointError: for inputs that are broken or do not fit together.
+        FailureError: where the system fails.
+    """
+    check_output(output, protected)
+    with output.process_group.main_process_first():
+        plan = make_plan()
+    return write_checkpoint(plan, output)
+
+
+def check_output(output: OutputConfig, protected: Iterable[Path] = ()) -> None:
+    """Refuse an output that cannot be, before any model is opened.
+
+    Args:
+        output: its folder, size of files and device are checked.
+        protected: paths that the output must not touch.
+
+    Raises:
+        UsageError: naming the flag.
+    """
+    if output.process_group.is_main:
         recover(output.save_path)
-        check_output(work, output)
-        with prepared(work.inputs, work.plan, work.template) as small:
-            return _make(work, output, small)
+    check_target(output.save_path, output.overwrite, output.resume)
+    check_untouched(output.save_path, protected)
+    parse_size(output.max_shard_size)
+    check_device_here(output.device, output.process_group)
+
+
+def check_plan(plan: MergePlan, output: OutputConfig) -> None:
+    """Refuse a plan that does not suit the output. Raises UsageError, FailureError for a disk that is full."""
+    format_of(plan).check_output(output)
+    check_untouched(output.save_path, plan.paths)
+    check_space(output.save_path, plan.bytes, written_bytes(output.save_path))
+
+
+def format_of(plan: MergePlan) -> ResultFormat:
+    """Return the plan's kind of result."""
+    return AdapterFormat(plan) if plan.kind == "adapter" else ModelFormat(plan)
+
+
+def report(plan: MergePlan, output: OutputConfig, as_json: bool) -> str:
+    """Return a plan as text or JSON for `--dry_run`, after the checks that the run would make.
+
+    An output without a folder (an empty path) is not checked.
+    """
+    parse_size(output.max_shard_size)
+    result = format_of(plan)
+    if output.save_path != Path():
+        check_target(output.save_path, output.overwrite, output.resume)
+        check_plan(plan, output)
+    with result.prepare_files() as files:
+        description = result.describe(output.save_path, files)
+    return json.dumps(description, indent=2) if as_json else result.describe_as_text(description)
+
+
+def write_checkpoint(plan: MergePlan, output: OutputConfig) -> Path:
+    """Write the result or results of a plan and return the output's folder.
+
+    Of several ranks each writes a part of the tensors, and the first finishes.
+
+    Raises:
+        UsageError: where the plan does not suit the output.
+        CheckpointError: where an input cannot be read or changed, or the result does not load.
+        FailureError: where the system fails. Nothing is at the target then that was not there before.
+    """
+    result = format_of(plan)
+    with _finishing(plan, output.process_group):
+        if not output.process_group.is_main:
+            with _weights(result, output, lambda: None):
+                return output.save_path
+        check_plan(plan, output)
+        with result.prepare_files() as files:
+            return _write(result, output, files)
+
+
+def execution_config(plan: MergePlan, output: OutputConfig) -> ExecutionConfig:
+    """Return how the plan's tensors are computed; loads torch, and loads or measures the importance for AIM."""
+    from merging.engine import loop
+    from merging.engine.execution import ExecutionConfig
+
+    result, device = format_of(plan), resolve_device(plan.device or output.device, output.process_group)
+    relaxation = plan.relaxation.make(plan.base, result.relaxed()) if plan.relaxation else None
+    execution = ExecutionConfig(
+        method=plan.implementation(),
+        device=device,
+        seed=plan.seed,
+        reference=plan.reference,
+        relaxation=relaxation,
+        allow_nonfinite=output.allow_nonfinite,
+    )
+    if output.layer_stats:
+        from merging.engine.collector import StatisticsCollector
+
+        execution = replace(execution, make_collector=StatisticsCollector)
+    return loop.with_model_statistics(plan.model, execution)
 
 
 @contextmanager
-def ended(finished: Callable[[BaseException | None], None], process_group: ProcessGroup) -> Iterator[None]:
-    """Call `finished` at the end of a run, with the error that ended it; of several ranks once all are through."""
+def _finishing(plan: MergePlan, process_group: ProcessGroup) -> Iterator[None]:
+    """Tell the relaxation of the run's end or error; of several ranks once all are through."""
+    finished: Callable[[BaseException | None], None] = plan.relaxation.finished if plan.relaxation else lambda _: None
     try:
         yield
         process_group.barrier()
@@ -74,119 +183,93 @@ def ended(finished: Callable[[BaseException | None], None], process_group: Proce
     finished(None)
 
 
-def _make(work: Work, output: Output, small: Prepared) -> Path:
-    """Make the rest: all but the tokenizer and the configs, which are made and tried already."""
+def _write(result: ResultFormat, output: OutputConfig, files: PreparedFiles) -> Path:
+    """Write everything but the configs and the tokenizer, which are made and tried already."""
     started = time.perf_counter()
-    inputs = work.inputs
-    licenses = licenses_of(inputs.all)
-    for note in (*work.notes, *small.notes, *([licenses.warning] if licenses.warning else [])):
+    plan = result.plan
+    warning = licenses_of(plan.inputs.all).warning
+    for note in (*plan.notes, *files.notes, *([warning] if warning else [])):
         logger.info(note)
 
     def check() -> None:
-        known = known_names(work.plan, inputs.template_model)
-        unloaded = check_loads(work.plan, small.configs, known) if output.load_check else None
-        if unloaded:
-            logger.info(unloaded)
+        untried = result.check_loads(files) if output.load_check else None
+        if untried:
+            logger.info(untried)
 
-    with _weights(work, output, check) as (job, stages, found):
-        finisher = Finisher(work, output, job, small, licenses)
-        for variant, stage in zip(work.variants, stages, strict=True):
-            finisher.finish(variant, stage, found, time.perf_counter() - started)
+    sentences: list[str] = []
+    tables: list[str] = []
+    with _weights(result, output, check) as (device, stages, digests):
+        for variant, stage in zip(plan.variants, stages, strict=True):
+            seconds = time.perf_counter() - started
+            reports, table = finalize(result, output, variant, stage, files, digests, device, seconds)
+            sentences += reports
+            tables += [table] if table else []
         if len(stages) > 1:
-            parts = [variant.folder for variant in work.variants]
-            write_record(stages[0].folder.parent, work.lineage, {"recipe": dict(work.recipe), "variants": parts})
+            folders = [variant.folder for variant in plan.variants]
+            write_record(stages[0].folder.parent, plan.lineage, {"recipe": dict(plan.recipe), "variants": folders})
         for stage in stages:
-            check_result(work, output, stage)
-        for checkpoint in inputs.all:
+            check_result(result, output, stage)
+        for checkpoint in plan.inputs.all:
             check_unchanged(checkpoint.states)
-    for sentence in dict.fromkeys(finisher.said):
+    for sentence in dict.fromkeys(sentences):
         logger.info(sentence)
-    for table in finisher.tables:
+    for table in tables:
         print(table)
     return output.save_path
 
 
 @contextmanager
 def _weights(
-    work: Work, output: Output, check: Callable[[], None]
-) -> Iterator[tuple[ExecutionConfig, Sequence[Stage], Mapping[Path, str | None]]]:
-    """Write this rank's slice of the weights; yield job, stages and digests, then take the target's place.
+    result: ResultFormat, output: OutputConfig, check: Callable[[], None]
+) -> Iterator[tuple[str, Sequence[Stage], Mapping[Path, str | None]]]:
+    """Write the weights, or this rank's part of them; yield device, stages and digests, then publish the result.
 
     check: what is tried while the first digests are taken, before torch is loaded.
     """
     report_bus_errors("Finished tensors are kept; the same command with --resume continues from there.")
-    lanes = [files_of(checkpoint) for checkpoint in work.inputs.all]
+    plan, process_group = result.plan, output.process_group
+    lanes = [result.input_files(checkpoint) for checkpoint in plan.inputs.all]
     writers: list[ShardedWriter] = []
-    with InputDigests(rank_files(lanes, output.process_group), lambda: writers[0].part if writers else 0.0) as digests:
+    with InputDigests(rank_files(lanes, process_group), lambda: writers[0].part if writers else 0.0) as digests:
         check()
-        others = states_of(work.files.values())
-        job = _with_output(work.make_job(), output)
-        others = states_of(work.files.values()) | others  # an importance file may be new
-        files = [*itertools.chain(*lanes), *work.files.values()]
-        key = (
-            _key(work, files, output, job) if output.process_group.is_main else ""
-        )  # it alone saved an importance file
-        with open_stages(work, output, check_ranks_agree(work, output, job, lanes, key)) as stages:
-            writers += open_writers(work, output, stages)
+        states = states_of(plan.files.values())
+        execution = execution_config(plan, output)
+        states = states_of(plan.files.values()) | states  # an importance file may be new
+        device = execution.device.type
+        key = _key(result, output, lanes, str(execution.device)) if process_group.is_main else ""
+        with open_stages(result, output, check_ranks_agree(result, output, device, lanes, key)) as stages:
+            writers += open_writers(result, output, stages)
             try:
-                _stream(work, output, writers, job)
+                _run(result, output, writers, execution)
             except BaseException:
                 for writer in writers:
                     writer.abandon()
                 raise
-            found = gather_digests(work, output, stages, lanes, digests)
-            yield job, stages, found | {file: digest_of(file) for file in work.files.values()}
-            check_unchanged(others)
+            gathered = gather_digests(result, output, stages, lanes, digests)
+            yield device, stages, gathered | {file: digest_of(file) for file in plan.files.values()}
+            check_unchanged(states)
 
 
-def check_asked(output: Output, kept: Iterable[Path]) -> None:
-    """Refuse what is asked of the output before any model is opened; kept: files that must not be written over.
-
-    Raises UsageError.
-    """
-    if output.process_group.is_main:
-        recover(output.save_path)
-    check_target(output.save_path, output.overwrite, kept, output.resume)
-    parse_size(output.max_shard_size)
-    check_device_here(output.device, output.process_group)
-
-
-def check_output(work: Work, output: Output) -> None:
-    """Refuse an output that cannot be written, or that would touch an input. Raises UsageError, FailureError."""
-    parse_size(output.max_shard_size)
-    taken = [*(place for checkpoint in work.inputs.all for place in checkpoint.places), *work.files.values()]
-    check_target(output.save_path, output.overwrite, taken, output.resume)
-    check_space(output.save_path, work.bytes, written_bytes(output.save_path))
+def _key(result: ResultFormat, output: OutputConfig, lanes: Iterable[Sequence[Path]], device: str) -> str:
+    """Digest of all that the bytes depend on, which a run that resumes must have in common with the interrupted one."""
+    plan = result.plan
+    weights = [file for checkpoint in plan.inputs.all for file in checkpoint.files if file.exists()]
+    files = [*dict.fromkeys((*itertools.chain(*lanes), *weights)), *plan.files.values()]
+    stats = [(file, file.stat()) for file in files if not is_temporary(file)]
+    states = [(str(file.resolve()), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    results = [(variant.folder, variant.recipe) for variant in plan.variants]
+    form = {"max_shard_size": output.max_shard_size, "layer_stats": output.layer_stats}
+    parts = [plan.program, plan.recipe, results, states, package_versions(MERGING), form, device]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
-def _with_output(job: ExecutionConfig, output: Output) -> ExecutionConfig:
-    """The job with what the output asks of the loop. Raises UsageError for what does not go together."""
-    if output.layer_stats and job.reference:
-        raise UsageError("--layer_stats needs blocks in float32, and does not go with --numerics reference.")
-    job = replace(job, allow_nonfinite=output.allow_nonfinite)
-    if not output.layer_stats:
-        return job
-    from merging.engine.collector import StatisticsCollector
-
-    return replace(job, make_collector=StatisticsCollector)
-
-
-def _key(work: Work, files: Sequence[Path], output: Output, job: ExecutionConfig) -> str:
-    """What an interrupted run must have in common with the one that goes on with it: all that the bytes depend on."""
-    lasting = [file for file in files if not is_temporary(file)]
-    seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in lasting]
-    results = [(variant.folder, variant.recipe) for variant in work.variants]
-    of_output = {"max_shard_size": output.max_shard_size, "layer_stats": output.layer_stats}
-    same = [work.program, work.recipe, results, seen, package_versions(MERGING), of_output, str(job.device)]
-    return hashlib.sha256(json.dumps(same, default=str).encode()).hexdigest()
-
-
-def _stream(work: Work, output: Output, writers: Sequence[ShardedWriter], job: ExecutionConfig) -> None:
+def _run(
+    result: ResultFormat, output: OutputConfig, writers: Sequence[ShardedWriter], execution: ExecutionConfig
+) -> None:
     """Write the weights of all results from one read of the inputs."""
     from merging.engine import loop
 
-    own = rank_slice(work, output.process_group)
-    part = replace(work.plan, tensors=work.plan.tensors[own.start : own.stop])
-    loop.run(part, job, writers, work.label, process_group=output.process_group)
+    tensors, blocks_of = result.slice_of(rank_slice(result, output.process_group)), result.blocks(execution)
+    loop.run(tensors, execution, writers, result.plan.label, blocks_of, output.process_group)
     for writer in writers:
         writer.close()

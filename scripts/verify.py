@@ -132,16 +132,16 @@ def chosen(lock: Mapping[str, Any], count: str, pattern: str | None, seed: int) 
 
 def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list[str]:
     """Return a sentence for each of the tensors that the inputs do not give."""
-    from aim.replay import work_of
-    from merging.lora.either import check_inputs_of, remade
-    from merging.plan.merge_plan import Output
+    from aim.replay import plan_from_lock
+    from merging.plan.merge_plan import OutputConfig
+    from merging.replay import check_lock_inputs, recompute
 
     models = args.models_to_merge.split(",") if args.models_to_merge else ()
-    output = Output(args.folder, device=lock["device"], load_check=False)
-    work = work_of(lock, output, models, args.base_model)
-    check_inputs_of(work, lock)
+    output = OutputConfig(args.folder, device=lock["device"], load_check=False)
+    plan = plan_from_lock(lock, output, models, args.base_model)
+    check_lock_inputs(plan, lock)
     wrong = []
-    for name, blocks in remade(work, names):
+    for name, blocks in recompute(plan, output, names):
         if tensor_digest(blocks) != lock["tensors"][name]["digest"]:
             wrong.append(f"Tensor {name} comes out differently from the inputs.")
     return wrong

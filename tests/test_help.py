@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import yaml
 
-from merging.plan.merge_plan import Output
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from merging.recipe.flags import make_parser
 from merging.recipe.method_registry import all_methods
@@ -100,11 +101,11 @@ def test_help_of_a_method_is_its_yaml(name: str) -> None:
 
 def test_stated_defaults_are_the_effective_ones() -> None:
     """The defaults that merge.py states are those of a merge without the flags."""
-    recipe = make_recipe({"method": "linear", "models_to_merge": "a,b"}, {})
+    recipe, output = make_recipe({"method": "linear", "models_to_merge": "a,b"}, {}), OutputConfig(Path())
     effective = {
         "--dtype": recipe.dtype, "--numerics": recipe.numerics, "--seed": recipe.seed, "--tokenizer": recipe.tokenizer,
-        "--chat_template": recipe.chat_template, "--max_shard_size": Output.max_shard_size, "--device": Output.device,
-        "--save_as": Output.save_as, "--load_check": "yes" if Output.load_check else "no",
+        "--chat_template": recipe.chat_template, "--max_shard_size": output.max_shard_size, "--device": output.device,
+        "--save_as": output.save_as, "--load_check": "yes" if output.load_check else "no",
     }  # fmt: skip
     helps = {flag: action.help or "" for action in make_parser()._actions for flag in action.option_strings}
     for flag, value in effective.items():

@@ -1,4 +1,4 @@
-"""Which merges of adapters are adapters again: those that add up task vectors, each times one number a tensor.
+"""Merges of adapters that are adapters again: those that add up task vectors, each times one number a tensor.
 
     theta = theta_0 + sum_t c_t (theta_t - theta_0),   theta_t - theta_0 = s_t B_t A_t
           = theta_0 + [c_1 s_1 B_1, ..., c_n s_n B_n] [A_1; ...; A_n]
@@ -38,6 +38,10 @@ def check_recipe(recipe: MergeRecipe) -> None:
             "--save_as adapter: pad_to_multiple_of gives the base more rows, which an adapter over it does not have; "
             "take it away."
         )
+    if recipe.tokens:
+        raise UsageError("tokenizer.tokens is for merges of models; with --save_as adapter leave it out.")
+    if recipe.exclude is not None:
+        raise UsageError("--exclude is for merges of models; with --save_as adapter leave it out.")
     if any(output_slice.layers is not None for output_slice in recipe.output_slices):
         raise UsageError("--save_as adapter: slices move layers of the base; leave --save_as adapter out.")
     if recipe.method in ANGULAR and recipe.base_model is None:
@@ -56,11 +60,8 @@ def check_parameters(method: str, parameters: Mapping[str, Any]) -> None:
         raise UsageError(
             "--save_as adapter: the scale of passthrough scales the base too; use task_arithmetic with --weights."
         )
-    apart = {
-        "model_stock": parameters.get("filter_wise"),
-        "nuslerp": parameters.get("nuslerp_flatten") is False,
-    }
-    if apart.get(method):
+    per_row = {"model_stock": parameters.get("filter_wise"), "nuslerp": parameters.get("nuslerp_flatten") is False}
+    if per_row.get(method):
         raise UsageError(
             f"--save_as adapter: {method} is an adapter only with one coefficient for a whole tensor; take "
             f"{'filter_wise' if method == 'model_stock' else 'no-nuslerp_flatten'} away."

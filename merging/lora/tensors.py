@@ -15,7 +15,7 @@ from merging.engine import loop
 from merging.engine.execution import ExecutionConfig
 from merging.engine.execution import Relaxation as OfBlocks
 from merging.lora.algebra import coefficients
-from merging.lora.plan import Entry, Sum, Term
+from merging.lora.layout import Entry, Sum, Term
 from merging.plan.types import TensorPlan
 
 

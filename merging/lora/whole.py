@@ -20,7 +20,7 @@ def adapted(checkpoint: Checkpoint) -> AdaptedWeights:
 
 
 def is_whole(tensor: TensorPlan) -> bool:
-    """Whether a tensor of a merge cannot be a sum of factors.
+    """Return True for a tensor of a merge that cannot be a sum of factors.
 
     Some adapter has it whole, and not only as its base has it; or its rows are other tokens in the result than in the
     base or in an adapter that changes them.
@@ -42,7 +42,7 @@ def base_shape(source: Source) -> tuple[int, ...]:
 
 
 def _is_copy(weights: AdaptedWeights, name: str, tensor: TensorPlan) -> bool:
-    """Whether an adapter stores, beside its factors, a tensor as the base has it: PEFT saves embeddings so."""
+    """Return True where an adapter stores, next to factors, a tensor as the base has it: PEFT saves embeddings so."""
     key = weights.whole[name]
     if name not in weights.products or tensor.base is None or weights.adapter.tensors[key].shape != tensor.shape:
         return False
@@ -50,10 +50,10 @@ def _is_copy(weights: AdaptedWeights, name: str, tensor: TensorPlan) -> bool:
         return False  # only headers were fetched; the run itself compares
     import torch
 
-    own, base = weights.adapter.rows(key), tensor.base.checkpoint.rows(tensor.base.name)
+    stored, base = weights.adapter.rows(key), tensor.base.checkpoint.rows(tensor.base.name)
     starts = range(0, tensor.shape[0], COMPARED_ROWS)
     blocks = (slice(start, start + COMPARED_ROWS) for start in starts)
-    return all(torch.equal(own[rows].double(), base[rows].double()) for rows in blocks)
+    return all(torch.equal(stored[rows].double(), base[rows].double()) for rows in blocks)
 
 
 def own_key(tensor: TensorPlan) -> str | None:
@@ -87,20 +87,22 @@ def without_products(tensor: TensorPlan) -> TensorPlan:
     bare = AdaptedWeights(weights.base, weights.adapter, {}, weights.whole, weights.heads, weights.config_file)
     view = replace(checkpoint, weights=bare)
 
-    def seen(source: Source) -> Source:
-        return replace(source, checkpoint=view) if source.checkpoint is checkpoint else source
+    def without_factors(part: Source) -> Source:
+        return replace(part, checkpoint=view) if part.checkpoint is checkpoint else part
 
-    return replace(tensor, source=seen(tensor.source), models=tuple(seen(source) for source in tensor.models))
+    return replace(
+        tensor, source=without_factors(tensor.source), models=tuple(without_factors(source) for source in tensor.models)
+    )
 
 
 def stored_dtypes(tensor: TensorPlan) -> list[str]:
     """Return the dtypes in which the adapters store a tensor: whole, or where none has it so, its factors."""
-    found, factors = [], []
+    wholes, factors = [], []
     for source in tensor.models:
         weights = adapted(source.checkpoint)
         if source.name in weights.whole:
-            found.append(weights.adapter.tensors[weights.whole[source.name]].dtype)
+            wholes.append(weights.adapter.tensors[weights.whole[source.name]].dtype)
         if source.name in weights.products:
             pair = weights.products[source.name].pair
             factors += [weights.adapter.tensors[key].dtype for key in (pair.a, pair.b)]
-    return found or factors or [tensor.dtype]
+    return wholes or factors or [tensor.dtype]

@@ -53,30 +53,30 @@ def copy_companions(template: Path, name: str, result: Path, has_its_tokenizer: 
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
     copied = {file.relative_to(template) for file in files}
-    own = {file.name for file in tokenizer_files(template)}
-    left = [
+    tokenizer_names = {file.name for file in tokenizer_files(template)}
+    uncopied = [
         file.name for file in sorted(template.iterdir())
         if Path(file.name) not in copied and not any(path.parts[0] == file.name for path in copied)
-        and file.name not in own and file.name != "additional_chat_templates" and not (result / file.name).exists()
+        and file.name not in (*tokenizer_names, "additional_chat_templates") and not (result / file.name).exists()
         and not any(pattern.fullmatch(file.name) for pattern in (WRITTEN, WEIGHTS, LEFTOVERS))
     ]  # fmt: skip
     weights = sorted(str(path) for path in copied if WEIGHTS.fullmatch(path.name) and len(path.parts) > 1)
     return [
         *([f"Copied from {name}, not merged: {_listed(weights)}."] if weights else []),
-        *([f"Not copied from {name}: {_listed(left)}."] if left else []),
+        *([f"Not copied from {name}: {_listed(uncopied)}."] if uncopied else []),
     ]
 
 
 def _companions(template: Path, name: str, has_its_tokenizer: bool) -> list[Path]:
     """The companion files in a model folder, those of sentence-transformers' modules among them."""
     patterns = (*COPIED, *(WITH_TOKENIZER if has_its_tokenizer else ()))
-    found = {
+    files = {
         file for pattern in patterns for file in template.glob(pattern)
         if file.is_file() and not WRITTEN.fullmatch(file.name) and (file.parent != template or not _is_weights(file))
     }  # fmt: skip
     for module in _modules(template, name):
-        found |= {file for file in module.rglob("*") if file.is_file() and not LEFTOVERS.fullmatch(file.name)}
-    return sorted(found)
+        files |= {file for file in module.rglob("*") if file.is_file() and not LEFTOVERS.fullmatch(file.name)}
+    return sorted(files)
 
 
 def _is_weights(file: Path) -> bool:
@@ -105,12 +105,12 @@ def _modules(template: Path, name: str) -> Iterable[Path]:
 
 def _entries(file: Path) -> Sequence[object]:
     try:
-        found: object = bounded_reading.read_json(file)
+        content: object = bounded_reading.read_json(file)
     except (UnreadableError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}).") from error
-    return found if isinstance(found, list) else []
+    return content if isinstance(content, list) else []
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(foreign(name) for name in names[:6])
-    return f"{shown} ({len(names)} files)" if len(names) > 6 else shown
+    listed = ", ".join(foreign(name) for name in names[:6])
+    return f"{listed} ({len(names)} files)" if len(names) > 6 else listed

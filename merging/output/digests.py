@@ -53,19 +53,19 @@ def digest_of(file: Path, offset: int = 0, size: int | None = None, stop: thread
 
     None where the file is shorter or does not exist, or where `stop` was set meanwhile.
     """
-    digest, left = Digest(), size
+    digest, remaining = Digest(), size
     try:
         with file.open("rb") as stream:
             stream.seek(offset)
-            while (left is None or left > 0) and not (stop and stop.is_set()):
-                chunk = stream.read(CHUNK if left is None else min(CHUNK, left))
+            while (remaining is None or remaining > 0) and not (stop and stop.is_set()):
+                chunk = stream.read(CHUNK if remaining is None else min(CHUNK, remaining))
                 if not chunk:
                     break
                 digest.update(chunk)
-                left = None if left is None else left - len(chunk)
+                remaining = None if remaining is None else remaining - len(chunk)
     except FileNotFoundError:
         return None
-    return None if left or (stop and stop.is_set()) else digest.text()
+    return None if remaining or (stop and stop.is_set()) else digest.text()
 
 
 def block_bytes(block: Tensor) -> memoryview:
@@ -92,8 +92,8 @@ class InputDigests:
     """
 
     def __init__(self, inputs: Iterable[Iterable[Path]], progress: Callable[[], float] = lambda: 1.0) -> None:
-        seen: set[Path] = set()
-        self._inputs = [[f for f in files if f not in seen and not seen.add(f)] for files in inputs]  # type: ignore[func-returns-value]
+        listed: set[Path] = set()
+        self._inputs = [[f for f in files if f not in listed and not listed.add(f)] for files in inputs]  # type: ignore[func-returns-value]
         self._progress = progress
         self._digests: dict[Path, str] = {}
         self._failure: Exception | None = None
@@ -120,7 +120,7 @@ class InputDigests:
 
     def _work(self) -> None:
         try:
-            lanes = [_Lane([file for file in files if not self._small(file)]) for files in self._inputs]
+            lanes = [_InputReader([file for file in files if not self._small(file)]) for files in self._inputs]
             self._together([lane for lane in lanes if lane.size])
         except Exception as error:
             self._failure = error
@@ -134,21 +134,21 @@ class InputDigests:
             self._digests[file] = digest
         return True
 
-    def _together(self, lanes: list[_Lane]) -> None:
+    def _together(self, lanes: list[_InputReader]) -> None:
         total = sum(lane.size for lane in lanes)
         with ExitStack() as stack:
             for lane in lanes:
                 stack.callback(lane.close)
             while lanes and not self._stop.is_set():
-                ahead = sum(lane.taken for lane in lanes) - self._progress() * total
-                if ahead > LEAD and not self._hurry.wait(0.01):
+                lead = sum(lane.taken for lane in lanes) - self._progress() * total
+                if lead > LEAD and not self._hurry.wait(0.01):
                     continue
                 least = min(lanes, key=lambda lane: lane.taken / lane.size)
                 self._digests.update(least.advance(PIECE))
                 lanes = [lane for lane in lanes if lane.files]
 
 
-class _Lane:
+class _InputReader:
     """The large files of one input, one after the other, through memory maps."""
 
     def __init__(self, files: list[Path]) -> None:

@@ -90,8 +90,8 @@ def push_results(folder: Path, push: Push) -> list[str]:
         try:
             urls.append(_push(result, repo, push.private))
         except Exception as error:
-            left = "; ".join(_command(*target, push.private) for target in targets[i:])
-            raise explained(error, repo, f"The result is kept in {folder}; upload it by `{left}`.") from error
+            commands = "; ".join(_command(*target, push.private) for target in targets[i:])
+            raise explained(error, repo, f"The result is kept in {folder}; upload it by `{commands}`.") from error
     return urls
 
 

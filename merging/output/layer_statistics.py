@@ -20,14 +20,14 @@ def by_layer(tensors: Iterable[tuple[str, Mapping[str, Any]]], count: int) -> li
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for name, sums in tensors:
-        found = layer_of(name)
-        groups.setdefault(f"{found[0]}{found[1]}" if found else name, []).append(sums)
-    return [_row(layer, groups[layer], count) for layer in sorted(groups, key=in_order)]
+        layer = layer_of(name)
+        groups.setdefault(f"{layer[0]}{layer[1]}" if layer else name, []).append(sums)
+    return [_row(group, groups[group], count) for group in sorted(groups, key=in_order)]
 
 
 def _row(layer: str, parts: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
     positions = parts[0]["positions"]  # the same for all tensors of a layer
-    here = {position: i for i, position in enumerate(positions)}
+    columns = {position: i for i, position in enumerate(positions)}
     has_base = all(part["has_base"] for part in parts)
     drops = [part for part in parts if part["dropped"] is not None]
     norms = [math.sqrt(sum(part["squares"][i] for part in parts)) for i in range(len(positions))]
@@ -37,10 +37,10 @@ def _row(layer: str, parts: Sequence[Mapping[str, Any]], count: int) -> dict[str
     elements = sum(p["elements"] for p in parts)
     return {
         "layer": layer,
-        "norms": [norms[here[i]] if i in here else None for i in range(count)],
+        "norms": [norms[columns[i]] if i in columns else None for i in range(count)],
         "merged": math.sqrt(sum(part["merged"] for part in parts)),
         "conflicts": _share(sum(p["conflicts"] for p in parts), sum(p["moved"] for p in parts)) if has_base else None,
-        "dropped": [dropped[here[i]] if i in here else None for i in range(count)] if drops else None,
+        "dropped": [dropped[columns[i]] if i in columns else None for i in range(count)] if drops else None,
         "changed": _share(sum(p["changed"] for p in parts), elements) if has_base and elements else None,
     }
 

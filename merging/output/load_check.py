@@ -83,7 +83,7 @@ def _counts(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, i
             yield f"{where}{foreign(key)}", value
 
 
-def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Collection[str]) -> str | None:
+def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], loadable: Collection[str]) -> str | None:
     """Load the planned checkpoint by transformers' Auto class on the meta device, before it is written.
 
     What is loaded is a file of the planned header whose data is a hole, beside the planned configs.
@@ -91,7 +91,7 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
     Args:
         plan: the tensors that will be written.
         configs: content of config.json and generation_config.json.
-        known: tensors that the template model has; those that its class does not load (a value head, a layer that
+        loadable: tensors that the template model has; those that its class does not load (a value head, a layer that
             predicts) are reported, not refused.
 
     Returns:
@@ -102,7 +102,7 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
     """
     config = configs["config.json"]
     check_architecture(config, "The result", len(plan.tensors))
-    passed = _passed(plan, configs, known)
+    passed = _passed(plan, configs, loadable)
     if passed is not None and is_private_file(passed):
         return foreign(read_text(passed), 600) or None
     try:
@@ -114,33 +114,33 @@ def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Col
         with (folder / "model.safetensors").open("wb") as stream:
             stream.write(header_bytes(plan.tensors))
             stream.truncate(stream.tell() + plan.bytes)
-        made = _config_class(folder, config)
+        model_config = _config_class(folder, config)
         names = config.get("architectures") or []
-        if made is None:
+        if model_config is None:
             what = names[0] if names else "its class"
             return f"Loading was not tried: {what} is code of the checkpoint's own, which is not run."
-        name, loader = _loader(transformers, made, names)
+        name, loader = _loader(transformers, model_config, names)
         try:
             with time_limit(SECONDS, f"it is not built within {SECONDS:.0f} seconds"):
-                _, found = loader.from_pretrained(
+                _, info = loader.from_pretrained(
                     folder, device_map="meta", output_loading_info=True, trust_remote_code=False, local_files_only=True
                 )
         except Exception as error:
             raise CheckpointError(
                 f"The result would not load in transformers as {name}: {foreign(str(error), 300)}."
             ) from error
-    beginnings = tuple(name for name in known if name.endswith("."))
-    surplus = sorted(key for key in found.get("unexpected_keys", ()) if key in known or key.startswith(beginnings))
+    beginnings = tuple(name for name in loadable if name.endswith("."))
+    surplus = sorted(key for key in info.get("unexpected_keys", ()) if key in loadable or key.startswith(beginnings))
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        wrong = sorted(str(key) for key in found.get(kind, ()) if key not in surplus)
+        wrong = sorted(str(key) for key in info.get(kind, ()) if key not in surplus)
         if wrong:
-            told = f"{kind.removesuffix('_keys')}: {foreign(', '.join(wrong[:3]), 300)}"
-            raise CheckpointError(f"The result would not load in transformers as {name} ({told}).")
+            keys = f"{kind.removesuffix('_keys')}: {foreign(', '.join(wrong[:3]), 300)}"
+            raise CheckpointError(f"The result would not load in transformers as {name} ({keys}).")
     lost = f"transformers does not load {', '.join(surplus[:3])} as {name}; the inputs have it too."
-    told = lost if surplus else ""
+    report = lost if surplus else ""
     if passed is not None:
-        remember(passed, told)
-    return told or None
+        remember(passed, report)
+    return report or None
 
 
 def known_names(plan: Plan, template_model: Checkpoint) -> set[str]:
@@ -199,10 +199,10 @@ def _loader(transformers: Any, config: Any, names: list[str]) -> tuple[str, Any]
             f"The result would not load in transformers: config.json has the model_type {quoted(kind)}, and its "
             f"architectures {name} is of model_type {quoted(getattr(made_for, 'model_type', ''))}; correct one of them."
         )
-    known = sorted({cls.__name__ for classes in loaded.values() for cls in classes})
+    class_names = sorted({cls.__name__ for classes in loaded.values() for cls in classes})
     raise CheckpointError(
         f"The result would not load in transformers {transformers.__version__}: it has no class {quoted(name)}, and "
-        f"for the model_type {quoted(kind)} {', '.join(known[:5]) or 'none'}."
+        f"for the model_type {quoted(kind)} {', '.join(class_names[:5]) or 'none'}."
     )
 
 
@@ -211,11 +211,11 @@ def _classes(auto: Any, config: Any) -> list[Any]:
     mapping = auto._model_mapping
     if type(config) not in mapping:
         return []
-    found = mapping[type(config)]
-    return list(found) if isinstance(found, tuple | list) else [found]
+    classes = mapping[type(config)]
+    return list(classes) if isinstance(classes, tuple | list) else [classes]
 
 
-def _passed(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Collection[str]) -> Path | None:
+def _passed(plan: Plan, configs: Mapping[str, Mapping[str, Any]], loadable: Collection[str]) -> Path | None:
     """Return where it is kept that a checkpoint of this very header and configs loads, since asking takes seconds.
 
     None where the version of transformers is not known, or there is no cache folder.
@@ -223,5 +223,7 @@ def _passed(plan: Plan, configs: Mapping[str, Mapping[str, Any]], known: Collect
     version, folder = package_versions(("transformers",)).get("transformers"), cache_folder()
     if version is None or folder is None:
         return None
-    asked = json.dumps([version, sys.version, configs, sorted(known), header_bytes(plan.tensors).decode("latin-1")])
-    return folder / f"auto-{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
+    content = json.dumps(
+        [version, sys.version, configs, sorted(loadable), header_bytes(plan.tensors).decode("latin-1")]
+    )
+    return folder / f"auto-{hashlib.sha256(content.encode()).hexdigest()[:32]}"

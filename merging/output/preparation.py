@@ -1,4 +1,4 @@
-"""What stands beside the result's weights, made and tried before the first weight is read: configs and tokenizer."""
+"""Configs and tokenizer of a result, made and tried before the first weight is read."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from merging.tokenizers.writer import check_tokenizer, write_tokenizer
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The finished small files in a folder of their own, the configs among them, and what is to be said of them."""
+class PreparedFiles:
+    """Finished small files in a folder of their own, the configs' content, and sentences for the user."""
 
     folder: Path
     configs: Mapping[str, Mapping[str, Any]]
@@ -41,7 +41,7 @@ class Prepared:
 
 
 @contextmanager
-def prepared(inputs: Inputs, plan: Plan, template: ChatTemplate) -> Iterator[Prepared]:
+def prepare_files(inputs: Inputs, plan: Plan, template: ChatTemplate) -> Iterator[PreparedFiles]:
     """Yield the result's configs and tokenizer, in a folder that is gone at the end.
 
     The tokenizer was loaded beside the config, as users load it: every planned token has its planned id, and no id
@@ -57,12 +57,9 @@ def prepared(inputs: Inputs, plan: Plan, template: ChatTemplate) -> Iterator[Pre
         write_configs(folder, configs)
         check_tokenizer(folder, plan.vocabulary, rows_of(inputs.template_model, plan))
         if not any(file.suffix == ".gguf" for file in inputs.template_model.files):
-            own = plan.vocabulary.folder == inputs.template_model.folder
-            notes = [
-                *notes,
-                *copy_companions(inputs.template_model.parts[0].folder, inputs.template_model.name, folder, own),
-            ]
-        yield Prepared(folder, configs, (*notes, *_code(folder, inputs.template_model.name, plan.vocabulary.name)))
+            model, is_same = inputs.template_model, plan.vocabulary.folder == inputs.template_model.folder
+            notes = [*notes, *copy_companions(model.parts[0].folder, model.name, folder, is_same)]
+        yield PreparedFiles(folder, configs, (*notes, *_code(folder, inputs.template_model.name, plan.vocabulary.name)))
 
 
 def _code(folder: Path, model: str, tokenizer: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Which safetensors file each tensor of a result goes to, and where in it."""
+"""Layout of a result's tensors in safetensors files: file, offset and size of each."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _places(shard: int, tensors: Sequence[Named]) -> Iterator[Place]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor's bytes go: shard number, offset in its file, size in bytes."""
+    """Place of a tensor's bytes: shard number, offset in its file, size in bytes."""
 
     name: str
     shape: tuple[int, ...]

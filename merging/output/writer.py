@@ -53,17 +53,17 @@ class ShardedWriter:
     held in memory. A finished tensor is entered in the journal with its digest; a writer over the
     journal of an interrupted run takes up after the last tensor whose bytes are there and have their digest.
 
-    own: the part of the tensors that this process writes, where several write the files (see `Shards.allocate`); None
+    part: the part of the tensors that this process writes, where several write the files (see `Shards.allocate`); None
     for all of them.
     """
 
     def __init__(
         self, folder: Path, tensors: Sequence[Named], max_shard_bytes: float, journal: Journal, stem: str = "model",
-        own: range | None = None,
+        part: range | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.journal = folder, journal
-        self.shards, self._shared = lay_out(tensors, max_shard_bytes, stem), own is not None
-        self._places = self.shards.places if own is None else self.shards.places[own.start : own.stop]
+        self.shards, self._shared = lay_out(tensors, max_shard_bytes, stem), part is not None
+        self._places = self.shards.places if part is None else self.shards.places[part.start : part.stop]
         self._ends = list(accumulate((place.size for place in self._places), initial=0))
         self._stream: BinaryIO | None = None
         self._file = folder
@@ -76,12 +76,12 @@ class ShardedWriter:
 
     @property
     def done(self) -> int:
-        """How many of the tensors are written."""
+        """Number of tensors that are written."""
         return self._next
 
     @property
     def part(self) -> float:
-        """Which part of all the bytes is written."""
+        """Share of all the bytes that is written."""
         return (self._ends[self._next] + self._written) / max(1, self._ends[-1])
 
     def rewind(self, done: int) -> None:
@@ -113,8 +113,8 @@ class ShardedWriter:
         if self._unsent >= FLUSH and self._sending.done():
             self._send(self._current)
 
-    def end(self, remark: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Finish the tensor and enter it in the journal with a remark.
+    def end(self, metadata: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Finish the tensor and enter it in the journal with metadata.
 
         Raises CheckpointError where it is not as large as planned.
         """
@@ -124,7 +124,7 @@ class ShardedWriter:
         with naming(self._file):
             self._current.flush()
         self._next, self._written = self._next + 1, 0
-        self.journal.add({"name": place.name, "digest": self._digest.text(), **remark})
+        self.journal.add({"name": place.name, "digest": self._digest.text(), **metadata})
 
     def close(self) -> None:
         """Finish the last shard and write the index (the first process does where several write).

@@ -1,30 +1,28 @@
-"""What is to be made: where it goes, what is decided, and the results that come out of one read."""
+"""Types of a run: where its result goes, what relaxes it, and the finished plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.device import check_device
 from common.distributed import SINGLE_PROCESS, ProcessGroup
+from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.storage import tensor_bytes
 from merging.plan.slices import Inputs
-from merging.plan.types import Plan
+from merging.plan.types import Listing, Plan
 from merging.tokenizers.chat_template import ChatTemplate
-
-if TYPE_CHECKING:
-    from merging.checkpoints.checkpoint import Checkpoint
-    from merging.engine.execution import ExecutionConfig
 
 
 @dataclass(frozen=True)
-class Output:
-    """Where and how the merged checkpoint is written.
+class OutputConfig:
+    """Place and form of the result, and how it is written.
 
     save_as: "model", or "adapter" where adapters make one adapter. expected: a lock that the result must repeat.
-    layer_stats: whether statistics per layer are computed; load_check: whether the planned folder is loaded in
-    transformers before it is written; process_group: the ranks that make it.
+    layer_stats: compute statistics per layer. load_check: load the planned folder in transformers before it is written.
+    process_group: the ranks of the run.
     """
 
     save_path: Path
@@ -40,20 +38,20 @@ class Output:
     process_group: ProcessGroup = SINGLE_PROCESS
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a device that no machine has; whether this one has it is asked once torch is loaded."""
+        """Raises UsageError for a device that no machine has; whether this one has it is known once torch is loaded."""
         check_device(self.device)
 
     @property
     def tries_loading(self) -> bool:
-        """Whether this rank loads the planned folder in transformers: rank 0 does."""
+        """True where this process loads the planned folder in transformers; of several ranks the first does."""
         return self.load_check and self.process_group.is_main
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One of several results of a work: its folder in the output, and what differs in it.
+    """One of several results of a plan: its folder in the output, and what differs in it.
 
-    recipe and lineage are put over the work's; details: for the run record, called at the end.
+    recipe and lineage are put over the plan's; details: for the run record, called at the end.
     """
 
     folder: str = "."
@@ -63,53 +61,83 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Relaxing:
-    """AIM applied in the same pass: made by the caller from the base, since merging knows no activations.
+class RelaxationSpec:
+    """AIM in the pass of a merge, or alone; given by `aim`, since merging knows no activations.
 
-    recipe: what a lock repeats it from, omega excepted; files: what the result depends on (an importance file); kept:
-    paths that the output must not touch; `make(base, plan)` returns the relaxation of the loop; variants: its results;
-    `preview(base, plan)` says what will be relaxed; `finished(error)` is called at the end of the run.
+    recipe: keys for the lock, omega excepted. files: files that the result depends on (an importance file). protected:
+    paths that the output must not touch. `make(base, plan)` returns the engine's `Relaxation`. variants: its results.
+    `preview(base, plan)` returns sentences on what will be relaxed. `finished(error)` is called at the end of the run.
+    notes: sentences for the user. implementation: of a run that only relaxes one model, which is merged already: the
+    result has its names, config and tokenizer, and `recipe` is all that a lock needs; None inside a merge.
     """
 
     recipe: Mapping[str, Any]
     files: Mapping[str, Path]
-    kept: Sequence[Path]
+    protected: Sequence[Path]
     make: Callable[[Checkpoint, Plan], Any]
     variants: tuple[Variant, ...]
     preview: Callable[[Checkpoint, Plan], Sequence[str]]
     finished: Callable[[BaseException | None], None] = lambda _: None
+    notes: tuple[str, ...] = ()
+    implementation: Callable[[], Any] | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """True for a run that only relaxes."""
+        return self.implementation is not None
 
 
 @dataclass(frozen=True)
-class Work:
-    """A checkpoint that is to be made, or several from one read: everything decided, nothing written.
+class MergePlan:
+    """Plan of a run with one result or several from one read: everything decided, nothing written.
 
-    recipe: what a lock repeats it from; make_job loads torch and what the loop needs; variants: the results, in the
-    order in which the loop makes them; files: inputs besides the checkpoints (an importance file); whole_matrix:
-    whether products of whole matrices enter, whose last bits depend on the number of threads; preview: sentences for a
-    look at the plan alone; merge_recipe: of the merged model that is relaxed, where its run record has it.
+    program, label: the script and what its progress bar does. kind: "model" or "adapter". model: plan of the whole
+    model. layout: the tensors that are written, which are the model's or an adapter's. recipe, sources: what a lock
+    repeats the run from, and where each value comes from. lineage: method, base, models and omega for the model card.
+    implementation: loads torch and the method's `Method`. seed, reference: of the computation. device: where it runs
+    whatever the output says. files: inputs besides the checkpoints (an importance file). whole_matrix: products of
+    whole matrices enter, whose last bits depend on the number of threads. mergekit: mergekit's form of the recipe with
+    what it lacks. merge_recipe: of the merged model that is relaxed, where its run record has it.
     """
 
     program: str
     label: str
-    paper: str
+    kind: str
     inputs: Inputs
-    plan: Plan
+    model: Plan
+    layout: Listing
     template: ChatTemplate
     recipe: Mapping[str, Any]
     sources: Mapping[str, str]
     lineage: Mapping[str, Any]
     notes: tuple[str, ...]
-    make_job: Callable[[], ExecutionConfig]
-    variants: tuple[Variant, ...] = (Variant(),)
+    implementation: Callable[[], Any]
+    seed: int = 42
+    reference: bool = False
+    device: str | None = None
+    relaxation: RelaxationSpec | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     whole_matrix: bool = False
-    preview: Callable[[], Sequence[str]] = tuple
     mergekit: tuple[Mapping[str, Any], Sequence[str]] | None = None
     merge_recipe: Mapping[str, Any] | None = None
-    finished: Callable[[BaseException | None], None] = lambda _: None
+
+    @property
+    def base(self) -> Checkpoint:
+        """The base, or the template model where the method works without one."""
+        return self.inputs.base or self.inputs.template_model
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The results, one for each omega."""
+        return self.relaxation.variants if self.relaxation else (Variant(),)
 
     @property
     def bytes(self) -> int:
         """Size of all results in bytes."""
-        return self.plan.bytes * len(self.variants)
+        return sum(tensor_bytes(t.shape, t.dtype) for t in self.layout.tensors) * len(self.variants)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every path that the result depends on, and that the output must not touch."""
+        places = [place for checkpoint in self.inputs.all for place in checkpoint.places]
+        return [*places, *self.files.values(), *(self.relaxation.protected if self.relaxation else ())]

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from merging.checkpoints.checkpoint import Checkpoint
-from merging.checkpoints.licenses import licenses_of
 from merging.checkpoints.storage import tensor_bytes
 from merging.plan.checks import free_space
-from merging.plan.merge_plan import Work
+from merging.plan.merge_plan import MergePlan
+from merging.plan.slices import Inputs
 from merging.plan.types import Plan
 from merging.recipe.method_registry import MergeMethod, find_method
 from merging.tokenizers.choice import embedding_rows
@@ -26,44 +26,46 @@ BLOCK = 4 << 20
 """Bytes of a block in fp32 (merging.ops.tensor_blocks.BLOCK_ELEMENTS of them)."""
 
 
-def describe(work: Work, save_path: Path | None, remarks: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the plan as data for JSON.
+def describe(
+    plan: MergePlan, save_path: Path | None, license_name: str | None, notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the plan of a model as data for JSON.
 
     Args:
-        work: The merge plan.
-        save_path: Folder of the output, for its free space.
-        remarks: Further notes.
+        plan: of a model.
+        save_path: the folder of the result, None for the current folder.
+        license_name: of the result; None where the inputs state none.
+        notes: added to those of the plan.
     """
-    plan, inputs = work.plan, work.inputs
-    merged = [tensor for tensor in plan.tensors if tensor.is_merged]
-    licenses = licenses_of(inputs.all)
-    method = work.recipe.get("method") or work.recipe.get("merge_method")
+    model, inputs = plan.model, plan.inputs
+    merged = [tensor for tensor in model.tensors if tensor.is_merged]
+    method = plan.recipe.get("method") or plan.recipe.get("merge_method")
     return {
-        "program": work.program,
-        "recipe": dict(work.recipe),
-        "sources": dict(work.sources),
-        "models": [_model(checkpoint, work) for checkpoint in inputs.all],
+        "program": plan.program,
+        "recipe": dict(plan.recipe),
+        "sources": dict(plan.sources),
+        "models": [_model(checkpoint, inputs) for checkpoint in inputs.all],
         "tensors": {
-            "total": len(plan.tensors),
+            "total": len(model.tensors),
             "merged": len(merged),
-            "copied": len(plan.tensors) - len(merged),
-            "aligned": [t.name for t in plan.tensors if any(source.alignment for source in t.sources)],
-            "left_out": dict(plan.left_out),
+            "copied": len(model.tensors) - len(merged),
+            "aligned": [t.name for t in model.tensors if any(source.alignment for source in t.sources)],
+            "left_out": dict(model.left_out),
         },
         "result": {
-            "parameters": sum(math.prod(tensor.shape) for tensor in plan.tensors),
-            "dtypes": sorted({tensor.dtype for tensor in plan.tensors}),
-            "tied": plan.tied,
-            "vocabulary": plan.vocabulary.name,
-            "tokens": None if plan.vocabulary.tokens is None else len(plan.vocabulary.tokens),
-            "chat_template": work.template.origin,
-            "license": licenses.result or ("other" if licenses.warning else None),
+            "parameters": sum(math.prod(tensor.shape) for tensor in model.tensors),
+            "dtypes": sorted({tensor.dtype for tensor in model.tensors}),
+            "tied": model.tied,
+            "vocabulary": model.vocabulary.name,
+            "tokens": None if model.vocabulary.tokens is None else len(model.vocabulary.tokens),
+            "chat_template": plan.template.origin,
+            "license": license_name,
         },
-        "bytes_to_read": plan.bytes_read,
-        "bytes_to_write": work.bytes,
+        "bytes_to_read": model.bytes_read,
+        "bytes_to_write": plan.bytes,
         "bytes_free": free_space(save_path or Path()),
-        "peak_memory_bytes": peak_memory(plan, find_method(method) if method else None),
-        "notes": [*work.notes, *work.preview(), *remarks, *([licenses.warning] if licenses.warning else [])],
+        "peak_memory_bytes": peak_memory(model, find_method(method) if method else None),
+        "notes": [*plan.notes, *notes],
     }
 
 
@@ -85,17 +87,17 @@ def peak_memory(plan: Plan, method: MergeMethod | None) -> int:
     return streaming + 4 * max((matrices * out * width + squares * width * width for out, width in shapes), default=0)
 
 
-def _role(checkpoint: Checkpoint, work: Work) -> str:
-    if checkpoint is work.inputs.base:
+def _role(checkpoint: Checkpoint, inputs: Inputs) -> str:
+    if checkpoint is inputs.base:
         return "base"
-    return "model" if any(checkpoint is model for model in work.inputs.models) else "template model"
+    return "model" if any(checkpoint is model for model in inputs.models) else "template model"
 
 
-def _model(checkpoint: Checkpoint, work: Work) -> dict[str, Any]:
+def _model(checkpoint: Checkpoint, inputs: Inputs) -> dict[str, Any]:
     tokens = token_ids(checkpoint.folder)
     return {
         "name": checkpoint.name,
-        "role": _role(checkpoint, work),
+        "role": _role(checkpoint, inputs),
         "exact": checkpoint.exact_name,
         "commit": checkpoint.commit,
         "architecture": (checkpoint.config.get("architectures") or [None])[0],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aim.capture.whole_model import calibrate
 from aim.pipeline import merged_alone
-from aim.relax import relax
+from aim.relax import relax_tensor
 from merging.engine.device_pipeline import block_elements_for
 from merging.engine.execution import ExecutionConfig
 from merging.engine.executors import make_executor
@@ -52,7 +52,7 @@ class _Halfway:
         return self._s[columns]
 
     def block(self, name: str, block: object, base: Tensor, merged: Tensor) -> list[Tensor]:
-        return [relax(base, merged, self._along(merged), omega) for omega in self.omegas]
+        return [relax_tensor(base, merged, self._along(merged), omega) for omega in self.omegas]
 
     def changes(self, name: str) -> bool:
         return True

@@ -29,6 +29,10 @@ def parser_of(section: str) -> Parser:
         from merging.recipe.flags import make_parser
 
         return make_parser()
+    if section == "aim":
+        from aim.commands.relax_command import relax_parser
+
+        return relax_parser()
     if section == "evaluate":
         from eval.harness.flags import parser
 

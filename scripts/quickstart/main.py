@@ -92,8 +92,8 @@ def merge_all(family, out: Path, fast: bool, seed: int, quiet: bool) -> list[Pat
     """Merge the fine-tuned models; returns the folders."""
     from tqdm import tqdm
 
-    from merging.plan.merge_plan import Output
-    from merging.planning import merge
+    from merging.pipeline import merge
+    from merging.plan.merge_plan import OutputConfig
     from merging.recipe import make_recipe
 
     jobs = [(m, c) for c in combinations(list(family.models), fast) for m in (FAST_METHODS if fast else METHODS)]
@@ -107,7 +107,7 @@ def merge_all(family, out: Path, fast: bool, seed: int, quiet: bool) -> list[Pat
             "seed": seed,
         }
         with message_level(quiet=True):
-            folders.append(merge(make_recipe(flags, {}), Output(folder)))
+            folders.append(merge(make_recipe(flags, {}), OutputConfig(folder)))
     return folders
 
 
@@ -116,18 +116,18 @@ def relax_all(family, out: Path, merged: Sequence[Path], quiet: bool) -> list[Pa
     from tqdm import tqdm
 
     from aim.calibration.config import Calibration
-    from aim.config import Aim
+    from aim.config import AimConfig
     from aim.measure import Settings
-    from aim.pipeline import perform
-    from merging.plan.merge_plan import Output
+    from aim.pipeline import relax
+    from merging.plan.merge_plan import OutputConfig
 
     calibration = Calibration(str(family.calibration), n_samples=1024, block_size=64)
-    aim = Aim((OMEGA,), Settings(calibration, importance_file=out / "importance.safetensors"))
+    aim = AimConfig((OMEGA,), Settings(calibration, importance_file=out / "importance.safetensors"))
     folders = []
     for folder in tqdm(merged, desc="relaxing", unit="merge", disable=True if quiet else None):
-        target = Output(out / "relaxed" / f"{folder.name}___AIM")
+        target = OutputConfig(out / "relaxed" / f"{folder.name}___AIM")
         with message_level(quiet=True):
-            folders.append(perform(str(folder), str(family.base), aim, target, None))
+            folders.append(relax(str(folder), str(family.base), aim, target, None))
     return folders
 
 

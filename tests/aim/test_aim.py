@@ -10,15 +10,15 @@ import torch
 
 from aim.calibration.config import Calibration
 from aim.capture.whole_model import calibrate
-from aim.config import Aim
+from aim.config import AimConfig
 from aim.importance import Importance
 from aim.measure import Settings
-from aim.pipeline import perform, relaxing_of
-from aim.relax import importance, relax
+from aim.pipeline import relax, relaxation_spec
+from aim.relax import importance, relax_tensor
 from aim.relaxer import Rule
 from common.errors import CheckpointError, UsageError
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.helpers.tiny import VOCABULARY, fine_tune, make_llama, weights, write_texts
 
@@ -29,7 +29,7 @@ def merged(family, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("merged") / "ta"
     recipe = make_recipe({"method": "task_arithmetic", "base_model": family["base"],
                           "models_to_merge": [str(family["a"]), str(family["b"])]}, {})  # fmt: skip
-    return merge(recipe, Output(out))
+    return merge(recipe, OutputConfig(out))
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def test_relaxation_is_exact_at_both_ends() -> None:
     base, merged_tensor = extreme((32, 48), 1), extreme((32, 48), 2)
     s = torch.rand(48)
     s[0], s[1] = 1.0, 0.0
-    assert torch.equal(bits(relax(base, merged_tensor, s, 1.0)), bits(merged_tensor))
+    assert torch.equal(bits(relax_tensor(base, merged_tensor, s, 1.0)), bits(merged_tensor))
     for omega in (0.0, 0.3, 0.9):
-        relaxed = relax(base, merged_tensor, s, omega)
+        relaxed = relax_tensor(base, merged_tensor, s, omega)
         assert torch.equal(bits(relaxed[:, 1]), bits(merged_tensor[:, 1]))
-    assert torch.equal(bits(relax(base, merged_tensor, s, 0.0)[:, 0]), bits(base[:, 0]))
+    assert torch.equal(bits(relax_tensor(base, merged_tensor, s, 0.0)[:, 0]), bits(base[:, 0]))
 
 
 def test_relaxation_is_the_equation() -> None:
@@ -74,7 +74,7 @@ def test_relaxation_is_the_equation() -> None:
     s = importance(torch.rand(30, generator=generator))
     ratios = []
     for omega in (0.0, 0.25, 0.5, 0.75, 1.0):
-        relaxed = relax(base, merged_tensor, s, omega)
+        relaxed = relax_tensor(base, merged_tensor, s, omega)
         expected = merged_tensor.double() - (1 - omega) * s.double() * (merged_tensor.double() - base.double())
         assert (relaxed - expected).abs().max() < 1e-6
         ratio = (relaxed.double() - base) / (merged_tensor.double() - base)
@@ -148,7 +148,9 @@ def test_relaxed_checkpoint(family, merged: Path, settings: Settings, tmp_path: 
     folder loads with its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    out = perform(str(merged), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "out"), "float32")
+    out = relax(
+        str(merged), str(family["base"]), AimConfig((0.4,), settings), OutputConfig(tmp_path / "out"), "float32"
+    )
     base, before, after = weights(family["base"]), weights(merged), weights(out)
     assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"].float())
     assert settings.importance_file is not None
@@ -165,7 +167,7 @@ def test_relaxed_checkpoint(family, merged: Path, settings: Settings, tmp_path: 
 
 def test_omega_one_keeps_the_bytes(family, merged: Path, settings: Settings, tmp_path: Path) -> None:
     """Law 23: with omega 1 the weights file is the merged one, byte for byte."""
-    out = perform(str(merged), str(family["base"]), Aim((1.0,), settings), Output(tmp_path / "out"), None)
+    out = relax(str(merged), str(family["base"]), AimConfig((1.0,), settings), OutputConfig(tmp_path / "out"), None)
     assert (out / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
 
 
@@ -173,10 +175,10 @@ def test_importance_is_reused(family, merged: Path, settings: Settings, tmp_path
     """A second run with the same importance file computes nothing and gives the same bytes."""
     from dataclasses import replace
 
-    first = perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "1"), None)
+    first = relax(str(merged), str(family["base"]), AimConfig((0.3,), settings), OutputConfig(tmp_path / "1"), None)
     capsys.readouterr()
     nowhere = replace(settings, calibration=Calibration("pile"))  # would fail if it were read
-    second = perform(str(merged), str(family["base"]), Aim((0.3,), nowhere), Output(tmp_path / "2"), None)
+    second = relax(str(merged), str(family["base"]), AimConfig((0.3,), nowhere), OutputConfig(tmp_path / "2"), None)
     assert "Importance from" in capsys.readouterr().err
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
@@ -184,9 +186,9 @@ def test_importance_is_reused(family, merged: Path, settings: Settings, tmp_path
 def test_importance_of_another_base_is_refused(merged: Path, family, settings: Settings, tmp_path: Path) -> None:
     """An importance file made from other weights is refused by name, and nothing is written."""
     other = make_llama(tmp_path / "other", seed=9)
-    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "1"), None)
+    relax(str(merged), str(family["base"]), AimConfig((0.3,), settings), OutputConfig(tmp_path / "1"), None)
     with pytest.raises(CheckpointError, match="whose weights are not those of"):
-        perform(str(merged), str(other), Aim((0.3,), settings), Output(tmp_path / "out"), None)
+        relax(str(merged), str(other), AimConfig((0.3,), settings), OutputConfig(tmp_path / "out"), None)
     assert not (tmp_path / "out").exists()
 
 
@@ -196,12 +198,14 @@ def test_one_pass_is_two_passes_with_one_rounding_less(
     """merge --omega equals merging in float32 and relaxing that, rounded once: bit for bit in bf16."""
     flags = {"method": "task_arithmetic", "base_model": family["base"],
              "models_to_merge": [str(family["a"]), str(family["b"])]}  # fmt: skip
-    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0"), None)
-    exact = merge(make_recipe({**flags, "dtype": "float32"}, {}), Output(tmp_path / "exact"))
-    two = perform(str(exact), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "two"), "bfloat16")
+    relax(str(merged), str(family["base"]), AimConfig((0.3,), settings), OutputConfig(tmp_path / "0"), None)
+    exact = merge(make_recipe({**flags, "dtype": "float32"}, {}), OutputConfig(tmp_path / "exact"))
+    two = relax(
+        str(exact), str(family["base"]), AimConfig((0.4,), settings), OutputConfig(tmp_path / "two"), "bfloat16"
+    )
     recipe = make_recipe(flags, {})
-    output = Output(tmp_path / "one")
-    one = merge(recipe, output, relaxing_of(recipe, Aim((0.4,), settings), output))
+    output = OutputConfig(tmp_path / "one")
+    one = merge(recipe, output, relaxation_spec(AimConfig((0.4,), settings), output, recipe))
     assert all(torch.equal(weights(one)[name], tensor) for name, tensor in weights(two).items())
     assert json.loads((one / "run_record.json").read_text())["lineage"]["omega"] == 0.4
 
@@ -210,13 +214,13 @@ def test_existing_importance_binds(family, merged: Path, settings: Settings, tmp
     """An importance file that stands is not silently another one: other numerics or other calibration are refused."""
     from dataclasses import replace
 
-    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0"), None)
-    output = Output(tmp_path / "out")
+    relax(str(merged), str(family["base"]), AimConfig((0.3,), settings), OutputConfig(tmp_path / "0"), None)
+    output = OutputConfig(tmp_path / "out")
     with pytest.raises(CheckpointError, match="was measured with --numerics float32"):
-        perform(str(merged), str(family["base"]), Aim((0.3,), replace(settings, reference=True)), output, None)
+        relax(str(merged), str(family["base"]), AimConfig((0.3,), replace(settings, reference=True)), output, None)
     other = replace(settings, calibration=replace(settings.calibration, n_samples=5))
     with pytest.raises(UsageError, match="was measured with --n_samples 40, and 5 is asked for"):
-        perform(str(merged), str(family["base"]), Aim((0.3,), other), output, None)
+        relax(str(merged), str(family["base"]), AimConfig((0.3,), other), output, None)
     assert not (tmp_path / "out").exists()
 
 
@@ -227,7 +231,7 @@ def test_importance_is_not_lost_in_the_target(family, merged: Path, settings: Se
     out = tmp_path / "out"
     inside = replace(settings, importance_file=out / "imp.safetensors")
     with pytest.raises(UsageError, match="would write over or into the input"):
-        perform(str(merged), str(family["base"]), Aim((0.3,), inside), Output(out), None)
+        relax(str(merged), str(family["base"]), AimConfig((0.3,), inside), OutputConfig(out), None)
     assert not out.exists()
 
 
@@ -251,7 +255,9 @@ def test_gpt2_without_its_prefix(tmp_path: Path) -> None:
         folders.append(folder)
     text = write_texts(tmp_path / "text.jsonl")
     settings = Settings(Calibration(str(text), n_samples=20, block_size=42), importance_file=tmp_path / "imp")
-    out = perform(str(folders[1]), str(folders[0]), Aim((0.0,), settings), Output(tmp_path / "out"), "float32")
+    out = relax(
+        str(folders[1]), str(folders[0]), AimConfig((0.0,), settings), OutputConfig(tmp_path / "out"), "float32"
+    )
     base, before, after = weights(folders[0]), weights(folders[1]), weights(out)
     name = "h.0.mlp.c_fc.weight"
     a = Importance.load(tmp_path / "imp").activations[name].double()
@@ -264,10 +270,10 @@ def test_gpt2_without_its_prefix(tmp_path: Path) -> None:
 def test_card_of_local_models_names_no_hub_id(family, merged: Path, settings: Settings, tmp_path: Path) -> None:
     """Local folders never appear as base_model in the card, whatever the current folder; the recipe of a one-pass
     merge has omega and the importance file."""
-    perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "0"), None)
+    relax(str(merged), str(family["base"]), AimConfig((0.3,), settings), OutputConfig(tmp_path / "0"), None)
     recipe = make_recipe({"method": "ties", "base_model": str(family["base"]), "models_to_merge": str(family["a"])}, {})
-    output = Output(tmp_path / "one")
-    out = merge(recipe, output, relaxing_of(recipe, Aim((0.4,), settings), output))
+    output = OutputConfig(tmp_path / "one")
+    out = merge(recipe, output, relaxation_spec(AimConfig((0.4,), settings), output, recipe))
     front, body = (out / "README.md").read_text().split("---\n", 2)[1:]
     assert "base_model" not in front
     assert "omega: 0.4\n" in body
@@ -280,8 +286,8 @@ def test_tied_embeddings(tmp_path: Path, relax_tied: bool) -> None:
     base = make_llama(tmp_path / "base", tied=True)
     tuned = fine_tune(base, tmp_path / "tuned", seed=1)
     text = write_texts(tmp_path / "text.jsonl")
-    aim = Aim((0.2,), Settings(Calibration(str(text), n_samples=20, block_size=64)), Rule(relax_tied=relax_tied))
-    out = perform(str(tuned), str(base), aim, Output(tmp_path / "out"), None)
+    aim = AimConfig((0.2,), Settings(Calibration(str(text), n_samples=20, block_size=64)), Rule(relax_tied=relax_tied))
+    out = relax(str(tuned), str(base), aim, OutputConfig(tmp_path / "out"), None)
     name = "model.embed_tokens.weight"
     assert torch.equal(weights(out)[name], weights(tuned)[name]) != relax_tied
     assert "lm_head.weight" not in weights(out)
@@ -291,7 +297,7 @@ def test_extra_token_row_is_left_as_merged(family, tmp_path: Path) -> None:
     """Base of 320 and merged model of 321 rows: the row of the token that the base lacks stays merged in the head."""
     merged = fine_tune(family["base"], tmp_path / "merged", seed=4, extra=("[PAD]",))
     settings = Settings(Calibration(str(family["text"]), n_samples=20, block_size=64))
-    out = perform(str(merged), str(family["base"]), Aim((0.0,), settings), Output(tmp_path / "out"), None)
+    out = relax(str(merged), str(family["base"]), AimConfig((0.0,), settings), OutputConfig(tmp_path / "out"), None)
     before, after = weights(merged)["lm_head.weight"], weights(out)["lm_head.weight"]
     assert after.shape[0] == VOCABULARY + 1
     assert torch.equal(after[-1], before[-1])
@@ -302,11 +308,11 @@ def test_block_longer_than_the_model(family, merged: Path, tmp_path: Path) -> No
     """Blocks of more positions than the base has are refused before the model is loaded."""
     settings = Settings(Calibration(str(family["text"]), block_size=2049))
     with pytest.raises(UsageError, match="is more than the 2048 positions"):
-        perform(str(merged), str(family["base"]), Aim((0.3,), settings), Output(tmp_path / "out"), None)
+        relax(str(merged), str(family["base"]), AimConfig((0.3,), settings), OutputConfig(tmp_path / "out"), None)
 
 
 @pytest.mark.parametrize("omega", [-0.1, 1.1, float("nan")])
 def test_omega_outside(family, merged: Path, settings: Settings, tmp_path: Path, omega: float) -> None:
     """An omega outside [0, 1] is a usage error before anything is read."""
     with pytest.raises(UsageError, match=r"--omega must be in \[0, 1\]"):
-        perform(str(merged), str(family["base"]), Aim((omega,), settings), Output(tmp_path / "out"), None)
+        relax(str(merged), str(family["base"]), AimConfig((omega,), settings), OutputConfig(tmp_path / "out"), None)

@@ -16,15 +16,15 @@ from aim.calibration.config import Calibration
 from aim.capture.base_model import Skeleton, load_whole
 from aim.capture.layerwise import calibrate_layerwise
 from aim.capture.whole_model import calibrate
-from aim.config import Aim
+from aim.config import AimConfig
 from aim.importance import Importance
 from aim.measure import Settings
-from aim.pipeline import perform
+from aim.pipeline import relax
 from aim.relaxer import Rule
 from common.errors import CalibrationError
 from merging.checkpoints.checkpoint import open_checkpoint
 from merging.checkpoints.tensor_names import role_of
-from merging.plan.merge_plan import Output
+from merging.plan.merge_plan import OutputConfig
 from tests.helpers.architectures import (
     ARCHITECTURES,
     VOCAB,
@@ -100,8 +100,8 @@ def test_everything_that_takes_text_is_relaxed(
     """In each stored form of each architecture, every matrix and norm that text reaches is relaxed by the equation in
     fp64, channels along the axis where its inputs are; everything else is as merged; the result loads and is finite."""
     models = family(name, form)
-    aim = Aim((0.3,), settings_of(text, tmp_path / "imp"), Rule(min_tokens=1))
-    out = perform(str(models["tuned"]), str(models["base"]), aim, Output(tmp_path / "out"), "float32")
+    aim = AimConfig((0.3,), settings_of(text, tmp_path / "imp"), Rule(min_tokens=1))
+    out = relax(str(models["tuned"]), str(models["base"]), aim, OutputConfig(tmp_path / "out"), "float32")
     base, merged, relaxed = weights(models["base"]), weights(models["tuned"]), weights(out)
     found = Importance.load(tmp_path / "imp")
     moved = set()
@@ -134,9 +134,9 @@ def test_both_forms_of_experts_are_relaxed_alike(family: Callable[..., Family], 
     for name in ("mixtral", "qwen3_moe"):
         models: dict[str, Any] = {}
         for form in ("hub", "own"):
-            aim = Aim((0.3,), settings_of(text, tmp_path / name / f"{form}.imp"), Rule(min_tokens=1))
+            aim = AimConfig((0.3,), settings_of(text, tmp_path / name / f"{form}.imp"), Rule(min_tokens=1))
             pair, out = family(name, form), tmp_path / name / form
-            perform(str(pair["tuned"]), str(pair["base"]), aim, Output(out), "float32")
+            relax(str(pair["tuned"]), str(pair["base"]), aim, OutputConfig(out), "float32")
             models[form] = load(out)[0].state_dict()
         assert models["hub"].keys() == models["own"].keys()
         for key, tensor in models["hub"].items():
@@ -357,15 +357,15 @@ def test_experts_without_tokens_are_left_as_merged(
     relaxed; in both stored forms, and nothing is ever NaN."""
     for form in ("hub", "own"):
         pair = family("qwen3_moe", form)
-        aim = Aim((0.0,), settings_of(text, tmp_path / f"{form}.imp"), Rule(min_tokens=1))
-        perform(str(pair["tuned"]), str(pair["base"]), aim, Output(tmp_path / f"{form}-all"), "float32")
+        aim = AimConfig((0.0,), settings_of(text, tmp_path / f"{form}.imp"), Rule(min_tokens=1))
+        relax(str(pair["tuned"]), str(pair["base"]), aim, OutputConfig(tmp_path / f"{form}-all"), "float32")
         found = Importance.load(tmp_path / f"{form}.imp")
         counts = {key: count for key, count in found.tokens.items() if "experts" in key}
         least = min(c for count in counts.values() for c in (count if isinstance(count, list) else [count]))
-        few = Aim((0.0,), aim.settings, Rule(min_tokens=least + 1))
+        few = AimConfig((0.0,), aim.settings, Rule(min_tokens=least + 1))
         out = tmp_path / f"{form}-few"
         capsys.readouterr()
-        perform(str(pair["tuned"]), str(pair["base"]), few, Output(out), "float32")
+        relax(str(pair["tuned"]), str(pair["base"]), few, OutputConfig(out), "float32")
         assert f"with fewer than {least + 1} tokens" in capsys.readouterr().err
         merged, relaxed = weights(pair["tuned"]), weights(out)
         left = 0
@@ -383,8 +383,8 @@ def test_rules_on_names(family: Callable[..., Family], text: Path, tmp_path: Pat
     kept are the base's, byte for byte, whatever the activations say."""
     pair = family("llava")
     rule = Rule(include=r"layers|vision", exclude=r"mlp", keep_base=r"vision_tower")
-    aim = Aim((0.2,), settings_of(text), rule)
-    out = perform(str(pair["tuned"]), str(pair["base"]), aim, Output(tmp_path / "out"), None)
+    aim = AimConfig((0.2,), settings_of(text), rule)
+    out = relax(str(pair["tuned"]), str(pair["base"]), aim, OutputConfig(tmp_path / "out"), None)
     base, merged, relaxed = weights(pair["base"]), weights(pair["tuned"]), weights(out)
     for key, tensor in relaxed.items():
         if "vision_tower" in key:
@@ -400,7 +400,13 @@ def test_vision_is_left_as_merged_and_said(
 ) -> None:
     """Text does not reach a vision tower: it is left as merged, and the screen says why."""
     pair = family("gemma3_vision")
-    perform(str(pair["tuned"]), str(pair["base"]), Aim((0.2,), settings_of(text)), Output(tmp_path / "out"), None)
+    relax(
+        str(pair["tuned"]),
+        str(pair["base"]),
+        AimConfig((0.2,), settings_of(text)),
+        OutputConfig(tmp_path / "out"),
+        None,
+    )
     assert "text does not reach the vision tower" in capsys.readouterr().err
 
 
@@ -410,9 +416,9 @@ def test_tied_head_is_relaxed_on_request(family: Callable[..., Family], text: Pa
     pair = family(name)
     table = next(key for key in weights(pair["base"]) if role_of(key) == "input")
     merged, base = weights(pair["tuned"])[table], weights(pair["base"])[table]
-    for relax in (False, True):
-        aim = Aim((0.0,), settings_of(text, tmp_path / f"{relax}.imp"), Rule(relax_tied=relax))
-        out = perform(str(pair["tuned"]), str(pair["base"]), aim, Output(tmp_path / f"{relax}"), None)
+    for tied in (False, True):
+        aim = AimConfig((0.0,), settings_of(text, tmp_path / f"{tied}.imp"), Rule(relax_tied=tied))
+        out = relax(str(pair["tuned"]), str(pair["base"]), aim, OutputConfig(tmp_path / f"{tied}"), None)
         found = Importance.load(tmp_path / f"{relax}.imp")
         a = found.activations[found.heads[table]]
         top = int(a.argmax())

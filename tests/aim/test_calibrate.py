@@ -17,14 +17,14 @@ from aim.capture.base_model import Skeleton, load_whole
 from aim.capture.layerwise import calibrate_layerwise
 from aim.capture.state import Progress
 from aim.capture.whole_model import BatchSize, calibrate
-from aim.config import Aim
+from aim.config import AimConfig
 from aim.importance import Importance
 from aim.measure import Settings
-from aim.pipeline import perform
+from aim.pipeline import relax
 from common.distributed import ProcessGroup
 from common.errors import CalibrationError, FailureError, UsageError
 from merging.checkpoints.checkpoint import open_checkpoint
-from merging.plan.merge_plan import Output
+from merging.plan.merge_plan import OutputConfig
 from tests.conftest import ROOT
 from tests.helpers.launching import together
 from tests.helpers.memory import STATUS
@@ -147,8 +147,8 @@ def test_killed_calibration_goes_on(family, tmp_path: Path, way: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "Resuming the interrupted calibration" in done.stderr
     calibration = Calibration(str(family["text"]), n_samples=60, block_size=40)
-    aim = Aim((0.4,), Settings(calibration, tmp_path / "two", batch_size=1, calibration_mode=way))
-    perform(str(merged), str(base), aim, Output(tmp_path / "again", load_check=False), None)
+    aim = AimConfig((0.4,), Settings(calibration, tmp_path / "two", batch_size=1, calibration_mode=way))
+    relax(str(merged), str(base), aim, OutputConfig(tmp_path / "again", load_check=False), None)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
     assert not [file for file in tmp_path.iterdir() if "calibration" in file.name]
@@ -180,9 +180,9 @@ def test_one_block_that_does_not_fit(family, tmp_path: Path, monkeypatch) -> Non
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", never)
-    aim = Aim((0.4,), Settings(Calibration(str(family["text"]), n_samples=40, block_size=64)))
+    aim = AimConfig((0.4,), Settings(Calibration(str(family["text"]), n_samples=40, block_size=64)))
     with pytest.raises(CalibrationError, match=r"one calibration block; .* --calibration_mode layer"):
-        perform(str(family["a"]), str(family["base"]), aim, Output(tmp_path / "out"), None)
+        relax(str(family["a"]), str(family["base"]), aim, OutputConfig(tmp_path / "out"), None)
     assert not list(tmp_path.iterdir())
 
 
@@ -211,8 +211,8 @@ def test_processes_do_not_matter(family, tmp_path: Path) -> None:
     text = ["--calibration", family["text"], "--n_samples", "40", "--block_size", "64", "--batch_size", "3"]
     calibration = Calibration(str(family["text"]), n_samples=40, block_size=64)
     settings = Settings(calibration, tmp_path / "one.imp", calibration_dtype="float32", batch_size=3)
-    output = Output(tmp_path / "one", load_check=False)
-    perform(str(family["a"]), str(family["base"]), Aim((0.4,), settings), output, None)
+    output = OutputConfig(tmp_path / "one", load_check=False)
+    relax(str(family["a"]), str(family["base"]), AimConfig((0.4,), settings), output, None)
     found = {"one": Importance.load(tmp_path / "one.imp")}
     for name, way in (("two", "whole"), ("layers", "layerwise")):
         command = ["--merged_model", family["a"], "--pretrained_model_name", family["base"], *text, "--importance",

@@ -17,25 +17,25 @@ import aim.capture.whole_model
 import aim.importance
 from aim.calibration.config import Calibration
 from aim.capture.hidden_states import HiddenStates
-from aim.config import Aim
+from aim.config import AimConfig
 from aim.importance import Importance
 from aim.measure import Settings
-from aim.pipeline import perform
+from aim.pipeline import relax
 from common.errors import CalibrationError
 from common.files.safetensors_file import write_safetensors
 from common.logging import logger
 from common.processes.standard_streams import LossyStream, protect_standard_streams
 from merging.output.staging import stage
-from merging.plan.merge_plan import Output
+from merging.plan.merge_plan import OutputConfig
 from tests.merging.output.test_staging import in_a_child
 
 
-def relax(family, tmp_path: Path, file: Path | None, resume: bool = False) -> Path:  # type: ignore[no-untyped-def]
+def run(family, tmp_path: Path, file: Path | None, resume: bool = False) -> Path:  # type: ignore[no-untyped-def]
     """Calibrate in a few batches and relax."""
     calibration = Calibration(str(family["text"]), n_samples=20, block_size=64)
     settings = Settings(calibration, file, batch_size=2, calibration_mode="whole", resume=resume)
-    out = Output(tmp_path / "out", resume=resume, load_check=False)
-    return perform(str(family["a"]), str(family["base"]), Aim((0.5,), settings), out, None)
+    out = OutputConfig(tmp_path / "out", resume=resume, load_check=False)
+    return relax(str(family["a"]), str(family["base"]), AimConfig((0.5,), settings), out, None)
 
 
 def full(*_: object, **__: object) -> None:
@@ -61,17 +61,17 @@ def test_a_failure_at_the_end_loses_no_calibration(
     with monkeypatch.context() as patch:
         patch.setattr(aim.importance if has_file else stage, "write_safetensors" if has_file else "_publish", full)
         with pytest.raises(OSError, match="No space left") as stopped:
-            relax(family, tmp_path, file)
+            run(family, tmp_path, file)
     place = tmp_path / (".importance.calibration" if has_file else ".out.calibration")
     assert any(f"The calibration is kept in {place}: the same command with" in note for note in stopped.value.__notes__)
     assert (place / "state.safetensors").is_file()
     assert forwards
     forwards.clear()
-    out = relax(family, tmp_path, file, resume=True)
+    out = run(family, tmp_path, file, resume=True)
     assert not forwards
     assert sorted(path.name for path in tmp_path.iterdir()) == (["importance", "out"] if has_file else ["out"])
     (tmp_path / "again").mkdir()
-    undisturbed = relax(family, tmp_path / "again", None)
+    undisturbed = run(family, tmp_path / "again", None)
     assert (out / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
@@ -79,12 +79,12 @@ def test_a_state_that_cannot_be_saved_is_reported(family, tmp_path: Path, monkey
     """A full disk at every saving is reported once, and the calibration goes on to the same importance."""
     monkeypatch.setattr(aim.capture.state, "EVERY_SECONDS", 0.0)
     monkeypatch.setattr(aim.capture.state, "write_safetensors", full)
-    relax(family, tmp_path, tmp_path / "importance")
+    run(family, tmp_path, tmp_path / "importance")
     assert len(forwards) > 2
     assert capsys.readouterr().err.count("The state of the calibration cannot be saved") == 1
     monkeypatch.undo()
     (tmp_path / "again").mkdir()
-    relax(family, tmp_path / "again", tmp_path / "again" / "importance")
+    run(family, tmp_path / "again", tmp_path / "again" / "importance")
     assert (tmp_path / "importance").read_bytes() == (tmp_path / "again" / "importance").read_bytes()
 
 

@@ -15,17 +15,17 @@ from aim.calibration.config import Calibration
 from aim.capture.hooks import LayerInput
 from aim.capture.statistics import Batch, Sums
 from aim.capture.whole_model import calibrate
-from aim.config import Aim, aim_of
+from aim.config import AimConfig
 from aim.importance import Importance
 from aim.measure import Settings
-from aim.pipeline import perform, relaxing_of
+from aim.pipeline import relax, relaxation_spec
 from aim.relax import importance
 from aim.scaling import CONTROLS, Scaling
 from aim.statistics import find_statistic, statistic_names
 from common.errors import CheckpointError, UsageError
 from eval.results.result import Lineage
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.helpers.tiny import make_gpt2, weights
 
@@ -38,7 +38,7 @@ def fp32(family, tmp_path_factory) -> dict[str, Path]:
     folder, found = tmp_path_factory.mktemp("fp32"), {}
     for name in ("base", "a"):
         recipe = make_recipe({"method": "passthrough", "models_to_merge": [str(family[name])], "dtype": "float32"}, {})
-        found[name] = merge(recipe, Output(folder / name))
+        found[name] = merge(recipe, OutputConfig(folder / name))
     return found
 
 
@@ -57,9 +57,9 @@ def relaxed(fp32, settings, tmp_path_factory):
 
     def run(scaling: Scaling) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         if scaling not in cache:
-            aim = Aim((OMEGA,), settings, scaling=scaling)
-            output = Output(folder / str(len(cache)))
-            cache[scaling] = perform(str(fp32["a"]), str(fp32["base"]), aim, output, None)
+            aim = AimConfig((OMEGA,), settings, scaling=scaling)
+            output = OutputConfig(folder / str(len(cache)))
+            cache[scaling] = relax(str(fp32["a"]), str(fp32["base"]), aim, output, None)
         base, merged, found = weights(fp32["base"]), weights(fp32["a"]), weights(cache[scaling])
         names = [name for name in base if name.endswith("proj.weight")]
         return (
@@ -125,9 +125,9 @@ def test_each_way_of_calibration_measures_the_statistic(family, tmp_path: Path, 
         Calibration(str(family["text"]), n_samples=40, block_size=64), file, calibration_mode=way, statistic="rms",
         calibration_dtype="float32",
     )  # fmt: skip
-    perform(str(family["a"]), str(family["base"]), Aim((0.5,), given), Output(tmp_path / "out"), None)
+    relax(str(family["a"]), str(family["base"]), AimConfig((0.5,), given), OutputConfig(tmp_path / "out"), None)
     whole = replace(given, importance_file=tmp_path / "whole", calibration_mode="whole")
-    perform(str(family["a"]), str(family["base"]), Aim((0.5,), whole), Output(tmp_path / "two"), None)
+    relax(str(family["a"]), str(family["base"]), AimConfig((0.5,), whole), OutputConfig(tmp_path / "two"), None)
     one, other = Importance.load(file), Importance.load(tmp_path / "whole")
     assert one.statistic == other.statistic == "rms_input"
     assert all(torch.allclose(a, other.activations[n], rtol=1e-5) for n, a in one.activations.items())
@@ -139,12 +139,12 @@ def test_another_statistic_is_refused(fp32, settings: Settings, relaxed, tmp_pat
     other = replace(settings, statistic="rms")
     both = str(fp32["a"]), str(fp32["base"])
     with pytest.raises(CheckpointError, match=r"holds the statistic mean_abs_input, and --statistic rms needs"):
-        perform(*both, Aim((OMEGA,), other), Output(tmp_path / "out"), None)
-    from aim.pipeline import planned_relaxation
+        relax(*both, AimConfig((OMEGA,), other), OutputConfig(tmp_path / "out"), None)
+    from aim.pipeline import plan_relaxation
 
-    work = planned_relaxation(*both, Aim((OMEGA,), other), Output(tmp_path / "out"), None, headers_only=True)
+    plan = plan_relaxation(*both, AimConfig((OMEGA,), other), OutputConfig(tmp_path / "out"), None, headers_only=True)
     with pytest.raises(CheckpointError, match="holds the statistic mean_abs_input"):
-        work.preview()
+        plan.relaxation.preview(plan.base, plan.model)
 
 
 def test_recovered_factors_are_the_importance(relaxed, settings: Settings) -> None:
@@ -222,8 +222,8 @@ def test_weight_norm_knows_no_activation(fp32, settings: Settings, relaxed, tmp_
     other = replace(stored, activations={n: torch.rand_like(a) + 0.1 for n, a in stored.activations.items()})
     other.save(tmp_path / "other")
     given = replace(settings, importance_file=tmp_path / "other")
-    aim = Aim((OMEGA,), given, scaling=Scaling(control="weight_norm"))
-    out = perform(str(fp32["a"]), str(fp32["base"]), aim, Output(tmp_path / "out"), None)
+    aim = AimConfig((OMEGA,), given, scaling=Scaling(control="weight_norm"))
+    out = relax(str(fp32["a"]), str(fp32["base"]), aim, OutputConfig(tmp_path / "out"), None)
     same = weights(relaxed.folder[Scaling(control="weight_norm")])
     assert all(torch.equal(tensor, same[name]) for name, tensor in weights(out).items())
 
@@ -260,13 +260,13 @@ def test_one_pass_is_two_passes(
     relaxed(scaling)
     recipe = make_recipe({"method": "task_arithmetic", "base_model": str(fp32["base"]),
                           "models_to_merge": [str(fp32["a"])], "scaling": 1.0}, {})  # fmt: skip
-    aim = Aim((OMEGA, 0.5), settings, scaling=scaling)
-    output = Output(tmp_path / "one")
+    aim = AimConfig((OMEGA, 0.5), settings, scaling=scaling)
+    output = OutputConfig(tmp_path / "one")
     monkeypatch.setattr("merging.engine.row_groups.block_elements_for", lambda device: 200)
-    out = merge(recipe, output, relaxing_of(recipe, aim, output))
+    out = merge(recipe, output, relaxation_spec(aim, output, recipe))
     monkeypatch.undo()
-    plain = merge(recipe, Output(tmp_path / "plain"))
-    two = perform(str(plain), str(fp32["base"]), aim, Output(tmp_path / "two"), None)
+    plain = merge(recipe, OutputConfig(tmp_path / "plain"))
+    two = relax(str(plain), str(fp32["base"]), aim, OutputConfig(tmp_path / "two"), None)
     for folder in (f"omega-{OMEGA:g}", "omega-0.5"):
         made, other = weights(out / folder), weights(two / folder)
         assert all(torch.equal(tensor, other[name]) for name, tensor in made.items())
@@ -310,23 +310,23 @@ def test_from_lock_repeats_a_control(fp32, settings: Settings, relaxed, run_scri
 def test_unknown_settings_are_refused(given: dict[str, object], message: str) -> None:
     """A misspelled name, a value out of bounds or a setting without effect is one sentence."""
     with pytest.raises(UsageError, match=message):
-        aim_of({"omega": 0.4, **given})
+        AimConfig.from_mapping({"omega": 0.4, **given})
 
 
 def test_reference_numerics_are_the_originals_alone() -> None:
     """--numerics reference takes no control, normalization or other statistic."""
     for given in ({"control": "uniform"}, {"normalization": "quantile"}, {"statistic": "rms"}):
         with pytest.raises(UsageError, match="--numerics reference"):
-            aim_of({"omega": 0.4, **given}, reference=True)
+            AimConfig.from_mapping({"omega": 0.4, **given}, reference=True)
 
 
 def test_adapters_take_controls_by_channel_alone(family, settings: Settings, tmp_path: Path) -> None:
     """A factor of equal norm needs whole tensors: refused for an adapter as the result."""
-    output = Output(tmp_path / "out", save_as="adapter")
+    output = OutputConfig(tmp_path / "out", save_as="adapter")
     recipe = make_recipe({"method": "task_arithmetic", "base_model": str(family["base"]),
                           "models_to_merge": [str(family["a"])]}, {})  # fmt: skip
     with pytest.raises(UsageError, match="--control uniform_norm needs whole tensors"):
-        relaxing_of(recipe, Aim((OMEGA,), settings, scaling=Scaling(control="uniform_norm")), output)
+        relaxation_spec(AimConfig((OMEGA,), settings, scaling=Scaling(control="uniform_norm")), output, recipe)
 
 
 def test_tables_name_a_control() -> None:

@@ -125,7 +125,7 @@ def test_relaxed_by_several(family, tmp_path: Path) -> None:
 
 
 def test_an_adapter_relaxed_by_several(family, tmp_path: Path) -> None:
-    """--save_as adapter: 2 processes measure, one writes; the bytes are those of one that reads what they measured."""
+    """--save_as adapter: 2 processes measure and write; the bytes are those of one that reads what they measured."""
     train(family["base"], tmp_path / "lora")
     flags = ["--merged_model", f"{family['base']}+{tmp_path / 'lora'}", "--pretrained_model_name", family["base"],
              "--calibration", family["text"], "--n_samples", "8", "--block_size", "64", "--save_as", "adapter",

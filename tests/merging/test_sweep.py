@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from aim.calibration.config import Calibration
-from aim.config import Aim, aim_of
+from aim.config import AimConfig
 from aim.measure import Settings
 from aim.omegas import parse_omegas
-from aim.pipeline import perform, relaxing_of
+from aim.pipeline import relax, relaxation_spec
 from common.errors import UsageError
 from merging.checkpoints.storage import StoredWeights
 from merging.output.writer import ShardedWriter
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.helpers.tiny import weights
 
@@ -30,8 +30,8 @@ def settings(family, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Calibration on the family's text, kept in a file."""
     file = tmp_path_factory.mktemp("importance") / "imp"
     found = Settings(Calibration(str(family["text"]), n_samples=40, block_size=64), file)
-    out = Output(tmp_path_factory.mktemp("first") / "out")
-    perform(str(family["a"]), str(family["base"]), Aim((0.5,), found), out, None)
+    out = OutputConfig(tmp_path_factory.mktemp("first") / "out")
+    relax(str(family["a"]), str(family["base"]), AimConfig((0.5,), found), out, None)
     return found
 
 
@@ -44,11 +44,11 @@ def test_a_sweep_is_its_single_runs(family, settings: Settings, tmp_path: Path) 
     """performAIM with three omegas makes three folders, each with the bytes, lock and configs of a run with that omega
     alone; the one of omega 1 has the merged weights."""
     both = (str(family["a"]), str(family["base"]))
-    out = perform(*both, Aim(OMEGAS, settings), Output(tmp_path / "sweep", max_shard_size="30KB"), None)
+    out = relax(*both, AimConfig(OMEGAS, settings), OutputConfig(tmp_path / "sweep", max_shard_size="30KB"), None)
     assert sorted(p.name for p in out.iterdir()) == [*NAMES, "run_record.json"]
     for omega, name in zip(OMEGAS, NAMES, strict=True):
-        single = Output(tmp_path / name, max_shard_size="30KB")
-        alone = perform(*both, Aim((omega,), settings), single, None)
+        single = OutputConfig(tmp_path / name, max_shard_size="30KB")
+        alone = relax(*both, AimConfig((omega,), settings), single, None)
         assert files(out / name) == files(alone)
         record = json.loads((out / name / "run_record.json").read_text())
         assert (record["lineage"]["omega"], record["relaxation"]["omega"]) == (omega, omega)
@@ -61,13 +61,13 @@ def test_a_sweep_in_one_pass(family, settings: Settings, tmp_path: Path) -> None
     flags = {"method": "dare_ties", "base_model": str(family["base"]), "density": 0.5, "scaling": 0.7,
              "models_to_merge": [str(family[name]) for name in "ab"]}  # fmt: skip
     recipe = make_recipe(flags, {})
-    output = Output(tmp_path / "sweep")
-    out = merge(recipe, output, relaxing_of(recipe, Aim(OMEGAS, settings), output))
+    output = OutputConfig(tmp_path / "sweep")
+    out = merge(recipe, output, relaxation_spec(AimConfig(OMEGAS, settings), output, recipe))
     for omega, name in zip(OMEGAS, NAMES, strict=True):
-        single = Output(tmp_path / name)
-        alone = merge(recipe, single, relaxing_of(recipe, Aim((omega,), settings), single))
+        single = OutputConfig(tmp_path / name)
+        alone = merge(recipe, single, relaxation_spec(AimConfig((omega,), settings), single, recipe))
         assert files(out / name) == files(alone)
-    plain = merge(recipe, Output(tmp_path / "plain"))
+    plain = merge(recipe, OutputConfig(tmp_path / "plain"))
     assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(out / "omega-1").items())
 
 
@@ -79,8 +79,8 @@ def test_one_read_for_all(family, settings: Settings, tmp_path: Path, monkeypatc
     counts = []
     for i, omegas in enumerate(((0.4,), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))):
         opened.clear()
-        output = Output(tmp_path / str(i), load_check=False)
-        perform(str(family["a"]), str(family["base"]), Aim(omegas, settings), output, None)
+        output = OutputConfig(tmp_path / str(i), load_check=False)
+        relax(str(family["a"]), str(family["base"]), AimConfig(omegas, settings), output, None)
         counts.append(sorted(opened))
     assert counts[0] == counts[1]
 
@@ -88,8 +88,8 @@ def test_one_read_for_all(family, settings: Settings, tmp_path: Path, monkeypatc
 def test_interrupted_sweep_goes_on(family, settings: Settings, tmp_path: Path, monkeypatch, capsys) -> None:
     """Stopped between two writers of one tensor, a sweep goes on with --resume to the same bytes in every folder."""
     both = (str(family["a"]), str(family["base"]))
-    whole = perform(*both, Aim(OMEGAS, settings), Output(tmp_path / "whole" / "out"), None)
-    output = Output(tmp_path / "cut" / "out")
+    whole = relax(*both, AimConfig(OMEGAS, settings), OutputConfig(tmp_path / "whole" / "out"), None)
+    output = OutputConfig(tmp_path / "cut" / "out")
     real = ShardedWriter.end
 
     def failing(self, remark):  # type: ignore[no-untyped-def]
@@ -100,10 +100,10 @@ def test_interrupted_sweep_goes_on(family, settings: Settings, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(ShardedWriter, "end", failing)
         with pytest.raises(KeyboardInterrupt):
-            perform(*both, Aim(OMEGAS, settings), output, None)
+            relax(*both, AimConfig(OMEGAS, settings), output, None)
     assert not output.save_path.exists()
     capsys.readouterr()
-    again = perform(*both, Aim(OMEGAS, settings), Output(**{**vars(output), "resume": True}), None)
+    again = relax(*both, AimConfig(OMEGAS, settings), OutputConfig(**{**vars(output), "resume": True}), None)
     assert "6 tensors are done" in capsys.readouterr().err
     for name in NAMES:
         assert files(again / name) == files(whole / name)
@@ -113,22 +113,22 @@ def test_interrupted_sweep_goes_on(family, settings: Settings, tmp_path: Path, m
 def test_a_sweep_of_other_omegas_does_not_go_on(family, settings: Settings, tmp_path: Path, monkeypatch) -> None:
     """An interrupted run for other omegas is refused with --resume: its folders would hold other results."""
     both = (str(family["a"]), str(family["base"]))
-    output = Output(tmp_path / "out")
+    output = OutputConfig(tmp_path / "out")
     real = ShardedWriter.begin
     with monkeypatch.context() as patch:
         patch.setattr(ShardedWriter, "begin", lambda s, n: (_ for _ in ()).throw(OSError(28, "full")) if s.done > 3
                       else real(s, n))  # fmt: skip
         with pytest.raises(OSError, match="full"):
-            perform(*both, Aim((0.2, 0.4), settings), output, None)
-    resumed = Output(**{**vars(output), "resume": True})
+            relax(*both, AimConfig((0.2, 0.4), settings), output, None)
+    resumed = OutputConfig(**{**vars(output), "resume": True})
     with pytest.raises(UsageError, match="had another recipe"):
-        perform(*both, Aim((0.3, 0.4), settings), resumed, None)
+        relax(*both, AimConfig((0.3, 0.4), settings), resumed, None)
 
 
 def test_a_result_of_a_sweep_repeats(family, settings: Settings, tmp_path: Path, run_script) -> None:
     """The lock in each folder repeats that result alone, and verify.py recomputes its tensors."""
     both = (str(family["a"]), str(family["base"]))
-    out = perform(*both, Aim((0.2, 0.6), settings), Output(tmp_path / "sweep"), None)
+    out = relax(*both, AimConfig((0.2, 0.6), settings), OutputConfig(tmp_path / "sweep"), None)
     again = tmp_path / "again"
     done = run_script("merge.py", "--from_lock", out / "omega-0.6", "--save_path", again)
     assert done.returncode == 0, done.stderr
@@ -139,10 +139,10 @@ def test_a_result_of_a_sweep_repeats(family, settings: Settings, tmp_path: Path,
 
 def test_a_lock_with_keys_of_another_version(family, settings: Settings, tmp_path: Path, run_script) -> None:
     """A lock whose recipe has a key that this version does not know is refused, by name, for every kind of recipe."""
-    out = perform(str(family["a"]), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "r"), None)
+    out = relax(str(family["a"]), str(family["base"]), AimConfig((0.4,), settings), OutputConfig(tmp_path / "r"), None)
     merged = merge(
         make_recipe({"method": "linear", "models_to_merge": f"{family['a']},{family['b']}"}, {}),
-        Output(tmp_path / "m"),
+        OutputConfig(tmp_path / "m"),
     )
     for folder in (out, merged):
         lock = json.loads((folder / "merge.lock.json").read_text())
@@ -183,18 +183,18 @@ def test_flags_yaml_and_lock_say_the_same(family, tmp_path: Path) -> None:
         "batch_size": "7", "calibration_dtype": "float32", "calibration": str(family["text"]), "n_samples": 9,
         "block_size": 33, "text_field": "body", "calibration_seed": 3,
     }  # fmt: skip
-    asked = aim_of(given)
+    asked = AimConfig.from_mapping(given)
     recipe = asked.as_recipe()
-    assert aim_of({**recipe, "omega": [0.1, 0.3]}) == asked
+    assert AimConfig.from_mapping({**recipe, "omega": [0.1, 0.3]}) == asked
     assert set(recipe) == set(given) - {"omega"}
-    assert aim_of({"omega": 0.4}).as_recipe() == {}
+    assert AimConfig.from_mapping({"omega": 0.4}).as_recipe() == {}
 
 
 def test_plot_of_a_sweep(family, settings: Settings, tmp_path: Path, run_script) -> None:
     """scripts/plot_sweep.py tells how much of each layer's task vector every omega leaves: all of it at 1, its own norm
     over the merge's elsewhere, computed here from the weights; outputs of two merges, or none, are refused."""
     both = (str(family["a"]), str(family["base"]))
-    out = perform(*both, Aim((0.2, 1.0), settings), Output(tmp_path / "sweep", layer_stats=True), None)
+    out = relax(*both, AimConfig((0.2, 1.0), settings), OutputConfig(tmp_path / "sweep", layer_stats=True), None)
     done = run_script("scripts/plot_sweep.py", out, "--out", tmp_path / "plot.png")
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("| model.layers.0 "))
@@ -208,7 +208,9 @@ def test_plot_of_a_sweep(family, settings: Settings, tmp_path: Path, run_script)
     assert float(cells[2].removesuffix(" %")) == pytest.approx(100 * norms[1] / norms[0], abs=0.2)
     assert cells[3] == "100.0 %"
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    other = perform(str(family["b"]), both[1], Aim((0.5,), settings), Output(tmp_path / "b", layer_stats=True), None)
+    other = relax(
+        str(family["b"]), both[1], AimConfig((0.5,), settings), OutputConfig(tmp_path / "b", layer_stats=True), None
+    )
     for folders, sentence in (((out / "omega-1", other), "is of another merge"), ((tmp_path,), "has no run_record")):
         done = run_script("scripts/plot_sweep.py", *folders)
         assert done.returncode != 0

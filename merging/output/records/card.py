@@ -22,80 +22,45 @@ def write_card(
     folder: Path,
     title: str,
     lineage: Mapping[str, Any],
+    front: Mapping[str, Any],
+    text: Sequence[str],
     recipe: Mapping[str, Any],
     licenses: Licenses,
     pipeline_tag: str | None,
-    layer_statistics: str | None = None,
-    reading: Sequence[str] = (),
+    layer_table: str | None = None,
     merge_recipe: Mapping[str, Any] | None = None,
 ) -> None:
     """Write README.md.
 
-    layer_statistics: their table as Markdown, where they were computed; reading: sentences on how the inputs' weights
-    were read; merge_recipe: of the merged model that was relaxed, where its run record has it.
+    Args:
+        folder: of the result.
+        title: its heading.
+        lineage: method, base, models and omega.
+        front: front matter of this kind of result: its parents on the hub, library and first tags.
+        text: paragraphs on method and inputs.
+        recipe: of the run.
+        licenses: of the inputs and the result.
+        pipeline_tag: the hub's task; None where it is not known.
+        layer_table: statistics per layer as Markdown, where they were computed.
+        merge_recipe: of the merged model that was relaxed, where its run record has it.
     """
-    named = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
-    parents = [part.repo for ref in named for part in (ref.alone, ref.adapter) if part and part.is_hub_id]
-    parts = [
-        _front(licenses, parents, "transformers", pipeline_tag, _tags(lineage)),
-        f"# {title}",
-        _method(lineage),
-        f"Base model: {public_name(lineage['base_model']) if lineage['base_model'] else 'none'}",
-        "Merged models:",
-        "\n".join(f"- {public_name(model)}" for model in lineage["models"]),
-        *reading,
-        *([licenses.warning] if licenses.warning else []),
-        *_recipes(recipe, merge_recipe),
-        f"Made by {project_line()}.",
-        *([f"## Layer statistics\n\n{layer_statistics}"] if layer_statistics else []),
-    ]
-    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def write_adapter_card(
-    folder: Path,
-    title: str,
-    lineage: Mapping[str, Any],
-    recipe: Mapping[str, Any],
-    licenses: Licenses,
-    pipeline_tag: str | None,
-    base: str,
-    remarks: Sequence[str],
-    merge_recipe: Mapping[str, Any] | None = None,
-) -> None:
-    """Write README.md of an adapter.
-
-    base: the base's name in its config; remarks: what its user has to know; merge_recipe: as in `write_card`.
-    """
-    parents = [base] if CheckpointRef(base).is_hub_id else []
-    parts = [
-        _front(licenses, parents, "peft", pipeline_tag, ("lora", *_tags(lineage))),
-        f"# {title}",
-        f"A LoRA adapter for {public_name(base)}: PEFT adds it to that model "
-        "(`PeftModel.from_pretrained(base, folder)`).",
-        _method(lineage),
-        "Adapters:",
-        "\n".join(f"- {public_name(model)}" for model in lineage["models"]),
-        *remarks,
-        *([licenses.warning] if licenses.warning else []),
-        *_recipes(recipe, merge_recipe),
-        f"Made by {project_line()}.",
-    ]
-    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _front(
-    licenses: Licenses, parents: Sequence[str], library: str, pipeline_tag: str | None, tags: Sequence[str]
-) -> str:
-    """The front matter, which the hub reads."""
-    front = {
+    matter = {
         **licenses.details,
-        **({"base_model": list(parents)} if parents else {}),
-        "library_name": library,
+        **({"base_model": list(front["base_model"])} if front["base_model"] else {}),
+        "library_name": front["library_name"],
         **({"pipeline_tag": pipeline_tag} if pipeline_tag else {}),
-        "tags": list(tags),
+        "tags": [*front["tags"], *_tags(lineage)],
     }
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
+    parts = [
+        f"---\n{yaml.safe_dump(matter, sort_keys=False)}---",
+        f"# {title}",
+        *text,
+        *([licenses.warning] if licenses.warning else []),
+        *_recipes(recipe, merge_recipe),
+        f"Made by {project_line()}.",
+        *([f"## Layer statistics\n\n{layer_table}"] if layer_table else []),
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _tags(lineage: Mapping[str, Any]) -> tuple[str, ...]:
@@ -103,11 +68,11 @@ def _tags(lineage: Mapping[str, Any]) -> tuple[str, ...]:
     return TAGS if lineage["omega"] is None or lineage.get("control") else (*TAGS, AIM_TAG)
 
 
-def _method(lineage: Mapping[str, Any]) -> str:
-    """The sentence on the method of the merge, with its own paper, and on AIM where it was applied."""
+def describe_method(lineage: Mapping[str, Any]) -> str:
+    """Return the sentence on the method of the merge, with its own paper, and on AIM where it was applied."""
     name, omega = lineage["method"], lineage["omega"]
-    known = next((m for m in all_methods().values() if name in (m.name, *m.aliases)), None)
-    merged = f"Merged with {name}{f' ({known.paper})' if known else ''}" if name else ""
+    spec = next((m for m in all_methods().values() if name in (m.name, *m.aliases)), None)
+    merged = f"Merged with {name}{f' ({spec.paper})' if spec else ''}" if name else ""
     if omega is None:
         return f"{merged or 'Merged with an unknown method'}."
     digits = f"{omega:g}" if float(f"{omega:g}") == omega else repr(omega)

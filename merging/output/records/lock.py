@@ -114,8 +114,8 @@ def read_lock(file: Path) -> dict[str, Any]:
     except (UnreadableError, CheckpointError) as error:
         raise UsageError(str(error)) from error
     if lock.get("format") != FORMAT:
-        found = quoted(lock.get("format"))
-        raise UsageError(f"{file} is no lock of this program (format {found}, expected {FORMAT!r}).")
+        actual = quoted(lock.get("format"))
+        raise UsageError(f"{file} is no lock of this program (format {actual}, expected {FORMAT!r}).")
     return lock
 
 
@@ -133,7 +133,7 @@ def _check_recipe(lock: Mapping[str, Any], source: str) -> None:
 
 
 def check_planned(
-    lock: Mapping[str, Any], tensors: Sequence[Named], inputs: Sequence[Mapping[str, Any]], others: Iterable[str]
+    lock: Mapping[str, Any], tensors: Sequence[Named], inputs: Sequence[Mapping[str, Any]], other_inputs: Iterable[str]
 ) -> None:
     """Compare a plan with the lock that it should repeat, before anything is computed.
 
@@ -141,7 +141,7 @@ def check_planned(
         lock: as `read_lock` returns it.
         tensors: of the plan.
         inputs: as `describe_input` describes them, with or without digests.
-        others: names of the files besides the checkpoints.
+        other_inputs: names of the files besides the checkpoints.
 
     Raises:
         CheckpointError: naming the first tensor, input or file that differs.
@@ -156,26 +156,29 @@ def check_planned(
                     f"{now['name']}: {name} is not the file of the lock ({size} bytes, expected {file['bytes']}); get "
                     "the version that the lock names."
                 )
-    _check_names("other input", lock["other_inputs"], others)
+    _check_names("other input", lock["other_inputs"], other_inputs)
     planned = {tensor.name: tensor for tensor in tensors}
     _check_names("tensor", lock["tensors"], planned)
     for name, entry in lock["tensors"].items():
-        found, wanted = f"{planned[name].dtype} {list(planned[name].shape)}", f"{entry['dtype']} {entry['shape']}"
-        if found != wanted:
-            raise CheckpointError(f"Tensor {name} does not repeat the lock's ({found}, expected {wanted}).")
+        actual = f"{planned[name].dtype} {list(planned[name].shape)}"
+        if actual != f"{entry['dtype']} {entry['shape']}":
+            raise CheckpointError(
+                f"Tensor {name} does not repeat the lock's ({actual}, expected {entry['dtype']} {entry['shape']})."
+            )
 
 
-def _check_names(what: str, expected: Iterable[str], found: Iterable[Any], count: bool = False) -> None:
+def _check_names(what: str, expected: Iterable[str], actual: Iterable[Any], count: bool = False) -> None:
     """Raise CheckpointError where two sets of names (or their numbers) differ."""
-    wanted, here = list(expected), list(found)
+    lock_names, plan_names = list(expected), list(actual)
     if count:
-        if len(wanted) != len(here):
-            raise CheckpointError(f"The lock has {len(wanted)} {what}s, and the recipe in it {len(here)}.")
+        if len(lock_names) != len(plan_names):
+            raise CheckpointError(f"The lock has {len(lock_names)} {what}s, and the recipe in it {len(plan_names)}.")
         return
-    lacking = [name for name in wanted if name not in set(here)] or [name for name in here if name not in set(wanted)]
-    if lacking:
-        side = "the plan has not" if lacking[0] in wanted else "the lock has not"
-        raise CheckpointError(f"The lock is not of this merge: {what} {foreign(str(lacking[0]))} is one that {side}.")
+    missing = [name for name in lock_names if name not in set(plan_names)]
+    surplus = [name for name in plan_names if name not in set(lock_names)]
+    if missing or surplus:
+        name, side = (missing[0], "the plan") if missing else (surplus[0], "the lock")
+        raise CheckpointError(f"The lock is not of this merge: {what} {foreign(str(name))} is one that {side} has not.")
 
 
 def pinned(recipe: MergeRecipe, lock: Mapping[str, Any]) -> MergeRecipe:
@@ -196,10 +199,10 @@ def pinned(recipe: MergeRecipe, lock: Mapping[str, Any]) -> MergeRecipe:
     )
 
 
-def check_inputs(lock: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
+def check_inputs(lock: Mapping[str, Any], actual: Sequence[Mapping[str, Any]]) -> None:
     """Raise CheckpointError naming the first input file that is not the lock's."""
-    _check_names("input", [entry["name"] for entry in lock["inputs"]], range(len(found)), count=True)
-    for entry, now in zip(lock["inputs"], found, strict=True):
+    _check_names("input", [entry["name"] for entry in lock["inputs"]], range(len(actual)), count=True)
+    for entry, now in zip(lock["inputs"], actual, strict=True):
         for name, file in entry["files"].items():
             digest = now["files"].get(name, {}).get("digest")
             if digest != file["digest"]:
@@ -209,35 +212,35 @@ def check_inputs(lock: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) ->
                 )
 
 
-def check_others(lock: Mapping[str, Any], found: Mapping[str, str | None]) -> None:
+def check_others(lock: Mapping[str, Any], actual: Mapping[str, str | None]) -> None:
     """Raise CheckpointError where a file besides the checkpoints (an importance file) is not the lock's."""
     for name, digest in lock["other_inputs"].items():
-        if found.get(name) != digest:
+        if actual.get(name) != digest:
             raise CheckpointError(f"The {name} file is not that of the lock (its digest differs); get that one.")
 
 
-def check_tensors(lock: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> None:
+def check_tensors(lock: Mapping[str, Any], actual: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise CheckpointError naming the first tensor that is not the lock's."""
-    for name in {**lock["tensors"], **found}:
-        expected, now = lock["tensors"].get(name), found.get(name)
+    for name in {**lock["tensors"], **actual}:
+        expected, now = lock["tensors"].get(name), actual.get(name)
         if expected != now:
             raise CheckpointError(
-                f"Tensor {name} does not repeat the lock's ({_told(now)}, expected {_told(expected)}); the lock was "
-                f"made on {lock['device']} with {', '.join(f'{k} {v}' for k, v in lock['versions'].items())}."
+                f"Tensor {name} does not repeat the lock's ({_describe(now)}, expected {_describe(expected)}); the "
+                f"lock was made on {lock['device']} with {', '.join(f'{k} {v}' for k, v in lock['versions'].items())}."
             )
 
 
-def _told(tensor: Mapping[str, Any] | None) -> str:
+def _describe(tensor: Mapping[str, Any] | None) -> str:
     return "none" if tensor is None else f"{tensor['dtype']} {tensor['shape']} {_start(tensor['digest'])}"
 
 
 def _start(digest: str | None) -> str:
-    """As much of a digest as tells two apart in a sentence."""
+    """The beginning of a digest, for a sentence."""
     return "no such file" if digest is None else f"{digest[:19]}..."
 
 
 def small_files(folder: Path) -> dict[str, str | None]:
-    """Return {name: digest} of what stands beside the weights and does not change from run to run."""
+    """Return {name: digest} of the files next to the weights that do not change from run to run."""
     files = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()]
     return {
         file.as_posix(): digest_of(folder / file)

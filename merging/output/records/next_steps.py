@@ -8,10 +8,10 @@ from pathlib import Path
 from common.files.paths import read_json
 from common.logging import logger
 from merging.output.hub_upload import Push, push_results, results_in
-from merging.plan.merge_plan import Output
+from merging.plan.merge_plan import OutputConfig
 
 
-def finish(folder: Path, output: Output, push: Push | None) -> None:
+def finish(folder: Path, output: OutputConfig, push: Push | None) -> None:
     """Upload a run's results where that is asked for, and print the closing line; on rank 0 only.
 
     Raises FailureError where the upload fails; the results are kept.

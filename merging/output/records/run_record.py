@@ -46,19 +46,19 @@ def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     unmerged: dict[str, Any] = {"method": None, "base_model": None, "models": [], "omega": None}
     if not file.is_file():
         return unmerged
-    found = read_json(file, "").get("lineage")
-    if not isinstance(found, dict) or found.keys() - set(RELAXATION_KEYS) != unmerged.keys():
+    lineage = read_json(file, "").get("lineage")
+    if not isinstance(lineage, dict) or lineage.keys() - set(RELAXATION_KEYS) != unmerged.keys():
         raise CheckpointError(f"{file} is not a run record of merge.py or performAIM.py; remove it to go on without.")
     try:
-        check_shape(found, LINEAGE, str(file), "lineage")
+        check_shape(lineage, LINEAGE, str(file), "lineage")
     except UnreadableError as error:
         raise CheckpointError(f"{str(error).rstrip('.')}; remove it to go on without.") from error
-    return found
+    return lineage
 
 
 def read_merge_recipe(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return the recipe in a checkpoint's run record; None for a checkpoint that was not merged here."""
     folder = checkpoint.parts[-1].folder if len(checkpoint.parts) > 1 else checkpoint.folder
     file = folder / RECORD
-    found = read_json(file, "").get("recipe") if file.is_file() else None
-    return found if isinstance(found, dict) else None
+    recipe = read_json(file, "").get("recipe") if file.is_file() else None
+    return recipe if isinstance(recipe, dict) else None

@@ -1,4 +1,4 @@
-"""Where a result may be written: refused before anything is read, where it cannot be or something would be lost."""
+"""Checks of the output path: refused where nothing can be written, or where something would be lost."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ RECORD = "run_record.json"
 """The file that marks a checkpoint written here and tells how it was made."""
 
 
-def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = (), resume: bool = False) -> None:
-    """Refuse a target that holds something, cannot be made, or touches an input. Raises UsageError.
+def check_target(save_path: Path, overwrite: bool, resume: bool = False) -> None:
+    """Refuse a target that holds something or cannot be made.
 
     With `overwrite` a folder is replaced only where it holds a checkpoint that was written here (its run record), and
-    never where it is, contains or lies in one of the `inputs` or the current folder.
+    never where it is or contains the current folder.
+
+    Args:
+        save_path: the folder of the result.
+        overwrite: replace an earlier result.
+        resume: an interrupted run is to be continued.
+
+    Raises:
+        UsageError: naming the folder and what is in the way.
     """
     target = save_path.resolve()
     if target.is_mount():
@@ -25,10 +33,6 @@ def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = (), 
     if target.exists() and not target.is_dir():
         raise UsageError(f"--save_path {save_path} is a file; give a folder.")
     _check_parent(save_path, target)
-    for path in inputs:
-        taken = path.resolve()
-        if target == taken or target in taken.parents or taken in target.parents:
-            raise UsageError(f"--save_path {save_path} would write over or into the input {path}; give another folder.")
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite and resume and (target / RECORD).is_file():
@@ -47,15 +51,24 @@ def check_target(save_path: Path, overwrite: bool, inputs: Iterable[Path] = (), 
         raise UsageError(f"--save_path {save_path} cannot be replaced: it is write-protected; give another folder.")
 
 
+def check_untouched(save_path: Path, inputs: Iterable[Path]) -> None:
+    """Refuse a target that is, contains or lies in an input. Raises UsageError."""
+    target = save_path.resolve()
+    for path in inputs:
+        place = path.resolve()
+        if target == place or target in place.parents or place in target.parents:
+            raise UsageError(f"--save_path {save_path} would write over or into the input {path}; give another folder.")
+
+
 def _check_parent(save_path: Path, target: Path) -> None:
     """Refuse a place where no folder can be made, by making one in the nearest folder above that exists.
 
     Permissions alone do not tell: of root, of a read-only disk, of a network's rules.
     """
-    there = next(folder for folder in target.parents if folder.exists())
-    if not there.is_dir():
-        raise UsageError(f"--save_path {save_path}: {there} is a file, so that no folder can be made in it.")
-    probe = there / f".{target.name}.probe"  # by this name a later run removes what a killed one left
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir():
+        raise UsageError(f"--save_path {save_path}: {parent} is a file, so that no folder can be made in it.")
+    probe = parent / f".{target.name}.probe"  # by this name a later run removes what a killed one left
     try:
         with suppress(FileExistsError):
             probe.mkdir()
@@ -63,5 +76,5 @@ def _check_parent(save_path: Path, target: Path) -> None:
             probe.rmdir()
     except OSError as error:
         raise UsageError(
-            f"--save_path {save_path}: no folder can be made in {there} ({error.strerror}); give another place."
+            f"--save_path {save_path}: no folder can be made in {parent} ({error.strerror}); give another place."
         ) from None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.distributed import ProcessGroup
 from common.errors import CheckpointError, StoppedError
@@ -17,15 +17,13 @@ from common.versions import MERGING, package_versions
 from merging.checkpoints.storage import tensor_bytes
 from merging.output.digests import InputDigests, digest_of
 from merging.output.records.lock import read_lock
+from merging.output.result_format import ResultFormat
 from merging.output.shards import Shards, lay_out
 from merging.output.staging.output_path import RECORD
 from merging.output.staging.publication_check import check_files, check_small_files, check_tensors
 from merging.output.staging.stage import Stage, finished, result_folders, staged, stages_for, work_folder_of
-from merging.output.writer import ShardedWriter, parse_size
-from merging.plan.merge_plan import Output, Work
-
-if TYPE_CHECKING:
-    from merging.engine.execution import ExecutionConfig
+from merging.output.writer import ShardedWriter
+from merging.plan.merge_plan import OutputConfig
 
 FOLDER_SECONDS = 120.0
 """Time until a network file system must show a folder that another machine has made."""
@@ -51,11 +49,10 @@ def balance(sizes: Sequence[int], count: int) -> list[int]:
     return owners
 
 
-def rank_slice(work: Work, process_group: ProcessGroup) -> range:
+def rank_slice(result: ResultFormat, process_group: ProcessGroup) -> range:
     """Return this rank's tensors of the plan: a contiguous range, about equal in bytes over the ranks."""
-    return partition([tensor_bytes(t.shape, t.dtype) for t in work.plan.tensors], process_group.world_size)[
-        process_group.rank
-    ]
+    sizes = [tensor_bytes(t.shape, t.dtype) for t in result.plan.layout.tensors]
+    return partition(sizes, process_group.world_size)[process_group.rank]
 
 
 def rank_files(lanes: Sequence[Sequence[Path]], process_group: ProcessGroup) -> list[list[Path]]:
@@ -64,30 +61,30 @@ def rank_files(lanes: Sequence[Sequence[Path]], process_group: ProcessGroup) -> 
         return [list(lane) for lane in lanes]
     files = _files(lanes)
     owners = balance([file.stat().st_size for file in files], process_group.world_size)
-    mine = {file for file, owner in zip(files, owners, strict=True) if owner == process_group.rank}
-    return [[file for file in lane if file in mine] for lane in lanes]
+    of_rank = {file for file, owner in zip(files, owners, strict=True) if owner == process_group.rank}
+    return [[file for file in lane if file in of_rank] for lane in lanes]
 
 
 def check_ranks_agree(
-    work: Work, output: Output, job: ExecutionConfig, lanes: Iterable[Sequence[Path]], key: str
+    result: ResultFormat, output: OutputConfig, device: str, lanes: Iterable[Sequence[Path]], key: str
 ) -> str:
     """Return rank 0's key. Raises CheckpointError for a rank with another command, other files or other packages."""
-    process_group = output.process_group
+    process_group, plan = output.process_group, result.plan
     if process_group.world_size == 1:
         return key
     of_output = [output.max_shard_size, output.layer_stats, output.allow_nonfinite]
-    command = [work.program, work.recipe, *of_output, job.device.type]
-    results = [(variant.folder, variant.recipe) for variant in work.variants]
-    inputs = [(file.name, file.stat().st_size) for lane in lanes for file in lane]
-    plan = [(tensor.name, tensor.shape, tensor.dtype) for tensor in work.plan.tensors]
+    command = [plan.program, plan.recipe, *of_output, device]
+    results = [(variant.folder, variant.recipe) for variant in plan.variants]
+    files = [(file.name, file.stat().st_size) for lane in lanes for file in lane]
+    tensors = [(tensor.name, tensor.shape, tensor.dtype) for tensor in result.plan.layout.tensors]
     facts = {
         "command": _digest([command, results]),
-        "inputs": _digest([inputs, plan]),
+        "inputs": _digest([files, tensors]),
         "versions": _digest(package_versions(MERGING)),
         "key": key,
     }
-    first, *others = process_group.all_gather(facts)
-    for rank, other in enumerate(others, 1):
+    first, *rest = process_group.all_gather(facts)
+    for rank, other in enumerate(rest, 1):
         for what in ("command", "inputs", "versions"):
             if other[what] != first[what]:
                 raise CheckpointError(
@@ -98,9 +95,9 @@ def check_ranks_agree(
 
 
 @contextmanager
-def open_stages(work: Work, output: Output, key: str) -> Iterator[list[Stage]]:
+def open_stages(result: ResultFormat, output: OutputConfig, key: str) -> Iterator[list[Stage]]:
     """Yield the stages that `merging.output.staging.stage.staged` makes on rank 0; all ranks write into them."""
-    process_group, parts = output.process_group, [variant.folder for variant in work.variants]
+    process_group, parts = output.process_group, [variant.folder for variant in result.plan.variants]
     if not process_group.is_main:
         process_group.barrier()
         for folder in result_folders(output.save_path, parts):
@@ -115,16 +112,16 @@ def open_stages(work: Work, output: Output, key: str) -> Iterator[list[Stage]]:
     with staged(output.save_path, output.overwrite, key, output.resume, parts, process_group.world_size) as stages:
         if process_group.world_size > 1:
             for stage in stages:
-                _shards(work, output).allocate(stage.folder)
+                _shards(result, output).allocate(stage.folder)
             process_group.barrier()
         yield stages
 
 
-def open_writers(work: Work, output: Output, stages: Sequence[Stage]) -> list[ShardedWriter]:
+def open_writers(result: ResultFormat, output: OutputConfig, stages: Sequence[Stage]) -> list[ShardedWriter]:
     """Return a writer of this rank's slice for each result, all of them after the same tensor."""
-    size, tensors = parse_size(output.max_shard_size), work.plan.tensors
-    own = rank_slice(work, output.process_group) if output.process_group.world_size > 1 else None
-    writers = [ShardedWriter(stage.folder, tensors, size, stage.journal, own=own) for stage in stages]
+    size, tensors = result.shard_size(output), result.plan.layout.tensors
+    part = rank_slice(result, output.process_group) if output.process_group.world_size > 1 else None
+    writers = [ShardedWriter(stage.folder, tensors, size, stage.journal, result.stem, part) for stage in stages]
     done = min(writer.done for writer in writers)
     for writer in writers:
         writer.rewind(done)
@@ -132,27 +129,31 @@ def open_writers(work: Work, output: Output, stages: Sequence[Stage]) -> list[Sh
 
 
 def gather_digests(
-    work: Work, output: Output, stages: Sequence[Stage], lanes: Sequence[Sequence[Path]], digests: InputDigests
+    result: ResultFormat,
+    output: OutputConfig,
+    stages: Sequence[Stage],
+    lanes: Sequence[Sequence[Path]],
+    digests: InputDigests,
 ) -> dict[Path, str]:
     """Return the digests of all inputs; on rank 0, with the journal entries of all ranks, finish the weight files.
 
     Raises CheckpointError where a file that two ranks wrote does not hold what they wrote, OSError where a file could
     not be read.
     """
-    process_group, found = output.process_group, digests.all()
+    process_group, of_rank = output.process_group, digests.all()
     if process_group.world_size == 1:
-        return found
+        return of_rank
     files = _files(lanes)
     process_group.barrier()
     for stage in stages:
-        own = rank_slice(work, process_group)
-        check_tensors(stage.folder, _shards(work, output), stage.journal.entries, own)
+        part = rank_slice(result, process_group)
+        check_tensors(stage.folder, _shards(result, output), stage.journal.entries, part)
     gathered = process_group.gather(
-        {"entries": [stage.journal.entries for stage in stages], "digests": [found.get(file) for file in files]}
+        {"entries": [stage.journal.entries for stage in stages], "digests": [of_rank.get(file) for file in files]}
     )
     if gathered is None:
-        return found
-    shards = _shards(work, output)
+        return of_rank
+    shards = _shards(result, output)
     for i, stage in enumerate(stages):
         parts = [entry["entries"][i] for entry in gathered]
         stage.journal.hold(list(chain(*parts)))
@@ -163,12 +164,12 @@ def gather_digests(
     return {file: digest for file, *by_rank in by_file for digest in by_rank if digest}
 
 
-def check_result(work: Work, output: Output, stage: Stage) -> None:
+def check_result(result: ResultFormat, output: OutputConfig, stage: Stage) -> None:
     """Check a finished result on the disk before it is published.
 
     Of several ranks each has checked its own tensors already. Raises DamagedError.
     """
-    shards = _shards(work, output)
+    shards = _shards(result, output)
     check_files(stage.folder, shards)
     if output.process_group.world_size == 1:
         check_tensors(stage.folder, shards, stage.journal.entries)
@@ -190,8 +191,8 @@ def _check_borders(stage: Stage, shards: Shards, counts: Sequence[int]) -> None:
                 )
 
 
-def _shards(work: Work, output: Output) -> Shards:
-    return lay_out(work.plan.tensors, parse_size(output.max_shard_size))
+def _shards(result: ResultFormat, output: OutputConfig) -> Shards:
+    return lay_out(result.plan.layout.tensors, result.shard_size(output), result.stem)
 
 
 def _files(lanes: Iterable[Sequence[Path]]) -> list[Path]:
@@ -199,7 +200,7 @@ def _files(lanes: Iterable[Sequence[Path]]) -> list[Path]:
     return list(dict.fromkeys(chain(*lanes)))
 
 
-def _await(folder: Path, output: Output) -> None:
+def _await(folder: Path, output: OutputConfig) -> None:
     deadline = time.monotonic() + FOLDER_SECONDS
     while not folder.is_dir():
         output.process_group.check_ranks()

@@ -30,34 +30,36 @@ def check_files(folder: Path, shards: Shards) -> None:
     """
     for shard, name in enumerate(shards.names):
         file = folder / name
-        header, wanted = shards.header(shard), shards.size(shard)
+        header, size = shards.header(shard), shards.size(shard)
         try:
             info = os.lstat(file)
         except FileNotFoundError:
             raise DamagedError(f"{file} is missing; it was removed during the run.") from None
-        if not stat.S_ISREG(info.st_mode) or info.st_size != wanted:
-            raise DamagedError(f"{file} has {info.st_size} bytes, {wanted} were written; it was changed since.")
+        if not stat.S_ISREG(info.st_mode) or info.st_size != size:
+            raise DamagedError(f"{file} has {info.st_size} bytes, {size} were written; it was changed since.")
         with naming(file), file.open("rb") as stream:
             if stream.read(len(header)) != header:
                 raise DamagedError(f"{file} has another header than was written; it was changed since.")
-    others = sorted(file.name for file in folder.glob("*.safetensors") if file.name not in shards.names)
-    if others:
-        raise DamagedError(f"{folder / others[0]} was put there by something else during the run.")
+    strangers = sorted(file.name for file in folder.glob("*.safetensors") if file.name not in shards.names)
+    if strangers:
+        raise DamagedError(f"{folder / strangers[0]} was put there by something else during the run.")
 
 
-def check_tensors(folder: Path, shards: Shards, entries: Sequence[Mapping[str, Any]], own: range | None = None) -> None:
+def check_tensors(
+    folder: Path, shards: Shards, entries: Sequence[Mapping[str, Any]], part: range | None = None
+) -> None:
     """Check tensors against the digests in a journal, reading them back.
 
     Args:
         folder: Where the files are.
         shards: The plan of the files.
-        entries: The journal's entries of the tensors in `own`.
-        own: Which of the planned tensors are checked; None for all.
+        entries: The journal's entries of the tensors in `part`.
+        part: Range of the planned tensors that are checked; None for all.
 
     Raises:
         DamagedError: Naming the first tensor that is not as it was written.
     """
-    places = shards.places if own is None else shards.places[own.start : own.stop]
+    places = shards.places if part is None else shards.places[part.start : part.stop]
     if len(places) != len(entries):
         raise DamagedError(f"{folder}: {len(entries)} of {len(places)} tensors are written.")
     with ThreadPoolExecutor(max(1, min(MOST_THREADS, usable_cores()))) as threads:
@@ -74,13 +76,13 @@ def _damaged(folder: Path, shards: Shards, place: Place, entry: Mapping[str, Any
     return None if same else place
 
 
-def check_small_files(folder: Path, expected: Mapping[str, str | None], needed: Iterable[str]) -> None:
-    """Check the other files of a result: those under its lock by digest, and that the needed ones are there.
+def check_small_files(folder: Path, expected: Mapping[str, str | None], required: Iterable[str]) -> None:
+    """Check the other files of a result: those under its lock by digest, and that the required ones are there.
 
     Raises:
         DamagedError: Naming the file.
     """
-    for name in needed:
+    for name in required:
         if not (folder / name).is_file():
             raise DamagedError(f"{folder / name} is missing; it was removed during the run.")
     for name, digest in expected.items():

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 from aim.calibration.config import Calibration
 from aim.calibration.flags import calibration_of
-from aim.config import Aim
+from aim.config import AimConfig
 from aim.importance import Importance, fingerprint
 from aim.measure import Settings, load_importance
 from aim.omegas import parse_omegas
-from aim.pipeline import folder_of, perform, plan_relaxation
-from aim.relax import relax
+from aim.pipeline import folder_of, plan_relaxation, relax
+from aim.relax import relax_tensor
 from common.errors import CheckpointError, UsageError
 from merging.checkpoints.checkpoint import open_checkpoint
 from merging.engine.execution import ExecutionConfig
@@ -30,8 +30,8 @@ from merging.ops.kernels.kernels import kernels
 from merging.ops.sparse.magprune import probabilities
 from merging.ops.tensor_blocks import TensorGroup
 from merging.output.records.card import AIM_TAG
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from merging.recipe.method_registry import find_method
 from tests.helpers.merging import merge_group
@@ -75,7 +75,7 @@ def test_a_result_equal_to_the_base_is_reported(base: Path, tmp_path: Path, caps
     for name, model, more, equal in (
         ("a", same, {}, True), ("b", other, {"weights": 0.0}, True), ("c", other, {}, False)
     ):  # fmt: skip
-        merge(recipe_of(base, model, **more), Output(tmp_path / name))
+        merge(recipe_of(base, model, **more), OutputConfig(tmp_path / name))
         assert ("equals the base" in capsys.readouterr().err) is equal
         assert json.loads((tmp_path / name / "run_record.json").read_text()).get("equals_base", False) is equal
 
@@ -86,22 +86,24 @@ def test_an_adapter_that_changes_nothing(base: Path, tmp_path: Path, capsys) -> 
     file = tmp_path / "lora" / "adapter_model.safetensors"
     stored = weights(tmp_path / "lora")
     save_file({n: t * 0 if "lora_B" in n else t for n, t in stored.items()}, file)
-    merge(recipe_of(base, f"{base}+{tmp_path / 'lora'}"), Output(tmp_path / "zero"))
+    merge(recipe_of(base, f"{base}+{tmp_path / 'lora'}"), OutputConfig(tmp_path / "zero"))
     assert "equals the base" in capsys.readouterr().err
     save_file({}, file)
     with pytest.raises(CheckpointError, match=r"lora.* no tensor"):
-        merge(recipe_of(base, f"{base}+{tmp_path / 'lora'}"), Output(tmp_path / "none"))
+        merge(recipe_of(base, f"{base}+{tmp_path / 'lora'}"), OutputConfig(tmp_path / "none"))
 
 
 def test_nothing_to_relax_means_every_value(base: Path, tmp_path: Path) -> None:
     """Two models that differ in the last value of one tensor are relaxed; equal ones are refused."""
     (tmp_path / "x.txt").write_text("w3")
-    aim = Aim((0.4,), Settings(Calibration(str(tmp_path / "x.txt")), importance_file=tmp_path / "imp.safetensors"))
+    aim = AimConfig(
+        (0.4,), Settings(Calibration(str(tmp_path / "x.txt")), importance_file=tmp_path / "imp.safetensors")
+    )
     same = changed(base, tmp_path / "same", "lm_head.weight", (0, 0), float(weights(base)["lm_head.weight"][0, 0]))
     with pytest.raises(UsageError, match="hold the same weights"):
-        plan_relaxation(str(same), str(base), aim, Output(tmp_path / "out"), None)
+        plan_relaxation(str(same), str(base), aim, OutputConfig(tmp_path / "out"), None)
     other = changed(base, tmp_path / "other", "lm_head.weight", (319, 15), 3.0)
-    assert plan_relaxation(str(other), str(base), aim, Output(tmp_path / "out"), None).plan.tensors
+    assert plan_relaxation(str(other), str(base), aim, OutputConfig(tmp_path / "out"), None).plan.tensors
 
 
 # signs of zeros
@@ -137,7 +139,7 @@ def test_relaxing_keeps_the_sign_of_zeros() -> None:
     """Equal tensors are their own relaxation bit for bit, at every pull, by kernel and by expression."""
     tensor = torch.tensor([[-0.0, 0.0, 1.0, -0.0, -2.0]]).repeat(5, 1)
     pull = torch.tensor([0.0, 0.3, 0.5, 0.8, 1.0])
-    assert torch.equal(relax(tensor, tensor, pull, 0.0).view(torch.int32), tensor.view(torch.int32))
+    assert torch.equal(relax_tensor(tensor, tensor, pull, 0.0).view(torch.int32), tensor.view(torch.int32))
     compiled = kernels()
     if compiled is not None:
         out = torch.empty_like(tensor)
@@ -270,7 +272,7 @@ def test_a_cards_license(base: Path, tmp_path: Path, kind: str) -> None:
     mine = changed(base, tmp_path / "mine", "lm_head.weight", (0, 0), 1.0)
     for folder in (mine, other):
         (folder / "README.md").write_text(f"---\n{text}---\n# x\n")
-    merge(recipe_of(mine, other), Output(tmp_path / "out"))
+    merge(recipe_of(mine, other), OutputConfig(tmp_path / "out"))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])
     assert ModelCardData(**front).to_dict() == card.data.to_dict() == front
@@ -284,7 +286,7 @@ def test_licenses_that_differ(base: Path, tmp_path: Path) -> None:
     mine = changed(base, tmp_path / "mine", "lm_head.weight", (0, 0), 1.0)
     for folder, name in ((mine, "mit"), (other, "gemma")):
         (folder / "README.md").write_text(f"---\nlicense: {name}\n---\n")
-    merge(recipe_of(mine, other), Output(tmp_path / "out"))
+    merge(recipe_of(mine, other), OutputConfig(tmp_path / "out"))
     data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
     assert (data["license"], data["license_name"]) == ("other", "licenses-of-the-inputs")
 
@@ -295,10 +297,10 @@ def test_the_card_of_a_relaxed_merge(family, tmp_path: Path) -> None:
         {"method": "ties", "base_model": str(family["base"]), "density": 0.25,
          "models_to_merge": f"{family['a']},{family['b']}"}, {},
     )  # fmt: skip
-    merged = merge(recipe, Output(tmp_path / "merged"))
+    merged = merge(recipe, OutputConfig(tmp_path / "merged"))
     assert AIM_TAG not in ModelCard.load(merged / "README.md").data.tags
     settings = Settings(Calibration(str(family["text"]), n_samples=40, block_size=64))
-    perform(str(merged), str(family["base"]), Aim((0.4,), settings), Output(tmp_path / "out"), None)
+    relax(str(merged), str(family["base"]), AimConfig((0.4,), settings), OutputConfig(tmp_path / "out"), None)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert AIM_TAG in card.data.tags
     assert (

@@ -16,15 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, Mix
 
 import merge as merge_script
 import performAIM
-from aim.config import Aim, aim_of
+from aim.config import AimConfig
 from aim.importance import Importance
-from aim.pipeline import perform, relaxing_of
+from aim.pipeline import relax, relaxation_spec
 from common.cli import run as run_main
 from common.errors import CheckpointError, UsageError
 from merging.checkpoints.checkpoint import open_checkpoint
-from merging.lora.either import merge
 from merging.lora.tensors import inner_products, relax_columns
-from merging.plan.merge_plan import Output
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from scripts import verify
 from tests.helpers.tiny import VOCABULARY, fine_tune, make_gpt2, make_llama, make_tokenizer, train, weights, write_texts
@@ -45,17 +45,17 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
     }
 
 
-def asked(base: Path, omega: Any = 0.4, **given: Any) -> Aim:
+def asked(base: Path, omega: Any = 0.4, **given: Any) -> AimConfig:
     """AIM with the base's importance, which the first that asks for it measures."""
     file = base.with_name(f"{base.name}.importance.safetensors")
     text = {} if file.exists() else {"calibration": str(base.with_name("text.jsonl")), "block_size": 64}
-    return aim_of({"omega": omega, "importance": file, **text, **given})
+    return AimConfig.from_mapping({"omega": omega, "importance": file, **text, **given})
 
 
 def relaxed(base: Path, adapter: Path, out: Path, omega: Any = 0.4, dtype: str | None = None, **given: Any) -> Path:
     """The relaxed adapter."""
-    output = Output(out, save_as="adapter")
-    return perform(f"{base}+{adapter}", str(base), asked(base, omega, **given), output, dtype)
+    output = OutputConfig(out, save_as="adapter")
+    return relax(f"{base}+{adapter}", str(base), asked(base, omega, **given), output, dtype)
 
 
 def merged(base: Path, adapters: list[Path], out: Path, save_as: str = "adapter", **flags: Any) -> Path:
@@ -63,8 +63,8 @@ def merged(base: Path, adapters: list[Path], out: Path, save_as: str = "adapter"
     omega = flags.pop("omega", None)
     models = [f"{base}+{adapter}" for adapter in adapters]
     recipe = make_recipe({"method": "task_arithmetic", "base_model": str(base), "models_to_merge": models, **flags}, {})
-    output = Output(out, save_as=save_as)
-    return merge(recipe, output, None if omega is None else relaxing_of(recipe, asked(base, omega), output))
+    output = OutputConfig(out, save_as=save_as)
+    return merge(recipe, output, None if omega is None else relaxation_spec(asked(base, omega), output, recipe))
 
 
 def tensors(adapter: Path) -> dict[str, torch.Tensor]:
@@ -125,7 +125,7 @@ def test_relaxed_adapter_is_the_relaxed_model(bases: Bases, tmp_path: Path, kind
     if kind == "square Conv1D":  # PEFT writes true there; other tools may not
         file = tmp_path / "lora" / "adapter_config.json"
         file.write_text(json.dumps(settings(tmp_path / "lora") | {"fan_in_fan_out": False}))
-    full = perform(f"{base}+{tmp_path / 'lora'}", str(base), asked(base), Output(tmp_path / "full"), "float32")
+    full = relax(f"{base}+{tmp_path / 'lora'}", str(base), asked(base), OutputConfig(tmp_path / "full"), "float32")
     out = relaxed(base, tmp_path / "lora", tmp_path / "out")
     same_model(base, out, full)
     assert sorted(file.name for file in out.iterdir()) == [
@@ -237,7 +237,7 @@ def test_factors_of_experts(bases: Bases, tmp_path: Path) -> None:
         told = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "w1", "w2", "w3"]}
         (tmp_path / adapter / "adapter_config.json").write_text(json.dumps(told))
     name, loose = f"{base}+{tmp_path / '1'}", {"omega": 0.2, "min_tokens": 1}
-    full = perform(name, str(base), asked(base, **loose), Output(tmp_path / "full"), "float32")
+    full = relax(name, str(base), asked(base, **loose), OutputConfig(tmp_path / "full"), "float32")
     same_model(base, relaxed(base, tmp_path / "1", tmp_path / "out", **loose), full)
     both = [tmp_path / "1", tmp_path / "2"]
     same_model(base, merged(base, both, tmp_path / "m"), merged(base, both, tmp_path / "mf", "model", dtype="float32"))
@@ -250,7 +250,7 @@ def test_adapter_with_tokens_of_its_own(bases: Bases, tmp_path: Path) -> None:
     fine_tune(base, grown, seed=1, extra=("<new>",))
     train(grown, lora, modules_to_save=["embed_tokens", "lm_head"])
     AutoTokenizer.from_pretrained(grown).save_pretrained(lora)
-    full = perform(f"{base}+{lora}", str(base), asked(base), Output(tmp_path / "full"), "float32")
+    full = relax(f"{base}+{lora}", str(base), asked(base), OutputConfig(tmp_path / "full"), "float32")
     out = relaxed(base, lora, tmp_path / "out")
     for name, tensor in weights(full).items():
         torch.testing.assert_close(open_checkpoint(f"{base}+{out}").read(name).float(), tensor, rtol=0, atol=1e-6)
@@ -394,13 +394,13 @@ def test_base_weights_are_not_read(bases: Bases, three: list[Path], tmp_path: Pa
 
 def test_inner_products_of_factors(bases: Bases, three: list[Path]) -> None:
     """<tau_i, tau_j> from small matrices are those of the matrices themselves, on one thread or two."""
-    from merging.lora.run import plan_adapter_merge
+    from merging.planning import plan_merge
 
     models = [f"{bases['llama']}+{adapter}" for adapter in three]
     recipe = make_recipe({"method": "model_stock", "base_model": str(bases["llama"]), "models_to_merge": models}, {})
-    work = plan_adapter_merge(recipe)
+    plan = plan_merge(recipe, OutputConfig(Path("out"), save_as="adapter"))
     base = open_checkpoint(str(bases["llama"]))
-    for sum_ in work.plan.sums[:4]:
+    for sum_ in plan.layout.sums[:4]:
         taus = [open_checkpoint(m).read(sum_.name).double() - base.read(sum_.name).double() for m in models]
         expected = torch.tensor([[float((x * y).sum()) for y in taus] for x in taus], dtype=torch.float64)
         torch.set_num_threads(1)
@@ -443,7 +443,7 @@ def test_other_bases_and_whole_models_are_refused(bases: Bases, three: list[Path
     """Adapters must lie over one base, the one that is named; whole models and contradicting configs are refused."""
     base, other = bases["llama"], shutil.copytree(bases["llama"], tmp_path / "other")
     given = {"method": "task_arithmetic", "base_model": str(base)}
-    out = Output(tmp_path / "out", save_as="adapter")
+    out = OutputConfig(tmp_path / "out", save_as="adapter")
     for models, says in (
         ([f"{base}+{three[0]}", f"{other}+{three[1]}"], "has another base than"),
         ([f"{base}+{three[0]}", str(other)], "is a whole model"),
@@ -452,17 +452,17 @@ def test_other_bases_and_whole_models_are_refused(bases: Bases, three: list[Path
             merge(make_recipe({**given, "models_to_merge": models}, {}), out)
     for merged_model, says in ((str(other), "is a whole model"), (f"{other}+{three[0]}", "has another base than")):
         with pytest.raises(UsageError, match=says):
-            perform(merged_model, str(base), asked(base), out, None)
+            relax(merged_model, str(base), asked(base), out, None)
     dora = shutil.copytree(three[0], tmp_path / "dora")
     (dora / "adapter_config.json").write_text(json.dumps(settings(dora) | {"use_dora": True}))
     with pytest.raises(CheckpointError, match=r"states use_dora True and it has no magnitude vectors"):
         relaxed(base, dora, tmp_path / "out")
     with pytest.raises(UsageError, match="--layer_stats needs whole tensors"):
-        perform(
+        relax(
             f"{base}+{three[0]}",
             str(base),
             asked(base),
-            Output(tmp_path / "out", layer_stats=True, save_as="adapter"),
+            OutputConfig(tmp_path / "out", layer_stats=True, save_as="adapter"),
             None,
         )
     assert not (tmp_path / "out").exists()
@@ -584,5 +584,5 @@ def test_interrupted_and_resumed(bases: Bases, three: list[Path], tmp_path: Path
     recipe = make_recipe(
         {"method": "task_arithmetic", "base_model": str(bases["llama"]), "models_to_merge": models}, {}
     )
-    out = merge(recipe, Output(tmp_path / "out", resume=True, save_as="adapter"))
+    out = merge(recipe, OutputConfig(tmp_path / "out", resume=True, save_as="adapter"))
     assert (out / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()

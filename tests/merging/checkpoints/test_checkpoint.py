@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common.errors import CheckpointError, FailureError, UsageError
 from merging.checkpoints.checkpoint import CheckpointRef, open_checkpoint
 from merging.output.writer import parse_size
+from merging.pipeline import merge
 from merging.plan import checks
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from merging.tokenizers.vocabulary import AlignedRows, align
 from tests.helpers.tiny import VOCABULARY, fine_tune, make_llama, weights
@@ -27,7 +27,7 @@ def merged(method: str, base: Path | None, models: list[Path], out: Path, size: 
     given = {"method": method, "models_to_merge": list(map(str, models)), **flags}
     if base is not None:
         given["base_model"] = str(base)
-    return merge(make_recipe(given, {}), Output(out, max_shard_size=size))
+    return merge(make_recipe(given, {}), OutputConfig(out, max_shard_size=size))
 
 
 def test_reference_names() -> None:
@@ -188,7 +188,7 @@ def test_vocabulary_of_the_original_trio(family, tmp_path: Path, capsys) -> None
     tokenizer.save_pretrained(c)
     recipe = make_recipe({"method": "task_arithmetic", "base_model": str(family["base"]),
                           "models_to_merge": f"{a},{b},{c}"}, {})  # fmt: skip
-    out = merge(recipe, Output(tmp_path / "out"))
+    out = merge(recipe, OutputConfig(tmp_path / "out"))
     said = capsys.readouterr().err
     assert "has 321 rows" in said
     assert "'[PAD]'" in said
@@ -364,7 +364,7 @@ def test_overflow_is_not_blamed_on_an_input(tmp_path: Path) -> None:
          "weights": 1e9}, {},
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="while the inputs are: float16 cannot hold it, or a weight is"):
-        merge(recipe, Output(tmp_path / "out"))
+        merge(recipe, OutputConfig(tmp_path / "out"))
 
 
 def test_broken_tokenizer_is_named(family, tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ def test_overwrite_replaces_the_whole_folder(family, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not empty"):
         merged("linear", None, [family["b"]], out)
     recipe = make_recipe({"method": "linear", "models_to_merge": str(family["b"])}, {})
-    merge(recipe, Output(out, overwrite=True))
+    merge(recipe, OutputConfig(out, overwrite=True))
     assert [f.name for f in out.glob("*.safetensors*")] == ["model.safetensors"]
     opened = open_checkpoint(str(out))
     assert torch.equal(opened.read("lm_head.weight"), weights(family["b"])["lm_head.weight"])
@@ -430,7 +430,7 @@ def test_overwrite_never_touches_an_input(tmp_path: Path) -> None:
     link.symlink_to(a)
     for target in (a, base, models, a / "inside", link, models / "." / "a"):
         with pytest.raises(UsageError, match="would write over or into the input"):
-            merge(recipe, Output(target, overwrite=True))
+            merge(recipe, OutputConfig(target, overwrite=True))
     assert {f: f.read_bytes() for f in models.rglob("*") if f.is_file()} == before
 
 
@@ -441,7 +441,7 @@ def test_overwrite_replaces_only_what_was_written_here(family, tmp_path: Path) -
     (mine / "thesis.txt").write_text("years")
     recipe = make_recipe({"method": "linear", "models_to_merge": str(family["a"])}, {})
     with pytest.raises(UsageError, match="no checkpoint written here"):
-        merge(recipe, Output(mine, overwrite=True))
+        merge(recipe, OutputConfig(mine, overwrite=True))
     assert (mine / "thesis.txt").read_text() == "years"
 
 
@@ -450,7 +450,7 @@ def test_symlinked_target(family, tmp_path: Path) -> None:
     real = merged("linear", None, [family["a"]], tmp_path / "real")
     (tmp_path / "link").symlink_to(real)
     recipe = make_recipe({"method": "linear", "models_to_merge": str(family["b"])}, {})
-    merge(recipe, Output(tmp_path / "link", overwrite=True))
+    merge(recipe, OutputConfig(tmp_path / "link", overwrite=True))
     assert (tmp_path / "link").is_symlink()
     assert torch.equal(weights(real)["lm_head.weight"], weights(family["b"])["lm_head.weight"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]

@@ -11,8 +11,8 @@ from subprocess import CompletedProcess
 import pytest
 
 import merge as merge_script
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.helpers.hub_server import Hub, Repo, running_hub
 from tests.helpers.tiny import fine_tune, make_llama, train
@@ -70,7 +70,7 @@ sys.exit(run(lambda names: open_all(names) and 0))
 def merged(base: str, models: str, out: Path) -> bytes:
     """Merge local models in this process; returns the weights."""
     given = {"method": "task_arithmetic", "base_model": base, "models_to_merge": models}
-    return (merge(make_recipe(given, {}), Output(out)) / "model.safetensors").read_bytes()
+    return (merge(make_recipe(given, {}), OutputConfig(out)) / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from common.errors import CheckpointError, FailureError, UsageError
 from merging.checkpoints.adapters.adapter_keys import find_stored
 from merging.checkpoints.adapters.adapter_rows import LowRankRows
 from merging.checkpoints.checkpoint import CheckpointRef, open_checkpoint
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.helpers.tiny import VOCABULARY, fine_tune, make_gpt2, make_llama, train, weights
 
@@ -78,7 +78,7 @@ def test_names_in_the_model_and_in_the_file(name: str, stored: list[str], found:
 def merged(models: list[str], out: Path, base: Path | None = None, **flags: Any) -> Path:
     """Merge quietly; `linear` without a base unless told otherwise."""
     given = {"method": "linear", "models_to_merge": models, "dtype": "float32", **flags}
-    return merge(make_recipe(given | ({"base_model": str(base)} if base else {}), {}), Output(out))
+    return merge(make_recipe(given | ({"base_model": str(base)} if base else {}), {}), OutputConfig(out))
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from aim.calibration.config import Calibration
-from aim.config import Aim
+from aim.config import AimConfig
 from aim.measure import Settings
-from aim.pipeline import perform
+from aim.pipeline import relax
 from common.errors import CheckpointError
 from common.files import temporary
 from merging.checkpoints import storage
 from merging.engine import loop
 from merging.ops.kernels.build import library
 from merging.ops.kernels.bus_errors import report_bus_errors
-from merging.planning import merge
+from merging.pipeline import merge
 from tests.helpers.tiny import fine_tune, make_llama
 from tests.merging.output.test_staging import in_a_child, output, recipe_of
 
@@ -58,16 +58,17 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_changed_input_is_noticed(copies, tmp_path: Path, monkeypatch, change: str, name: str) -> None:
     """An input that is changed after it was read is named with what changed, before anything is published."""
-    from merging.output import finalize
+    from merging import pipeline
 
     act, sentence = CHANGES[change]
-    real = finalize.Finisher.finish
+    real = pipeline.finalize
 
-    def finished(self, *arguments):  # type: ignore[no-untyped-def]
-        real(self, *arguments)
+    def finished(*arguments):  # type: ignore[no-untyped-def]
+        sentences = real(*arguments)
         act(copies["a"] / name)
+        return sentences
 
-    monkeypatch.setattr(finalize.Finisher, "finish", finished)
+    monkeypatch.setattr(pipeline, "finalize", finished)
     with pytest.raises(CheckpointError, match=f"{name} was changed during the run .*{sentence}"):
         merge(recipe_of(copies), output(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -172,7 +173,7 @@ def test_runs_leave_nothing_in_the_process(family, tmp_path: Path, kind: str) ->
         calibration = Calibration(str(family["text"]), n_samples=20, block_size=64)
         way = "layerwise" if kind == "layerwise" else "whole"
         settings = Settings(calibration, importance, calibration_mode=way, hidden_states="disk")
-        perform(str(family["a"]), str(family["base"]), Aim((0.5,), settings), out, None)
+        relax(str(family["a"]), str(family["base"]), AimConfig((0.5,), settings), out, None)
 
     times = 50 if kind == "merge" else 20
     for _ in range(10):

@@ -28,7 +28,8 @@ from merging.engine.prefetch import stream_through_device
 from merging.engine.tensor_task import TensorTask, make_task
 from merging.methods.contract import load_method
 from merging.ops.tensor_blocks import Block, TensorGroup
-from merging.plan.merge_plan import Output
+from merging.pipeline import execution_config
+from merging.plan.merge_plan import OutputConfig
 from merging.planning import plan_merge
 from merging.recipe import make_recipe
 from merging.recipe.method_registry import all_methods, find_method
@@ -258,9 +259,10 @@ def test_a_whole_run_in_one_ring(family, tmp_path: Path, method: str) -> None:
     others that are copied; it can begin where an earlier run stopped."""
     models = f"{family['a']},{family['b']}"
     recipe = make_recipe({"method": method, "base_model": str(family["base"]), "models_to_merge": models}, {})
-    work = plan_merge(recipe, Output(tmp_path, device="cpu", load_check=False))
-    copied = [replace(t, is_float=i % 4 != 2) for i, t in enumerate(work.plan.tensors)]
-    plan = replace(work.plan, tensors=tuple(copied))
+    output = OutputConfig(tmp_path, device="cpu", load_check=False)
+    merge_plan = plan_merge(recipe, output)
+    copied = [replace(t, is_float=i % 4 != 2) for i, t in enumerate(merge_plan.model.tensors)]
+    plan = replace(merge_plan.model, tensors=tuple(copied))
     assert 3 < sum(not tensor.is_merged for tensor in copied) < len(copied) - 3
 
     class Kept:
@@ -278,7 +280,12 @@ def test_a_whole_run_in_one_ring(family, tmp_path: Path, method: str) -> None:
 
     runs = []
     for moves, done in ((False, 0), (True, 0), (True, 5)):
-        job = replace(work.make_job(), device_pipeline=moves, make_collector=StatisticsCollector, block_elements=5000)
+        job = replace(
+            execution_config(merge_plan, output),
+            device_pipeline=moves,
+            make_collector=StatisticsCollector,
+            block_elements=5000,
+        )
         kept = Kept(done)
         run(plan, job, [kept])
         runs.append(kept)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from blake3 import blake3
 
-from aim.relax import relax
+from aim.relax import relax_tensor
 from common.threads import in_order, threads
 from merging.engine.execution import ExecutionConfig
 from merging.methods.contract import load_method
@@ -110,7 +110,7 @@ def test_relax(compiled: Kernels, by_row: bool) -> None:
     for omega in (0.0, 0.4, 0.5, 1.0):
         out = torch.empty(base.shape, dtype=torch.bfloat16)
         assert compiled.relax(base, model, s * (1.0 - omega), by_row, out)
-        expected = relax(base.float(), model.float(), s[:, None] if by_row else s, omega).bfloat16()
+        expected = relax_tensor(base.float(), model.float(), s[:, None] if by_row else s, omega).bfloat16()
         assert torch.equal(out.view(torch.int16), expected.view(torch.int16))
 
 

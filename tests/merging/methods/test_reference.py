@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from aim.calibration.config import Calibration
-from aim.config import Aim
+from aim.config import AimConfig
 from aim.measure import Settings
-from aim.pipeline import perform
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from aim.pipeline import relax
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.helpers.tiny import fine_tune, make_llama, weights
 
@@ -39,7 +39,7 @@ def mergekit_merge(method: str, base: Path, models: list[Path], out: Path, dtype
 def ours(method: str, base: Path, models: list[Path], out: Path, **flags: object) -> dict:
     """Merge with this project."""
     recipe = make_recipe({"method": method, "base_model": base, "models_to_merge": list(map(str, models)), **flags}, {})
-    return weights(merge(recipe, Output(out)))
+    return weights(merge(recipe, OutputConfig(out)))
 
 
 @pytest.mark.parametrize(("method", "extra"), PAIRS)
@@ -138,7 +138,7 @@ def test_newer_methods_agree_with_mergekit(family32, tmp_path: Path, method, par
     run_merge(MergeConfiguration.model_validate(config), str(tmp_path / "theirs"), MergeOptions())
     theirs = weights(tmp_path / "theirs")
     recipe = make_recipe({"method": method, **base, "models_to_merge": models, "dtype": "float32", **parameters}, {})
-    mine = weights(merge(recipe, Output(tmp_path / "mine")))
+    mine = weights(merge(recipe, OutputConfig(tmp_path / "mine")))
     assert mine.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert (mine[name] - tensor).abs().max() <= 2e-6 * tensor.abs().max() + 1e-9, name
@@ -242,8 +242,8 @@ def test_reference_aim_is_the_original(family, tmp_path: Path) -> None:
     with torch.no_grad():
         for block in blocks:
             model(block)
-    aim = Aim((0.4,), Settings(Calibration(str(family["text"]), n_samples=40, block_size=64), reference=True))
-    relaxed = weights(perform(str(merged), str(family["base"]), aim, Output(tmp_path / "out"), None))
+    aim = AimConfig((0.4,), Settings(Calibration(str(family["text"]), n_samples=40, block_size=64), reference=True))
+    relaxed = weights(relax(str(merged), str(family["base"]), aim, OutputConfig(tmp_path / "out"), None))
     base, before = weights(family["base"]), weights(merged)
     assert len(features) == len(base) - 1
     for name, tensor in base.items():

@@ -21,8 +21,8 @@ from merging.ops.model_scope import ModelScope, model_scope, thresholds_in
 from merging.ops.order_statistics import LOWER_BINS, halves_of, locate, lower_counts, upper_counts, value_of
 from merging.ops.selection import select, top_threshold
 from merging.ops.tensor_blocks import TensorGroup
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from merging.recipe.method_registry import find_method
 from tests.helpers.tiny import fine_tune, make_llama, weights
@@ -285,7 +285,7 @@ def test_checkpoints_are_trimmed_as_wholes(tmp_path: Path) -> None:
         {"method": "ties", "base_model": base, "models_to_merge": [*map(str, models)], "dtype": "float32", **switches},
         {},
     )
-    merged, theta_0 = weights(merge(recipe, Output(tmp_path / "out"))), weights(base)
+    merged, theta_0 = weights(merge(recipe, OutputConfig(tmp_path / "out"))), weights(base)
     taus = [flat({name: w - theta_0[name] for name, w in weights(model).items()}) for model in models]
     expected = flat(theta_0) + paper_ties(taus, [0.1, 0.4], "majority")
     assert np.allclose(flat(merged), expected, rtol=1e-6, atol=1e-7)

@@ -18,8 +18,8 @@ from common.errors import CheckpointError
 from merging.methods.contract import load_method, select_arguments
 from merging.ops.tensor_blocks import TensorGroup
 from merging.ops.whole_matrix import decompose, is_matrix, is_stack, polar
-from merging.plan.merge_plan import Output
-from merging.planning import merge as merge_files
+from merging.pipeline import merge as merge_files
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from merging.recipe.method_registry import find_method
 from tests.helpers.tiny import weights
@@ -479,7 +479,7 @@ def test_checkpoints(family: dict[str, Path], tmp_path: Path, method: str) -> No
     recipe = make_recipe(
         {"method": method, "base_model": family["base"], "models_to_merge": models, "dtype": "float32"}, {}
     )
-    merged, theta_0 = weights(merge_files(recipe, Output(tmp_path / "out"))), weights(family["base"])
+    merged, theta_0 = weights(merge_files(recipe, OutputConfig(tmp_path / "out"))), weights(family["base"])
     tuned = [weights(Path(model)) for model in models]
     matrices = 0
     for name, base in theta_0.items():

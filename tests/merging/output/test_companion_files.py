@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from common.errors import CheckpointError
 from merging.output.records.lock import read_lock
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.helpers.tiny import fine_tune, make_llama
 
@@ -60,7 +60,7 @@ def test_what_is_copied_and_what_is_reported(pair: tuple[Path, Path], tmp_path: 
     """Every companion file has the base's bytes and is in the lock; a module's weights and files that are not copied
     are reported by name; traces of training are passed over."""
     base, tuned = pair
-    merge(recipe_of(base, tuned), Output(tmp_path / "out"))
+    merge(recipe_of(base, tuned), OutputConfig(tmp_path / "out"))
     said = capsys.readouterr().err
     for name in (*COPIED, "2_Dense/model.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes(), name
@@ -77,7 +77,7 @@ def test_files_of_another_tokenizer(pair: tuple[Path, Path], tmp_path: Path) -> 
     """With another model's tokenizer the base's vocabulary files and further templates stay behind; its processors and
     licenses are copied."""
     base, tuned = pair
-    merge(recipe_of(base, tuned, tokenizer=str(tuned)), Output(tmp_path / "out"))
+    merge(recipe_of(base, tuned, tokenizer=str(tuned)), OutputConfig(tmp_path / "out"))
     assert not any((tmp_path / "out" / name).exists() for name in ("entity_vocab.json", "additional_chat_templates"))
     assert all((tmp_path / "out" / name).exists() for name in ("processor_config.json", "LICENSE", "1_Pooling"))
 
@@ -88,5 +88,5 @@ def test_modules_that_cannot_be_copied(pair: tuple[Path, Path], tmp_path: Path, 
     base, tuned = pair
     (base / "modules.json").write_text(json.dumps([{**MODULES[1], "path": path}]))
     with pytest.raises(CheckpointError, match=sentence):
-        merge(recipe_of(base, tuned), Output(tmp_path / "out"))
+        merge(recipe_of(base, tuned), OutputConfig(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -20,8 +20,8 @@ from common.errors import CheckpointError, FailureError, UsageError
 from merging.output import writer
 from merging.output.layer_statistics import by_layer
 from merging.output.writer import ShardedWriter
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.conftest import ROOT
 from tests.helpers.tiny import fine_tune, make_llama, weights
@@ -58,8 +58,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException
 def test_resumed_run_gives_the_same_bytes(family, tmp_path: Path, monkeypatch, capsys, size, error) -> None:
     """House law 4: a run that was interrupted after 5 tensors leaves the target alone and nothing that loads; with
     --resume it writes the rest only, and every file is as of an uninterrupted run."""
-    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", max_shard_size=size, layer_stats=True))
-    out = Output(tmp_path / "cut" / "out", max_shard_size=size, layer_stats=True)
+    whole = merge(recipe_of(family), OutputConfig(tmp_path / "whole" / "out", max_shard_size=size, layer_stats=True))
+    out = OutputConfig(tmp_path / "cut" / "out", max_shard_size=size, layer_stats=True)
     with monkeypatch.context() as patch:
         stop_after(patch, 5, error)
         with pytest.raises(type(error)) as stopped:
@@ -71,7 +71,7 @@ def test_resumed_run_gives_the_same_bytes(family, tmp_path: Path, monkeypatch, c
     written = []
     real = ShardedWriter.begin
     monkeypatch.setattr(ShardedWriter, "begin", lambda *a: (written.append(a[1]), real(*a)))
-    merge(recipe_of(family), Output(**{**vars(out), "resume": True}))
+    merge(recipe_of(family), OutputConfig(**{**vars(out), "resume": True}))
     assert "Resuming the interrupted run: 5 tensors are done" in capsys.readouterr().err
     assert len(written) == len(weights(whole)) - 5
     assert files(out.save_path) == files(whole)
@@ -82,7 +82,7 @@ def test_resumed_run_gives_the_same_bytes(family, tmp_path: Path, monkeypatch, c
 def test_a_disk_that_fills_up_late(family, tmp_path: Path, monkeypatch, size: str) -> None:
     """What was written is sent to the disk on the way, to the same bytes; an error of that is one of the run: nothing
     stands at the target, and with --resume the same bytes come."""
-    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out", max_shard_size=size))
+    whole = merge(recipe_of(family), OutputConfig(tmp_path / "whole" / "out", max_shard_size=size))
     monkeypatch.setattr(writer, "FLUSH", 1)
     real, sent = os.fsync, []
 
@@ -95,17 +95,17 @@ def test_a_disk_that_fills_up_late(family, tmp_path: Path, monkeypatch, size: st
     monkeypatch.setattr(writer.os, "fsync", full)
     out = tmp_path / "out"
     with pytest.raises(OSError, match="No space left"):
-        merge(recipe_of(family), Output(out, max_shard_size=size))
+        merge(recipe_of(family), OutputConfig(out, max_shard_size=size))
     assert not out.exists()
-    again = Output(out, resume=True, max_shard_size=size)
+    again = OutputConfig(out, resume=True, max_shard_size=size)
     assert files(merge(recipe_of(family), again)) == files(whole)
     assert len(sent) > 3
 
 
 def test_resume_trusts_nothing_it_did_not_verify(family, tmp_path: Path, monkeypatch) -> None:
     """A byte of the finished part that was changed meanwhile is found by its digest, and that tensor written again."""
-    whole = merge(recipe_of(family), Output(tmp_path / "whole" / "out"))
-    out = Output(tmp_path / "cut" / "out")
+    whole = merge(recipe_of(family), OutputConfig(tmp_path / "whole" / "out"))
+    out = OutputConfig(tmp_path / "cut" / "out")
     with monkeypatch.context() as patch:
         stop_after(patch, 6, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -114,19 +114,19 @@ def test_resume_trusts_nothing_it_did_not_verify(family, tmp_path: Path, monkeyp
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    merge(recipe_of(family), Output(**{**vars(out), "resume": True}))
+    merge(recipe_of(family), OutputConfig(**{**vars(out), "resume": True}))
     assert files(out.save_path) == files(whole)
 
 
 def test_resume_refuses_another_recipe(family, tmp_path: Path, monkeypatch, capsys) -> None:
     """An interrupted run is not gone on with under another recipe; without --resume it is discarded, and said so."""
-    out = Output(tmp_path / "out")
+    out = OutputConfig(tmp_path / "out")
     with monkeypatch.context() as patch:
         stop_after(patch, 3, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             merge(recipe_of(family), out)
     with pytest.raises(UsageError, match="another recipe"):
-        merge(recipe_of(family, density=0.7), Output(**{**vars(out), "resume": True}))
+        merge(recipe_of(family, density=0.7), OutputConfig(**{**vars(out), "resume": True}))
     merge(recipe_of(family, density=0.7), out)
     assert "is discarded" in capsys.readouterr().err
     assert out.save_path.is_dir()
@@ -159,7 +159,7 @@ def test_two_writers_of_one_folder(family, tmp_path: Path) -> None:
     with staged(tmp_path / "out", False, "key") as (stage,):
         stage.journal.add({"name": "x", "digest": "y"})
         with pytest.raises(FailureError, match=r"Another process \(number \d+ on .*\) is writing"):
-            merge(recipe_of(family), Output(tmp_path / "out"))
+            merge(recipe_of(family), OutputConfig(tmp_path / "out"))
 
 
 # lock and repetition
@@ -168,12 +168,12 @@ def test_two_writers_of_one_folder(family, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def done(family, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished merge of TIES."""
-    return merge(recipe_of(family), Output(tmp_path_factory.mktemp("done") / "out"))
+    return merge(recipe_of(family), OutputConfig(tmp_path_factory.mktemp("done") / "out"))
 
 
 def test_lock_is_a_function_of_the_merge(family, tmp_path: Path, done: Path) -> None:
     """Two runs of one merge into different places have the same lock, byte for byte."""
-    again = merge(recipe_of(family), Output(tmp_path / "elsewhere"))
+    again = merge(recipe_of(family), OutputConfig(tmp_path / "elsewhere"))
     assert (again / "merge.lock.json").read_bytes() == (done / "merge.lock.json").read_bytes()
 
 
@@ -269,7 +269,7 @@ def test_verify(tmp_path: Path, done: Path, run_script, how: str, code: int, say
 
 def test_verify_names_the_shard_that_is_gone(family, tmp_path: Path, run_script) -> None:
     """A missing shard of several is one sentence with its name and the number of its tensors, not one for each."""
-    out = merge(recipe_of(family), Output(tmp_path / "out", max_shard_size="40KB"))
+    out = merge(recipe_of(family), OutputConfig(tmp_path / "out", max_shard_size="40KB"))
     shard = sorted(out.glob("model-*.safetensors"))[1]
     count = len(load_file(shard))
     shard.unlink()
@@ -282,10 +282,10 @@ def test_verify_names_the_shard_that_is_gone(family, tmp_path: Path, run_script)
 
 def test_a_finished_run_is_not_resumed(family, tmp_path: Path) -> None:
     """--resume on a finished result says that it is finished, and touches nothing."""
-    out = merge(recipe_of(family), Output(tmp_path / "out"))
+    out = merge(recipe_of(family), OutputConfig(tmp_path / "out"))
     before = files(out)
     with pytest.raises(UsageError, match="is a finished result: there is nothing to resume"):
-        merge(recipe_of(family), Output(out, resume=True))
+        merge(recipe_of(family), OutputConfig(out, resume=True))
     assert files(out) == before
 
 
@@ -345,7 +345,7 @@ def test_health_by_hand(tmp_path: Path) -> None:
         save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
     flags = {"method": "task_arithmetic", "base_model": str(base), "dtype": "float32",
              "models_to_merge": f"{tmp_path / 'one'},{tmp_path / 'two'}"}  # fmt: skip
-    out = merge(make_recipe(flags, {}), Output(tmp_path / "out", layer_stats=True))
+    out = merge(make_recipe(flags, {}), OutputConfig(tmp_path / "out", layer_stats=True))
     card = (out / "README.md").read_text()
     row = next(line for line in card.splitlines() if "model.layers.0 " in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -356,7 +356,7 @@ def test_health_by_hand(tmp_path: Path) -> None:
 
 def test_health_counts_what_ties_trims(family, tmp_path: Path) -> None:
     """The share dropped is what trimming leaves out of the entries that a model moved, counted from the files."""
-    merge(recipe_of(family, density=0.25), Output(tmp_path / "ties", layer_stats=True))
+    merge(recipe_of(family, density=0.25), OutputConfig(tmp_path / "ties", layer_stats=True))
     row = next(line for line in (tmp_path / "ties" / "README.md").read_text().splitlines() if "layers.0 " in line)
     base, tuned = weights(family["base"]), weights(family["a"])
     moved = {n: int((tuned[n].float() != base[n].float()).sum()) for n in base if ".layers.0." in n}
@@ -394,8 +394,8 @@ def test_allow_nonfinite(tmp_path: Path, capsys) -> None:
     save_file(state, tmp_path / "a" / "model.safetensors", {"format": "pt"})
     flags = {"method": "task_arithmetic", "base_model": str(base), "models_to_merge": str(tmp_path / "a")}
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight of the result is not finite"):
-        merge(make_recipe(flags, {}), Output(tmp_path / "out"))
-    out = merge(make_recipe(flags, {}), Output(tmp_path / "out", allow_nonfinite=True))
+        merge(make_recipe(flags, {}), OutputConfig(tmp_path / "out"))
+    out = merge(make_recipe(flags, {}), OutputConfig(tmp_path / "out", allow_nonfinite=True))
     assert "model.norm.weight: 3 entries are not finite" in capsys.readouterr().err
     assert json.loads((out / "run_record.json").read_text())["tensors"]["nonfinite"] == {"model.norm.weight": 3}
 
@@ -409,7 +409,7 @@ def test_output_that_does_not_load_is_not_written(tmp_path: Path, capsys) -> Non
     whole = weights(base)
     for folder in (base, tmp_path / "a"):
         save_file({**whole, "value.weight": torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"})
-    out = merge(recipe, Output(tmp_path / "outs" / "more"))
+    out = merge(recipe, OutputConfig(tmp_path / "outs" / "more"))
     assert "transformers does not load value.weight as LlamaForCausalLM" in capsys.readouterr().err
     assert "value.weight" in weights(out)
     del whole["model.norm.weight"]
@@ -418,9 +418,9 @@ def test_output_that_does_not_load_is_not_written(tmp_path: Path, capsys) -> Non
     with pytest.raises(
         CheckpointError, match=r"would not load .* as LlamaForCausalLM \(missing: model\.norm\.weight\)"
     ):
-        merge(recipe, Output(tmp_path / "outs" / "out"))
+        merge(recipe, OutputConfig(tmp_path / "outs" / "out"))
     assert [p.name for p in (tmp_path / "outs").iterdir()] == ["more"]
-    assert merge(recipe, Output(tmp_path / "outs" / "out", load_check=False)).is_dir()
+    assert merge(recipe, OutputConfig(tmp_path / "outs" / "out", load_check=False)).is_dir()
 
 
 def test_models_called_like_policies(family, tmp_path: Path, run_script) -> None:
@@ -460,7 +460,7 @@ def test_license_of_the_result(family, tmp_path: Path, capsys, licenses, front, 
     folders = {name: shutil.copytree(family[name], tmp_path / name) for name in ("base", "a", "b")}
     for name, license in licenses.items():
         (folders[name] / "README.md").write_text(f"---\nlicense: {license}\n---\n")
-    out = merge(recipe_of(folders), Output(tmp_path / "out"))
+    out = merge(recipe_of(folders), OutputConfig(tmp_path / "out"))
     card, said = (out / "README.md").read_text(), capsys.readouterr().err
     assert (front in card) if front else ("license:" not in card)
     assert ("different licenses" in said) == ("different licenses" in card) == warned
@@ -474,7 +474,7 @@ def test_license_of_the_result(family, tmp_path: Path, capsys, licenses, front, 
 
 def test_repeating_never_overwrites_what_it_needs(family, tmp_path: Path, run_script, done: Path) -> None:
     """A lock whose importance file lies in the target is refused, with --overwrite too, and the file stays."""
-    home = merge(recipe_of(family), Output(tmp_path / "home"))
+    home = merge(recipe_of(family), OutputConfig(tmp_path / "home"))
     importance = home / "importance.safetensors"
     made = run_script(
         "performAIM.py", "--merged_model", done, "--pretrained_model_name", family["base"], "--save_path",
@@ -513,12 +513,12 @@ def test_dry_run_makes_the_checks_of_the_run(family, run_script, flags: list[str
 def test_health_of_reference_numerics_is_refused(family, tmp_path: Path) -> None:
     """Reference numerics have no blocks to look at: figures of nothing are not printed."""
     with pytest.raises(UsageError, match="does not go with --numerics reference"):
-        merge(recipe_of(family, numerics="reference", density=1), Output(tmp_path / "out", layer_stats=True))
+        merge(recipe_of(family, numerics="reference", density=1), OutputConfig(tmp_path / "out", layer_stats=True))
 
 
 def test_verify_misses_no_index(family, tmp_path: Path, run_script) -> None:
     """The index of a sharded output is under the lock as well."""
-    out = merge(recipe_of(family), Output(tmp_path / "out", max_shard_size="60KB"))
+    out = merge(recipe_of(family), OutputConfig(tmp_path / "out", max_shard_size="60KB"))
     assert run_script("scripts/verify.py", out).returncode == 0
     (out / "model.safetensors.index.json").unlink()
     found = run_script("scripts/verify.py", out)
@@ -535,7 +535,7 @@ def test_health_of_slices(family, tmp_path: Path) -> None:
             {"sources": [{"model": str(family["b"]), "layer_range": [1, 2]}]},
         ],
     }
-    out = merge(make_recipe({}, config), Output(tmp_path / "out", layer_stats=True))
+    out = merge(make_recipe({}, config), OutputConfig(tmp_path / "out", layer_stats=True))
     lines = (out / "README.md").read_text().splitlines()
     rows = {i: next(line for line in lines if f"model.layers.{i} " in line).split("|") for i in (0, 2)}
     assert rows[0][3].strip() == rows[2][2].strip() == "-"
@@ -548,22 +548,22 @@ def test_aim_follows_the_slices(family, tmp_path: Path) -> None:
     """With layer 1 of the base in place 0 of the result, AIM in one pass relaxes it by what was measured on layer 1:
     at omega 0 it is what relaxing the unsliced merge makes of layer 1."""
     from aim.calibration.config import Calibration
-    from aim.config import Aim
+    from aim.config import AimConfig
     from aim.measure import Settings
-    from aim.pipeline import perform, relaxing_of
+    from aim.pipeline import relax, relaxation_spec
 
     importance = tmp_path / "importance.safetensors"
     settings = Settings(Calibration(str(family["text"]), n_samples=20, block_size=64), importance)
     whole = {"method": "task_arithmetic", "base_model": str(family["base"]), "models_to_merge": str(family["a"])}
-    first = Output(tmp_path / "first")
-    perform(str(family["a"]), str(family["base"]), Aim((0.5,), settings), first, None)
+    first = OutputConfig(tmp_path / "first")
+    relax(str(family["a"]), str(family["base"]), AimConfig((0.5,), settings), first, None)
     sources = [{"model": str(family[name]), "layer_range": [1, 2]} for name in ("a", "base")]
     sliced = {"merge_method": "task_arithmetic", "base_model": str(family["base"]), "slices": [{"sources": sources}],
               "parameters": {"weight": 1.0}}  # fmt: skip
     results = []
     for name, recipe in (("whole", make_recipe(whole, {})), ("sliced", make_recipe({}, sliced))):
-        output = Output(tmp_path / name)
-        results.append(weights(merge(recipe, output, relaxing_of(recipe, Aim((0.0,), settings), output))))
+        output = OutputConfig(tmp_path / name)
+        results.append(weights(merge(recipe, output, relaxation_spec(AimConfig((0.0,), settings), output, recipe))))
     for name, tensor in results[0].items():
         if ".layers.1." in name:
             assert torch.equal(results[1][name.replace(".layers.1.", ".layers.0.")], tensor), name
@@ -573,16 +573,16 @@ def test_importance_files_are_equal(family, tmp_path: Path) -> None:
     """Measured twice, an importance file has the same bytes, so that a lock knows it again; and the lock of the run
     that made the file is that of one which found it."""
     from aim.calibration.config import Calibration
-    from aim.config import Aim
+    from aim.config import AimConfig
     from aim.measure import Settings
-    from aim.pipeline import perform
+    from aim.pipeline import relax
 
     settings = [
         Settings(Calibration(str(family["text"]), n_samples=20, block_size=64), tmp_path / name / "importance")
         for name in "12"
     ]
     outs = [
-        perform(str(family["a"]), str(family["base"]), Aim((0.5,), which), Output(tmp_path / f"out{i}"), None)
+        relax(str(family["a"]), str(family["base"]), AimConfig((0.5,), which), OutputConfig(tmp_path / f"out{i}"), None)
         for i, which in enumerate((*settings, settings[0]))
     ]
     assert settings[0].importance_file.read_bytes() == settings[1].importance_file.read_bytes()
@@ -593,11 +593,11 @@ def test_failing_rename_can_be_resumed(family, tmp_path: Path, monkeypatch) -> N
     """Where the finished stage cannot take its place, what is done is kept, and --resume ends the run."""
     from merging.output.staging import stage
 
-    out = Output(tmp_path / "out")
+    out = OutputConfig(tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(stage, "_publish", lambda *_: (_ for _ in ()).throw(OSError(16, "Device busy")))
         with pytest.raises(OSError, match="busy"):
             merge(recipe_of(family), out)
-    merge(recipe_of(family), Output(**{**vars(out), "resume": True}))
+    merge(recipe_of(family), OutputConfig(**{**vars(out), "resume": True}))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     assert not list(out.save_path.glob("journal*"))

@@ -23,9 +23,9 @@ from common.files.work_folder import MARK, claim, claimed
 from merging.output.staging import publication_check, stage
 from merging.output.staging.journal import Journal, read_lines
 from merging.output.staging.stage import replacing, staged
+from merging.pipeline import merge
 from merging.plan import checks
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.merging.output.test_output import files, stop_after
 
@@ -36,9 +36,9 @@ def recipe_of(family):  # type: ignore[no-untyped-def]
     return make_recipe({"method": "task_arithmetic", "base_model": str(family["base"]), "models_to_merge": models}, {})
 
 
-def output(folder: Path, **more: object) -> Output:
+def output(folder: Path, **more: object) -> OutputConfig:
     """An output in several files, without the load check."""
-    return Output(folder, max_shard_size="60KB", load_check=False, **more)  # type: ignore[arg-type]
+    return OutputConfig(folder, max_shard_size="60KB", load_check=False, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -347,17 +347,18 @@ def damage_first(folder: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["gone", "longer", "header", "tensor", "another one", "config"])
 def test_a_damaged_stage_is_not_published(family, tmp_path: Path, monkeypatch, whole, how: str) -> None:
     """What is not on the disk as it was written is named and not published; --resume writes it again."""
-    from merging.output import finalize
+    from merging import pipeline
 
-    real = finalize.Finisher.finish
+    real = pipeline.finalize
 
-    def finished(self, variant, place, *rest):  # type: ignore[no-untyped-def]
-        real(self, variant, place, *rest)
+    def finished(result, output, variant, place, *rest):  # type: ignore[no-untyped-def]
+        sentences = real(result, output, variant, place, *rest)
         damage_first(place.folder, how)
+        return sentences
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(finalize.Finisher, "finish", finished)
+        patch.setattr(pipeline, "finalize", finished)
         with pytest.raises(publication_check.DamagedError):
             merge(recipe_of(family), output(out))
     assert not out.exists()

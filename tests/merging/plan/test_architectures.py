@@ -15,10 +15,10 @@ from torch import Tensor
 
 from merging.checkpoints.checkpoint import open_all
 from merging.checkpoints.tensor_names import role_of
-from merging.plan.merge_plan import Output
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.plan.slices import Inputs
 from merging.plan.tied_weights import heads_of
-from merging.planning import merge
 from merging.recipe import make_recipe
 from merging.recipe.method_registry import all_methods
 from tests.helpers.architectures import (
@@ -74,7 +74,7 @@ def ours(
     """Merge with this project into the folder `out`, in float32 unless told; most tests load the result themselves."""
     known = {"base_model": base} if all_methods()[method].base != "template" else {}
     flags = {"method": method, **known, "models_to_merge": list(map(str, models)), "dtype": "float32", **parameters}
-    return merge(make_recipe(flags, {}), Output(out, load_check=load_check))
+    return merge(make_recipe(flags, {}), OutputConfig(out, load_check=load_check))
 
 
 def task_arithmetic(base: Tensor, models: Sequence[Tensor]) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 
 from common.errors import CheckpointError
 from merging.checkpoints.checkpoint import open_checkpoint
+from merging.pipeline import merge
 from merging.plan.config_meaning import ConfigComparison, ConfigDifference, compare_configs
-from merging.plan.merge_plan import Output
-from merging.planning import merge, plan_merge
+from merging.plan.merge_plan import OutputConfig
+from merging.planning import plan_merge
 from merging.recipe import make_recipe, recipe_as_yaml
 from tests.helpers.tiny import fine_tune, make_llama, weights
 
@@ -60,15 +61,15 @@ def recipe_of(base: Path, other: Path, **more: object) -> Any:
 def test_what_changes_a_weights_function_is_refused(pair, tmp_path: Path, changes: dict[str, Any], key: str) -> None:
     """Each is refused by its key with both values, in a look at the plan too, and passes with the flag, reported."""
     other = with_config(pair["tuned"], tmp_path / "other", **changes)
-    output = Output(tmp_path / "out", load_check=False)
+    output = OutputConfig(tmp_path / "out", load_check=False)
     for headers_only in (True, False):
         with pytest.raises(
             CheckpointError, match=rf"change the function of the weights: .*{key} is .* in .*other and .* in .*base"
         ):
             plan_merge(recipe_of(pair["base"], other), output, headers_only=headers_only)
-    work = plan_merge(recipe_of(pair["base"], other, allow_config_mismatch=True), output)
-    assert any("allowed by --allow_config_mismatch" in note and key in note for note in work.notes)
-    assert work.recipe["allow_config_mismatch"] is True
+    plan = plan_merge(recipe_of(pair["base"], other, allow_config_mismatch=True), output)
+    assert any("allowed by --allow_config_mismatch" in note and key in note for note in plan.notes)
+    assert plan.recipe["allow_config_mismatch"] is True
 
 
 @pytest.mark.parametrize(
@@ -95,15 +96,15 @@ def test_equal_meaning_in_other_words(pair, tmp_path: Path, changes: dict[str, A
 def test_longest_text_is_reported(pair, tmp_path: Path) -> None:
     """max_position_embeddings changes no weight, unless the rotary embedding goes by it."""
     longer = with_config(pair["tuned"], tmp_path / "longer", max_position_embeddings=4096)
-    work = plan_merge(recipe_of(pair["base"], longer), Output(tmp_path / "out", load_check=False))
-    (note,) = [note for note in work.notes if "without effect" in note]
+    plan = plan_merge(recipe_of(pair["base"], longer), OutputConfig(tmp_path / "out", load_check=False))
+    (note,) = [note for note in plan.notes if "without effect" in note]
     assert "max_position_embeddings is 4096" in note
     assert "2048" in note
     rope = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
     base = with_config(pair["base"], tmp_path / "base", **rope)
     longer = with_config(pair["tuned"], tmp_path / "dynamic", max_position_embeddings=4096, **rope)
     with pytest.raises(CheckpointError, match="max_position_embeddings is 4096"):
-        plan_merge(recipe_of(base, longer), Output(tmp_path / "out", load_check=False))
+        plan_merge(recipe_of(base, longer), OutputConfig(tmp_path / "out", load_check=False))
 
 
 def compare(tmp_path: Path, pair: Any, ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
@@ -178,7 +179,7 @@ def test_a_mismatch_that_is_allowed_repeats_from_its_recipe(pair, tmp_path: Path
     other = with_config(pair["tuned"], tmp_path / "other", rms_norm_eps=1e-5)
     asked = recipe_of(pair["base"], other, allow_config_mismatch=True, dtype="float32")
     assert make_recipe({}, recipe_as_yaml(asked)) == asked
-    merge(asked, Output(tmp_path / "out", load_check=False))
+    merge(asked, OutputConfig(tmp_path / "out", load_check=False))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["rms_norm_eps"] == 1e-6
     merged, tuned = weights(tmp_path / "out"), weights(other)
     assert all(torch.allclose(merged[name], tuned[name], atol=1e-6) for name in tuned)

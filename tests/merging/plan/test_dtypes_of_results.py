@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import CheckpointError
-from merging.plan.merge_plan import Output
-from merging.planning import merge, plan_merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
+from merging.planning import plan_merge
 from merging.recipe import make_recipe, recipe_as_yaml
 from tests.helpers.tiny import fine_tune, make_llama, weights
 
@@ -38,23 +39,23 @@ def test_wide_tensors_keep_their_dtype(pair, tmp_path: Path) -> None:
     """Norms that both store in float32 stay so, equal to the tuned model's to float32; others are bfloat16. The lock's
     recipe repeats that, and --dtype is for all."""
     recipe = recipe_of(pair)
-    merge(recipe, Output(tmp_path / "out"))
+    merge(recipe, OutputConfig(tmp_path / "out"))
     merged, tuned = weights(tmp_path / "out"), weights(pair["tuned"])
     assert {n: t.dtype for n, t in merged.items()} == {n: t.dtype for n, t in tuned.items()}
     name = "model.norm.weight"
     torch.testing.assert_close(merged[name], tuned[name], rtol=1e-6, atol=1e-7)
     again = make_recipe({}, recipe_as_yaml(recipe))
     assert (again, again.options.keep_wide) == (recipe, True)
-    work = plan_merge(recipe, Output(tmp_path / "plan"), headers_only=True)
-    assert any(note.startswith("Kept in float32") and "model.norm.weight" in note for note in work.notes)
-    merge(recipe_of(pair, dtype="bfloat16"), Output(tmp_path / "given"))
+    plan = plan_merge(recipe, OutputConfig(tmp_path / "plan"), headers_only=True)
+    assert any(note.startswith("Kept in float32") and "model.norm.weight" in note for note in plan.notes)
+    merge(recipe_of(pair, dtype="bfloat16"), OutputConfig(tmp_path / "given"))
     assert {t.dtype for t in weights(tmp_path / "given").values()} == {torch.bfloat16}
 
 
 def test_wide_in_one_input_alone(pair, tmp_path: Path) -> None:
     """A tensor that one input stores in float32 and the other in bfloat16 has the result's dtype."""
     narrow = make_llama(tmp_path / "base", hidden=16, layers=1)
-    plan = plan_merge(recipe_of({**pair, "base": narrow}), Output(tmp_path / "out")).plan
+    plan = plan_merge(recipe_of({**pair, "base": narrow}), OutputConfig(tmp_path / "out")).plan
     assert {tensor.dtype for tensor in plan.tensors} == {"bfloat16"}
 
 
@@ -69,8 +70,8 @@ def test_float64_is_not_narrowed_silently(pair, tmp_path: Path) -> None:
         save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     double = {role: tmp_path / role for role in ("base", "tuned")}
     with pytest.raises(CheckpointError, match=r"tuned: tensor .* is stored as float64.*--dtype float32"):
-        plan_merge(recipe_of({**pair, "tuned": double["tuned"]}), Output(tmp_path / "out"))
+        plan_merge(recipe_of({**pair, "tuned": double["tuned"]}), OutputConfig(tmp_path / "out"))
     with pytest.raises(CheckpointError, match="float64"):
-        merge(recipe_of(double), Output(tmp_path / "out"))
-    merge(recipe_of(double, dtype="float32"), Output(tmp_path / "out"))
+        merge(recipe_of(double), OutputConfig(tmp_path / "out"))
+    merge(recipe_of(double, dtype="float32"), OutputConfig(tmp_path / "out"))
     assert {t.dtype for t in weights(tmp_path / "out").values()} == {torch.float32}

@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aim.calibration.config import Calibration
-from aim.config import Aim
+from aim.config import AimConfig
 from aim.measure import Settings
 from aim.pipeline import plan_relaxation
 from common.errors import CheckpointError
-from merging.plan.merge_plan import Output
-from merging.planning import merge, plan_merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
+from merging.planning import plan_merge
 from merging.recipe import make_recipe
 from tests.helpers.architectures import ARCHITECTURES, Architecture, fine_tuned, load, save
 from tests.helpers.tiny import weights
@@ -76,12 +77,12 @@ def test_a_part_of_the_base_alone(family, tmp_path: Path, kind: str, rule: str |
     recipe = recipe_of(models["base+"], models["tuned"], **({"extra_tensors": rule} if rule else {}))
     if rule == "error":
         with pytest.raises(CheckpointError, match=f"has no tensor {next(iter(MTP[kind]))}"):
-            merge(recipe, Output(tmp_path / "out"))
+            merge(recipe, OutputConfig(tmp_path / "out"))
         return
-    merge(recipe, Output(tmp_path / "out"))
+    merge(recipe, OutputConfig(tmp_path / "out"))
     assert "--extra_tensors" in capsys.readouterr().err
     merged, base = weights(tmp_path / "out"), weights(models["base+"])
-    plain = merge(recipe_of(models["base"], models["tuned"]), Output(tmp_path / "plain"))
+    plain = merge(recipe_of(models["base"], models["tuned"]), OutputConfig(tmp_path / "plain"))
     kept = {} if rule == "drop" else {name: base[name] for name in MTP[kind]}
     expected = {**weights(plain), **kept}
     assert merged.keys() == expected.keys()
@@ -94,10 +95,10 @@ def test_a_part_of_the_base_alone(family, tmp_path: Path, kind: str, rule: str |
 def test_a_part_of_a_model_alone(family, tmp_path: Path, kind: str) -> None:
     """The model predicts and the base does not: the part is left out, with a sentence; both have it: it is merged."""
     models = family(kind)
-    work = plan_merge(recipe_of(models["base"], models["tuned+"]), Output(tmp_path / "out"))
-    assert any("left out (--extra_tensors)" in note for note in work.notes)
-    assert not {tensor.name for tensor in work.plan.tensors} & MTP[kind].keys()
-    merge(recipe_of(models["base+"], models["tuned+"]), Output(tmp_path / "both"))
+    plan = plan_merge(recipe_of(models["base"], models["tuned+"]), OutputConfig(tmp_path / "out"))
+    assert any("left out (--extra_tensors)" in note for note in plan.notes)
+    assert not {tensor.name for tensor in plan.model.tensors} & MTP[kind].keys()
+    merge(recipe_of(models["base+"], models["tuned+"]), OutputConfig(tmp_path / "both"))
     merged, tuned = weights(tmp_path / "both"), weights(models["tuned+"])
     assert all(torch.allclose(merged[name], tuned[name], atol=1e-6) for name in MTP[kind])
 
@@ -111,7 +112,7 @@ def test_a_part_and_slices(family, tmp_path: Path, kind: str, rule: str | None) 
     more = {"extra_tensors": rule} if rule else {}
     merge(
         make_recipe({}, {"merge_method": "passthrough", "slices": slices, "dtype": "float32", **more}),
-        Output(tmp_path / "out"),
+        OutputConfig(tmp_path / "out"),
     )
     merged, base = weights(tmp_path / "out"), weights(models["base+"])
     found = {name: tensor for name, tensor in merged.items() if name.startswith(("mtp.", "model.layers.3."))}
@@ -128,9 +129,9 @@ def test_a_part_and_aim(family, tmp_path: Path, merged: str, base: str) -> None:
     """A relaxation keeps the part of the merged model as it is, and does not ask the base for it."""
     models = family("behind")
     (tmp_path / "x.txt").write_text("w3")
-    aim = Aim((0.4,), Settings(Calibration(str(tmp_path / "x.txt")), importance_file=tmp_path / "imp"))
-    work = plan_relaxation(str(models[merged]), str(models[base]), aim, Output(tmp_path / "out"), None)
-    part = [tensor for tensor in work.plan.tensors if tensor.name in MTP["behind"]]
+    aim = AimConfig((0.4,), Settings(Calibration(str(tmp_path / "x.txt")), importance_file=tmp_path / "imp"))
+    plan = plan_relaxation(str(models[merged]), str(models[base]), aim, OutputConfig(tmp_path / "out"), None)
+    part = [tensor for tensor in plan.model.tensors if tensor.name in MTP["behind"]]
     assert bool(part) is (merged == "tuned+")
     assert all(tensor.is_merged is (base == "base+") for tensor in part)
 
@@ -144,9 +145,9 @@ def test_other_tensors_need_the_flag(family, tmp_path: Path) -> None:
         (folder / file.name).write_bytes(file.read_bytes())
     with_part(folder, {"v_head.summary.weight": torch.ones(1, 16)})
     with pytest.raises(CheckpointError, match=r"v_head\.summary\.weight.*--extra_tensors"):
-        plan_merge(recipe_of(models["base"], folder), Output(tmp_path / "out"))
-    work = plan_merge(recipe_of(models["base"], folder, extra_tensors="keep"), Output(tmp_path / "out"))
-    assert work.plan.left_out[str(folder)] == ("v_head.summary.weight",)
+        plan_merge(recipe_of(models["base"], folder), OutputConfig(tmp_path / "out"))
+    plan = plan_merge(recipe_of(models["base"], folder, extra_tensors="keep"), OutputConfig(tmp_path / "out"))
+    assert plan.model.left_out[str(folder)] == ("v_head.summary.weight",)
 
 
 # vision-language models
@@ -165,7 +166,7 @@ def test_a_text_model_into_the_language_part(tmp_path: Path, name: str, form: st
     text_class, config_class = MODES[name]
     values = {k: v for k, v in architecture.values["text_config"].items() if k != "model_type"}
     text = save(Architecture(text_class, config_class, values).build(5), tmp_path / "text")
-    merge(recipe_of(base, text, scaling=1.0), Output(tmp_path / "out"))
+    merge(recipe_of(base, text, scaling=1.0), OutputConfig(tmp_path / "out"))
     result, told = load(tmp_path / "out")
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     merged, before = result.state_dict(), load(base)[0].state_dict()
@@ -189,10 +190,10 @@ def test_a_text_model_that_fits_several_parts(tmp_path: Path) -> None:
     twice = {n.replace("language_model", "talker"): t.clone() for n, t in stored.items() if "language_model" in n}
     with_part(base, twice)
     with pytest.raises(CheckpointError, match=r"text is a text model .* fit several parts .*talker"):
-        plan_merge(recipe_of(base, text), Output(tmp_path / "out"))
+        plan_merge(recipe_of(base, text), OutputConfig(tmp_path / "out"))
     other = save(ARCHITECTURES["gpt2"].build(), tmp_path / "gpt2")
     with pytest.raises(CheckpointError, match="fit no part of it"):
-        plan_merge(recipe_of(base, other), Output(tmp_path / "out"))
+        plan_merge(recipe_of(base, other), OutputConfig(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_ties_in_two_places(tmp_path: Path, top: bool | None, inner: bool, head:
         config["text_config"]["tie_word_embeddings"] = inner
         file.write_text(json.dumps(config))
         assert any("lm_head" in name for name in weights(folder)) is head
-    merge(recipe_of(*folders), Output(tmp_path / "out"))
+    merge(recipe_of(*folders), OutputConfig(tmp_path / "out"))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert any("lm_head" in name for name in weights(tmp_path / "out")) is head
     stated = {written.get("tie_word_embeddings", inner), written["text_config"]["tie_word_embeddings"]}

@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from common.errors import CheckpointError
-from merging.plan.merge_plan import Output
-from merging.planning import merge, plan_merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
+from merging.planning import plan_merge
 from merging.recipe import make_recipe
 from tests.helpers.architectures import DECODER, ENDS, VISION, Architecture, fine_tuned, load, save
 
@@ -181,7 +182,7 @@ def test_each_layer_keeps_its_kind(pair, tmp_path: Path, name: str) -> None:
         del recipe["slices"]
         whole = {"models": [{"model": str(tuned), "parameters": {"weight": 0.5}}]}
         recipe |= {"modules": {**modules["modules"], "vision_tower": whole, "multi_modal_projector": whole}}
-    merge(make_recipe({}, recipe), Output(tmp_path / "out"))
+    merge(make_recipe({}, recipe), OutputConfig(tmp_path / "out"))
     result, told = load(tmp_path / "out")
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     source, _ = load(base)
@@ -201,7 +202,7 @@ def test_kinds_that_the_config_cannot_express(pair, tmp_path: Path, name: str, c
     base, tuned = pair(name)
     recipe = make_recipe({}, sliced(base, tuned, chosen))
     with pytest.raises(CheckpointError, match=rf"Slices of model\.layers\.\*: layer \d of the result would .*{key}"):
-        merge(recipe, Output(tmp_path / "out"))
+        merge(recipe, OutputConfig(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -211,9 +212,9 @@ def test_layers_of_two_kinds_are_not_merged(pair, tmp_path: Path) -> None:
     recipe = sliced(base, tuned, [0, 1], models=True)
     recipe["slices"][0]["sources"][0]["layer_range"] = [1, 2]
     with pytest.raises(CheckpointError, match=r"layer 1 of .*tuned .*full.*with layer 0 of .*sliding"):
-        plan_merge(make_recipe({}, recipe), Output(tmp_path / "out"))
+        plan_merge(make_recipe({}, recipe), OutputConfig(tmp_path / "out"))
     allowed = make_recipe({}, {**recipe, "allow_config_mismatch": True})
-    assert any("layer 1 of" in note for note in plan_merge(allowed, Output(tmp_path / "out")).notes)
+    assert any("layer 1 of" in note for note in plan_merge(allowed, OutputConfig(tmp_path / "out")).notes)
 
 
 def test_a_scale_that_counts_the_layers(pair, tmp_path: Path) -> None:
@@ -221,12 +222,12 @@ def test_a_scale_that_counts_the_layers(pair, tmp_path: Path) -> None:
     values = {**ENDS, "vocab_size": 64, "n_positions": 64, "n_embd": 16, "n_layer": 3, "n_head": 2}
     family = Architecture("GPT2LMHeadModel", "GPT2Config", {**values, "scale_attn_by_inverse_layer_idx": True})
     base = save(family.build(), tmp_path / "base")
-    merge(make_recipe({}, sliced(base, base, [0, 1])), Output(tmp_path / "first"))
+    merge(make_recipe({}, sliced(base, base, [0, 1])), OutputConfig(tmp_path / "first"))
     layer = family.build().transformer.h[2].attn
     moved = make_recipe({}, sliced(base, base, [0, 2]))
     if any(v != getattr(family.build().transformer.h[0].attn, k, v) for k, v in vars(layer).items() if "scal" in k):
         with pytest.raises(CheckpointError, match="layer 1 of the result would have"):
-            merge(moved, Output(tmp_path / "out"))
+            merge(moved, OutputConfig(tmp_path / "out"))
 
 
 def test_layers_of_a_model_that_transformers_does_not_know(pair, tmp_path: Path) -> None:
@@ -238,12 +239,12 @@ def test_layers_of_a_model_that_transformers_does_not_know(pair, tmp_path: Path)
         (folder / file.name).write_bytes(file.read_bytes())
     config = {**json.loads((base / "config.json").read_text()), "model_type": "of_its_own", "architectures": ["Own"]}
     (folder / "config.json").write_text(json.dumps(config))
-    merge(make_recipe({}, sliced(folder, folder, [0, 2])), Output(tmp_path / "plain", load_check=False))
+    merge(make_recipe({}, sliced(folder, folder, [0, 2])), OutputConfig(tmp_path / "plain", load_check=False))
     (folder / "config.json").write_text(json.dumps({**config, "window_pattern": 2}))
     with pytest.raises(
         CheckpointError, match="the kinds of its layers by window_pattern, and transformers cannot build this"
     ):
-        merge(make_recipe({}, sliced(folder, folder, [0, 2])), Output(tmp_path / "out"))
+        merge(make_recipe({}, sliced(folder, folder, [0, 2])), OutputConfig(tmp_path / "out"))
 
 
 def test_layers_of_two_models_of_another_depth(pair, tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_layers_of_two_models_of_another_depth(pair, tmp_path: Path) -> None:
     slices = [{"sources": [{"model": str(m), "layer_range": r}]} for m, r in ((base, [0, 1]), (deeper, [6, 9]))]
     merge(
         make_recipe({}, {"merge_method": "passthrough", "slices": slices, "dtype": "float32"}),
-        Output(tmp_path / "out"),
+        OutputConfig(tmp_path / "out"),
     )
     result, _ = load(tmp_path / "out")
     kinds = [load(folder)[0].config.layer_types for folder in (base, deeper)]

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from common.errors import CheckpointError
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from merging.tokenizers.config_ids import Numbering, renumber
 from tests.helpers.architectures import ARCHITECTURES, ENDS, VOCAB, Architecture, fine_tuned, load, logits, save
@@ -80,7 +80,7 @@ def test_ids_without_a_tokenizer() -> None:
 def merged(base: Path, other: Path, out: Path, load_check: bool = True, **more: object) -> dict[str, dict[str, Any]]:
     """Merge, with what is said, and return the two configs."""
     flags = {"method": "task_arithmetic", "base_model": str(base), "models_to_merge": str(other), "dtype": "float32"}
-    merge(make_recipe({**flags, **more}, {}), Output(out, load_check=load_check))
+    merge(make_recipe({**flags, **more}, {}), OutputConfig(out, load_check=load_check))
     return {name: json.loads((out / name).read_text()) for name in ("config.json", "generation_config.json")}
 
 
@@ -227,7 +227,7 @@ def test_slices_of_one_of_two_stacks(paired, tmp_path: Path, name: str, part: st
     if name == "llava":
         modules["multi_modal_projector"] = whole
     recipe = {"merge_method": "task_arithmetic", "base_model": str(base), "modules": modules, "dtype": "float32"}
-    merge(make_recipe({}, recipe), Output(tmp_path / "out"))
+    merge(make_recipe({}, recipe), OutputConfig(tmp_path / "out"))
     result, told = load(tmp_path / "out")
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     expected, _ = load(base)
@@ -247,5 +247,5 @@ def test_a_config_without_words_for_its_layers(paired, tmp_path: Path) -> None:
     recipe = {"merge_method": "task_arithmetic", "base_model": str(silent), "modules": modules,
               "parameters": {"weight": 1.0}}  # fmt: skip
     with pytest.raises(CheckpointError, match=r"Slices of model\.decoder\.layers\.\*.*no key that holds"):
-        merge(make_recipe({}, recipe), Output(tmp_path / "out"))
+        merge(make_recipe({}, recipe), OutputConfig(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from common.errors import CheckpointError, UsageError
 from merging.checkpoints.model_folder import SETTINGS, VOCABULARIES, tokenizer_files
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from merging.tokenizers.loading import load_in_subprocess
 from merging.tokenizers.token_ids import token_ids, tokenizer_digest
@@ -131,7 +131,7 @@ def merged(base: Path, other: Path, out: Path, **more: object) -> Path:
     """The base merged with another model, in float32."""
     flags = {"method": "task_arithmetic", "base_model": str(base), "models_to_merge": str(other), "dtype": "float32"}
     flags |= {"allow_config_mismatch": True}  # a layout may name another model type, for its tokenizer class
-    return merge(make_recipe({**flags, **more}, {}), Output(out, load_check=False))
+    return merge(make_recipe({**flags, **more}, {}), OutputConfig(out, load_check=False))
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "files by version"])

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from common.errors import CheckpointError, UsageError
-from merging.plan.merge_plan import Output
-from merging.planning import merge
+from merging.pipeline import merge
+from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.helpers.tiny import VOCABULARY, fine_tune, make_llama, make_tokenizer, weights
 
@@ -22,7 +22,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def merged(base: Path, models: list[Path], out: Path, method: str = "task_arithmetic", **more: object) -> Path:
     """Merge with the project, in float32 unless asked."""
     flags = {"method": method, "base_model": str(base), "models_to_merge": ",".join(map(str, models))}
-    return merge(make_recipe({"dtype": "float32", **flags, **more}, {}), Output(out))
+    return merge(make_recipe({"dtype": "float32", **flags, **more}, {}), OutputConfig(out))
 
 
 @pytest.fixture(scope="module")

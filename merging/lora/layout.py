@@ -1,4 +1,4 @@
-"""What an adapter made of adapters holds: factors laid side by side, and the tensors that are whole in one of them.
+"""Layout of an adapter made of adapters: factors side by side, and the tensors that are whole in one of them.
 
     A = [A_1; ...; A_n] (sum r_t, in),   B = [c_1 s_1 / s B_1, ..., c_n s_n / s B_n] (out, sum r_t),   scaling s
 
@@ -16,7 +16,7 @@ from common.errors import CheckpointError, UsageError
 from merging.checkpoints.adapters.adapter import Product
 from merging.checkpoints.adapters.adapter_keys import PREFIX
 from merging.checkpoints.checkpoint import Checkpoint
-from merging.checkpoints.storage import Weights, tensor_bytes
+from merging.checkpoints.storage import Weights
 from merging.lora.algebra import PLAIN, check_parameters, coefficients
 from merging.lora.whole import adapted, is_whole, name_in_model, own_key, stored_dtypes, without_products
 from merging.plan.slices import Inputs
@@ -49,12 +49,12 @@ class Sum:
 
     @property
     def module(self) -> str:
-        """What PEFT calls the module."""
+        """The module's name in PEFT."""
         return self.terms[0].product.pair.module
 
     @property
     def embedding(self) -> bool:
-        """Whether it is looked up by row, so that no activation enters it."""
+        """True for a tensor that is looked up by row, so that no activation enters it."""
         return self.terms[0].product.pair.embedding
 
     @property
@@ -78,13 +78,11 @@ class Entry:
 class AdapterPlan:
     """Every tensor of an adapter that is to be written.
 
-    of_model: the plan of the whole model, which has the vocabulary and the notes; unchanged: whether one adapter is
-    laid out as it is, but for what relaxation does.
+    unchanged: one adapter is laid out as it is, but for what relaxation does.
     """
 
     method: str
     tensors: tuple[Entry, ...]
-    of_model: Plan
     unchanged: bool
     notes: tuple[str, ...] = ()
 
@@ -103,25 +101,26 @@ class AdapterPlan:
         """The names in the base of the tensors that the adapter changes."""
         return list(dict.fromkeys(e.origin.name for e in self.tensors))
 
-    @property
-    def bytes(self) -> int:
-        """Size of the output in bytes."""
-        return sum(tensor_bytes(entry.shape, entry.dtype) for entry in self.tensors)
 
-
-def lay_out(inputs: Inputs, of_model: Plan, method: str, dtype: str | None) -> AdapterPlan:
+def lay_out(inputs: Inputs, model: Plan, method: str, dtype: str | None) -> AdapterPlan:
     """Plan the adapter that a merge of adapted checkpoints gives.
 
-    of_model: the plan of the same merge as a model; dtype: of every tensor, None keeps what the adapters are stored in
-    (the wider one where they differ). Raises UsageError for parameters whose result is no adapter, CheckpointError
-    where it would hold no factors.
+    Args:
+        inputs: the adapted checkpoints and their base.
+        model: the plan of the same merge as a whole model.
+        method: its name.
+        dtype: of every tensor; None keeps that of the adapters (the wider one where they differ).
+
+    Raises:
+        UsageError: for parameters whose result is no adapter.
+        CheckpointError: where the result would hold no factors.
     """
-    merged = [tensor for tensor in of_model.tensors if tensor.is_merged]
-    for model in inputs.models:
-        if changes := adapted(model).changes:
+    merged = [tensor for tensor in model.tensors if tensor.is_merged]
+    for checkpoint in inputs.models:
+        if changes := adapted(checkpoint).changes:
             name, change = next(iter(changes.items()))
             raise UsageError(
-                f"--save_as adapter: {model.name} has {change.kind} on {name}, which a merged LoRA adapter cannot "
+                f"--save_as adapter: {checkpoint.name} has {change.kind} on {name}, which a merged LoRA adapter cannot "
                 "hold; leave --save_as adapter out to save the whole model."
             )
     for tensor in merged:
@@ -140,14 +139,14 @@ def lay_out(inputs: Inputs, of_model: Plan, method: str, dtype: str | None) -> A
             entries.append(_whole(PREFIX + name_in_model(tensor), tensor, dtype))
         elif sum_:
             entries += _factors(sum_, dtype)
-    found = AdapterPlan(method, tuple(_with_wrapped_biases(entries)), of_model, unchanged)
-    if not found.sums:
+    layout = AdapterPlan(method, tuple(_with_wrapped_biases(entries)), unchanged)
+    if not layout.sums:
         raise CheckpointError(
             "Nothing of the result is a product of two small matrices, so that it is no adapter; leave --save_as "
             "adapter out to save the whole model."
         )
-    notes = [f"Stored whole, since one of the adapters has it whole: {_told(alongside)}."] if alongside else []
-    return replace(found, notes=(*notes, *_left_out(inputs, merged)))
+    notes = [f"Stored whole, since one of the adapters has it whole: {_listed(alongside)}."] if alongside else []
+    return replace(layout, notes=(*notes, *_left_out(inputs, merged)))
 
 
 def _left_out(inputs: Inputs, merged: Sequence[TensorPlan]) -> Iterator[str]:
@@ -157,15 +156,15 @@ def _left_out(inputs: Inputs, merged: Sequence[TensorPlan]) -> Iterator[str]:
         changed = {**adapted(model).products, **adapted(model).whole}
         lost = [name for name in changed if (model.name, name) not in counted]
         if lost:
-            yield f"{model.name}: left out {_told(lost)}."
+            yield f"{model.name}: left out {_listed(lost)}."
 
 
-def _told(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])} ({len(names)} tensors)" if len(names) > 3 else ", ".join(names)
 
 
 def _unchanged(models: Sequence[Checkpoint], merged: Sequence[TensorPlan], method: str) -> bool:
-    """Whether the result is the one adapter there is: all of it, times 1."""
+    """Return True where the result is the only adapter: all of it, times 1."""
     if len(models) > 1 or method not in PLAIN:
         return False
     weights = adapted(models[0])
@@ -175,12 +174,12 @@ def _unchanged(models: Sequence[Checkpoint], merged: Sequence[TensorPlan], metho
 
 
 def _terms(tensor: TensorPlan) -> tuple[Term, ...]:
-    found = []
+    terms = []
     for position, source in enumerate(tensor.models):
         weights = adapted(source.checkpoint)
         if source.name in weights.products:
-            found.append(Term(weights.adapter, weights.products[source.name], position))
-    return tuple(found)
+            terms.append(Term(weights.adapter, weights.products[source.name], position))
+    return tuple(terms)
 
 
 def _sum(tensor: TensorPlan, method: str, unchanged: bool) -> Sum | None:
@@ -190,8 +189,8 @@ def _sum(tensor: TensorPlan, method: str, unchanged: bool) -> Sum | None:
         return None
     scaling = terms[0].product.scaling
     if not unchanged:
-        known = coefficients(method, tensor.name, tensor.parameters, count) if method in PLAIN else None
-        sizes = [abs(known[t.model] * t.product.scaling) for t in terms] if known else [1.0]
+        factors = coefficients(method, tensor.name, tensor.parameters, count) if method in PLAIN else None
+        sizes = [abs(factors[t.model] * t.product.scaling) for t in terms] if factors else [1.0]
         scaling = max(sizes) or 1.0
     return Sum(tensor.name, terms, scaling, tensor.parameters, count)
 
@@ -228,5 +227,5 @@ def _with_wrapped_biases(entries: Sequence[Entry]) -> list[Entry]:
 
 def widest(dtypes: Iterable[str]) -> str:
     """Return the dtype that holds values of all of these: the one there is, else fp32 (or fp64)."""
-    found = set(dtypes)
-    return found.pop() if len(found) == 1 else "float64" if "float64" in found else "float32"
+    names = set(dtypes)
+    return names.pop() if len(names) == 1 else "float64" if "float64" in names else "float32"

@@ -1,28 +1,45 @@
-"""A planned adapter in words and as data, for `--dry_run`."""
+"""Report of an adapter's plan for `--dry_run`, as data and as text."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merging.checkpoints.licenses import licenses_of
+from merging.lora.layout import AdapterPlan
 from merging.lora.whole import adapted
-from merging.lora.work import AdapterWork
 from merging.plan.checks import free_space
+from merging.plan.merge_plan import MergePlan
 from merging.plan.report import size_of
 
 
-def describe_adapter(work: AdapterWork, save_path: Path | None) -> dict[str, Any]:
-    """Return the plan as data for JSON."""
-    planned, licenses = work.plan, licenses_of(work.inputs.all)
+def describe_adapter(
+    plan: MergePlan,
+    layout: AdapterPlan,
+    config: Mapping[str, Any],
+    save_path: Path | None,
+    tokenizer: str | None,
+    license_name: str | None,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Return the plan of an adapter as data for JSON.
+
+    Args:
+        plan: of the run.
+        layout: the tensors of the adapter.
+        config: its adapter_config.json.
+        save_path: the folder of the result, None for the current folder.
+        tokenizer: the model whose tokenizer the adapter brings; None where the base has it.
+        license_name: of the result; None where the inputs state none.
+        notes: added to those of the plan.
+    """
     return {
-        "program": work.program,
+        "program": plan.program,
         "save_as": "adapter",
-        "recipe": dict(work.recipe),
-        "sources": dict(work.sources),
-        "base": {"name": work.base.name, "exact": work.base.exact_name},
+        "recipe": dict(plan.recipe),
+        "sources": dict(plan.sources),
+        "base": {"name": plan.base.name, "exact": plan.base.exact_name},
         "adapters": [
             {
                 "name": model.name,
@@ -31,21 +48,21 @@ def describe_adapter(work: AdapterWork, save_path: Path | None) -> dict[str, Any
                 "whole": len(adapted(model).whole),
                 "licenses": list(model.licenses),
             }
-            for model in work.inputs.models
+            for model in plan.inputs.models
         ],
         "result": {
-            "factors": len(planned.sums),
-            "ranks": dict(Counter(s.rank for s in planned.sums)),
-            "whole": list(planned.wholes),
-            "dtypes": sorted({entry.dtype for entry in planned.tensors}),
-            "results": len(work.variants),
-            "tokenizer": planned.of_model.vocabulary.name if work.has_tokenizer else None,
-            "license": licenses.result,
+            "factors": len(layout.sums),
+            "ranks": dict(Counter(s.rank for s in layout.sums)),
+            "whole": list(layout.wholes),
+            "dtypes": sorted({entry.dtype for entry in layout.tensors}),
+            "results": len(plan.variants),
+            "tokenizer": tokenizer,
+            "license": license_name,
         },
-        "settings": dict(work.settings),
-        "bytes_to_write": work.bytes,
+        "settings": dict(config),
+        "bytes_to_write": plan.bytes,
         "bytes_free": free_space(save_path or Path()),
-        "notes": [*work.notes, *work.remarks, *([licenses.warning] if licenses.warning else [])],
+        "notes": [*plan.notes, *notes],
     }
 
 

@@ -1,4 +1,4 @@
-"""Whether a planned adapter will load in PEFT: on the meta device, names and shapes, without weights."""
+"""Load check of a planned adapter in PEFT: on the meta device, names and shapes, without weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import CheckpointError
-from merging.lora.plan import AdapterPlan
+from merging.lora.layout import AdapterPlan
 
 
-def check_adapter_loads(planned: AdapterPlan, settings: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+def check_adapter_loads(layout: AdapterPlan, settings: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     """Load the planned adapter over a base of that config (with the result's vocabulary), both without weights.
 
     Returns None where all is well, or the sentence on why it could not be tried. Raises CheckpointError where PEFT
@@ -35,18 +35,16 @@ def check_adapter_loads(planned: AdapterPlan, settings: Mapping[str, Any], confi
         try:
             with torch.device("meta"):
                 model = cls(cls.config_class.from_dict(dict(config)))
-                known = {key: value for key, value in settings.items() if key in peft.LoraConfig.__dataclass_fields__}
-                adapted = peft.get_peft_model(model, peft.LoraConfig(**{**known, "inference_mode": True}))
-                tensors = {e.name: torch.empty(e.shape, dtype=getattr(torch, e.dtype)) for e in planned.tensors}
-                found: Any = peft.set_peft_model_state_dict(adapted, tensors, low_cpu_mem_usage=True)
+                fields = {key: value for key, value in settings.items() if key in peft.LoraConfig.__dataclass_fields__}
+                adapted = peft.get_peft_model(model, peft.LoraConfig(**{**fields, "inference_mode": True}))
+                tensors = {e.name: torch.empty(e.shape, dtype=getattr(torch, e.dtype)) for e in layout.tensors}
+                keys: Any = peft.set_peft_model_state_dict(adapted, tensors, low_cpu_mem_usage=True)
         except Exception as error:
             text = " ".join(str(error).split())
             raise CheckpointError(f"The result would not load in PEFT {peft.__version__}: {text[:300]}.") from error
-    lacking = [
-        key for key in found.missing_keys if ".default." in f"{key}."
-    ]  # what belongs to the adapter of that name
-    for kind, wrong in (("unexpected", found.unexpected_keys), ("missing", lacking)):
+    lacking = [key for key in keys.missing_keys if ".default." in f"{key}."]  # what belongs to the adapter of that name
+    for kind, wrong in (("unexpected", keys.unexpected_keys), ("missing", lacking)):
         if wrong:
-            told = ", ".join(sorted(wrong)[:3])
-            raise CheckpointError(f"The result would not load in PEFT {peft.__version__} ({kind}: {told}).")
+            names = ", ".join(sorted(wrong)[:3])
+            raise CheckpointError(f"The result would not load in PEFT {peft.__version__} ({kind}: {names}).")
     return None
