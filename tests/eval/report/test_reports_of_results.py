@@ -186,7 +186,7 @@ def test_della_ranks_stacked_experts_apart() -> None:
         patch.setattr(magprune, "keep_mask", kept)
         found = magprune.magprune_masks(group, **parameters)
         for block in group.blocks():
-            found(block)
+            found.for_block(block)
     apart = torch.stack([probabilities(expert.abs(), 0.5, 0.2) for expert in tensors])
     assert torch.equal(torch.cat(seen), apart)
 
