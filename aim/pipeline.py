@@ -247,7 +247,7 @@ def merged_alone() -> Method:
     return Method(merge_block=_merged, kernel_spec=_merged_spec, reference=_merged, elementwise=True)
 
 
-def _merged(base: Tensor | None, finetuned: Tensor) -> Tensor:
+def _merged(_base: Tensor | None, finetuned: Tensor) -> Tensor:
     return finetuned[0]
 
 

@@ -120,8 +120,10 @@ class Relaxer:
             )
 
     def _source_of(self, tensor: TensorPlan) -> str:
-        """The entry whose activation belongs to a tensor: the tied head's for the input embedding, and that of the
-        layer that a slice put elsewhere."""
+        """Return the name of the entry whose activation belongs to a tensor.
+
+        For a tied input embedding that is the head's, for a layer that a slice moves that of its layer in the base.
+        """
         if tensor.base is None:
             return tensor.name
         if tensor.is_embedding:

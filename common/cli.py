@@ -85,11 +85,13 @@ class Parser(argparse.ArgumentParser):
             self._action_groups, plain.title = order, title
 
     def error(self, message: str) -> NoReturn:
+        """Raise a UsageError that says how to list the flags."""
         raise UsageError(f"{message.rstrip('.')} (`python {self.prog} --help` lists the flags).")
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
+        """Parse flags spelled with dashes or underscores, and values that begin with a minus sign."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         argv = with_negative_values([underscored(a, flags) for a in (sys.argv[1:] if args is None else args)])
         parsed, rest = self.parse_known_args(argv, namespace)

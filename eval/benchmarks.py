@@ -14,9 +14,10 @@ UNFENCED = "pass@1 without code fences"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark as asked for: `task` is lm-eval's name, `metric` what its column is called and `key` that metric
-    in lm-eval's results ("" takes the first).
+    """One benchmark of an evaluation.
 
+    `task` is lm-eval's name, `metric` the name of its column and `key` that metric in lm-eval's results ("" takes the
+    first).
     `beside` are further metrics to report with it, name to key. `datasets` are the hub names it reads, `folders` where
     lm-eval's task files lie (below its tasks folder; empty if not known), `runs_code` whether scoring executes what
     the model wrote, `paper_prompt` whether the paper's maths prompts apply, `samples` whether several generations of

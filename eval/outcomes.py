@@ -79,6 +79,7 @@ class Outcomes:
         return 100 * sum(ratios) / len(ratios)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the outcome as a results file has it."""
         macro = {"macro": list(self.macro)} if self.macro else {}
         return {
             task: {

@@ -59,8 +59,10 @@ class Request:
 
     @property
     def work(self) -> int:
-        """Relative cost within its benchmark: the characters to read, or 1 for a text whose length is not known
-        beforehand."""
+        """Relative cost within its benchmark.
+
+        The characters to read, or 1 for a generation, whose length is not known beforehand.
+        """
         return 1 if self.kind == "generate" else len(self.context) + len(self.continuation)
 
 

@@ -112,7 +112,7 @@ def _is(path: Path, file: Any) -> bool:
     if file.lfs is not None:
         return bool(file_digest(path) == file.lfs.sha256)
     content = path.read_bytes()
-    return bool(hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.blob_id)
+    return bool(hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == file.blob_id)
 
 
 def fetch_punkt(folder: Path, index: str | None) -> None:

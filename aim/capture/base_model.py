@@ -156,7 +156,7 @@ def _filler(model: Any, dtype: torch.dtype) -> Any:
     mapping: Any = get_model_conversion_mapping(model)
     plan = model._get_dtype_plan(dtype) if hasattr(model, "_get_dtype_plan") else {}
 
-    def fill(stored: Mapping[str, Tensor], bound: Mapping[str, Binding], device: torch.device) -> None:
+    def fill(stored: Mapping[str, Tensor], _bindings: Mapping[str, Binding], device: torch.device) -> None:
         load_config = LoadStateDictConfig(
             device_map={"": str(device)}, dtype=dtype, dtype_plan=plan, weight_mapping=list(mapping)
         )

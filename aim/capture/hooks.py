@@ -132,13 +132,13 @@ class _Products(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def linear(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """input @ weight.T"""
+        """Record the input of `input @ weight.T`."""
         x = args[0] if args else kwargs["input"]
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         self._report(weight, -1, x)
 
     def matmul(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """left @ right, either of which may be the weight."""
+        """Record the input of `left @ right`, either of which may be the weight."""
         left, right = _two(args, kwargs)
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.dim() < 2 or right.dim() < 2:
             return
@@ -146,11 +146,11 @@ class _Products(TorchFunctionMode):
             self._report(left, -1, right.transpose(-1, -2), owner=right)
 
     def swapped(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """right @ left, as Python's reflected operator gives them."""
+        """Record the input of `right @ left`, as Python's reflected operator gives them."""
         self.matmul(args[1::-1], kwargs)
 
     def added(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """sum + left @ right."""
+        """Record the input of `sum + left @ right`."""
         self.matmul(args[1:], kwargs)
 
     def convolved(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

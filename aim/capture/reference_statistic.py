@@ -42,7 +42,7 @@ def collect(model: nn.Module, blocks: Tensor) -> Activations:
     tokens: dict[str, int] = {}
 
     def hook(name: str, channels: int):  # type: ignore[no-untyped-def]
-        def observe(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        def observe(_module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             x = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
             if x is None or not x.is_floating_point() or x.shape[-1] != channels:
                 return

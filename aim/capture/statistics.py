@@ -135,8 +135,10 @@ class Sums:
         )
 
     def _agreement(self, name: str) -> Any:
-        """Spearman's correlation of the two halves' means, per expert where there are several; None where it is not
-        defined."""
+        """Return Spearman's correlation of the two halves' means, per expert where there are several.
+
+        None where it is not defined.
+        """
         parts = [half.get(name) for half in self.halves]
         if any(part is None for part in parts):
             return None
@@ -169,8 +171,14 @@ class Sums:
 
 @dataclass(frozen=True)
 class Activations:
-    """The statistics by parameter name: means (channels,) or (experts, channels) fp32, the axis of the weight that the
-    channels run along, tokens (per expert), and Spearman's correlation between the halves (None: not defined)."""
+    """The statistics by parameter name.
+
+    Attributes:
+        means: fp32, (channels,) or (experts, channels).
+        axes: The axis of the weight that the channels run along.
+        tokens: Tokens (per expert).
+        stability: Spearman's correlation between the halves (None: not defined).
+    """
 
     means: Mapping[str, Tensor]
     axes: Mapping[str, int]

@@ -29,7 +29,7 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
         yield
         return
 
-    def expire(number: int, frame: FrameType | None) -> None:
+    def expire(_number: int, _frame: FrameType | None) -> None:
         raise LimitError(message)
 
     before = signal.signal(signal.SIGALRM, expire)

@@ -55,7 +55,7 @@ def defer(number: int) -> bool:
     return True
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, _frame: FrameType | None) -> None:
     if defer(number):
         return
     if number == signal.SIGINT:

@@ -30,8 +30,11 @@ def hub_folder(data_dir: Path | None) -> Path | None:
 
 
 def check_data(benchmarks: Sequence[Benchmark], data_dir: Path | None) -> None:
-    """Raise BadInputError naming every benchmark whose data a closed-off `data_dir` lacks, and what would help; and for
-    data that are not those of the folder's manifest."""
+    """Check that a closed-off `data_dir` has every benchmark's data, and that its files are those of its manifest.
+
+    Raises:
+        BadInputError: names each benchmark without data, or the file that differs, and what to do.
+    """
     hub = hub_folder(data_dir)
     if hub is None:
         return

@@ -25,8 +25,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Pinned:
-    """One data set: its commit on the hub, the files needed of it (patterns), the columns that benchmarks read, and
-    how many items each configuration's split has ("config/split"), with their digest where it is known."""
+    """One data set at one commit of the hub.
+
+    `files` are patterns of the files that are needed, `columns` those that benchmarks read. The number of items of each
+    configuration's split ("config/split") has a digest where it is known.
+    """
 
     revision: str
     files: tuple[str, ...]

@@ -46,6 +46,7 @@ class Shipped:
 
     @classmethod
     def of(cls, task: Any) -> Shipped:
+        """Return the settings that a task has as lm-eval loads it."""
         shots = task.get_config("num_fewshot")
         generation = deepcopy(task.get_config("generation_kwargs"))
         repeats, filters = task.get_config("repeats") or 1, getattr(task, "_filters", None)

@@ -62,8 +62,10 @@ def folders_for(benchmarks: Sequence[Benchmark], known_tasks: Sequence[str] = ()
 
 
 def _near(name: str) -> Path | None:
-    """The folder of the file that defines a task or group, if it lies where its name says: below `mmlu` for
-    mmlu_virology. A tag may be spread over folders and is not looked for."""
+    """Return the folder of the file that defines a task or group, if its name begins with the folder's (mmlu_virology).
+
+    A tag may be spread over folders and is not looked for.
+    """
     quoted = rb"""["']?""" + re.escape(name.encode()) + rb"""["']?"""
     defines = re.compile(rb"""^["']?(?:task|group)["']?[ \t]*:[ \t]*""" + quoted + rb"[ \t\r]*$", re.MULTILINE)
     for folder in sorted(stock_folder().iterdir(), key=lambda f: -len(f.name)):

@@ -1,2 +1,4 @@
-"""One evaluation from model to answers: settings, requests, answer journal and models; grading, tables and plots do not
-belong here."""
+"""One evaluation from model to answers: settings, requests, answer journal and models.
+
+Grading, tables and plots do not belong here.
+"""

@@ -40,8 +40,10 @@ class ModelReference:
 
     @property
     def label(self) -> str:
-        """One name for all spellings: a folder relative to the working directory where it lies below, else its
-        absolute path; a hub id without `@main`."""
+        """One name for all spellings of the model.
+
+        A folder is relative to the working directory where it lies below, else absolute; a hub id is without `@main`.
+        """
         base = _label(self.base)
         return f"{base}+{_label(self.adapter)}" if self.adapter else base
 

@@ -67,8 +67,10 @@ class Server:
         return models.get(model, {})
 
     def identity(self, model: str) -> str:
-        """Return what tells a served model from another behind the same name and address: its root, and when it was
-        created, unless the server gives the time of the question."""
+        """Return a text that differs between models served by the same name and address.
+
+        It has the model's root, and its time of creation, unless that is the time of the question.
+        """
         card = (self.models() or {}).get(model, {})
         created = card.get("created")
         is_now = isinstance(created, int | float) and abs(time.time() - created) < CLOCK

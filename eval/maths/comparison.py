@@ -76,7 +76,7 @@ def same(a: Value, g: Value, rules: Rules = EXACT) -> bool:
             for x, y in zip(one, other, strict=True)
         )
     if isinstance(a, Parts) or isinstance(g, Parts):
-        return _same_parts(a, g, rules)
+        return _same_parts(a, g)
     return isinstance(a, Numeral) and a == g
 
 
@@ -131,7 +131,7 @@ def _matched(a: Sequence[Value], g: Sequence[Value], rules: Rules) -> bool:
     return True
 
 
-def _same_parts(a: Value, g: Value, rules: Rules) -> bool:
+def _same_parts(a: Value, g: Value) -> bool:
     if isinstance(a, Parts) and isinstance(g, Parts):
         if a.clock and g.clock:
             halves = a.half == g.half or not (a.half and g.half)
@@ -149,7 +149,7 @@ def _same_parts(a: Value, g: Value, rules: Rules) -> bool:
 
 
 def _assigned(relation: Relation) -> Value | None:
-    """Return the value that a relation states: of `x = 5`, `5 = x`, `x \\in [1, 2]`, `2 + 3 = 5`; None for others."""
+    r"""Return the value that a relation states: of `x = 5`, `5 = x`, `x \in [1, 2]`, `2 + 3 = 5`; None for others."""
     if relation.signs == ("in",):
         return relation.sides[1] if name_of(relation.sides[0]) else None
     if set(relation.signs) != {"="}:

@@ -92,7 +92,7 @@ def _source(text: str) -> str | None:
 
 
 def _repeating_dots(text: str) -> str | None:
-    """Read `0.333...` and `0.1666\\ldots`; None for other formulas with what the grammar does not know."""
+    r"""Read `0.333...` and `0.1666\ldots`; None for other formulas with what the grammar does not know."""
     match = re.fullmatch(r"([-+]?)(\d*)\.(\d*?)(\d+?)\4{2,}\s*(?:\.{2,}|\\ldots)", text.strip())
     return None if match is None else match[1] + _fraction(match[2], match[3], match[4])
 
@@ -114,7 +114,7 @@ def _decimal(match: re.Match[str]) -> str:
 
 
 def _mixed(match: re.Match[str]) -> str:
-    """Read 1\\frac{1}{4} as 1 + 1/4; a number before an improper fraction is a factor."""
+    r"""Read 1\frac{1}{4} as 1 + 1/4; a number before an improper fraction is a factor."""
     whole, above, below = match.groups()
     sign = "+" if int(above) < int(below) and whole != "0" else r" \cdot "
     return rf"({whole}{sign}\frac{{{above}}}{{{below}}})"
@@ -124,7 +124,7 @@ _ARGUMENTS = {"frac": 2, "sqrt": 1, "binom": 2}
 
 
 class _Arguments:
-    """Writes the arguments of \\frac, \\sqrt, \\binom and of exponents in braces, as LaTeX reads them."""
+    r"""Writes the arguments of \frac, \sqrt, \binom and of exponents in braces, as LaTeX reads them."""
 
     def __init__(self, text: str) -> None:
         self.text = text

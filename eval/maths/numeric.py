@@ -9,6 +9,7 @@ from eval.maths.values import Formula, Rules
 
 
 def same_formulas(a: Formula, g: Formula, rules: Rules) -> bool:
+    """Return whether an answer's formula `a` has the value of the gold formula `g`."""
     decimal = a.decimals is not None or g.decimals is not None
     relative = (
         rules.relative

@@ -239,7 +239,7 @@ def _colons(text: str, depth: int) -> Value | None:
 _NUMBER_NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
-def _numeral(text: str, depth: int) -> Value | None:
+def _numeral(text: str, _depth: int) -> Value | None:
     match = re.fullmatch(
         r"\(?([0-9A-Z]*\d[0-9A-Z]*(?:\.\d+)?)\)?\s*(?:_\s*\{?\s*(\d+|[a-z]+)\s*\}?| base (\d+|[a-z]+))", text
     )

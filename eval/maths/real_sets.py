@@ -13,6 +13,7 @@ Piece = tuple[Any, Any, bool, bool]
 
 
 def same_sets(a: Value, g: Value) -> bool:
+    """Return whether two values are the same set of real numbers; False where one is not such a set."""
     pieces = _pieces(a), _pieces(g)
     if pieces[0] is None or pieces[1] is None or len(pieces[0]) != len(pieces[1]):
         return False

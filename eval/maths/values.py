@@ -105,6 +105,7 @@ Value = Formula | Quantity | Words | Items | Union | Relation | Matrix | Parts |
 
 
 def expressions(values: Sequence[Value]) -> list[Any]:
+    """Return the expressions of the formulas among `values`."""
     return [value.expression for value in values if isinstance(value, Formula)]
 
 

@@ -27,6 +27,8 @@ DISTANCES = (0.0, 5.0, 12.0, 20.0, 30.0, 45.0, 65.0, 90.0)
 
 @dataclass(frozen=True)
 class Label:
+    """Text at a point, in data coordinates."""
+
     text: str
     point: Point
     color: str
@@ -48,7 +50,6 @@ def place(
     The axes' layout must be final. Greedy, in the given order: of 24 directions and 8 distances the cheapest that
     touches no marker and no label and lies inside the axes. A label that fits nowhere is left out; returns how many.
     """
-
     scale = ax.figure.dpi / 72.0
     frame = ax.get_window_extent()
     inside: Box = (frame.x0, frame.y0, frame.x1, frame.y1)

@@ -1,4 +1,4 @@
-"""Tables as LaTeX: a document that compiles, and a part of another one by \\input."""
+r"""Tables as LaTeX: a document that compiles, and a part of another one by \input."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def page_data(models: Models, report: Report, answers: Answers, most: int | None
             "methods": _methods(models),
             "variants": [{"label": v.label, "color": v.color if several else None} for v in sets],
             "models": [_model(row, models, number, sets) for row in rows],
-            "pairs": _pairs(models, number),
+            "pairs": _pairs(models),
             "curves": _curves(models, report),
         }
     )
@@ -81,7 +81,7 @@ def _model(row: Row, models: Models, number: Mapping[str, int], sets: Sequence[V
     }
 
 
-def _pairs(models: Models, number: Mapping[str, int]) -> list[dict[str, Any]]:
+def _pairs(models: Models) -> list[dict[str, Any]]:
     """For each pair of benchmarks the Pareto fronts, as points: without AIM, and one for each variant with AIM."""
     sets = variants(models)
     panels = []

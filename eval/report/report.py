@@ -61,14 +61,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
+    """Lines under one title."""
+
     title: str
     lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """The tables: source models first (where any have results), then one table per method. `mixed`: published rows
-    beside measured ones."""
+    """The tables: source models first (where any have results), then one table per method.
+
+    `mixed`: published rows beside measured ones.
+    """
 
     columns: tuple[str, ...]
     sources: Table | None

@@ -33,10 +33,12 @@ class Row:
 
     @property
     def model(self) -> str:
+        """Reference of the evaluated model."""
         return self.result.model
 
     @property
     def lineage(self) -> Lineage:
+        """Method, omega and sources of the model."""
         return self.result.lineage
 
     @cached_property
@@ -61,6 +63,7 @@ class Row:
 
     @property
     def merged(self) -> bool:
+        """True for the result of a merge or a relaxation."""
         return self.lineage.method is not None or self.lineage.omega is not None
 
 
@@ -83,6 +86,7 @@ class MergeGroup:
 
     @property
     def rows(self) -> tuple[Row, ...]:
+        """All rows of relaxed models."""
         return (*self.curve, *self.variants)
 
     @property
@@ -92,6 +96,7 @@ class MergeGroup:
 
     @property
     def published(self) -> bool:
+        """True where any row was published, not measured here."""
         return any(row.published for row in self.rows)
 
 
@@ -107,8 +112,10 @@ class Models:
 
     @cached_property
     def gain_columns(self) -> tuple[str, ...]:
-        """The columns whose scores are all fractions of which more is better: those that have a best score and count
-        for HV gain."""
+        """The columns whose scores are all fractions of which more is better.
+
+        They have a best score and count for HV gain.
+        """
         return tuple(column for column in self.columns if all(map(_counts, self.scores(column))))
 
     def scores(self, column: str) -> list[Score]:

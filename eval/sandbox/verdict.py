@@ -44,6 +44,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """True for a program whose tests passed."""
         return self.status == "passed"
 
 

@@ -55,10 +55,12 @@ class Difference:
 
     @property
     def value(self) -> float:
+        """Difference b - a."""
         return self.b - self.a
 
     @property
     def is_significant(self) -> bool:
+        """True where the difference is statistically significant."""
         return self.corrected < 1 - LEVEL
 
 

@@ -22,6 +22,7 @@ class GainDifference:
 
     @property
     def is_significant(self) -> bool:
+        """True where the difference is statistically significant."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
 

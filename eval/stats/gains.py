@@ -21,9 +21,13 @@ Rule = str | Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Measure:
-    """Measure of HV gain: `population` as in `population_of`; `reference`, the reference point that volumes are
-    measured from, in fractions, one for all benchmarks or by column (0 where not named); `root`, which root is taken of
-    the volume (None: as many as there are columns).
+    """Measure of HV gain.
+
+    Attributes:
+        population: As in `population_of`.
+        reference: The reference point that volumes are measured from, in fractions, one for all benchmarks or by column
+            (0 where not named).
+        root: The root that is taken of the volume (None: as many as there are columns).
     """
 
     population: Rule = "merged"

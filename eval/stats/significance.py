@@ -31,7 +31,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _ratio(count: int, power: int) -> float:
-    """count / 2**power where that power is no float any more."""
+    """Return count / 2**power where that power exceeds the floats."""
     shift = max(count.bit_length() - 64, 0)
     return math.ldexp(float(count >> shift), shift - power)
 

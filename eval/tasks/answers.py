@@ -28,9 +28,9 @@ _LEADING_VARIABLE = re.compile(r"^\s*\\?[A-Za-z]{1,2}(?:_\{?\w\}?)?\s*(?:=|\\in(
 
 
 def extract(text: str) -> str:
-    """Return the final answer of a generation or a gold solution, normalised; "" where it has none.
+    r"""Return the final answer of a generation or a gold solution, normalised; "" where it has none.
 
-    First rule that applies: the "final answer is $...$. I hope" form, the last \\boxed, the text after the last
+    First rule that applies: the "final answer is $...$. I hope" form, the last \boxed, the text after the last
     "he answer is", after the last "final answer is", the last number. Reasoning in <think> is no part of the answer.
     """
     text = without_reasoning(text)
@@ -121,7 +121,7 @@ def _without_stop(text: str) -> str:
 
 
 def _without_last_text(answer: str) -> str:
-    """Drop a \\text{...} at the end, as the reference does, where something is left in front of it."""
+    r"""Drop a \text{...} at the end, as the reference does, where something is left in front of it."""
     shorter = re.sub(r"\s*\\text\s*\{[^{}]*\}(\$?)$", r"\1", answer)
     return shorter if shorter.strip(" $") else answer
 

@@ -18,7 +18,7 @@ _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 
 
-def every_answer(responses: Sequence[Sequence[str]], docs: Any) -> list[list[str]]:
+def every_answer(responses: Sequence[Sequence[str]], _docs: Any) -> list[list[str]]:
     """lm-eval's filter that passes all answers of each item on."""
     return [list(r) for r in responses]
 

@@ -33,9 +33,9 @@ def without_reasoning(text: str) -> str:
 
 
 def final_answer(text: str) -> str:
-    """Return the final answer that a generation or a gold solution states, as it is written; "" where there is none.
+    r"""Return the final answer that a generation or a gold solution states, as it is written; "" where there is none.
 
-    The first of: the last "final answer is ... I hope it is correct"; the last \\boxed whose braces are balanced; what
+    The first of: the last "final answer is ... I hope it is correct"; the last \boxed whose braces are balanced; what
     follows the last "answer is" or "answer:"; the last formula; the last number. Takes time linear in the text.
     """
     text = without_reasoning(text)
@@ -64,7 +64,7 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def _last_box(text: str) -> str | None:
-    """Return the content of the last \\boxed or \\fbox whose braces are balanced, or that stands before one token."""
+    r"""Return the content of the last \boxed or \fbox whose braces are balanced, or that stands before one token."""
     closing = _closing_braces(text)
     for box in reversed(list(_BOX.finditer(text))):
         start = box.end()
@@ -127,8 +127,10 @@ def _formulas_backwards(text: str) -> Iterator[str]:
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each formula with its marks; `$...$` stands on one line. Linear: a closing mark that is
-    missing once is not looked for again."""
+    """Yield (start, end) of each formula with its marks; `$...$` lies on one line.
+
+    Linear in the text: a closing mark that is missing once is not looked for again.
+    """
     place = 0
     missing: set[str] = set()
     while True:

@@ -159,7 +159,7 @@ def original(model: Any, ids: Any) -> None:
     means: dict[str, list[Any]] = {}
 
     def hook(name: str) -> Any:
-        def record_input(module: Any, args: Any, output: Any) -> None:
+        def record_input(_module: Any, args: Any, _output: Any) -> None:
             x = args[0]
             means.setdefault(name, []).append(x.view(-1, x.shape[-1]).abs().mean(0).cpu())
 

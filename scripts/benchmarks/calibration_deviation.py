@@ -87,8 +87,10 @@ def calibrated(base: Any, blocks: Any, dtype: str, batch_size: int, way: str) ->
 
 
 def compare(one: Activations, other: Activations) -> dict[str, float]:
-    """Median and largest relative difference of activations (channels that are zero in both left out), and the largest
-    difference of importance, over the weights that both have."""
+    """Return median and largest relative difference of activations, and the largest difference of importance.
+
+    Over the weights that both have; channels that are zero in both are left out.
+    """
     import torch
 
     relative, importance = [], 0.0

@@ -256,7 +256,7 @@ def _serve(
                 connection.send(kind)
                 continue
             faulthandler.dump_traceback_later(seconds, exit=True, file=log)
-            outcome = _case(scratch, kind, targets[kind], number, random.Random(f"{seed}-{kind}-{number}"), is_shown)
+            outcome = _case(scratch, targets[kind], number, random.Random(f"{seed}-{kind}-{number}"), is_shown)
             faulthandler.cancel_dump_traceback_later()
             connection.send(outcome)
 
@@ -275,7 +275,7 @@ def _at(folder: Path) -> Iterator[None]:
         os.environ.update(variables)
 
 
-def _case(scratch: Path, kind: str, target: Target, number: int, chance: random.Random, is_shown: bool) -> Outcome:
+def _case(scratch: Path, target: Target, number: int, chance: random.Random, is_shown: bool) -> Outcome:
     """Mutate a file, run the target, judge how it ended, and put the file back."""
     file = chance.choice(target.files)
     before = file.read_bytes()
@@ -527,7 +527,7 @@ class Inputs:
     def _mean(self, first: str) -> Callable[[Path], None]:
         """The mean of two models as safetensors' own library reads them."""
 
-        def expected(out: Path) -> None:
+        def expected(_out: Path) -> None:
             import torch
 
             ours, child_end, result = (_loaded(self.folder / name) for name in (first, "b", "out"))

@@ -50,7 +50,7 @@ def write_results(plan: Plan, state: State, remark: Remark) -> list[Path]:
             continue
         rows += rows_of(plan, replicate, models, remark)
         folder = out / replicate.name if several else out
-        files += write_tables(plan, replicate, models, results, folder, remark, with_figures=not several)
+        files += write_tables(plan, models, results, folder, remark, with_figures=not several)
     write_whole(out / "cells.csv", to_csv_text(rows).encode())
     from scripts.experiments.paired import write_summary
 
@@ -127,9 +127,8 @@ def rows_of(plan: Plan, replicate: Replicate, models: Models, remark: Remark) ->
 
 
 def write_tables(
-    plan: Plan, replicate: Replicate, models: Models, results: Mapping[str, EvalResult], out: Path, remark: Remark,
-    with_figures: bool,
-) -> list[Path]:  # fmt: skip
+    plan: Plan, models: Models, results: Mapping[str, EvalResult], out: Path, remark: Remark, with_figures: bool
+) -> list[Path]:
     """Write a replicate's tables; with_figures: also Pareto fronts, omega curves and the report page."""
     report = make_report(models, Measure(), remark)
     answers = answers_table([row.result for row in models.rows if not row.published])

@@ -225,7 +225,7 @@ class Runner:
         self.state.write(cell, status)
 
 
-def in_process(cell: Cell, lock: Lock, words: list[str], log: Path, gpu: int | None) -> int:
+def in_process(cell: Cell, _lock: Lock, words: list[str], log: Path, _gpu: int | None) -> int:
     """Run a cell in this process; its output goes to the log. Raises what stops this process, such as Ctrl-C."""
     stream = io.TextIOWrapper(log.open("ab"), encoding="utf-8", write_through=True)
     with contextlib.closing(stream), contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):

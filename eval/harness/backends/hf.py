@@ -107,7 +107,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
 
     @property
     def batch_size(self) -> Any:
-        """ "auto", so that lm-eval asks `_batch_scheduler` for the size of each batch."""
+        """Return "auto", so that lm-eval asks `_batch_scheduler` for the size of each batch."""
         return "auto"
 
     def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:

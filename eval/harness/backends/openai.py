@@ -367,6 +367,6 @@ def _served_folder(settings: Settings, name: str) -> str | None:
     return root if is_folder else None
 
 
-def messages_as_json(chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+def messages_as_json(chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:  # noqa: ARG001 - lm-eval passes it by name
     """Return a chat as the text that stands for it in requests; the server renders it."""
     return json.dumps(chat, ensure_ascii=False)

@@ -55,5 +55,6 @@ class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
         self._dtype = dtype
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores as they are, after the check."""
         check_logits(scores, self._dtype)
         return scores

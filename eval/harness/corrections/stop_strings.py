@@ -66,8 +66,10 @@ class StopCriteria(StoppingCriteria):  # type: ignore[misc]
 
 
 def end_ids(tokenizer: Any, generation_config: Any, until: Sequence[str]) -> frozenset[int]:
-    """Ids that end a generation: the tokenizer's and the model's end tokens, and stop strings that are one special
-    token."""
+    """Return the ids that end a generation.
+
+    They are the tokenizer's and the model's end tokens, and stop strings that are one special token.
+    """
     ends = getattr(generation_config, "eos_token_id", None)
     ids = set(ends) if isinstance(ends, list | tuple | set) else {ends}
     special = {str(t.content): i for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if t.special}

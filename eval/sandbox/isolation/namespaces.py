@@ -102,7 +102,7 @@ def _write(path: str, text: str) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    """Call mount(2). Raises OSError."""
+    """Mount a file system; an error is an OSError."""
     text = [None if part is None else os.fsencode(part) for part in (source, target, kind, data)]
     check(LIBC.mount(text[0], text[1], text[2], ctypes.c_ulong(flags), text[3]), f"mount {target}")
 

@@ -40,13 +40,13 @@ def check(result: int, call: str) -> int:
 
 
 def prctl(option: int, *arguments: int) -> int:
-    """Call prctl(2) with up to four numbers. Raises OSError."""
+    """Call the C library's prctl with up to four numbers; an error is an OSError."""
     padded = [ctypes.c_ulong(a) for a in (*arguments, 0, 0, 0, 0)[:4]]
     return check(LIBC.prctl(option, *padded), f"prctl {option}")
 
 
 def syscall(number: int, name: str, *arguments: object) -> int:
-    """Call syscall(2). Raises OSError."""
+    """Call the system call of a number; an error is an OSError with its name."""
     return check(LIBC.syscall(ctypes.c_long(number), *arguments), name)
 
 
