@@ -18,7 +18,7 @@ from common.errors import UsageError, nearest
 from common.logging import logger
 from eval.report.comparison_text import to_json, to_markdown, to_text
 from eval.report.table_flags import add_measure_flags, add_names_flag, measure_of
-from eval.results.reader import parse_names, read_all
+from eval.results.reader import parse_names, read_all, results_files
 from eval.results.result import EvalResult
 from eval.results.rows import Warn, assemble, known_names
 from eval.stats.comparison import DRAWS, compare
@@ -60,7 +60,8 @@ def one(what: str, flag: str, results: Sequence[EvalResult], names: Mapping[str,
     for spelled in called.values():
         spelled |= {label for model, label in names.items() if model in spelled or Path(model).name in spelled}
     matches = [result for result in results if what in called[result.model]]
-    if not matches and Path(what).exists():
+    has_results = Path(what).is_file() or bool(results_files(Path(what)))
+    if not matches and Path(what).exists() and (has_results or not results):
         matches = read_all([Path(what)], warn)[0]
     if len(matches) > 1:
         listed = ", ".join(result.model for result in matches)

@@ -110,3 +110,8 @@ def test_stated_defaults_are_the_effective_ones() -> None:
     helps = {flag: action.help or "" for action in make_parser()._actions for flag in action.option_strings}
     for flag, value in effective.items():
         assert re.search(rf"\(default: {re.escape(str(value))}[;)]", helps[flag]), flag
+
+
+def test_help_of_a_script_without_flags() -> None:
+    """A script that has only positional arguments names them."""
+    assert "peer" in help_of("scripts/benchmarks/bench_peers.py")

@@ -112,6 +112,7 @@ def _take(texts: Texts, tokenizer: Tokenizer, block_size: int) -> tuple[list[int
 def _encoded(text: str | Chat, tokenizer: Any, texts: Texts, row: int) -> list[int]:
     """Token ids of a text, or of a chat in the base's template, which brings the special tokens itself."""
     if isinstance(text, str):
+        _check_encodable(text, texts.where(row))
         return list(tokenizer.encode(text.strip()))
     if not getattr(tokenizer, "chat_template", None):
         raise CalibrationError(
@@ -127,7 +128,19 @@ def _encoded(text: str | Chat, tokenizer: Any, texts: Texts, row: int) -> list[i
     except Exception as error:  # a template is a program: it refuses roles and orders in its own ways
         reason = foreign(str(error) or type(error).__name__, 200)
         raise CalibrationError(f"{texts.where(row)}: the base's chat template refuses this chat ({reason}).") from error
+    _check_encodable(rendered, texts.where(row))
     return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+
+def _check_encodable(text: str, where: str) -> None:
+    """Raise CalibrationError for half of a surrogate pair, which no tokenizer encodes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CalibrationError(
+            f"{where}: the text has half of a surrogate pair (U+{ord(text[error.start]):04X}), which no tokenizer "
+            "encodes; correct it."
+        ) from None
 
 
 def _check_shares(accounts: Sequence[Mapping[str, Any]], calibration: Calibration) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from common.distributed import ProcessGroup
-from common.errors import EvaluationError, ProjectError
+from common.errors import BadInputError, EvaluationError, ProjectError
 from eval.benchmarks import Benchmark
 from eval.data.protocol import Loaded
 from eval.harness.journal import FACTS, Journal
@@ -47,6 +48,7 @@ def build(
 
     Raises:
         EvaluationError: A task's own prompt code fails.
+        BadInputError: A prompt cannot be encoded.
     """
     asked: dict[Benchmark, list[tuple[Any, list[Request]]]] = {}
     for benchmark, part in loaded.items():
@@ -58,6 +60,7 @@ def build(
             for instance in task.instances:
                 if instance.request_type == "generate_until" and settings.gen_kwargs:
                     instance.arguments = (instance.args[0], {**instance.args[1], **settings.gen_kwargs})
+                _check_encodable(instance, benchmark)
                 requests = requests_of(instance, name, task.VERSION, settings.seed, digest(scope, rule), rule)
                 asked[benchmark].append((instance, requests))
     return asked
@@ -78,12 +81,28 @@ def _build_task(
         )
     except ProjectError:
         raise
+    except UnicodeEncodeError as error:
+        raise BadInputError(
+            f"{benchmark.name}: a prompt has half of a surrogate pair (U+{ord(error.object[error.start]):04X}), which "
+            "no tokenizer encodes; correct the data or --system_instruction."
+        ) from error
     except Exception as error:  # prompts are made by code of the task's own
         line = (str(error).strip().splitlines() or ["no details"])[0]
         raise EvaluationError(
             f"The prompts of {benchmark.name} could not be made ({type(error).__name__}: {line}); where --num_fewshot "
             "asks for more examples than the task has, ask for fewer."
         ) from error
+
+
+def _check_encodable(instance: Any, benchmark: Benchmark) -> None:
+    """Raise BadInputError for a prompt or choice with half of a surrogate pair, which no tokenizer encodes."""
+    for text in instance.args:
+        if isinstance(text, str) and (half := re.search("[\ud800-\udfff]", text)):
+            raise BadInputError(
+                f"{benchmark.name}: the prompt of item {instance.doc_id} has half of a surrogate pair "
+                f"(U+{ord(half[0]):04X} after {half.start()} characters), which no tokenizer encodes; correct the data "
+                "or --system_instruction."
+            )
 
 
 def requests_of(

@@ -79,8 +79,11 @@ def _counts(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, i
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _counts(value, f"{where}{foreign(key)}.")
-        elif type(value) is int and any(part in COUNTS for part in key.lower().split("_")):
-            yield f"{where}{foreign(key)}", value
+        elif type(value) is int:
+            parts = key.lower().split("_")
+            is_number = parts[0] in ("num", "n", "number") or parts[-1] in COUNTS  # no size of experts or layers
+            if is_number and any(part in COUNTS for part in parts):
+                yield f"{where}{foreign(key)}", value
 
 
 def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], loadable: Collection[str]) -> str | None:

@@ -7,9 +7,12 @@ with transformers. Each reads BASE and MODELS and saves the result under OUT.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from common.cli import Parser, run
 
 
 def widen(base: Path, models: list[Path], out: Path) -> None:
@@ -53,6 +56,20 @@ def relax(base: Path, models: list[Path], out: Path) -> None:
     model.save_pretrained(out)
 
 
+PEERS = {"widen": widen, "relax": relax}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one peer."""
+    p = Parser(prog="scripts/benchmarks/bench_peers.py", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("peer", choices=PEERS, help="the merge or relaxation to run")
+    p.add_argument("base", type=Path, metavar="BASE", help="folder of the base")
+    p.add_argument("models", metavar="MODELS", help="folders separated by commas; relax: merged model, importance file")
+    p.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
+    args = p.parse_args(argv)
+    PEERS[args.peer](args.base, [Path(model) for model in args.models.split(",")], args.out)
+    return 0
+
+
 if __name__ == "__main__":
-    what, base, models, out = sys.argv[1:5]
-    {"widen": widen, "relax": relax}[what](Path(base), [Path(model) for model in models.split(",")], Path(out))
+    sys.exit(run(main))

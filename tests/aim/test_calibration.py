@@ -434,6 +434,10 @@ def test_a_base_without_template(tokenizer, tmp_path: Path) -> None:
         ("t.txt", b"\xff\xfe\x00", "is not text in UTF-8"),
         ("t.txt", b" \n\n \n", "is empty: it holds no text"),
         ("t.parquet", b"PAR1 no", "is not a whole Parquet file"),
+        ("t.jsonl", b'{"text": "a \\ud800 b"}\n', r"line 1: the text has half of a surrogate pair \(U\+D800\)"),
+        ("t.jsonl", b'{"text": ' + b"[" * 5000 + b"\n", "line 1 is nested more than"),
+        ("t.jsonl", b'{"text": "a", "text": "b"}\n', "the key 'text' is in it twice"),
+        ("t.json", b'[{"text": ' + b"1" * 5000 + b"}]", "digits"),
     ],
 )
 def test_bad_calibration_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from lm_eval.models.api_models import JsonChatStr
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
-from common.errors import EvaluationError, first_line
+from common.errors import BadInputError, EvaluationError, first_line
 from eval.harness.backends.answering import LMBackend, arguments_of
 from eval.harness.corrections.encoding import CorrectedEncoding, check_choice_lengths
 from eval.harness.corrections.sampling import settings_without_seed
@@ -353,7 +353,12 @@ def make(name: str, length: int, settings: Settings) -> LMBackend:
         kind = arguments.pop("tokenizer_backend", None) or ("huggingface" if tokenizer else "none")
         arguments.setdefault("tokenized_requests", tokenizer is not None)
         url = f"{address}/completions"
-        lm = CompletionsModel(base_url=url, tokenizer=tokenizer, tokenizer_backend=kind, **common, **arguments)
+        try:
+            lm = CompletionsModel(base_url=url, tokenizer=tokenizer, tokenizer_backend=kind, **common, **arguments)
+        except OSError as error:  # transformers' error for a folder or repository without a tokenizer
+            raise BadInputError(
+                f"--model_args tokenizer={tokenizer} could not be loaded: {first_line(error)}"
+            ) from error
         if lm.tokenizer is None:
             remarks.append("Prompts go to the server as text: it adds special tokens by its own rule.")
     used = {"base_url": settings.base_url, "batch_size_used": {"requests at a time": at_once}}

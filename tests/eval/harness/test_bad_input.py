@@ -173,6 +173,7 @@ CASES: list[tuple[Break, str]] = [
     (lambda p: [*GSM8K, "--backend", "vllm"], "--backend vllm needs a GPU and the package vllm"),
     (lambda p: [*GSM8K, "--device", "mps"], "--device mps is not available"),
     (lambda p: [*GSM8K, "--batch_size", "auto:0"], "--batch_size is auto, auto:N"),
+    (lambda p: [*GSM8K, "--system_instruction", "Be \ud800 brief."], "half of a surrogate pair (U+D800"),
     (own_code, "allow it with --model_args trust_remote_code=true"),
     (lambda p: [*GSM8K, "--model", f"{p.model}+{p.out / 'none'}"], "does not exist"),
     (lambda p: [*GSM8K, "--model", f"{p.model}+{p.data}"], "is not an adapter"),

@@ -293,6 +293,7 @@ def test_servers_that_cannot_be_used(
         ("tiny-llama", "http://127.0.0.1:9/v1", [], "There is no server at --base_url"),
         ("tiny-lama", served.url, [], "Did you mean 'tiny-llama'?"),
         ("tiny-llama", served.url, ["--max_model_len", "4096"], "more than the 512 positions"),
+        ("tiny-llama", served.url, ["--model_args", "tokenizer=/nowhere"], "tokenizer=/nowhere could not be loaded"),
     ):
         assert run(main, ["--model", model, "--base_url", url, *common, *more]) == 2
         assert sentence in capsys.readouterr().err

@@ -242,6 +242,14 @@ def test_script_by_folder_and_by_name(tmp_path: Path) -> None:
     assert "HV Gain over {code, maths}" in by_name.stdout
 
 
+def test_a_checkpoint_is_no_results_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without results, as of a checkpoint, does not stand for a model that --results lacks."""
+    write_family(tmp_path / "results")
+    (tmp_path / "tiess").mkdir()
+    assert run(compare_main, [str(tmp_path / "tiess"), "ties_aim", "--results", str(tmp_path / "results")]) == 2
+    assert "or a model of --results" in capsys.readouterr().err
+
+
 def test_example_of_the_document(tmp_path: Path) -> None:
     """The example in docs/analysis.md is what the script prints for the made results, some lines left out."""
     text = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")

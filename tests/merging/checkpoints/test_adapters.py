@@ -500,6 +500,7 @@ def test_repeating_checking_and_replacing(bases: Bases, three: list[Path], tmp_p
     base = shutil.copytree(bases["llama"], tmp_path / "llama")
     lora = shutil.copytree(three[1], tmp_path / "lora")
     importance = asked(bases["llama"]).settings.importance_file
+    relaxed(bases["llama"], three[0], tmp_path / "first")  # measures the importance where no test did
     models = f"{base}+{three[0]},{base}+{lora}"
     common = ["--importance", str(importance), "--save_as", "adapter", "--quiet"]
     commands: list[tuple[Callable[..., int], list[str]]] = [

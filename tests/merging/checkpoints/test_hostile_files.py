@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -16,12 +17,13 @@ import pytest
 import safetensors
 import torch
 
-from common.cli import run
+from common.cli import explain, run
 from common.errors import CheckpointError
 from common.files.bounded_reading import LimitError, UnreadableError, parse_json, parse_yaml, read_text
 from common.terminal_text import MAX_MESSAGE, MAX_WORD, foreign, message_line, quoted
 from merge import main
 from merging.checkpoints.headers import header_of, layout_of
+from merging.output.load_check import check_architecture
 from tests.helpers.tiny import fine_tune, make_llama
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -307,3 +309,33 @@ def test_hostile_folders_are_refused(
     assert message in shown.err, shown.err
     assert len(shown.err.splitlines()) == 1
     assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"num_hidden_layers": 61, "n_routed_experts": 256, "num_experts_per_tok": 8},
+        {"num_hidden_layers": 94, "num_experts": 512, "shared_experts_intermediate_size": 20480},
+        {"text_config": {"num_hidden_layers": 126}, "vision_config": {"depth": 32, "depths": [2, 2, 18, 2]}},
+    ],
+)
+def test_numbers_of_modules_of_real_models(numbers: dict[str, Any]) -> None:
+    """Fused experts, where 61 layers of 256 experts are a thousand tensors, and sizes are no numbers of modules."""
+    check_architecture({"model_type": "deepseek_v3", **numbers}, "model", 1000)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_routed_experts", "depth", "encoder_layers"])
+def test_modules_beyond_the_tensors_are_refused(key: str) -> None:
+    """A config of a million modules beside a thousand tensors is refused, naming the key."""
+    with pytest.raises(CheckpointError, match=rf"{key} is 1000000, and the checkpoint has 1000 tensors"):
+        check_architecture({"model_type": "llama", "text_config": {key: 1_000_000}}, "model", 1000)
+
+
+def test_names_of_files_in_errors_are_cut(tmp_path: Path) -> None:
+    """The file of an error of the system is shown with at most 300 characters, none of them control characters."""
+    name = "/".join(["\x1b[31m" + "x" * 50] * 40)
+    sentence, code = explain(FileNotFoundError(errno.ENOENT, "No such file or directory", name))
+    assert code == 1
+    assert sentence.startswith("No such file or directory: ")
+    assert sentence.isprintable()
+    assert len(sentence) <= len("No such file or directory: .") + 300
