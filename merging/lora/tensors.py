@@ -76,8 +76,8 @@ def relax_columns(a: Tensor, pull: Tensor) -> Tensor:
 def multipliers(method: str, sum_: Sum) -> list[float]:
     """Return c_t s_t / s for the adapters of a sum, exactly 1 where that is all that rounding leaves."""
     c = coefficients(method, sum_.name, sum_.parameters, sum_.models, lambda: inner_products(sum_))
-    found = [c[term.model] * term.product.scaling / sum_.scaling for term in sum_.terms]
-    return [float(round(m)) if abs(abs(m) - 1) <= 1e-12 else m for m in found]
+    ratios = [c[term.model] * term.product.scaling / sum_.scaling for term in sum_.terms]
+    return [float(round(m)) if abs(abs(m) - 1) <= 1e-12 else m for m in ratios]
 
 
 def inner_products(sum_: Sum) -> Tensor:

@@ -82,7 +82,7 @@ def staged(
         _recover(work, target)
         check_target(save_path, overwrite, resume=resume)  # an earlier result may be back
         before = _signature(target)
-        _prepare(work, save_path, key, resume, parts, processes)
+        _clear_or_resume(work, save_path, key, resume, parts, processes)
         stages: list[Stage] = []
         try:
             stages += stages_for(save_path, parts, key, 0, processes)
@@ -157,7 +157,9 @@ def _is_lasting(error: BaseException) -> bool:
     return not any(isinstance(cause, OSError | MemoryError) for cause in causes(error))
 
 
-def _prepare(work: WorkFolder, save_path: Path, key: str, resume: bool, parts: Sequence[str], processes: int) -> None:
+def _clear_or_resume(
+    work: WorkFolder, save_path: Path, key: str, resume: bool, parts: Sequence[str], processes: int
+) -> None:
     """Check that an interrupted run may be resumed, or clear what it left."""
     lines = read_lines(work.path / journal_name(len(parts) - 1))  # the last to be made: where it stands, all do
     if resume and lines and lines[0].get("key") != key:
@@ -301,10 +303,10 @@ def _recover(work: WorkFolder, target: Path) -> None:
 
 def _read_publishing(file: Path) -> list[int] | None:
     try:
-        found = json.loads(file.read_bytes())["result"]
+        inode = json.loads(file.read_bytes())["result"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found if isinstance(found, list) else None
+    return inode if isinstance(inode, list) else None
 
 
 def _identity(path: Path) -> list[int] | None:
@@ -318,10 +320,10 @@ def _identity(path: Path) -> list[int] | None:
 
 def _signature(target: Path) -> list[tuple[object, ...]]:
     """Return what tells whether a folder's content was changed: every file's name, inode, size and time."""
-    found: list[tuple[object, ...]] = []
+    entries: list[tuple[object, ...]] = []
     for place, folders, names in os.walk(target):
         for name in (*folders, *names):
             info = os.lstat(os.path.join(place, name))
             times = (info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else ()
-            found.append((os.path.relpath(os.path.join(place, name), target), info.st_ino, *times))
-    return sorted(found, key=str)
+            entries.append((os.path.relpath(os.path.join(place, name), target), info.st_ino, *times))
+    return sorted(entries, key=str)
