@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError, UsageError, nearest
 from common.files.paths import file_digest, user_path, write_whole
+from common.files.temporary import download_folder
 from common.logging import logger
 from eval.data.dataset_revisions import FILE, FORMAT, MANIFEST, SCHEMA, Pinned, check_manifest, pinned
 
@@ -97,7 +97,7 @@ def _download(name: str, revision: str, file: Any, place: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=place.parent) as folder:
+    with download_folder(place.parent, ".fetch-") as folder:
         try:
             got = Path(hf_hub_download(name, file.path, repo_type="dataset", revision=revision, cache_dir=folder))
         except Exception as error:  # as above

