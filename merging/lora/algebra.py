@@ -79,7 +79,7 @@ def coefficients(
     if method == "passthrough":
         return [1.0]
     if method in PLAIN:
-        return _plain(method, parameters)
+        return _plain(parameters)
     assert products is not None
     if method == "model_stock":
         from merging.methods.model_stock import interpolation
@@ -96,7 +96,7 @@ def coefficients(
     return [1.0] if count == 1 else barycenter(name, products(), *settings)
 
 
-def _plain(method: str, parameters: Mapping[str, Any]) -> list[float]:
+def _plain(parameters: Mapping[str, Any]) -> list[float]:
     from merging.ops.consensus import nonzero_total
 
     weights: Sequence[float] = parameters["weights"]

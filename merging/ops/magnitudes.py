@@ -20,6 +20,7 @@ class Magnitudes:
     model: int
 
     def __call__(self, block: Block) -> Tensor:
+        """Return the magnitudes of a block."""
         return self.group.task_vector(self.model, block).abs_()
 
     @property

@@ -11,8 +11,9 @@ from merging.checkpoints.tensor_names import in_order, layer_of
 
 
 def by_layer(tensors: Iterable[tuple[str, Mapping[str, Any]]], count: int) -> list[dict[str, Any]]:
-    """Add up the tensors' sums layer by layer; returns one row per layer, and one per tensor outside of layers, in the
-    order of their names, layer 2 before layer 10.
+    """Add up the tensors' sums layer by layer; returns one row per layer, and one per tensor outside of layers.
+
+    The rows are in the order of their names, layer 2 before layer 10.
 
     A row has norms (one for each of the recipe's `count` models, None for one that has no part in it), merged (the
     norm), and as shares: conflicts (of the entries that any model moved), dropped (per model, of the entries that it

@@ -150,8 +150,11 @@ class ShardedWriter:
         self.journal.close()
 
     def _send(self, stream: BinaryIO) -> None:
-        """Let what a file has go to the disk, whether it is closed meanwhile or not. Raises OSError where that failed
-        the last time."""
+        """Start to flush a file to the disk, also where it is closed meanwhile.
+
+        Raises:
+            OSError: the last flush failed.
+        """
         self._sending.result()
         with naming(self._file):
             stream.flush()

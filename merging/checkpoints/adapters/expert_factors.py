@@ -87,7 +87,8 @@ def runs_over_axis_1(
 
     Args:
         parameter: The fused parameter.
-        a, b: Shapes of the factors.
+        a: Shape of the factor A.
+        b: Shape of the factor B.
         version: PEFT version of the adapter's config.
         is_in_out: True for a parameter stored (experts, in, out); None where that is unknown.
     """

@@ -74,9 +74,7 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
     contributors = [_contributors(group, method, base, notes) for group in groups]
     models = tuple(dict.fromkeys(source.model for sources in contributors for source in sources))
     fixed = {name: p.for_models(flags[name], len(models)) for name, p in method.parameters.items() if name in flags}
-    output_slices = [
-        _output_slice(g, s, base, method, models, fixed) for g, s in zip(groups, contributors, strict=True)
-    ]
+    output_slices = [_output_slice(g, s, method, models, fixed) for g, s in zip(groups, contributors, strict=True)]
     scopes = [scope for group in groups for scope in group.all_scopes]
     sources = {
         name: "flag" if name in fixed else "config" if any(name in s for s in scopes) else f"default: {_origin(p)}"
@@ -230,7 +228,6 @@ def _contributors(group: Group, method: MergeMethod, base: str | None, notes: li
 def _output_slice(
     group: Group,
     sources: Sequence[Source],
-    base: str | None,
     method: MergeMethod,
     models: tuple[str, ...],
     fixed: Mapping[str, Any],
