@@ -34,7 +34,7 @@ KEYS = {
     "calibration": "flags of scripts/importance.py about calibration; lists are grids",
     "evaluate": "flags of evaluate_model.py",
     "columns": "task: the name that tables give it",
-    "published": "true: also score the paper's published checkpoints, and set its numbers beside",
+    "published": "true: also score the paper's published checkpoints, and show the published numbers next to them",
     "keep": "all, or scores: delete merged weights once they are scored (the lock rebuilds them)",
     "jobs": "a number of processes (default: 1), or in_process: every cell in this process, without starting Python",
     "bytes": "size of one model's weights, for --dry_run where headers cannot be read; in pools for each of them",
