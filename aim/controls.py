@@ -62,8 +62,8 @@ def factor_of_equal_norm(difference: Tensor, pull: Tensor) -> float:
     """
     tau = difference.double()
     tau = tau.reshape(tau.shape[0], -1) if tau.dim() > 1 else tau[None]
-    kept = (difference.double() * (1.0 - pull.double())).reshape(tau.shape)
-    squares, kept_squares = (math.fsum(row_sums(t.square())) for t in (tau, kept))
+    remaining = (difference.double() * (1.0 - pull.double())).reshape(tau.shape)
+    squares, kept_squares = (math.fsum(row_sums(t.square())) for t in (tau, remaining))
     return math.sqrt(kept_squares / squares) if squares > 0 else 1.0
 
 

@@ -140,21 +140,21 @@ class Importance:
         try:
             described = {key: parse_json(metadata[key], f"The metadata {key} of {file}") for key in DESCRIBED}
             check_shape(described, SHAPE, f"The metadata of {file}")
-            found = cls(activations=activations, **described)
+            importance = cls(activations=activations, **described)
         except KeyError as error:
             raise CheckpointError(f"{file} has no {error} in its metadata.") from error
         except UnreadableError as error:
             raise CheckpointError(str(error)) from error
-        known = [statistic_of(name, found.numerics) for name in statistic_names()]
-        if found.statistic not in known:
+        names = [statistic_of(name, importance.numerics) for name in statistic_names()]
+        if importance.statistic not in names:
             raise CheckpointError(
-                f"{file} holds the statistic {found.statistic} of --numerics {found.numerics}, expected "
-                f"{' or '.join(dict.fromkeys(known))}; measure it again."
+                f"{file} holds the statistic {importance.statistic} of --numerics {importance.numerics}, expected "
+                f"{' or '.join(dict.fromkeys(names))}; measure it again."
             )
-        found._check_activations(file)
-        if found.digest != metadata.get("digest"):
+        importance._check_activations(file)
+        if importance.digest != metadata.get("digest"):
             raise CheckpointError(f"{file} was changed since it was written (its digest differs); measure it again.")
-        return found
+        return importance
 
     def _check_activations(self, file: Path) -> None:
         """Raise CheckpointError for an activation that no calibration gives."""

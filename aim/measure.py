@@ -60,13 +60,15 @@ class Settings:
     def check(self) -> None:
         """Raise UsageError for words that mean nothing here."""
         self.calibration.check()
-        for flag, value, known in (
+        for flag, value, choices in (
             ("calibration_mode", self.calibration_mode, CALIBRATION_MODES),
             ("hidden_states", self.hidden_states, PLACES),
             ("calibration_dtype", self.calibration_dtype, ("auto", *DTYPES)),
         ):
-            if value not in known:
-                raise UsageError(f"--{flag} must be one of {', '.join(known)}, found {value!r}.{nearest(value, known)}")
+            if value not in choices:
+                raise UsageError(
+                    f"--{flag} must be one of {', '.join(choices)}, found {value!r}.{nearest(value, choices)}"
+                )
         check_statistic(self.statistic)
         if self.reference and self.statistic != DEFAULT:
             raise UsageError(
@@ -110,10 +112,10 @@ def importance_of(
         from aim.capture.state import remove_state
 
         remove_state(_state_of_rank(state, process_group))
-        found = load_importance(file, base, settings.reference, settings.statistic)
-        check_same_calibration(file, found.calibration, settings.calibration)
-        logger.info(f"Importance from {file}. {summary(dict(found.calibration))}")
-        return found
+        result = load_importance(file, base, settings.reference, settings.statistic)
+        check_same_calibration(file, result.calibration, settings.calibration)
+        logger.info(f"Importance from {file}. {summary(dict(result.calibration))}")
+        return result
     report_bus_errors("The saved state of the calibration is kept; the same command with --resume continues from it.")
     measured, progress = measure(base, settings, device, state, process_group)
     try:
@@ -179,7 +181,7 @@ def measure(
     )
     try:
         mode, activations, model = _run(base, settings, sample.blocks, device, dtype, progress, process_group)
-        found = by_stored_tensor(activations, model, base)
+        result = by_stored_tensor(activations, model, base)
     except BaseException as error:
         if progress is not None:
             progress.stop(error)
@@ -187,7 +189,7 @@ def measure(
     numerics = "reference" if settings.reference else "float32"
     how = {"dtype": dtype, "device": device.type, "calibration_mode": mode}
     measured = replace(
-        found,
+        result,
         calibration={**sample.account, **how},
         base={"name": public_name(base.name), "commit": base.commit, "fingerprint": base_key},
         numerics=numerics,
@@ -220,7 +222,7 @@ def _run(
     if mode == "layerwise":
         skeleton = base_model.Skeleton(base, dtype, device)
         logger.info("Calibrating one layer at a time.")
-        found = layerwise.calibrate_layerwise(
+        result = layerwise.calibrate_layerwise(
             skeleton,
             blocks,
             batch_size=settings.batch_size,
@@ -230,11 +232,11 @@ def _run(
             place=settings.hidden_states,
             folder=settings.importance_file.parent if settings.importance_file else None,
         )
-        return mode, found, skeleton.model
+        return mode, result, skeleton.model
     model = base_model.load_whole(base, dtype, device, spread)
     if settings.reference:
         return mode, reference_statistic.collect(model, blocks), model
-    found = whole_model.calibrate(
+    result = whole_model.calibrate(
         model,
         blocks,
         batch_size=settings.batch_size,
@@ -242,7 +244,7 @@ def _run(
         progress=progress,
         statistic=find_statistic(settings.statistic),
     )
-    return mode, found, model
+    return mode, result, model
 
 
 def choose_calibration_mode(
@@ -277,15 +279,15 @@ def load_importance(file: Path, base: Checkpoint, reference: bool, statistic: st
 
     if not file.is_file():
         raise UsageError(f"--importance {file} is a folder; give a file.")
-    found = Importance.load(file)
-    found.check_base(fingerprint(base), base.name, file)
+    result = Importance.load(file)
+    result.check_base(fingerprint(base), base.name, file)
     wanted = "reference" if reference else "float32"
-    if found.numerics != wanted:
+    if result.numerics != wanted:
         raise CheckpointError(
-            f"{file} was measured with --numerics {found.numerics}, and {wanted} is asked for; give another file."
+            f"{file} was measured with --numerics {result.numerics}, and {wanted} is asked for; give another file."
         )
-    check_measured(file, found.statistic, statistic, wanted)
-    return found
+    check_measured(file, result.statistic, statistic, wanted)
+    return result
 
 
 def check_measured(file: Path, measured: str, statistic: str, numerics: str) -> None:
@@ -299,15 +301,15 @@ def check_measured(file: Path, measured: str, statistic: str, numerics: str) -> 
         )
 
 
-def check_same_calibration(file: Path, recorded: Mapping[str, Any], asked: Calibration) -> None:
+def check_same_calibration(file: Path, recorded: Mapping[str, Any], calibration: Calibration) -> None:
     """Refuse calibration flags that an existing importance file contradicts. Raises UsageError naming the first.
 
     Flags left at their defaults ask for nothing.
     """
-    if found := contradiction(asked, recorded):
-        flag, there, wanted = found
+    if difference := contradiction(calibration, recorded):
+        flag, recorded_value, wanted = difference
         raise UsageError(
-            f"--importance {file} was measured with --{flag} {there}, and {wanted} is asked for: "
+            f"--importance {file} was measured with --{flag} {recorded_value}, and {wanted} is asked for: "
             "leave the flag out, or give another file to measure anew."
         )
 

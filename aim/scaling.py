@@ -46,12 +46,12 @@ class Scaling:
 
     def check(self) -> None:
         """Raise UsageError for unknown names, values out of bounds and settings without an effect."""
-        for flag, value, known in (
+        for flag, value, choices in (
             ("normalization", self.normalization, tuple(NORMALIZATIONS)),
             ("control", self.control, (None, *CONTROLS)),
         ):
-            if value not in known:
-                names = [name for name in known if name]
+            if value not in choices:
+                names = [name for name in choices if name]
                 raise UsageError(
                     f"--{flag} must be one of {', '.join(names)}, found {quoted(value)}.{nearest(str(value), names)}"
                 )
@@ -107,9 +107,9 @@ class Scaling:
 
     def label(self) -> dict[str, Any]:
         """Return what a lineage records besides omega: normalization and control where they are not the paper's."""
-        found: dict[str, Any] = {}
+        record: dict[str, Any] = {}
         if self.normalization == "quantile":
-            found["normalization"] = f"quantile {self.quantile:g}"
+            record["normalization"] = f"quantile {self.quantile:g}"
         if self.control:
-            found["control"] = self.control
-        return found
+            record["control"] = self.control
+        return record

@@ -303,9 +303,9 @@ class RankMonitor:
 
     def _watch_processes(self, store: Store) -> None:
         """Watch the processes of the other ranks of this machine; without pidfd (macOS) heartbeats alone tell."""
-        here = self._hosts[self.rank]
+        hostname = self._hosts[self.rank]
         for rank, host in enumerate(self._hosts):
-            if rank == self.rank or not host.shares_pids(here) or not hasattr(os, "pidfd_open"):
+            if rank == self.rank or not host.shares_pids(hostname) or not hasattr(os, "pidfd_open"):
                 continue
             try:
                 descriptor = os.pidfd_open(host.pid)
@@ -344,8 +344,8 @@ class RankMonitor:
         """End a process that is still busy with something, such as a product of large matrices."""
         error = self.stopped_error()
         if str(error):
-            kept = " Finished work is kept: continue with --resume." if error.keeps else ""
-            print(f"error: {error}{kept}", file=sys.stderr, flush=True)
+            resume_hint = " Finished work is kept: continue with --resume." if error.keeps else ""
+            print(f"error: {error}{resume_hint}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
 
 

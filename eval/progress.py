@@ -16,9 +16,9 @@ class Progress:
     """
 
     def __init__(
-        self, name: str, total: int, known: int, show: bool, ahead: float, stream: TextIO | None = None
+        self, name: str, total: int, n_known: int, show: bool, ahead: float, stream: TextIO | None = None
     ) -> None:
-        self._name, self._total, self._done = name, total, known
+        self._name, self._total, self._done = name, total, n_known
         self._ahead, self._worked = ahead, 0.0
         self._stream = stream or sys.stderr
         self._show = show
@@ -28,7 +28,7 @@ class Progress:
             from tqdm import tqdm
 
             form = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed} so far{postfix}"
-            self._bar = tqdm(total=total, initial=known, desc=name, file=self._stream, bar_format=form, leave=True)
+            self._bar = tqdm(total=total, initial=n_known, desc=name, file=self._stream, bar_format=form, leave=True)
 
     def one(self, work: float) -> None:
         """Count one more answer, and the work that it was."""

@@ -87,17 +87,17 @@ def _from_hub(source: Source) -> Rows:
     field = chosen_field(table.column_names, source.field, source.name)
     if not len(table):
         raise CalibrationError(f"{source.name} has no rows in its split {source.split}.")
-    found = _cached_commit(table)
-    if pinned and found and found != pinned:  # without the hub, datasets takes what its cache has
+    commit = _cached_commit(table)
+    if pinned and commit and commit != pinned:  # without the hub, datasets takes what its cache has
         raise CalibrationError(
-            f"{source.name} is commit {pinned}, and the cache holds {found}; run this where there is internet."
+            f"{source.name} is commit {pinned}, and the cache holds {commit}; run this where there is internet."
         )
     column = table.select_columns([field])
     return Rows(
         len(table),
         lambda i: column[i][field],
         lambda i: f"{source.name}, row {i}",
-        {"field": field, "split": source.split, "commit": found},
+        {"field": field, "split": source.split, "commit": commit},
     )
 
 
@@ -111,8 +111,8 @@ def _commit(repo: str, revision: str) -> str:
 def _cached_commit(table: Any) -> str | None:
     """The commit that a table was prepared from, which is the name of its folder in the cache."""
     folders = {Path(entry["filename"]).parent.name for entry in table.cache_files}
-    found = folders.pop() if len(folders) == 1 else ""
-    return found if COMMIT.fullmatch(found) else None
+    commit = folders.pop() if len(folders) == 1 else ""
+    return commit if COMMIT.fullmatch(commit) else None
 
 
 def _explained(error: BaseException, source: Source) -> ProjectError:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aim.capture.hooks import output_head
 from aim.capture.parameter_map import Binding, bindings
-from aim.capture.weight_prefetch import Ahead
+from aim.capture.weight_prefetch import WeightPrefetch
 from common.errors import CalibrationError
 from common.quiet_transformers import quiet_transformers
 from common.terminal_text import foreign
@@ -111,7 +111,7 @@ class Skeleton:
         self.bindings = bindings(self.model, base.tensors)
         self.fills = 0
         self._fill = _filler(self.model, self.dtype)
-        self.ahead = Ahead(base.read, device) if device.type == "cuda" else None
+        self.ahead = WeightPrefetch(base.read, device) if device.type == "cuda" else None
 
     def fill(self, names: Iterable[str], device: torch.device | None = None) -> None:
         """Load parameters by name. Raises CalibrationError for one that is not stored."""

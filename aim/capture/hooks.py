@@ -82,8 +82,8 @@ def _norm_hook(name: str, sink: Callback) -> Callable[..., None]:
 
 def _input(args: Sequence[Any], kwargs: Mapping[str, Any], channels: int) -> Tensor | None:
     """The first floating-point tensor of a call whose last axis has as many entries as the weight."""
-    found = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point())
-    return next((x for x in found if x.dim() and x.shape[-1] == channels), None)
+    matrices_by_storage = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point())
+    return next((x for x in matrices_by_storage if x.dim() and x.shape[-1] == channels), None)
 
 
 @contextmanager
@@ -107,12 +107,12 @@ def _stubbed_head(name: str, head: nn.Module, sink: Callback) -> Iterator[None]:
 
 def _matrices(model: nn.Module, tables: set[int]) -> dict[int, list[tuple[str, Tensor]]]:
     """Return {address of the memory: [(name, parameter)]} of the weights that products are looked for with."""
-    found: dict[int, list[tuple[str, Tensor]]] = {}
+    matrices_by_storage: dict[int, list[tuple[str, Tensor]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2 and parameter.is_floating_point() and id(parameter) not in tables:
-            found.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
-    found.pop(0, None)  # on the meta device
-    return found
+            matrices_by_storage.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
+    matrices_by_storage.pop(0, None)  # on the meta device
+    return matrices_by_storage
 
 
 class _Products(TorchFunctionMode):
@@ -156,8 +156,8 @@ class _Products(TorchFunctionMode):
     def convolved(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """A convolution over time: each channel by itself, or all of them mixed."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        x, weight, groups = given["input"], given["weight"], given.get("groups", 1)
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        x, weight, groups = arguments["input"], arguments["weight"], arguments.get("groups", 1)
         if groups == 1:
             self._report(weight, 1, x.transpose(-1, -2), owner=x, stacked=False)
         elif groups == weight.shape[0] == x.shape[-2]:

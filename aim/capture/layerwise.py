@@ -48,7 +48,7 @@ def stack_of(model: nn.Module) -> tuple[str, Sequence[nn.Module]]:
     if not outer:
         raise _refused("it has no list of layers")
     path, layers = max(
-        outer, key=lambda found: (id(found[1]) in decoder, sum(p.numel() for p in found[1].parameters()))
+        outer, key=lambda candidate: (id(candidate[1]) in decoder, sum(p.numel() for p in candidate[1].parameters()))
     )
     return path, list(layers)
 
@@ -118,8 +118,8 @@ class _Turn:
 
 def _containers(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Return the containers in which a layer could leave state, with their sizes."""
-    given = (*args, *kwargs.values())
-    return [(id(value), len(value)) for value in given if isinstance(value, (dict, list, set))]
+    inputs = (*args, *kwargs.values())
+    return [(id(value), len(value)) for value in inputs if isinstance(value, (dict, list, set))]
 
 
 @contextmanager

@@ -47,12 +47,12 @@ class Binding:
 
 def bindings(model: nn.Module, stored: Iterable[str]) -> dict[str, Binding]:
     """Return {parameter of the model: what is stored for it}; stored tensors that the model has not are left out."""
-    known = set(model.state_dict())
+    parameter_names = set(model.state_dict())
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
     except ImportError:
-        return _renamed(model, stored, known)
+        return _renamed(model, stored, parameter_names)
     mapping: Sequence[Any] = get_model_conversion_mapping(model)  # type: ignore[arg-type]
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
@@ -62,9 +62,9 @@ def bindings(model: nn.Module, stored: Iterable[str]) -> dict[str, Binding]:
     operations: dict[str, tuple[tuple[str, int | None], ...]] = {}
     for key in sorted(stored, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, prefix, shapes)
-        if name not in known and key in known:
+        if name not in parameter_names and key in parameter_names:
             name, pattern = key, None
-        if name not in known:
+        if name not in parameter_names:
             continue
         groups.setdefault(name, {}).setdefault(pattern or key, []).append(key)
         if pattern is not None:
@@ -72,15 +72,16 @@ def bindings(model: nn.Module, stored: Iterable[str]) -> dict[str, Binding]:
                 (type(o).__name__, getattr(o, "dim", None)) for o in by_pattern[pattern].operations
             )
     return {
-        name: Binding(tuple(map(tuple, found.values())), operations.get(name, ())) for name, found in groups.items()
+        name: Binding(tuple(map(tuple, groups_found.values())), operations.get(name, ()))
+        for name, groups_found in groups.items()
     }
 
 
-def _renamed(model: nn.Module, stored: Iterable[str], known: set[str]) -> dict[str, Binding]:
+def _renamed(model: nn.Module, stored: Iterable[str], parameter_names: set[str]) -> dict[str, Binding]:
     """The names alone, by the model's own table and with or without the inner model's prefix."""
     prefix = getattr(model, "base_model_prefix", "")
     table: Mapping[str, str] = getattr(model, "_checkpoint_conversion_mapping", None) or {}
-    found = {}
+    groups_found = {}
     for key in stored:
         other = key
         for pattern, replacement in table.items():
@@ -88,10 +89,10 @@ def _renamed(model: nn.Module, stored: Iterable[str], known: set[str]) -> dict[s
             if count:
                 break
         choices = (other, f"{prefix}.{other}", other.removeprefix(f"{prefix}."), key)
-        name = next((choice for choice in choices if choice in known), None)
+        name = next((choice for choice in choices if choice in parameter_names), None)
         if name is not None:
-            found[name] = Binding(((key,),))
-    return found
+            groups_found[name] = Binding(((key,),))
+    return groups_found
 
 
 def parts(
@@ -102,7 +103,7 @@ def parts(
     axis, shape: of the parameter's channels and the parameter; stacked: whether it stacks matrices along axis 0.
     A stored tensor whose channels cannot be told (converted across them) is left out.
     """
-    found = []
+    groups_found = []
     swapped = any(kind == "Transpose" for kind, _ in binding.operations)
     for kind, dim in binding.operations:
         if kind not in ROWWISE and not (kind in ALONG and dim is not None and dim % len(shape) != axis):
@@ -117,5 +118,5 @@ def parts(
             if swapped:  # the last two axes
                 place = {len(tensor) - 1: len(tensor) - 2, len(tensor) - 2: len(tensor) - 1}.get(place, place)
             if tensor[place] == shape[axis]:
-                found.append(Part(name, i if one else None, place))
-    return found
+                groups_found.append(Part(name, i if one else None, place))
+    return groups_found

@@ -71,11 +71,11 @@ class Batch:
         place.tokens[use.expert] += tokens
 
     def _add(self, name: str, total: Tensor, tokens: int | Tensor) -> None:
-        found = Total(total.clone(), torch.as_tensor(tokens, dtype=torch.int64))
+        totals = Total(total.clone(), torch.as_tensor(tokens, dtype=torch.int64))
         if name in self.totals:
-            self.totals[name].add(found)
+            self.totals[name].add(totals)
         else:
-            self.totals[name] = found
+            self.totals[name] = totals
 
     def _shared(self, use: LayerInput) -> Tensor:
         """The sum over tokens; query, key and value read the same tensor, which is added up once."""
@@ -151,12 +151,12 @@ class Sums:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything as named tensors, for saving an interrupted run."""
-        found = {}
+        totals = {}
         for i, half in enumerate(self.halves):
             for name, total in half.items():
-                found[f"{i}.sum.{name}"] = total.sum.cpu().contiguous()
-                found[f"{i}.tokens.{name}"] = total.tokens.cpu()
-        return found
+                totals[f"{i}.sum.{name}"] = total.sum.cpu().contiguous()
+                totals[f"{i}.tokens.{name}"] = total.tokens.cpu()
+        return totals
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], axes: Mapping[str, int]) -> Sums:

@@ -15,7 +15,7 @@ from common.hardware import ran_out
 from merging.engine.device_pipeline import CopyStream, Event, to_device_async
 
 
-class Ahead:
+class WeightPrefetch:
     """Prefetch of stored tensors. read: returns a stored tensor on the CPU, called from one other thread."""
 
     def __init__(self, read: Callable[[str], Tensor], device: torch.device) -> None:

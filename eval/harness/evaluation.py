@@ -237,8 +237,8 @@ def _identified(subject: EvaluatedModel, settings: Settings, save_path: Path | N
     """The model's identity, and the scope of its answers; a loaded model is only digested for a journal."""
     if not isinstance(subject.model, str) and save_path is None:
         return Identity("not taken", None), "in memory"
-    found, commit = models.identify(subject, settings)
-    return Identity(found, commit, _gpus(settings)), models.scope_of(found, settings, subject)
+    digest, commit = models.identify(subject, settings)
+    return Identity(digest, commit, _gpus(settings)), models.scope_of(digest, settings, subject)
 
 
 def _gpus(settings: Settings) -> tuple[str, ...]:

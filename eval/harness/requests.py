@@ -50,9 +50,9 @@ def build(
         EvaluationError: A task's own prompt code fails.
         BadInputError: A prompt cannot be encoded.
     """
-    asked: dict[Benchmark, list[tuple[Any, list[Request]]]] = {}
+    requests_by_benchmark: dict[Benchmark, list[tuple[Any, list[Request]]]] = {}
     for benchmark, part in loaded.items():
-        asked[benchmark] = []
+        requests_by_benchmark[benchmark] = []
         for name, task in part.tasks.items():
             with _one_bar():
                 _build_task(benchmark, task, settings, plan.get(name) if plan else None, template)
@@ -62,8 +62,8 @@ def build(
                     instance.arguments = (instance.args[0], {**instance.args[1], **settings.gen_kwargs})
                 _check_encodable(instance, benchmark)
                 requests = requests_of(instance, name, task.VERSION, settings.seed, digest(scope, rule), rule)
-                asked[benchmark].append((instance, requests))
-    return asked
+                requests_by_benchmark[benchmark].append((instance, requests))
+    return requests_by_benchmark
 
 
 def _build_task(
@@ -155,7 +155,7 @@ def normal_settings(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answer_all(
-    asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]],
+    requests_by_benchmark: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]],
     journal: Journal,
     backend: Callable[[], Backend],
     process_group: ProcessGroup,
@@ -166,8 +166,8 @@ def answer_all(
     `backend` is called when something is first to be asked, so that nothing is loaded where all is known. Each rank
     answers its slice.
     """
-    seconds = {b.column: journal.spent[b.column] for b in asked if b.column in journal.spent}
-    for benchmark, pairs in asked.items():
+    seconds = {b.column: journal.spent[b.column] for b in requests_by_benchmark if b.column in journal.spent}
+    for benchmark, pairs in requests_by_benchmark.items():
         unique = {r.key: r for _, requests in pairs for r in requests}
         open_ = [r for r in unique.values() if r.key not in journal.answers]
         mine = process_group.strided_slice(sorted(open_, key=lambda r: (-len(r.context), r.key)))
@@ -175,8 +175,8 @@ def answer_all(
             continue
         model = backend()
         started = time.monotonic()
-        total, known = (len(mine), 0) if process_group.world_size > 1 else (len(unique), len(unique) - len(open_))
-        progress = show(benchmark.column, total, known, sum(request.work for request in mine))
+        total, n_known = (len(mine), 0) if process_group.world_size > 1 else (len(unique), len(unique) - len(open_))
+        progress = show(benchmark.column, total, n_known, sum(request.work for request in mine))
 
         def answered(
             request: Request,
@@ -199,9 +199,11 @@ def answer_all(
     return seconds
 
 
-def assign(asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal) -> None:
+def assign(
+    requests_by_benchmark: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal
+) -> None:
     """Hand the journal's answers to lm-eval's instances. Raises EvaluationError where some are missing."""
-    for benchmark, pairs in asked.items():
+    for benchmark, pairs in requests_by_benchmark.items():
         lacking = sum(r.key not in journal.answers for _, requests in pairs for r in requests)
         if lacking:
             raise EvaluationError(f"{lacking} answers of {benchmark.name} are missing from the journal.")
@@ -210,7 +212,7 @@ def assign(asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], j
 
 
 def facts_of(
-    asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal
+    requests_by_benchmark: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal
 ) -> dict[tuple[str, int], dict[str, list[list[Any]]]]:
     """Return what is known of each item's answers, by task and item number.
 
@@ -218,21 +220,21 @@ def facts_of(
     one entry for each answer, None where the model does not tell.
     """
     facts: dict[tuple[str, int], dict[str, list[list[Any]]]] = {}
-    for pairs in asked.values():
+    for pairs in requests_by_benchmark.values():
         for _, requests in pairs:
             item = facts.setdefault((requests[0].task, requests[0].item), {name: [] for name in FACTS})
-            known = [journal.facts.get(r.key, Facts()) for r in requests]
+            facts_per_request = [journal.facts.get(r.key, Facts()) for r in requests]
             for name in FACTS:
-                item[name].append([getattr(f, name) for f in known])
+                item[name].append([getattr(f, name) for f in facts_per_request])
     return facts
 
 
 def truncated_prompts(
-    asked: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal
+    requests_by_benchmark: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal
 ) -> dict[str, int]:
     """Return how many items of each benchmark had a truncated prompt; benchmarks without any are left out."""
     counts: dict[str, int] = {}
-    for benchmark, pairs in asked.items():
+    for benchmark, pairs in requests_by_benchmark.items():
         items = {
             (r.task, r.item)
             for _, requests in pairs

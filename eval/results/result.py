@@ -78,8 +78,8 @@ class Score:
         metric = str(data["metric"])
         if not isinstance(data.get("stderr"), int | float | None):
             raise ValueError(f"the standard error of {metric} is no number")
-        known = {"higher_is_better": direction_of(metric), "is_fraction": metric not in NOT_FRACTIONS}
-        return cls(**{**known, **data, "beside": beside})
+        direction = {"higher_is_better": direction_of(metric), "is_fraction": metric not in NOT_FRACTIONS}
+        return cls(**{**direction, **data, "beside": beside})
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ class Lineage:
         if not record.is_file():
             return cls()
         try:
-            found = read_json(record)["lineage"]
-            check_shape(found, LINEAGE, str(record), "lineage")
-            relaxation = {name: found[name] for name in RELAXATION_FIELDS if name in found}
-            return cls(found["method"], found["base_model"], tuple(found["models"]), found["omega"], **relaxation)
+            entry = read_json(record)["lineage"]
+            check_shape(entry, LINEAGE, str(record), "lineage")
+            relaxation = {name: entry[name] for name in RELAXATION_FIELDS if name in entry}
+            return cls(entry["method"], entry["base_model"], tuple(entry["models"]), entry["omega"], **relaxation)
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{record} is not a run record of merge.py or performAIM.py ({error}).") from error
 

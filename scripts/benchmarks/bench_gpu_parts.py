@@ -32,15 +32,15 @@ def settle(device: torch.device) -> None:
 def timed(work: Callable[[], object], device: torch.device, runs: int, times: int = 1) -> dict[str, float]:
     """Return seconds of one call of `work`: the median, least and most of `runs` runs of `times` calls, after one."""
     work()
-    found = []
+    figures = []
     for _ in range(runs):
         settle(device)
         started = time.perf_counter()
         for _ in range(times):
             work()
         settle(device)
-        found.append((time.perf_counter() - started) / times)
-    return {"seconds": statistics.median(found), "least": min(found), "most": max(found), "runs": runs}
+        figures.append((time.perf_counter() - started) / times)
+    return {"seconds": statistics.median(figures), "least": min(figures), "most": max(figures), "runs": runs}
 
 
 def limits(device: torch.device, runs: int) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def calibration(
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     few = ids[:plain_blocks].to(device)
     seconds_original = timed(lambda: original(model, few), device, runs)
-    found = {
+    figures = {
         "parameters": sum(p.numel() for p in model.parameters()), "attention": model.config._attn_implementation,
         "seconds_to_make": seconds_to_build, "weights_bytes": bytes_before, "peak_bytes": peak,
         "block_size": block_size,
@@ -126,5 +126,5 @@ def calibration(
         tokens = count * block_size
         speed = tokens / took["seconds"]
         rate = product_flops(model, head) * speed
-        found["ways"][name] = {**took, "tokens": tokens, "tokens_per_second": speed, "rate": rate}
-    return found
+        figures["ways"][name] = {**took, "tokens": tokens, "tokens_per_second": speed, "rate": rate}
+    return figures

@@ -222,7 +222,7 @@ def main(argv: Sequence[str]) -> int:
     bench = Bench(args.folder, shape, f"{args.shape}-{shape['layers']}", args.models)
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     start = measured(bench, [sys.executable, "-c", "import torch"], args.runs)
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "machine": machine(),
         "shape": f"{args.shape}-{shape['layers']}",
         "models": args.models,
@@ -234,16 +234,16 @@ def main(argv: Sequence[str]) -> int:
         method, arguments = WORK[name]
         count, results = (1 if method == "relax" else args.models), len(arguments.get("omega", "").split(","))
         volume = f"{count} to {results}"
-        if volume not in found["limits"]:
-            found["limits"][volume] = asdict(measured(bench, bench.limit(count, results), args.runs))
+        if volume not in report["limits"]:
+            report["limits"][volume] = asdict(measured(bench, bench.limit(count, results), args.runs))
         ours = measured(bench, bench.ours(method, arguments), args.runs)
         peer_run = None if args.no_peers else bench.peer(method, arguments)
         peer = asdict(measured(bench, peer_run, args.runs)) if peer_run else None
-        found["work"][name] = {"moved": volume, "ours": asdict(ours), "peer": peer}
-        logger.info(f"{name}: {json.dumps(found['work'][name])}")
+        report["work"][name] = {"moved": volume, "ours": asdict(ours), "peer": peer}
+        logger.info(f"{name}: {json.dumps(report['work'][name])}")
         if args.json:
-            args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(performance(found))
+            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(performance(report))
     return 0
 
 

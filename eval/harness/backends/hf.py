@@ -299,13 +299,13 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
                 **settings,
             )
         rows = out[:, start:].tolist()
-        found = []
+        continuations = []
         for row, (one, prompt) in enumerate(zip(batch, prompts, strict=True)):
             new = rows[row][: stops.lengths[row]] if beams == 1 else rows[row]
             text, count, is_stopped = self._text(prompt, new, until, ends)
             finish = "stop" if is_stopped else "length"
-            found.append((text, Facts(count, finish, len(one.prompt) > room)))
-        return found
+            continuations.append((text, Facts(count, finish, len(one.prompt) > room)))
+        return continuations
 
     def _text(
         self, prompt: list[int], new: list[int], until: Sequence[str], ends: frozenset[int]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from aim.capture.hidden_states import HiddenStates
-from aim.capture.weight_prefetch import Ahead
+from aim.capture.weight_prefetch import WeightPrefetch
 from aim.importance import Importance
 from aim.relaxer import KEPT_BASE, RELAXED, Relaxer
 from common.errors import CheckpointError, NotANumberError
@@ -333,7 +333,7 @@ def test_tensors_fetched_ahead() -> None:
             raise CheckpointError(f"{name} is not there")
         return stored[name]
 
-    ahead = Ahead(read, CPU)
+    ahead = WeightPrefetch(read, CPU)
     assert ahead.take(["a"]) == {}
     ahead.ask(["a", "b"])
     assert ahead.take(["a"]) == {}
@@ -361,7 +361,7 @@ def test_layers_that_come_ahead_change_nothing(family) -> None:
         skeleton = Skeleton(checkpoint, "float32", CPU)
         assert skeleton.ahead is None
         if early:
-            skeleton.ahead = Ahead(checkpoint.read, CPU)
+            skeleton.ahead = WeightPrefetch(checkpoint.read, CPU)
         found.append(calibrate_layerwise(skeleton, blocks, batch_size=2).means)
     assert all(torch.equal(mean, found[1][name]) for name, mean in found[0].items())
 
