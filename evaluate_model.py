@@ -60,7 +60,7 @@ def evaluated(a: argparse.Namespace, process_group: ProcessGroup) -> tuple[Resul
         if len(models) > 1:
             logger.info(f"{model}:")
         try:
-            found = evaluate_on_ranks(
+            result_and_samples = evaluate_on_ranks(
                 model, settings, save_path=a.save_path, benchmarks=benchmarks, process_group=process_group
             )
         except StoppedError as error:
@@ -73,8 +73,8 @@ def evaluated(a: argparse.Namespace, process_group: ProcessGroup) -> tuple[Resul
             error.add_note(f"Model: {model}.")
             failures.append(error)
             continue
-        if found is not None:
-            results.append((found[0], save(*found, a.save_path)))
+        if result_and_samples is not None:
+            results.append((result_and_samples[0], save(*result_and_samples, a.save_path)))
     return results, failures
 
 
@@ -85,8 +85,8 @@ def rescored(a: argparse.Namespace) -> tuple[Results, list[Exception]]:
     from eval.results.store import save
 
     source = source_of(a.rescore, label_of(a.model) if a.model else None, a.save_path)
-    found = rescore(source, a.data_dir, a.include_path, a.allow_code_execution, a.sandbox, a.quiet, a.debug)
-    return [(found[0], save(*found, a.save_path))], []
+    result, samples = rescore(source, a.data_dir, a.include_path, a.allow_code_execution, a.sandbox, a.quiet, a.debug)
+    return [(result, save(result, samples, a.save_path))], []
 
 
 def show(results: Results, answers: bool = False) -> None:

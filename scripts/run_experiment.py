@@ -101,13 +101,13 @@ def check_folder(folder: Path, file: Path, resume: bool) -> None:
     write_whole(copy, file.read_bytes())
 
 
-def jobs_of(given: str | None, plan: Plan) -> int | str:
+def jobs_of(value: str | None, plan: Plan) -> int | str:
     """Return how cells are run: the flag's, else the file's. Raises UsageError for neither a number nor in_process."""
-    if given is None:
+    if value is None:
         return plan.experiment.jobs
-    if given != "in_process" and not (given.isdigit() and int(given) > 0):
-        raise UsageError(f"--jobs must be in_process or a number of at least 1, found {given!r}.")
-    return given if given == "in_process" else int(given)
+    if value != "in_process" and not (value.isdigit() and int(value) > 0):
+        raise UsageError(f"--jobs must be in_process or a number of at least 1, found {value!r}.")
+    return value if value == "in_process" else int(value)
 
 
 def report(plan: Plan, state: State, collect: Path | None) -> None:

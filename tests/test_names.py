@@ -46,7 +46,7 @@ RENAMED_MODULES = {
     "stored",
     "watch",
 }
-RENAMED_FLAGS = ("--health", "--freeze", "--calibrate", "--others", "--regenerate", "--bandwidths")
+RENAMED_FLAGS = ("--health", "--freeze", "--calibrate", "--regenerate", "--bandwidths")
 CLAUSE = re.compile(r"(What|Whether|Where|How|Which|Whose|Whom|Who|When|Why|That)\b")
 
 

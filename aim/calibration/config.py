@@ -28,7 +28,7 @@ class Source:
     field: that holds the text; split: of a hub data set; count: texts to keep.
     """
 
-    given: str
+    spec: str
     field: str
     split: str
     count: int
@@ -36,7 +36,7 @@ class Source:
     @property
     def path(self) -> Path | None:
         """The local file or folder, None for the hub's."""
-        return local_path(self.given)
+        return local_path(self.spec)
 
     @property
     def hub(self) -> re.Match[str]:
@@ -48,7 +48,7 @@ class Source:
     @property
     def name(self) -> str:
         """The hub's name in full, or the last part of a path: a record is read where the path means nothing."""
-        return PILE if self.given == "pile" else self.path.name if self.path else self.given
+        return PILE if self.spec == "pile" else self.path.name if self.path else self.spec
 
 
 def local_path(name: str) -> Path | None:
@@ -91,8 +91,8 @@ class Calibration:
         text_fields = self._each(self.text_field, "text_field")
         splits = [None] * len(names) if self.split is None else self._each(self.split, "calibration_split")
         counts = shares(self.n_samples, self.weights or (1.0,) * len(names))
-        match = zip(names, text_fields, splits, counts, strict=True)
-        return tuple(Source(n, f, s or ("validation" if n == "pile" else "train"), c) for n, f, s, c in match)
+        values = zip(names, text_fields, splits, counts, strict=True)
+        return tuple(Source(n, f, s or ("validation" if n == "pile" else "train"), c) for n, f, s, c in values)
 
     def _each(self, text: str, flag: str) -> list[str]:
         """One value per source, where one or as many as there are sources are given."""
@@ -122,14 +122,14 @@ class Calibration:
             raise UsageError("--calibration_split is for hub data sets; name the files of that split instead.")
         for source in self.sources():
             if source.count == 0:
-                raise UsageError(f"--calibration {source.given}: none of {self.n_samples} samples; raise --n_samples.")
+                raise UsageError(f"--calibration {source.spec}: none of {self.n_samples} samples; raise --n_samples.")
 
     def _check_weights(self, weights: Sequence[float]) -> None:
-        given = ",".join(f"{weight:g}" for weight in weights)
+        text = ",".join(f"{weight:g}" for weight in weights)
         if len(weights) != len(self.names):
-            raise UsageError(f"--calibration_weights must be one per source ({len(self.names)}), found {given}.")
+            raise UsageError(f"--calibration_weights must be one per source ({len(self.names)}), found {text}.")
         if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-            raise UsageError(f"--calibration_weights must be positive numbers, found {given}.")
+            raise UsageError(f"--calibration_weights must be positive numbers, found {text}.")
 
     def lasting(self) -> Calibration:
         """Return the same with local sources as they are found from any folder."""

@@ -79,7 +79,7 @@ def _take(texts: Texts, tokenizer: Tokenizer, block_size: int) -> tuple[list[int
         read += 1
         text = texts.sample(row)
         blank = not text or (isinstance(text, str) and not text.strip())
-        ids = [] if text is None or (blank and source.given != "pile") else _encoded(text, tokenizer, texts, row)
+        ids = [] if text is None or (blank and source.spec != "pile") else _encoded(text, tokenizer, texts, row)
         if len(ids) > block_size:
             too_long += 1
         elif not ids:

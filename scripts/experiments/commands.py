@@ -40,8 +40,8 @@ def parser_of(section: str) -> Parser:
     import runpy
 
     functions = runpy.run_path(str(ROOT / SCRIPTS[section]), run_name="cell")
-    made: Parser = functions["parser" if section == "family" else "make_parser"]()
-    return made
+    script_parser: Parser = functions["parser" if section == "family" else "make_parser"]()
+    return script_parser
 
 
 def script_path(section: str) -> str:

@@ -36,17 +36,17 @@ class Estimate:
     def lines(self) -> list[str]:
         """Return sentences for --dry_run."""
         counts = ", ".join(f"{count} {NAMES[section]}" for section, count in self.cells.items())
-        found = [f"{sum(self.cells.values())} cells: {counts}."]
+        sentences = [f"{sum(self.cells.values())} cells: {counts}."]
         if self.unknown:
             models = ", ".join(self.unknown)
-            found.append(f"Disk: unknown, since the headers of {models} cannot be read here; give `bytes` for them.")
+            sentences.append(f"Disk: unknown, the headers of {models} cannot be read here; set `bytes` for them.")
         elif self.disk is not None and self.read is not None and self.written is not None:
             moved = f"{size(self.read)} read, {size(self.written)} written"
-            found.append(f"Disk: {size(self.disk)} of merged weights at most; {moved}.")
+            sentences.append(f"Disk: {size(self.disk)} of merged weights at most; {moved}.")
         for section, seconds in self.seconds.items():
             took = "unknown until the first is done" if seconds is None else duration(seconds)
-            found.append(f"Time of {section}: {took}.")
-        return found
+            sentences.append(f"Time of {section}: {took}.")
+        return sentences
 
 
 NAMES = {
@@ -68,8 +68,8 @@ def estimate(plan: Plan, state: State) -> Estimate:
     sizes: dict[str, int | None] = {}
     for replicate in plan.replicates:
         for reference in replicate.labels:
-            known = None if replicate.family else weight_bytes(reference)
-            sizes[reference] = known if known is not None else replicate.bytes
+            is_sized = None if replicate.family else weight_bytes(reference)
+            sizes[reference] = is_sized if is_sized is not None else replicate.bytes
     omegas = len([omega for omega in e.omegas if omega != 1.0])
     peak = read = written = 0
     for replicate in plan.replicates:
@@ -93,13 +93,13 @@ def estimate(plan: Plan, state: State) -> Estimate:
     trained = any(replicate.family for replicate in plan.replicates)
     sections = dict.fromkeys(cell.section for cell in plan.cells)
     counts = {section: sum(cell.section == section for cell in plan.cells) for section in sections}
-    known = not unknown and not trained
+    is_sized = not unknown and not trained
     return Estimate(
         counts,
-        peak if known else None,
-        read if known else None,
-        written if known else None,
-        _times(plan, state, read + written if known else None),
+        peak if is_sized else None,
+        read if is_sized else None,
+        written if is_sized else None,
+        _times(plan, state, read + written if is_sized else None),
         tuple(dict.fromkeys(unknown)),
     )
 
@@ -120,15 +120,15 @@ def weight_bytes(reference: str) -> int | None:
 
 def _times(plan: Plan, state: State, moved: int | None) -> dict[str, float | None]:
     """Time of the cells that are left: by those of their kind that are done, else of merges by their bytes."""
-    found: dict[str, float | None] = {}
+    times: dict[str, float | None] = {}
     for name, sections in KINDS.items():
         statuses = [state.status(cell) for cell in plan.cells if cell.section in sections]
         took = [s.seconds for s in statuses if s.state == "done" and s.seconds is not None]
         left = sum(s.state != "done" for s in statuses)
         by_bytes = moved / BYTES_PER_SECOND if moved is not None and "merge" in sections else None
         if statuses:
-            found[name] = mean(took) * left if took else by_bytes
-    return found
+            times[name] = mean(took) * left if took else by_bytes
+    return times
 
 
 def size(count: float) -> str:

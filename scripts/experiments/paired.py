@@ -58,7 +58,7 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
         other = aim.get((*_merge_key(row), row["omega"]))
         if other is not None and _label(row) != AIM:
             pairs.setdefault((f"AIM minus {_label(row)}", row["omega"]), []).append((other, row))
-    found = []
+    result = []
     for (what, omega), couples in pairs.items():
         methods = sorted({str(row["method"]) for row, _ in couples})
         for method in [ALL, *(methods if len(methods) > 1 else [])]:
@@ -66,8 +66,8 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
             for quantity in QUANTITIES:
                 difference = _difference(what, method, omega, quantity, chosen)
                 if difference is not None:
-                    found.append(difference)
-    return found
+                    result.append(difference)
+    return result
 
 
 def _merge_key(row: Row) -> tuple[Any, ...]:
@@ -111,15 +111,15 @@ def interval_half(values: Sequence[float]) -> float:
 def write_summary(plan: Plan, rows: Sequence[Row], out: Path) -> list[Path]:
     """Write summary.md, differences.json and curves.png where there are replicates enough for intervals."""
     varied = tuple(dict.fromkeys(key for method in plan.experiment.methods for key in method.varied))
-    found = differences([{**row, "_varied": varied} for row in rows])
-    if not found or max(d.replicates for d in found) < LEAST_REPLICATES:
+    pairs = differences([{**row, "_varied": varied} for row in rows])
+    if not pairs or max(d.replicates for d in pairs) < LEAST_REPLICATES:
         return []
-    write_whole(out / "differences.json", (json.dumps([vars(d) for d in found], indent=0) + "\n").encode())
-    write_whole(out / "summary.md", summary(plan, found).encode())
-    return [out / "summary.md", draw_curves(found, out / "curves.png")]
+    write_whole(out / "differences.json", (json.dumps([vars(d) for d in pairs], indent=0) + "\n").encode())
+    write_whole(out / "summary.md", summary(plan, pairs).encode())
+    return [out / "summary.md", draw_curves(pairs, out / "curves.png")]
 
 
-def summary(plan: Plan, found: Sequence[Difference]) -> str:
+def summary(plan: Plan, pairs: Sequence[Difference]) -> str:
     """Return the differences as Markdown: over all methods first, then per method."""
     parts = [
         f"# {plan.experiment.title}",
@@ -128,7 +128,7 @@ def summary(plan: Plan, found: Sequence[Difference]) -> str:
     ]
     for quantity in QUANTITIES:
         unit = "percentage points of the mean score" if quantity == "mean" else "HV gain"
-        chosen = [d for d in found if d.quantity == quantity]
+        chosen = [d for d in pairs if d.quantity == quantity]
         for method in dict.fromkeys([ALL, *(d.method for d in chosen)]):
             lines = [d for d in chosen if d.method == method]
             table = [
@@ -155,13 +155,13 @@ def _bold(text: str, d: Difference) -> str:
     return f"**{text}**" if d.is_significant else text
 
 
-def draw_curves(found: Sequence[Difference], file: Path) -> Path:
+def draw_curves(pairs: Sequence[Difference], file: Path) -> Path:
     """Draw what each relaxation changes against omega, with the intervals over replicates."""
     from matplotlib.figure import Figure
 
     from common.figures import write_figure
 
-    chosen = [d for d in found if d.method == ALL and d.what.endswith(" minus merge")]
+    chosen = [d for d in pairs if d.method == ALL and d.what.endswith(" minus merge")]
     names = list(dict.fromkeys(d.what.removesuffix(" minus merge") for d in chosen))
     with in_style():
         figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")

@@ -93,11 +93,11 @@ class Plan:
 
     @cached_property
     def _users(self) -> dict[str, list[Cell]]:
-        found: dict[str, list[Cell]] = {}
+        users: dict[str, list[Cell]] = {}
         for cell in self.cells:
             for name in cell.needs:
-                found.setdefault(name, []).append(cell)
-        return found
+                users.setdefault(name, []).append(cell)
+        return users
 
     @cached_property
     def _by_name(self) -> dict[str, Cell]:

@@ -59,14 +59,14 @@ def write_results(plan: Plan, state: State, remark: Remark) -> list[Path]:
 
 def read_scores(plan: Plan, state: State, remark: Remark) -> dict[str, EvalResult]:
     """Return the newest result of every scored model, by its path, its columns named as the experiment names them."""
-    found: dict[str, EvalResult] = {}
+    results: dict[str, EvalResult] = {}
     for cell in plan.cells:
         scores = state.cell(cell) / "scores"
         if cell.section != "evaluate" or not scores.is_dir() or state.status(cell).state != "done":
             continue
         for result in read_results(scores, remark)[0]:
-            found[model_key(result.model)] = _renamed(result, plan.experiment.columns)
-    return found
+            results[model_key(result.model)] = _renamed(result, plan.experiment.columns)
+    return results
 
 
 def key_of(path: str) -> str:
@@ -80,8 +80,8 @@ def key_of(path: str) -> str:
 
 
 def _renamed(result: EvalResult, columns: Mapping[str, str]) -> EvalResult:
-    def by_title(given: Mapping[str, Any]) -> dict[str, Any]:
-        return {columns.get(name, name): value for name, value in given.items()}
+    def by_title(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {columns.get(name, name): value for name, value in values.items()}
 
     return replace(
         result, scores=by_title(result.scores), outcomes=by_title(result.outcomes), answers=by_title(result.answers)
@@ -111,7 +111,7 @@ def rows_of(plan: Plan, replicate: Replicate, models: Models, remark: Remark) ->
     """Return a flat row for each scored model of a replicate: its axes, scores, their mean, and HV gain."""
     gains = all_gains(models, Measure(), remark).values
     axes = {key_of(model.path): model for model in plan.models if model.axes["replicate"] == _name(replicate)}
-    found: list[Row] = []
+    rows: list[Row] = []
     for row in models.rows:
         model: Model | None = axes.get(model_key(row.model))
         if model is None or row.published:
@@ -122,8 +122,8 @@ def rows_of(plan: Plan, replicate: Replicate, models: Models, remark: Remark) ->
             entry[MEAN] = sum(counted) / len(counted)
         if row.key in gains:
             entry[HV] = gains[row.key]
-        found.append(entry)
-    return found
+        rows.append(entry)
+    return rows
 
 
 def write_tables(

@@ -249,8 +249,8 @@ def _last_error(log: Path, offset: int) -> str | None:
     with log.open("rb") as stream:
         stream.seek(offset)
         lines = stream.read().decode("utf-8", "replace").splitlines()
-    found = [line for line in lines if line.startswith("error: ")]
-    return found[-1].removeprefix("error: ")[:500] if found else None
+    errors = [line for line in lines if line.startswith("error: ")]
+    return errors[-1].removeprefix("error: ")[:500] if errors else None
 
 
 def matching(plan: Plan, pattern: str | None) -> list[str]:
@@ -261,10 +261,10 @@ def matching(plan: Plan, pattern: str | None) -> list[str]:
     names = [cell.name for cell in plan.cells]
     if pattern is None:
         return names
-    found = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}__*")]
-    if not found:
+    selected = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}__*")]
+    if not selected:
         raise UsageError(f"--only {pattern}: no cell has such a name; the first is {names[0]}.")
-    return found
+    return selected
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> int:

@@ -72,12 +72,12 @@ class Relaxation:
 
     def flags(self) -> dict[str, Any]:
         """Return the flags of performAIM.py that are not at their defaults."""
-        found: dict[str, Any] = {"statistic": self.statistic} if self.statistic != DEFAULT else {}
+        flags_set: dict[str, Any] = {"statistic": self.statistic} if self.statistic != DEFAULT else {}
         if self.normalization != "max":
-            found["normalization"] = self.normalization
+            flags_set["normalization"] = self.normalization
         if self.quantile is not None:
-            found["quantile"] = self.quantile
-        return found | ({"control": self.control} if self.control else {})
+            flags_set["quantile"] = self.quantile
+        return flags_set | ({"control": self.control} if self.control else {})
 
 
 @dataclass(frozen=True)
@@ -171,60 +171,60 @@ def read_experiment(file: Path) -> Experiment:
         raise UsageError(f"{file}: {error}") from error
 
 
-def _experiment(given: Mapping[str, Any], name: str) -> Experiment:
-    _check_keys("", given, KEYS)
-    pools, families = _pools(given)
+def _experiment(document: Mapping[str, Any], name: str) -> Experiment:
+    _check_keys("", document, KEYS)
+    pools, families = _pools(document)
     labels = {label for pool in pools for label in pool.models}
-    aim = given.get("aim", "off")
+    aim = document.get("aim", "off")
     aim = {} if aim in ("off", False, None) else _mapping("aim", aim)
-    calibrations = _grids("calibration", given.get("calibration", {}))
+    calibrations = _grids("calibration", document.get("calibration", {}))
     omegas = parse_omegas(aim.get("omegas", 0.4)) if aim else ()
-    keep = _one_of("keep", given.get("keep", "all"), ("all", "scores"))
-    jobs = given.get("jobs", 1)
+    keep = _one_of("keep", document.get("keep", "all"), ("all", "scores"))
+    jobs = document.get("jobs", 1)
     if jobs != "in_process" and (type(jobs) is not int or jobs < 1):
         raise UsageError(f"jobs must be in_process or a number of at least 1, found {quoted(jobs)}.")
-    seeds = tuple(_list("seeds", given.get("seeds", [42])))
+    seeds = tuple(_list("seeds", document.get("seeds", [42])))
     if not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds must be different whole numbers, found {quoted(list(seeds))}.")
     return Experiment(
         name=name,
-        title=str(given.get("title", name)),
+        title=str(document.get("title", name)),
         pools=pools,
         families=families,
         seeds=seeds,
-        deal_seeds=_one_of("deal_seeds", given.get("deal_seeds", False), (True, False)),
-        combinations=_combinations(given.get("combinations", "all"), labels),
-        methods=_methods(given.get("methods")),
-        merge=_flags("merge", given.get("merge", {})),
+        deal_seeds=_one_of("deal_seeds", document.get("deal_seeds", False), (True, False)),
+        combinations=_combinations(document.get("combinations", "all"), labels),
+        methods=_methods(document.get("methods")),
+        merge=_flags("merge", document.get("merge", {})),
         omegas=omegas,
         relaxations=_relaxations(aim) if aim else (),
         aim=_flags("aim", {key: value for key, value in aim.items() if key not in AIM_GRIDS}),
         calibrations=calibrations,
-        evaluate=_flags("evaluate", given.get("evaluate", {})),
-        columns=_texts("columns", given.get("columns", {})),
-        published=_one_of("published", given.get("published", False), (True, False)),
+        evaluate=_flags("evaluate", document.get("evaluate", {})),
+        columns=_texts("columns", document.get("columns", {})),
+        published=_one_of("published", document.get("published", False), (True, False)),
         keep=keep,
         jobs=jobs,
     )
 
 
-def _pools(given: Mapping[str, Any]) -> tuple[tuple[Pool, ...], tuple[Variant, ...]]:
+def _pools(document: Mapping[str, Any]) -> tuple[tuple[Pool, ...], tuple[Variant, ...]]:
     """Return the pools, and the variants of a family that is trained."""
-    sources = [key for key in ("models", "pools", "family") if key in given]
+    sources = [key for key in ("models", "pools", "family") if key in document]
     if len(sources) != 1:
         raise UsageError(f"give one of models (with base), pools and family, found {' and '.join(sources) or 'none'}.")
     if sources == ["family"]:
-        if "base" in given:
+        if "base" in document:
             raise UsageError("base goes with models; a family has its own.")
-        return (Pool("family", "base", FAMILY_MODELS),), _grids("family", given["family"] or {})
+        return (Pool("family", "base", FAMILY_MODELS),), _grids("family", document["family"] or {})
     if sources == ["models"]:
-        if not isinstance(given.get("base"), str):
+        if not isinstance(document.get("base"), str):
             raise UsageError("base must be a folder or hub id, beside models.")
-        return (Pool("", given["base"], _texts("models", given["models"]), _size("bytes", given)),), ()
-    if "base" in given:
+        return (Pool("", document["base"], _texts("models", document["models"]), _size("bytes", document)),), ()
+    if "base" in document:
         raise UsageError("base goes with models; each of the pools has its own.")
     pools = []
-    for pool, content in _mapping("pools", given["pools"]).items():
+    for pool, content in _mapping("pools", document["pools"]).items():
         entry = _mapping(f"pools.{pool}", content)
         _check_keys(f"pools.{pool}.", entry, ("base", "models", "bytes"))
         if not isinstance(entry.get("base"), str):
@@ -234,9 +234,9 @@ def _pools(given: Mapping[str, Any]) -> tuple[tuple[Pool, ...], tuple[Variant, .
     return tuple(pools), ()
 
 
-def _methods(given: Any) -> tuple[Method, ...]:
+def _methods(value: Any) -> tuple[Method, ...]:
     methods = []
-    for entry in _list("methods", given):
+    for entry in _list("methods", value):
         content = {"method": entry} if isinstance(entry, str) else dict(_mapping("methods", entry))
         if not isinstance(content.get("method"), str):
             raise UsageError(f"methods: an entry must be a name or have the key method, found {quoted(entry)}.")
@@ -263,31 +263,31 @@ def _relaxations(aim: Mapping[str, Any]) -> tuple[Relaxation, ...]:
         else:
             scales.append((_one_of("aim.normalizations", entry, tuple(NORMALIZATIONS)), None))
     controls = [_one_of("aim.controls", c, tuple(CONTROLS)) for c in _list("aim.controls", aim.get("controls", []))]
-    found = [Relaxation(statistic, *scales[0]) for statistic in statistics]
-    found += [Relaxation(statistics[0], *scale) for scale in scales]
-    found += [Relaxation(statistics[0], *scales[0], control) for control in controls]
-    return tuple(dict.fromkeys(found))
+    relaxations = [Relaxation(statistic, *scales[0]) for statistic in statistics]
+    relaxations += [Relaxation(statistics[0], *scale) for scale in scales]
+    relaxations += [Relaxation(statistics[0], *scales[0], control) for control in controls]
+    return tuple(dict.fromkeys(relaxations))
 
 
-def _combinations(given: Any, labels: set[str]) -> str | tuple[tuple[str, ...], ...]:
-    if isinstance(given, str):
-        result: str | tuple[tuple[str, ...], ...] = _one_of("combinations", given, ("all", "pairs", "whole"))
+def _combinations(value: Any, labels: set[str]) -> str | tuple[tuple[str, ...], ...]:
+    if isinstance(value, str):
+        result: str | tuple[tuple[str, ...], ...] = _one_of("combinations", value, ("all", "pairs", "whole"))
         return result
-    found = []
-    for entry in _list("combinations", given):
+    combinations = []
+    for entry in _list("combinations", value):
         for label in _list("combinations", entry):
             _one_of("combinations", label, tuple(labels))
-        found.append(tuple(entry))
-    return tuple(found)
+        combinations.append(tuple(entry))
+    return tuple(combinations)
 
 
-def _grids(section: str, given: Any) -> tuple[Variant, ...]:
-    return tuple(_combined(_flags(section, given)))
+def _grids(section: str, value: Any) -> tuple[Variant, ...]:
+    return tuple(_combined(_flags(section, value)))
 
 
-def _combined(given: Flags) -> Iterable[Variant]:
+def _combined(grid: Flags) -> Iterable[Variant]:
     """Every choice of one value for each key; keys with a list of several vary."""
-    lists = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
     for key, values in lists.items():
         if not values:
             raise UsageError(f"{key} is an empty list.")
@@ -296,16 +296,16 @@ def _combined(given: Flags) -> Iterable[Variant]:
         yield Variant(dict(zip(lists, choice, strict=True)), varied)
 
 
-def _flags(section: str, given: Any) -> Flags:
+def _flags(section: str, section_flags: Any) -> Flags:
     """Flags of a section's script. Raises UsageError for one that the script has not, or that the runner sets."""
-    content = _mapping(section, given)
-    known = [flag for flag in script_flags(section) if flag not in MANAGED[section]]
+    content = _mapping(section, section_flags)
+    allowed = [flag for flag in script_flags(section) if flag not in MANAGED[section]]
     grids = AIM_GRIDS if section == "aim" else ()
     for key in content:
         if key in MANAGED[section]:
             raise UsageError(f"{section}.{key} is set by the runner; leave it out.")
-        if key not in known:
-            raise UsageError(f"{section} has no key {quoted(key)}.{nearest(str(key), [*known, *grids])}")
+        if key not in allowed:
+            raise UsageError(f"{section} has no key {quoted(key)}.{nearest(str(key), [*allowed, *grids])}")
     return {key: value for key, value in content.items() if value is not None}
 
 
@@ -316,28 +316,28 @@ def script_flags(section: str) -> list[str]:
     return [action.dest for action in parser_of(section)._actions if action.option_strings]
 
 
-def _check_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    for key in given:
-        if key not in known:
-            raise UsageError(f"there is no key {quoted(f'{where}{key}')}.{nearest(str(key), known)}")
+def _check_keys(where: str, mapping: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    for key in mapping:
+        if key not in allowed:
+            raise UsageError(f"there is no key {quoted(f'{where}{key}')}.{nearest(str(key), allowed)}")
 
 
-def _mapping(key: str, given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise UsageError(f"{key} must be keys and values, found {quoted(given)}.")
-    return given
+def _mapping(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{key} must be keys and values, found {quoted(value)}.")
+    return value
 
 
-def _texts(key: str, given: Any) -> dict[str, str]:
-    found = _mapping(key, given)
-    wrong = next((name for name, value in found.items() if not isinstance(value, str)), None)
-    if wrong is not None or (not found and key != "columns"):
-        raise UsageError(f"{key} must be names with a text each, found {quoted(given)}.")
-    return {str(name): value for name, value in found.items()}
+def _texts(key: str, mapping: Any) -> dict[str, str]:
+    texts = _mapping(key, mapping)
+    wrong = next((name for name, value in texts.items() if not isinstance(value, str)), None)
+    if wrong is not None or (not texts and key != "columns"):
+        raise UsageError(f"{key} must be names with a text each, found {quoted(mapping)}.")
+    return {str(name): value for name, value in texts.items()}
 
 
-def _size(key: str, given: Mapping[str, Any]) -> int | None:
-    value = given.get("bytes")
+def _size(key: str, mapping: Mapping[str, Any]) -> int | None:
+    value = mapping.get("bytes")
     if value is None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
@@ -345,17 +345,17 @@ def _size(key: str, given: Mapping[str, Any]) -> int | None:
     return int(value)
 
 
-def _list(key: str, given: Any) -> list[Any]:
-    if not isinstance(given, list) or not given:
-        if key == "aim.controls" and given == []:
+def _list(key: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        if key == "aim.controls" and value == []:
             return []
-        raise UsageError(f"{key} must be a list, found {quoted(given)}.")
-    return given
+        raise UsageError(f"{key} must be a list, found {quoted(value)}.")
+    return value
 
 
-def _one_of(key: str, value: Any, known: Sequence[Any]) -> Any:
-    if value not in known:
-        words = [str(k).lower() if isinstance(k, bool) else str(k) for k in known]
+def _one_of(key: str, value: Any, choices: Sequence[Any]) -> Any:
+    if value not in choices:
+        words = [str(k).lower() if isinstance(k, bool) else str(k) for k in choices]
         raise UsageError(f"{key} must be one of {', '.join(words)}, found {quoted(value)}.{nearest(str(value), words)}")
     return value
 

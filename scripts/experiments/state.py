@@ -46,12 +46,12 @@ class State:
         if not file.is_file():
             return Status()
         try:
-            found = Status(**read_json(file))
+            saved = Status(**read_json(file))
         except (UnreadableError, TypeError) as error:
             raise UsageError(
                 f"{file} is not the status of a cell ({error}); remove the folder to run it again."
             ) from error
-        return found if found.command in (None, cell.command) else Status(command=found.command)
+        return saved if saved.command in (None, cell.command) else Status(command=saved.command)
 
     def write(self, cell: Cell, status: Status) -> None:
         """Record the status of a cell."""
