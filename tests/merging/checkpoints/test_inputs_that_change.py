@@ -175,7 +175,7 @@ def test_runs_leave_nothing_in_the_process(family, tmp_path: Path, kind: str) ->
         settings = Settings(calibration, importance, calibration_mode=way, hidden_states="disk")
         relax(str(family["a"]), str(family["base"]), AimConfig((0.5,), settings), out, None)
 
-    times = 50 if kind == "merge" else 20
+    times = 50
     for _ in range(10):
         run()
     before, temporary_before = footprint(), temporary_files()
