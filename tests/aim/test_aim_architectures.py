@@ -419,11 +419,11 @@ def test_tied_head_is_relaxed_on_request(family: Callable[..., Family], text: Pa
     for tied in (False, True):
         aim = AimConfig((0.0,), settings_of(text, tmp_path / f"{tied}.imp"), Rule(relax_tied=tied))
         out = relax(str(pair["tuned"]), str(pair["base"]), aim, OutputConfig(tmp_path / f"{tied}"), None)
-        found = Importance.load(tmp_path / f"{relax}.imp")
+        found = Importance.load(tmp_path / f"{tied}.imp")
         a = found.activations[found.heads[table]]
         top = int(a.argmax())
         relaxed = weights(out)[table]
-        assert torch.equal(relaxed[:, top], (base if relax else merged)[:, top])
-        assert torch.equal(relaxed, merged) != relax
+        assert torch.equal(relaxed[:, top], (base if tied else merged)[:, top])
+        assert torch.equal(relaxed, merged) != tied
     with quiet():
         load(tmp_path / "True")
