@@ -303,8 +303,8 @@ def test_percentages_are_those_of_printed_scores(tmp_path: Path) -> None:
     [
         ("absent.json", None, UsageError, "does not exist"),
         ("empty", None, UsageError, "no results_"),
-        ("cut.json", '{"aim": {"schema": 1, "mod', EvaluationError, "not JSON"),
-        ("bytes.json", b"\xff\xfe\x00", EvaluationError, "not JSON"),
+        ("cut.json", '{"aim": {"schema": 1, "mod', EvaluationError, "not valid JSON"),
+        ("bytes.json", b"\xff\xfe\x00", EvaluationError, "not valid JSON"),
         ("plain.json", '{"results": {}}', EvaluationError, "not a results file"),
         ("list.json", "[1, 2]", EvaluationError, "not a results file"),
         ("paper.json", '{"format": "paper_results", "rows": [{}]}', EvaluationError, "published results' format"),

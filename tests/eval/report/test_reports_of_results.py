@@ -103,7 +103,7 @@ def test_nothing_to_relax_means_every_value(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="hold the same weights"):
         plan_relaxation(str(same), str(base), aim, OutputConfig(tmp_path / "out"), None)
     other = changed(base, tmp_path / "other", "lm_head.weight", (319, 15), 3.0)
-    assert plan_relaxation(str(other), str(base), aim, OutputConfig(tmp_path / "out"), None).plan.tensors
+    assert plan_relaxation(str(other), str(base), aim, OutputConfig(tmp_path / "out"), None).layout.tensors
 
 
 # signs of zeros
