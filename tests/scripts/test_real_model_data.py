@@ -265,10 +265,8 @@ def test_bad_input_is_a_usage_error_and_writes_nothing(arguments: list[str], sen
 
 def test_help_needs_no_torch() -> None:
     """Law: importing every part of the script imports neither torch nor transformers nor datasets."""
-    parts = (
-        "real_model, real_model_base, real_model_code, real_model_data, real_model_instructions, real_model_training"
-    )
-    code = f"import sys; from scripts import {parts}; sys.exit(any(m in sys.modules for m in {HEAVY!r}))"
+    parts = "main, base, code_examples, training_data, instructions, training"
+    code = f"import sys; from scripts.smollm import {parts}; sys.exit(any(m in sys.modules for m in {HEAVY!r}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
