@@ -42,7 +42,7 @@ def blocks_of(n: int = 10) -> torch.Tensor:
 def run(base: Path, way: str, progress: Progress | None = None, batch_size: int = 2):  # type: ignore[no-untyped-def]
     """Calibrate in fp32 in one of the two ways."""
     checkpoint = open_checkpoint(str(base))
-    more = {"batch_size": batch_size, "progress": progress, "quiet": True}
+    more = {"batch_size": batch_size, "progress": progress}
     if way == "whole":
         return calibrate(load_whole(checkpoint, "float32", CPU), blocks_of(), **more)
     return calibrate_layerwise(Skeleton(checkpoint, "float32", CPU), blocks_of(), **more)

@@ -138,7 +138,7 @@ def test_the_time_left_follows_from_the_rate(capsys: pytest.CaptureFixture[str])
     """10 of 40 equal new answers in 60 s leave 180 s; 10 that are half of the work leave 60 s; answers known before do
     not count towards the rate."""
     for work, left in ((1, "3 min"), (3, "60 s")):
-        progress = Progress("HumanEval", total=50, known=10, show=False, ahead=10 * work + 30)
+        progress = Progress("HumanEval", total=50, n_known=10, show=False, ahead=10 * work + 30)
         for _ in range(10):
             progress.one(work)
         assert progress.line(60.0) == f"HumanEval: 20 of 50, 60 s so far, about {left} left"
