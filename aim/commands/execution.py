@@ -73,14 +73,19 @@ def execute(parse: Callable[[Sequence[str], ProcessGroup], RunConfig], argv: Seq
         return 0
 
 
-def pop_run_flags(parser: Parser, flags: dict[str, Any]) -> dict[str, Any]:
-    """Remove the flags about printing and return dry_run and as_json. Raises UsageError for --json alone."""
+def parse_flags(parser: Parser, argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Return the flags that were given, without those about printing, and dry_run and as_json.
+
+    Raises:
+        UsageError: for unknown flags and for --json alone.
+    """
+    flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
     dry_run, as_json = flags.pop("dry_run"), flags.pop("json")
     for key in ("quiet", "debug"):  # read by `common.cli.run`
         flags.pop(key)
     if as_json and not dry_run:
         parser.error("--json goes with --dry_run")
-    return {"dry_run": dry_run, "as_json": as_json}
+    return flags, {"dry_run": dry_run, "as_json": as_json}
 
 
 def pop_output(
@@ -105,7 +110,7 @@ def pop_output(
     return OutputConfig(**{"save_path": Path(), **settings}, process_group=process_group)
 
 
-def require_save_path(parser: Parser, output: OutputConfig, run_flags: Mapping[str, Any]) -> None:
+def require_save_path(parser: Parser, output: OutputConfig, run_flags: Mapping[str, bool]) -> None:
     """Raise UsageError for a run without --save_path, which only a dry run may lack."""
     if output.save_path == Path() and not run_flags["dry_run"]:
         parser.error("--save_path is missing: the folder for the result")

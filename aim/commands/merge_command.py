@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aim.commands.execution import RunConfig, pop_output, pop_run_flags, require_save_path
+from aim.commands.execution import RunConfig, parse_flags, pop_output, require_save_path
 from aim.commands.replay_command import parse_replay
 from aim.config import KEYS as AIM_KEYS
 from aim.config import SEED, AimConfig, add_aim_flags, add_scaling_flags
@@ -76,8 +76,7 @@ def parse_merge(argv: Sequence[str], process_group: ProcessGroup) -> RunConfig:
     """
     parser = merge_parser(argv)
     argv, answers = translate(argv, value_flags(parser))
-    flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
-    run_flags = pop_run_flags(parser, flags)
+    flags, run_flags = parse_flags(parser, argv)
     config = read_config(flags.pop("config")) if "config" in flags and "from_lock" not in flags else {}
     from merging.output.hub_upload import take_push
 
@@ -90,7 +89,7 @@ def parse_merge(argv: Sequence[str], process_group: ProcessGroup) -> RunConfig:
     recipe = make_recipe(flags, config)
     require_save_path(parser, output, run_flags)
     recipe = replace(recipe, notes=(*answers, *recipe.notes))
-    return MergeRun(output, push, run_flags["dry_run"], run_flags["as_json"], recipe, aim)
+    return MergeRun(output, push, **run_flags, recipe=recipe, aim=aim)
 
 
 def _aim_config(values: Mapping[str, Any], resume: bool) -> AimConfig | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aim.commands.execution import RunConfig, pop_output, pop_run_flags, require_save_path
+from aim.commands.execution import RunConfig, parse_flags, pop_output, require_save_path
 from aim.commands.replay_command import parse_replay
 from aim.config import AimConfig, add_aim_flags, add_scaling_flags
 from common.cli import Parser, add_output_flags, config_values
@@ -93,8 +93,7 @@ def parse_relax(argv: Sequence[str], process_group: ProcessGroup) -> RunConfig:
         UsageError: naming the flag or key.
     """
     parser = relax_parser()
-    flags = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
-    run_flags = pop_run_flags(parser, flags)
+    flags, run_flags = parse_flags(parser, argv)
     if {"from_lock", "config"} <= flags.keys():
         parser.error("--from_lock repeats a relaxation as it is; leave out --config")
     config = config_values(parser, read_config(flags.pop("config")), NOT_IN_FILES) if "config" in flags else {}
@@ -114,8 +113,7 @@ def parse_relax(argv: Sequence[str], process_group: ProcessGroup) -> RunConfig:
     return RelaxRun(
         output,
         push,
-        run_flags["dry_run"],
-        run_flags["as_json"],
+        **run_flags,
         merged_model=str(values["merged_model"]),
         base_model=str(values["pretrained_model_name"]),
         aim=AimConfig.from_mapping(

@@ -41,7 +41,7 @@ class ReplayRun(RunConfig):
 
 def parse_replay(
     flags: dict[str, Any],
-    run_flags: Mapping[str, Any],
+    run_flags: Mapping[str, bool],
     process_group: ProcessGroup,
     push: Push | None,
     program: str | None = None,
@@ -77,4 +77,4 @@ def parse_replay(
         process_group=process_group,
     )
     names = models.split(",") if models else ()
-    return ReplayRun(output, push, run_flags["dry_run"], run_flags["as_json"], lock, names, base)
+    return ReplayRun(output, push, **run_flags, lock=lock, models=names, base_model=base)

@@ -51,9 +51,7 @@ class TensorTask:
     def compute_from(self, block: Block, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Do as `compute`, from the tensors that `read` returned, which are on the device by now."""
         count = len(self.group.finetuned) + (self.group.base is not None)
-        rows, from_host = tensors[:count], tensors[count:]
-        by_block = self.block_arguments
-        arguments = by_block.from_host(from_host) if from_host else by_block.for_block(block)
+        rows, arguments = tensors[:count], self.block_arguments.from_host(block, tensors[count:])
         return self._compute(block, self.group.at(block, rows), arguments)
 
     def _compute(self, block: Block, group: TensorGroup, block_arguments: Mapping[str, object]) -> list[Tensor]:

@@ -56,7 +56,7 @@ class HostMask(BlockArguments):
         """Return the mask (rows, ...) bool on the CPU."""
         return [self._mask(block)]
 
-    def from_host(self, tensors: Sequence[Tensor]) -> Mapping[str, object]:
+    def from_host(self, block: Block, tensors: Sequence[Tensor]) -> Mapping[str, object]:
         """Return the mask (rows, ...) bool, on the computing device by now."""
         return {"mask": tensors[0]}
 

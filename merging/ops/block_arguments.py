@@ -33,9 +33,9 @@ class BlockArguments(ABC):
         """
         return ()
 
-    def from_host(self, tensors: Sequence[Tensor]) -> Mapping[str, object]:
+    def from_host(self, block: Block, tensors: Sequence[Tensor]) -> Mapping[str, object]:
         """Return the arguments of the block function from what `on_host` returned, on the computing device by now."""
-        raise NotImplementedError
+        return self.for_block(block)
 
 
 class ConstantArguments(BlockArguments):

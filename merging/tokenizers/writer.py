@@ -60,8 +60,8 @@ def check_tokenizer(folder: Path, vocabulary: Vocabulary, rows: int | None) -> N
         CheckpointError: A token is missing, unexpected, or has another id than planned, or the tokenizer inserts an id
             without a row.
     """
-    planned = vocabulary.tokens
-    if planned is None:
+    planned_ids = vocabulary.tokens
+    if planned_ids is None:
         return
     try:
         tokenizer = read_tokenizer(folder) or Tokenizer({})
@@ -71,7 +71,7 @@ def check_tokenizer(folder: Path, vocabulary: Vocabulary, rows: int | None) -> N
             f"({' '.join(str(error.__cause__).split())[:200]}); choose another --tokenizer."
         ) from error
     tokens = tokenizer.tokens or {}
-    problem = _difference(planned, tokens)
+    problem = _difference(planned_ids, tokens)
     end = max((*tokens.values(), *tokenizer.inserted_ids), default=-1) + 1
     if problem is None and rows is not None and end > rows:
         problem = f"it writes the id {end - 1}, and the result has {rows} rows"
@@ -82,12 +82,12 @@ def check_tokenizer(folder: Path, vocabulary: Vocabulary, rows: int | None) -> N
         )
 
 
-def _difference(planned: Mapping[str, int], tokens: Mapping[str, int]) -> str | None:
+def _difference(planned_ids: Mapping[str, int], tokens: Mapping[str, int]) -> str | None:
     """Return a description of the first difference between planned and loaded ids; None where they are equal."""
     for token, i in tokens.items():
-        if token not in planned:
+        if token not in planned_ids:
             return f"it lists {quoted(token)} with the id {i}, which has no row, and that cannot be taken out of it"
-    for token, i in planned.items():
+    for token, i in planned_ids.items():
         if tokens.get(token) != i:
             return f"{quoted(token)} should have the id {i} in it and gets {tokens.get(token, 'none')}"
     return None

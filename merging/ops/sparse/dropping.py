@@ -68,13 +68,13 @@ class Masks(BlockArguments):
 
     def for_block(self, block: Block) -> Mapping[str, object]:
         """Return masks (n, rows, ...) bool and factors."""
-        return self.from_host([self._mask(i, block) for i in range(len(self._factors))])
+        return self.from_host(block, [self._mask(i, block) for i in range(len(self._factors))])
 
     def on_host(self, block: Block) -> Sequence[Tensor]:
         """Return the models' masks on the CPU; nothing where they depend on the weights."""
         return [] if self._host_mask is None else [self._host_mask(i, block) for i in range(len(self._factors))]
 
-    def from_host(self, tensors: Sequence[Tensor]) -> Mapping[str, object]:
+    def from_host(self, block: Block, tensors: Sequence[Tensor]) -> Mapping[str, object]:
         """Return masks (n, rows, ...) bool and factors from the models' masks."""
         return {"masks": torch.stack(list(tensors)), "factors": self._factors}
 

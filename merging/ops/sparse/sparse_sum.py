@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -63,20 +64,12 @@ def sparse_kernel_spec(
     normalize: bool,
     masks: Sequence[RandomMask | Tensor | None],
     factors: Sequence[float | Tensor],
+    elect: bool = False,
 ) -> WeightedSum:
-    """Describe `add_sparse` to the compiled kernel."""
+    """Describe `add_sparse` to the compiled kernel, or with `elect` `add_agreeing`."""
     total = nonzero_total(weights)
-    return WeightedSum(weights, scaling, normalize, total, masks=masks, factors=factors)
+    return WeightedSum(weights, scaling, normalize, total, elect=elect, masks=masks, factors=factors)
 
 
-def agreeing_kernel_spec(
-    *,
-    weights: Sequence[float],
-    scaling: float,
-    normalize: bool,
-    masks: Sequence[RandomMask | Tensor | None],
-    factors: Sequence[float | Tensor],
-) -> WeightedSum:
-    """Describe `add_agreeing` to the compiled kernel."""
-    total = nonzero_total(weights)
-    return WeightedSum(weights, scaling, normalize, total, elect=True, masks=masks, factors=factors)
+agreeing_kernel_spec = partial(sparse_kernel_spec, elect=True)
+"""Description of `add_agreeing` for the compiled kernel."""
