@@ -82,8 +82,8 @@ def _norm_hook(name: str, sink: Callback) -> Callable[..., None]:
 
 def _input(args: Sequence[Any], kwargs: Mapping[str, Any], channels: int) -> Tensor | None:
     """The first floating-point tensor of a call whose last axis has as many entries as the weight."""
-    matrices_by_storage = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point())
-    return next((x for x in matrices_by_storage if x.dim() and x.shape[-1] == channels), None)
+    tensors = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point())
+    return next((x for x in tensors if x.dim() and x.shape[-1] == channels), None)
 
 
 @contextmanager

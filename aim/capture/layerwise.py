@@ -224,13 +224,13 @@ class _Run:
         while done < total:
             self.process_group.check_ranks()
             half, take = takes(self.halves, done, self.size.size)
-            (batch, states), size_used = self.size.run(take, attempt)
+            (batch, states), indices = self.size.run(take, attempt)
             if states is not None:
-                if states.shape[0] != len(size_used):
+                if states.shape[0] != len(indices):
                     raise _refused("its hidden states do not have the sequences along their first axis")
-                hidden.put(size_used, states)
+                hidden.put(indices, states)
             sums.add(batch, half)
-            done += len(size_used)
+            done += len(indices)
             yield done
         if k < len(self.layers):
             self.skeleton.empty(self.layers[k])

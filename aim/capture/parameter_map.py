@@ -72,8 +72,7 @@ def bindings(model: nn.Module, stored: Iterable[str]) -> dict[str, Binding]:
                 (type(o).__name__, getattr(o, "dim", None)) for o in by_pattern[pattern].operations
             )
     return {
-        name: Binding(tuple(map(tuple, groups_found.values())), operations.get(name, ()))
-        for name, groups_found in groups.items()
+        name: Binding(tuple(map(tuple, group.values())), operations.get(name, ())) for name, group in groups.items()
     }
 
 
@@ -81,7 +80,7 @@ def _renamed(model: nn.Module, stored: Iterable[str], parameter_names: set[str])
     """The names alone, by the model's own table and with or without the inner model's prefix."""
     prefix = getattr(model, "base_model_prefix", "")
     table: Mapping[str, str] = getattr(model, "_checkpoint_conversion_mapping", None) or {}
-    groups_found = {}
+    renamed = {}
     for key in stored:
         other = key
         for pattern, replacement in table.items():
@@ -91,8 +90,8 @@ def _renamed(model: nn.Module, stored: Iterable[str], parameter_names: set[str])
         choices = (other, f"{prefix}.{other}", other.removeprefix(f"{prefix}."), key)
         name = next((choice for choice in choices if choice in parameter_names), None)
         if name is not None:
-            groups_found[name] = Binding(((key,),))
-    return groups_found
+            renamed[name] = Binding(((key,),))
+    return renamed
 
 
 def parts(
@@ -103,7 +102,7 @@ def parts(
     axis, shape: of the parameter's channels and the parameter; stacked: whether it stacks matrices along axis 0.
     A stored tensor whose channels cannot be told (converted across them) is left out.
     """
-    groups_found = []
+    stored_parts = []
     swapped = any(kind == "Transpose" for kind, _ in binding.operations)
     for kind, dim in binding.operations:
         if kind not in ROWWISE and not (kind in ALONG and dim is not None and dim % len(shape) != axis):
@@ -118,5 +117,5 @@ def parts(
             if swapped:  # the last two axes
                 place = {len(tensor) - 1: len(tensor) - 2, len(tensor) - 2: len(tensor) - 1}.get(place, place)
             if tensor[place] == shape[axis]:
-                groups_found.append(Part(name, i if one else None, place))
-    return groups_found
+                stored_parts.append(Part(name, i if one else None, place))
+    return stored_parts

@@ -71,11 +71,11 @@ class Batch:
         place.tokens[use.expert] += tokens
 
     def _add(self, name: str, total: Tensor, tokens: int | Tensor) -> None:
-        totals = Total(total.clone(), torch.as_tensor(tokens, dtype=torch.int64))
+        addend = Total(total.clone(), torch.as_tensor(tokens, dtype=torch.int64))
         if name in self.totals:
-            self.totals[name].add(totals)
+            self.totals[name].add(addend)
         else:
-            self.totals[name] = totals
+            self.totals[name] = addend
 
     def _shared(self, use: LayerInput) -> Tensor:
         """The sum over tokens; query, key and value read the same tensor, which is added up once."""

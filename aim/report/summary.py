@@ -103,8 +103,8 @@ def summarise(importance: Importance, rule: Rule | None = None) -> Summary:
 
 def _vectors(importance: Importance, name: str) -> Iterable[_Vector]:
     """The vectors of a tensor, one for each expert of a stack."""
-    grouped = layer_of(name)
-    stack, layer, rest = grouped or ("", None, name)
+    match = layer_of(name)
+    stack, layer, rest = match or ("", None, name)
     kind = re.sub(r"\.\d+(?=\.|$)", ".*", rest.strip(".")).removesuffix(".weight")
     values, tokens = importance.activations[name], importance.tokens.get(name)
     stability = importance.stability.get(name)
@@ -208,15 +208,15 @@ def by_kind(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
             "kind": _where(stack, None) + kind,
-            "layers": len(grouped) if grouped[0].layer is not None else None,
-            **{key: median(getattr(row, key) for row in grouped) for key in ("channels", "top_share", "mean")},
-            "maximum": max(row.maximum for row in grouped),
+            "layers": len(layers) if layers[0].layer is not None else None,
+            **{key: median(getattr(row, key) for row in layers) for key in ("channels", "top_share", "mean")},
+            "maximum": max(row.maximum for row in layers),
             "entropy": median(entropies)
-            if (entropies := [row.entropy for row in grouped if row.entropy is not None])
+            if (entropies := [row.entropy for row in layers if row.entropy is not None])
             else None,
-            "stability": min((row.stability for row in grouped if row.stability is not None), default=None),
+            "stability": min((row.stability for row in layers if row.stability is not None), default=None),
         }
-        for (stack, kind), grouped in kinds.items()
+        for (stack, kind), layers in kinds.items()
     ]
 
 

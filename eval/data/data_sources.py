@@ -91,9 +91,9 @@ def _reader(load: Callable[..., Any], hub: Path | None, fresh: Path, offline: bo
                 f"{hub} has no {path}: copy the data set's folder there as the hub has it (scripts/fetch_benchmarks.py "
                 "does for the paper's benchmarks), or leave out --data_dir."
             )
-        revision = pinned().get(path)
-        if revision is not None:
-            kwargs = {"revision": revision.revision, **kwargs}
+        dataset = pinned().get(path)
+        if dataset is not None:
+            kwargs = {"revision": dataset.revision, **kwargs}
         try:
             return _checked(path, load(path, name, **kwargs), f"The hub's {path}")
         except BadInputError:
@@ -172,9 +172,9 @@ def offer_nltk(data_dir: Path | None) -> None:
     nltk = sys.modules.get("nltk")  # which takes two seconds to import: it may not be needed
     if nltk is not None and folder not in nltk.data.path:
         nltk.data.path.insert(0, folder)
-    candidates = [p for p in os.environ.get("NLTK_DATA", "").split(os.pathsep) if p]
-    if folder not in candidates:
-        os.environ["NLTK_DATA"] = os.pathsep.join([folder, *candidates])
+    folders = [p for p in os.environ.get("NLTK_DATA", "").split(os.pathsep) if p]
+    if folder not in folders:
+        os.environ["NLTK_DATA"] = os.pathsep.join([folder, *folders])
 
 
 def _open_to_others(folder: Path) -> bool:

@@ -173,7 +173,7 @@ def _marks(outcomes: Outcomes, metric: str) -> dict[Item, str]:
 
 def _details(outcomes: Outcomes, items: Sequence[Item]) -> dict[str, list[float | None]]:
     """Every metric that is kept of a benchmark, in the order of the items."""
-    shared = [set(panels.verdicts) for panels in outcomes.tasks.values()]
+    shared = [set(task.verdicts) for task in outcomes.tasks.values()]
     names = [n for n in next(iter(outcomes.tasks.values())).verdicts if all(n in s for s in shared)]
     keys = [(task, item) for task, item, _ in outcomes.keys()]  # noqa: SIM118
     values = {name: dict(zip(keys, outcomes.verdicts(name), strict=True)) for name in names}

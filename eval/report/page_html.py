@@ -71,20 +71,20 @@ def comparisons(models: Models, report: Report) -> str:
     parts = []
     for family in models.families:
         for row in (*family.relaxed, *family.variants):
-            tables_shown = report.uncertainty.differences.get(row.key)
-            if tables_shown and family.unrelaxed:
+            differences = report.uncertainty.differences.get(row.key)
+            if differences and family.unrelaxed:
                 omega = "" if row.lineage.omega is None else f" at omega {row.lineage.omega:g}"
                 title = f"{family.method}, {family.label}: {row.lineage.variant or 'AIM'}{omega}"
                 gain = report.uncertainty.changes.get((row.key, HV))
                 values = [report.gains.values.get(r.key) for r in (row, family.unrelaxed)]
                 change = None if None in values else (values[0] or 0.0) - (values[1] or 0.0)
-                badge_text, is_changed = _badge(tables_shown, change, gain)
+                badge_text, is_changed = _badge(differences, change, gain)
                 kind = escape(row.lineage.variant or "AIM")
                 names = f"{escape(family.unrelaxed.name)} (without) and {escape(row.name)} (with {kind})"
                 parts.append(
                     f'<details class="card"><summary><span>{escape(title)}</span> '
                     f'<span class="badge{" sure" if is_changed else ""}">{badge_text}</span></summary>'
-                    f"{_forest(tables_shown)}{_gain(change, gain)}"
+                    f"{_forest(differences)}{_gain(change, gain)}"
                     f'<p class="sub">{names}</p></details>'
                 )
     if not parts:

@@ -203,8 +203,8 @@ def _lead(lines: Sequence[Line], models: Models, as_published: bool) -> list[Lin
         groups: dict[object, list[int]] = {}
         for i, line in enumerate(lines):
             if line.cells[at].value is not None:
-                own_population = last and not as_published
-                groups.setdefault(frozenset(line.population or ()) if own_population else None, []).append(i)
+                by_population = last and not as_published
+                groups.setdefault(frozenset(line.population or ()) if by_population else None, []).append(i)
         for group in groups.values():
             values = {i: v for i in group if (v := lines[i].cells[at].value) is not None}
             if len(values) < 2:

@@ -244,13 +244,13 @@ def known_names(names: Mapping[str, str], spellings: Collection[str]) -> dict[st
 
     A model that `spellings` does not have is split at an earlier sign that leaves one of them.
     """
-    matches = {}
+    labels = {}
     for model, label in names.items():
         parts = model.split("=")
         heads = ["=".join(parts[:n]) for n in range(len(parts), 0, -1)]
         head = next((h for h in heads if h in spellings or model_key(h) in spellings), model)
-        matches[model_key(head)] = f"{model}={label}"[len(head) + 1 :]
-    return matches
+        labels[model_key(head)] = f"{model}={label}"[len(head) + 1 :]
+    return labels
 
 
 def _labeller(results: Sequence[EvalResult], names: Mapping[str, str]) -> Callable[[str], str]:

@@ -80,15 +80,15 @@ def compare(a: EvalResult, b: EvalResult, draws: int = DRAWS, seed: int = 0) -> 
 
     Raises UsageError where they share no benchmark with outcomes per item.
     """
-    differences_found = differences(a, b, draws, seed)
-    if not differences_found:
+    by_column = differences(a, b, draws, seed)
+    if not by_column:
         raise UsageError(
             f"{a.model} and {b.model} have no benchmark in common with outcomes per item; evaluate both with this "
             "version of evaluate_model.py (results of older versions and published tables have scores alone)."
         )
-    averaged = [d for d in differences_found if d.higher_is_better is True and d.n >= LEAST_ITEMS]
+    averaged = [d for d in by_column if d.higher_is_better is True and d.n >= LEAST_ITEMS]
     mean = _mean(a, b, averaged, draws, seed) if len(averaged) > 1 else None
-    return Comparison(a.model, b.model, tuple(differences_found), mean, tuple(_remarks(a, b, differences_found)))
+    return Comparison(a.model, b.model, tuple(by_column), mean, tuple(_remarks(a, b, by_column)))
 
 
 def differences(
@@ -104,19 +104,17 @@ def differences(
     """
     terms: dict[str, tuple[Terms, Terms]] = {}
     for column in in_order(a.outcomes):
-        item_keys = columns is None or column in columns
-        if item_keys and column in b.outcomes and column in a.scores and column in b.scores:
+        is_requested = columns is None or column in columns
+        if is_requested and column in b.outcomes and column in a.scores and column in b.scores:
             pair = paired(a, b, column)
             if pair is not None:
                 metric = a.scores[column].metric
                 terms[column] = pair[0].terms(metric), pair[1].terms(metric)
-    differences_found = [
-        _difference(c, a.scores[c].metric, x, y, len(terms), draws, seed) for c, (x, y) in terms.items()
-    ]
-    corrected = holm([difference.p for difference in differences_found])
+    by_column = [_difference(c, a.scores[c].metric, x, y, len(terms), draws, seed) for c, (x, y) in terms.items()]
+    corrected = holm([difference.p for difference in by_column])
     return [
         replace(d, corrected=p, higher_is_better=a.scores[d.column].higher_is_better)
-        for d, p in zip(differences_found, corrected, strict=True)
+        for d, p in zip(by_column, corrected, strict=True)
     ]
 
 
@@ -191,32 +189,32 @@ def _difference(column: str, metric: str, a: Terms, b: Terms, family: int, draws
     if n < LEAST_ITEMS:
         first = second = WIDEST
     least = detectable_difference(float(changes.std()), (1 - LEVEL) / family) if n >= LEAST_ITEMS else None
-    differences_found = Difference(column, metric, n, score(a), score(b), first, second, PERMUTATION, p, p)
-    return replace(differences_found, detectable=least)
+    difference = Difference(column, metric, n, score(a), score(b), first, second, PERMUTATION, p, p)
+    return replace(difference, detectable=least)
 
 
-def _mean(a: EvalResult, b: EvalResult, differences_found: Sequence[Difference], draws: int, seed: int) -> Difference:
+def _mean(a: EvalResult, b: EvalResult, by_column: Sequence[Difference], draws: int, seed: int) -> Difference:
     """The mean over benchmarks, each with the same weight; not one of the family that is corrected for."""
     import numpy as np
 
     changes = np.zeros(draws)
-    for d in differences_found:
+    for d in by_column:
         pair = paired(a, b, d.column)
         assert pair is not None
         scores = bootstrap([outcomes.terms(d.metric) for outcomes in pair], draws, seed_of(seed, d.column))
-        changes += (scores[:, 1] - scores[:, 0]) / len(differences_found)
-    first, second = (sum(getattr(d, name) for d in differences_found) / len(differences_found) for name in "ab")
+        changes += (scores[:, 1] - scores[:, 0]) / len(by_column)
+    first, second = (sum(getattr(d, name) for d in by_column) / len(by_column) for name in "ab")
     below, above = float((changes <= 0).mean()), float((changes >= 0).mean())
     p = min(1.0, 2 * max(min(below, above), 1 / (draws + 1)))
-    n, interval = sum(d.n for d in differences_found), percentiles(changes)
+    n, interval = sum(d.n for d in by_column), percentiles(changes)
     return Difference("mean", "", n, first, second, interval, interval, BOOTSTRAP, p, p)
 
 
-def _remarks(a: EvalResult, b: EvalResult, differences_found: Sequence[Difference]) -> list[str]:
+def _remarks(a: EvalResult, b: EvalResult, by_column: Sequence[Difference]) -> list[str]:
     """Sentences on what A and B do not share: conditions, prompts, items, versions, machines, benchmarks."""
     remarks = []
     settings: dict[str, tuple[Any, Any]] = {}
-    for d in differences_found:
+    for d in by_column:
         unlike = column_differences(a, b, d.column)
         unlike.pop("items", None)  # compared on shared items, and listed below
         settings |= {f"{k} of {d.column}" if k in BY_BENCHMARK.values() else k: v for k, v in unlike.items()}
@@ -224,8 +222,8 @@ def _remarks(a: EvalResult, b: EvalResult, differences_found: Sequence[Differenc
     settings.pop("lm_eval", None)
     for name, (one, other) in settings.items():
         remarks.append(f"{name} is {one} for A and {other} for B: part of a difference may be that.")
-    remarks += _prompt_remarks(a, b, differences_found)
-    for d in differences_found:
+    remarks += _prompt_remarks(a, b, by_column)
+    for d in by_column:
         sizes = [len(r.outcomes[d.column].keys()) for r in (a, b)]
         if sizes != [d.n, d.n]:
             remarks.append(f"{d.column}: compared on the {d.n} items that both answered (A {sizes[0]}, B {sizes[1]}).")
@@ -241,13 +239,13 @@ def _remarks(a: EvalResult, b: EvalResult, differences_found: Sequence[Differenc
     if machines[0] != machines[1] and all(r.hardware for r in (a, b)):
         names = [", ".join(map(str, gpus)) or str(cpu) for cpu, gpus in machines]
         remarks.append(f"A was measured on {names[0]}, B on {names[1]}.")
-    return remarks + _benchmark_remarks(a, b, differences_found)
+    return remarks + _benchmark_remarks(a, b, by_column)
 
 
-def _prompt_remarks(a: EvalResult, b: EvalResult, differences_found: Sequence[Difference]) -> list[str]:
+def _prompt_remarks(a: EvalResult, b: EvalResult, by_column: Sequence[Difference]) -> list[str]:
     """Sentences on benchmarks whose prompts differ, by hash, or cannot be compared."""
     differ, unknown = [], []
-    for d in differences_found:
+    for d in by_column:
         hashes = [prompt_hash(r, d.column) for r in (a, b)]
         if None in hashes or any(len(r.outcomes[d.column].keys()) != d.n for r in (a, b)):
             unknown.append(d.column)
@@ -267,10 +265,10 @@ def _prompt_remarks(a: EvalResult, b: EvalResult, differences_found: Sequence[Di
     return remarks
 
 
-def _benchmark_remarks(a: EvalResult, b: EvalResult, differences_found: Sequence[Difference]) -> list[str]:
+def _benchmark_remarks(a: EvalResult, b: EvalResult, by_column: Sequence[Difference]) -> list[str]:
     """Sentences on benchmarks that only one result has, or that have no outcomes per item."""
     remarks = []
-    compared = {d.column for d in differences_found}
+    compared = {d.column for d in by_column}
     for name, one, other in (("A", a, b), ("B", b, a)):
         alone = [c for c in in_order(one.scores) if c in other.scores and c not in compared and c not in one.outcomes]
         if alone:

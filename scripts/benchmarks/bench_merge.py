@@ -233,13 +233,13 @@ def main(argv: Sequence[str]) -> int:
     for name in works:
         method, arguments = WORK[name]
         count, results = (1 if method == "relax" else args.models), len(arguments.get("omega", "").split(","))
-        volume = f"{count} to {results}"
-        if volume not in report["limits"]:
-            report["limits"][volume] = asdict(measured(bench, bench.limit(count, results), args.runs))
+        traffic = f"{count} to {results}"
+        if traffic not in report["limits"]:
+            report["limits"][traffic] = asdict(measured(bench, bench.limit(count, results), args.runs))
         ours = measured(bench, bench.ours(method, arguments), args.runs)
         peer_run = None if args.no_peers else bench.peer(method, arguments)
         peer = asdict(measured(bench, peer_run, args.runs)) if peer_run else None
-        report["work"][name] = {"moved": volume, "ours": asdict(ours), "peer": peer}
+        report["work"][name] = {"moved": traffic, "ours": asdict(ours), "peer": peer}
         logger.info(f"{name}: {json.dumps(report['work'][name])}")
         if args.json:
             args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

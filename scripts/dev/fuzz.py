@@ -530,10 +530,10 @@ class Inputs:
         def expected(_out: Path) -> None:
             import torch
 
-            ours, child_end, result = (_loaded(self.folder / name) for name in (first, "b", "out"))
-            assert set(result) == set(child_end) == set(ours), "other names of tensors"
+            ours, second, result = (_loaded(self.folder / name) for name in (first, "b", "out"))
+            assert set(result) == set(second) == set(ours), "other names of tensors"
             for name, tensor in result.items():
-                target_values = (ours[name].double() + child_end[name].double()) / 2
+                target_values = (ours[name].double() + second[name].double()) / 2
                 assert torch.allclose(tensor.double(), target_values, rtol=1e-5, atol=1e-6), f"{name} is not the mean"
 
         return expected

@@ -259,10 +259,10 @@ def free_port() -> int:
 
 def digest(folder: Path) -> str:
     """Return a digest of every file below a folder."""
-    contents = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        contents.update(str(file.relative_to(folder)).encode() + file.read_bytes())
-    return contents.hexdigest()
+        sha256.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+    return sha256.hexdigest()
 
 
 def cases_of(scenario: Scenario, reference: Reference) -> list[Case]:
@@ -315,22 +315,22 @@ def main(argv: Sequence[str]) -> int:
         references = {scenario.name: torture.reference(scenario) for scenario in chosen}
         everything = [case for s in chosen for case in cases_of(s, references[s.name])]
         cases = everything if args.sample is None else sample(everything, args.sample, random.Random(args.seed))
-        contents = {}
+        failed_cases = {}
         for i, case in enumerate(cases):
             if problems := torture.problems(case, references[case.scenario.name]):
-                contents[case] = problems
+                failed_cases[case] = problems
                 logger.warning(f"{case.scenario.name}, {case.fault} {case.number}: {'; '.join(problems)}")
             if not args.quiet and i % 100 == 99:
-                logger.warning(f"{i + 1} of {len(cases)} cases, {len(contents)} with problems")
+                logger.warning(f"{i + 1} of {len(cases)} cases, {len(failed_cases)} with problems")
         if digest(torture.inputs) != torture.inputs_digest:
             raise FailureError("An input was changed.")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    results = summary(cases, everything, contents)
+    results = summary(cases, everything, failed_cases)
     print(as_text(results))
     if args.results:
         write_whole(args.results, (json.dumps(results, indent=1) + "\n").encode())
-    return 1 if contents else 0
+    return 1 if failed_cases else 0
 
 
 def sample(cases: Sequence[Case], count: int, chance: random.Random) -> list[Case]:
@@ -370,7 +370,9 @@ def summary(cases: Sequence[Case], everything: Sequence[Case], problems: dict[Ca
         {"scenario": name, "fault": fault, "cases": tried[name, fault], "of": count, "problems": wrong[name, fault]}
         for (name, fault), count in possible.items()
     ]
-    texts = [f"{c.scenario.name}, {c.fault} {c.number}: {'; '.join(contents)}" for c, contents in problems.items()]
+    texts = [
+        f"{c.scenario.name}, {c.fault} {c.number}: {'; '.join(texts_of_case)}" for c, texts_of_case in problems.items()
+    ]
     return {"cases": len(cases), "of": len(everything), "problems": texts, "rows": rows}
 
 

@@ -59,10 +59,8 @@ class VLLMModel(CorrectedEncoding, VLLM):  # type: ignore[misc]
     def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
         outputs = super()._model_generate(requests, generate=generate, sampling_params=sampling_params)
         if generate:
-            outputs_of_requests = [o.outputs[0] for o in outputs]
-            self._outputs.extend(
-                Facts(len(o.token_ids), o.finish_reason or "length", False) for o in outputs_of_requests
-            )
+            completions = [o.outputs[0] for o in outputs]
+            self._outputs.extend(Facts(len(o.token_ids), o.finish_reason or "length", False) for o in completions)
         return outputs
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False) -> Any:
