@@ -314,7 +314,10 @@ REFUSED = [
     ("pickled code", "is not unpickled"),
     ("other shape", r"model\.layers\.0\.mlp\.up_proj\.weight is \[96, 48\] in .* and \[5, 48\]"),
     ("fewer layers", r"config\.json says 2 layers and the weights have 1"),
-    ("fewer layers in the config too", r"has 2 layers \(model\.layers\.\*\) and .* 1; a recipe with slices"),
+    (
+        "fewer layers in the config too",
+        r"has 2 layers \(model\.layers\.\*\), .*fewer_layers_in_the_config_too 1; choose the layers in a recipe with slices",
+    ),
     ("other vocabulary in the config", "config.json says vocab_size 7 and the input embedding has 320 rows"),
     ("other width in the config", "config.json says hidden_size 64 and the input embedding has 48 columns"),
     ("one tensor in two shards", "model.norm.weight is in both"),
