@@ -316,7 +316,7 @@ REFUSED = [
     ("fewer layers", r"config\.json says 2 layers and the weights have 1"),
     (
         "fewer layers in the config too",
-        r"has 2 layers \(model\.layers\.\*\), .*fewer_layers_in_the_config_too 1; choose the layers in a recipe with slices",
+        r"has 2 layers \(model\.layers\.\*\), .*_too 1; choose the layers in a recipe with slices",
     ),
     ("other vocabulary in the config", "config.json says vocab_size 7 and the input embedding has 320 rows"),
     ("other width in the config", "config.json says hidden_size 64 and the input embedding has 48 columns"),
