@@ -14,6 +14,11 @@ def omega_text(omega: float) -> str:
     return short if float(short) == omega else repr(omega)
 
 
+def omega_folder(omega: float) -> str:
+    """Return the folder of one omega of several: omega-0.4, with all the digits that tell it from others."""
+    return f"omega-{omega_text(omega)}"
+
+
 def check_omegas(omegas: Sequence[float]) -> None:
     """Raise UsageError for an omega outside [0, 1], none at all, or one that is given twice."""
     if not omegas:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aim.config import AimConfig
 from aim.measure import Settings, check_measured, importance_of
-from aim.omegas import omega_text
+from aim.omegas import omega_folder
 from aim.relaxer import Relaxer
 from common.device import resolve_device
 from common.errors import UsageError
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from aim.capture.state import Progress
     from merging.methods.contract import Method
     from merging.ops.kernel_spec import WeightedSum
-
-
-def folder_of(omega: float) -> str:
-    """Return the folder of one omega of several: omega-0.4, with all the digits that tell it from others."""
-    return f"omega-{omega_text(omega)}"
 
 
 def state_file(save_path: Path, settings: Settings) -> Path:
@@ -95,7 +90,7 @@ class _RunRelaxation:
     def variants(self) -> tuple[Variant, ...]:
         """Return the results: one in the output itself, several in folders of it."""
         omegas = self.aim.omegas
-        return tuple(self._variant(omega, folder_of(omega) if len(omegas) > 1 else ".") for omega in omegas)
+        return tuple(self._variant(omega, omega_folder(omega) if len(omegas) > 1 else ".") for omega in omegas)
 
     def _variant(self, omega: float, folder: str) -> Variant:
         lineage = {"omega": omega, **self.aim.label()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from aim.omegas import omega_text
 from common.cli import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,11 +39,14 @@ def parser_of(section: str) -> Parser:
         from eval.harness.flags import parser
 
         return parser()
-    import runpy
-
-    functions = runpy.run_path(str(ROOT / SCRIPTS[section]), run_name="cell")
-    script_parser: Parser = functions["parser" if section == "family" else "make_parser"]()
+    script_parser: Parser = script_functions(section)["parser" if section == "family" else "make_parser"]()
     return script_parser
+
+
+@cache
+def script_functions(section: str) -> dict[str, Any]:
+    """Return the names that the script of a section defines, from one execution of its file."""
+    return runpy.run_path(str(ROOT / SCRIPTS[section]), run_name="cell")
 
 
 def script_path(section: str) -> str:
@@ -63,10 +68,7 @@ def flag_words(flags: Mapping[str, Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, float):
-        short = f"{value:g}"
-        return short if float(short) == value else repr(value)
-    return str(value)
+    return omega_text(value) if isinstance(value, float) else str(value)
 
 
 def check_words(section: str, words: list[str]) -> None:
@@ -74,6 +76,6 @@ def check_words(section: str, words: list[str]) -> None:
     parser_of(section).parse_args(words)
 
 
-def shown(section: str, words: list[str]) -> str:
+def command_line(section: str, words: list[str]) -> str:
     """Return the command line of a cell, which can be copied into a shell."""
     return " ".join(map(shlex.quote, ["python", script_path(section), *words]))

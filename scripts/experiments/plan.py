@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from aim.omegas import omega_folder
 from common.errors import UsageError
 from eval.results.reader import PAPER, read_results
-from scripts.experiments.commands import check_words, flag_words, shown
+from scripts.experiments.commands import check_words, command_line, flag_words
 from scripts.experiments.schema import Experiment, Flags, Method, Pool, Relaxation, Variant
 
 
@@ -40,7 +42,7 @@ class Cell:
     @property
     def command(self) -> str:
         """The command line, as a user types it."""
-        return shown(self.section, list(self.words))
+        return command_line(self.section, list(self.words))
 
 
 @dataclass(frozen=True)
@@ -130,18 +132,22 @@ class _Planner:
         self.experiment, self.folder = experiment, folder
         self.models: list[Model] = []
         self.omegas = tuple(omega for omega in experiment.omegas if omega != 1.0)
+        self._replicates = list(self._plan_replicates())
 
     def replicates(self) -> list[Replicate]:
-        """Return every pool, or every trained family, with every seed; or with its share of dealt seeds."""
-        return [replicate for replicate, _ in self._pairs()]
+        """Return the replicates in the order of their cells."""
+        return [replicate for replicate, _ in self._replicates]
 
-    def _pairs(self) -> Iterator[tuple[Replicate, Variant | None]]:
+    def _plan_replicates(self) -> Iterator[tuple[Replicate, Variant | None]]:
+        """Yield every pool or trained family with every seed; with deal_seeds, one recipe per seed, in turn."""
         e = self.experiment
         for pool in e.pools:
             variants: tuple[Variant | None, ...] = e.families or (None,)
-            dealt = [(seed, variants[at % len(variants)]) for at, seed in enumerate(e.seeds)]
-            every = [(seed, variant) for seed in e.seeds for variant in variants]
-            for seed, variant in dealt if e.deal_seeds else every:
+            if e.deal_seeds:
+                seeded = list(zip(e.seeds, itertools.cycle(variants), strict=False))
+            else:
+                seeded = list(itertools.product(e.seeds, variants))
+            for seed, variant in seeded:
                 yield self._replicate(pool, variant, seed), variant
 
     def _replicate(self, pool: Pool, variant: Variant | None, seed: int) -> Replicate:
@@ -160,7 +166,7 @@ class _Planner:
 
     def cells(self) -> Iterator[Cell]:
         """Yield all cells, chain after chain, so that few weights stand on the disk at a time."""
-        for replicate, variant in self._pairs():
+        for replicate, variant in self._replicates:
             yield from self._replicate_cells(replicate, variant)
         if self.experiment.published:
             for result in read_results(PAPER, print)[0]:
@@ -205,12 +211,12 @@ class _Planner:
     ) -> Iterator[Cell]:  # fmt: skip
         """Merge, relax in every way, and score each result."""
         e = self.experiment
-        name = f"{method.label}___{'-'.join(map(slug, members))}"
-        chain = f"{r.name}__{method.label}__{'-'.join(map(slug, members))}"
+        members_label = "-".join(map(slug, members))
+        chain = f"{r.name}__{method.label}__{members_label}"
         axes = {**r.axes, "method": method.name, "models": " + ".join(members)}
         axes |= {key: method.parameters[key] for key in method.varied}
         place = self.folder / "models" / r.name
-        merged = place / "merged" / name
+        merged = place / "merged" / f"{method.label}___{members_label}"
         flags = {
             "method": method.name, "base_model": r.base, "models_to_merge": [r.models[label] for label in members],
             "save_path": str(merged), "seed": r.axes["seed"], **e.merge, **method.parameters,
@@ -237,8 +243,7 @@ class _Planner:
             "importance": str(importance.outputs[0]), "save_path": str(out), **self.experiment.aim,
             **relaxation.flags(),
         }  # fmt: skip
-        folders = [out / f"omega-{text}" for text in flag_words({"omega": list(self.omegas)})[1].split(",")]
-        outputs = tuple(folders) if len(folders) > 1 else (out,)
+        outputs = tuple(out / omega_folder(omega) for omega in self.omegas) if len(self.omegas) > 1 else (out,)
         varied = {f"calibration.{key}": calibration.flags[key] for key in calibration.varied}
         kind = {
             **axes, "relaxation": relaxation.name, "statistic": relaxation.statistic,

@@ -6,14 +6,12 @@ import contextlib
 import gc
 import io
 import os
-import runpy
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +20,7 @@ from tqdm import tqdm
 from common.cli import run
 from common.errors import UsageError
 from common.files.locks import HeldError, Lock
-from scripts.experiments.commands import ROOT, SCRIPTS, script_path
+from scripts.experiments.commands import script_functions, script_path
 from scripts.experiments.plan import Cell, Plan
 from scripts.experiments.state import LOG, State, Status, clear_partial
 from scripts.experiments.weights import delete_scored, missing_outputs
@@ -229,19 +227,11 @@ def in_process(cell: Cell, _lock: Lock, words: list[str], log: Path, _gpu: int |
     """Run a cell in this process; its output goes to the log. Raises what stops this process, such as Ctrl-C."""
     stream = io.TextIOWrapper(log.open("ab"), encoding="utf-8", write_through=True)
     with contextlib.closing(stream), contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-        code = run(_interruptible(cell.section), words)
+        code = run(script_functions(cell.section)["main"], words)
     gc.collect(0)
     if code >= 128:
         raise KeyboardInterrupt
     return code
-
-
-@cache
-def _interruptible(section: str) -> Callable[..., int]:
-    """Return the main function of a script."""
-    functions = runpy.run_path(str(ROOT / SCRIPTS[section]), run_name="cell")
-    main: Callable[..., int] = functions["main"]
-    return main
 
 
 def _last_error(log: Path, offset: int) -> str | None:

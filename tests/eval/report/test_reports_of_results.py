@@ -19,8 +19,8 @@ from aim.calibration.flags import calibration_of
 from aim.config import AimConfig
 from aim.importance import Importance, fingerprint
 from aim.measure import Settings, load_importance
-from aim.omegas import parse_omegas
-from aim.pipeline import folder_of, plan_relaxation, relax
+from aim.omegas import omega_folder, parse_omegas
+from aim.pipeline import plan_relaxation, relax
 from aim.relax import relax_tensor
 from common.errors import CheckpointError, UsageError
 from merging.checkpoints.checkpoint import open_checkpoint
@@ -153,7 +153,7 @@ def test_relaxing_keeps_the_sign_of_zeros() -> None:
 def test_omegas_that_print_alike_have_folders_of_their_own() -> None:
     """By hand: the shortest text that is that number."""
     omegas = (0.4, 1.0, 0.0, 0.3, 0.30000000000000004, 0.1234567, 0.12345671)
-    names = [folder_of(omega) for omega in omegas]
+    names = [omega_folder(omega) for omega in omegas]
     assert names[:5] == ["omega-0.4", "omega-1", "omega-0", "omega-0.3", "omega-0.30000000000000004"]
     assert len(set(names)) == len(omegas)
     assert [float(name.removeprefix("omega-")) for name in names] == list(omegas)
