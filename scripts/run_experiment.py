@@ -111,8 +111,8 @@ def jobs_of(value: str | None, plan: Plan) -> int | str:
 
 
 def report(plan: Plan, state: State, collect: Path | None) -> None:
-    """Write tables, figures and the CSV of all cells, and say where they are."""
-    from scripts.experiments.results import compact, models_of, read_scores, rows_of, write_results
+    """Write tables, figures and the CSV of all cells, and print their paths."""
+    from scripts.experiments.results import compact, write_results
 
     remarks: set[str] = set()
 
@@ -121,11 +121,10 @@ def report(plan: Plan, state: State, collect: Path | None) -> None:
             logger.info(sentence)
         remarks.add(sentence)
 
-    for file in write_results(plan, state, remark):
+    files, rows = write_results(plan, state, remark)
+    for file in files:
         print(file)
     if collect is not None:
-        results = read_scores(plan, state, remark)
-        rows = [row for r in plan.replicates for row in rows_of(plan, r, models_of(plan, r, results, remark), remark)]
         compact(plan, rows, collect)
         logger.info(f"{len(rows)} rows in {collect}.")
 

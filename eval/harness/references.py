@@ -54,9 +54,12 @@ def label_of(model: str) -> str:
 
 
 def _label(name: str) -> str:
-    if not Path(name).exists():
-        return name.removesuffix("@main")
-    absolute = os.path.abspath(name)
+    return path_label(name) if Path(name).exists() else name.removesuffix("@main")
+
+
+def path_label(path: str) -> str:
+    """Return a path relative to the working directory where it lies below, else absolute; it need not exist."""
+    absolute = os.path.abspath(path)
     relative = os.path.relpath(absolute)
     return absolute if relative.startswith(".") else relative
 
@@ -103,10 +106,10 @@ def split_revision(name: str, revision: str | None = None) -> tuple[str, str]:
     """
     if Path(name).is_dir():
         return name, "main"
-    repo, _, own = name.partition("@")
-    if own and revision and own != revision:
+    repo, _, named_revision = name.partition("@")
+    if named_revision and revision and named_revision != revision:
         raise UsageError(f"--model {name} and --model_args revision={revision} contradict each other; give one.")
-    return repo, own or revision or "main"
+    return repo, named_revision or revision or "main"
 
 
 def _snapshot(name: str, patterns: tuple[str, ...], revision: str | None) -> Path:
@@ -115,7 +118,7 @@ def _snapshot(name: str, patterns: tuple[str, ...], revision: str | None) -> Pat
     repo, wanted = split_revision(name, revision)
     try:
         return Path(snapshot_download(repo, revision=wanted, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub's client has a dozen exceptions, and its transport its own
+    except Exception as error:  # the hub's client has a dozen exceptions, and its transport has others
         raise BadInputError(
             f"--model {name} is neither a folder nor available from the hub or its cache: {first_line(error)}"
         ) from error

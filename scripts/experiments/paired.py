@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from common.figures import COLORS, DPI, WIDTH, in_style
+from common.figures import COLORS, DPI, WIDTH, in_style, write_figure
 from common.files.paths import write_whole
 from common.markup import markdown
 from eval.stats.gains import HV
@@ -45,17 +45,24 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def differences(rows: Sequence[Row]) -> list[Difference]:
-    """Return every relaxation minus its merge, and AIM minus every other relaxation, per method, omega and quantity."""
-    merges = {_merge_key(row): row for row in rows if row.get("method") and not row.get("relaxation")}
+def differences(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[Difference]:
+    """Return every relaxation minus its merge, and AIM minus every other relaxation, per method, omega and quantity.
+
+    varied: the parameters of methods in which merges differ.
+    """
+
+    def merge_key(row: Row) -> tuple[Any, ...]:
+        return tuple(row.get(key) for key in ("replicate", "method", "models", *varied))
+
+    merges = {merge_key(row): row for row in rows if row.get("method") and not row.get("relaxation")}
     relaxed = [row for row in rows if row.get("relaxation")]
-    aim = {(*_merge_key(row), row["omega"]): row for row in relaxed if row["relaxation"] == AIM}
+    aim = {(*merge_key(row), row["omega"]): row for row in relaxed if row["relaxation"] == AIM}
     pairs: dict[tuple[str, float], list[tuple[Row, Row]]] = {}
     for row in relaxed:
-        merge = merges.get(_merge_key(row))
+        merge = merges.get(merge_key(row))
         if merge is not None:
             pairs.setdefault((f"{_label(row)} minus merge", row["omega"]), []).append((row, merge))
-        other = aim.get((*_merge_key(row), row["omega"]))
+        other = aim.get((*merge_key(row), row["omega"]))
         if other is not None and _label(row) != AIM:
             pairs.setdefault((f"AIM minus {_label(row)}", row["omega"]), []).append((other, row))
     result = []
@@ -68,13 +75,6 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
                 if difference is not None:
                     result.append(difference)
     return result
-
-
-def _merge_key(row: Row) -> tuple[Any, ...]:
-    """Return the key that a relaxation shares with its merge: everything but the relaxation and the scores."""
-    keys = ("replicate", "method", "models")
-    parameters = sorted(k for k in row if k in row.get("_varied", ()))
-    return (*(row.get(key) for key in keys), *(row[key] for key in parameters))
 
 
 def _label(row: Row) -> str:
@@ -93,10 +93,8 @@ def _difference(
     values = [mean(v) for v in by_replicate.values()]
     if not values:
         return None
-    half = interval_half(values)
-    return Difference(
-        what, method, omega, quantity, len(values), mean(values), mean(values) - half, mean(values) + half
-    )
+    center, half = mean(values), interval_half(values)
+    return Difference(what, method, omega, quantity, len(values), center, center - half, center + half)
 
 
 def interval_half(values: Sequence[float]) -> float:
@@ -111,7 +109,7 @@ def interval_half(values: Sequence[float]) -> float:
 def write_summary(plan: Plan, rows: Sequence[Row], out: Path) -> list[Path]:
     """Write summary.md, differences.json and curves.png where there are replicates enough for intervals."""
     varied = tuple(dict.fromkeys(key for method in plan.experiment.methods for key in method.varied))
-    pairs = differences([{**row, "_varied": varied} for row in rows])
+    pairs = differences(rows, varied)
     if not pairs or max(d.replicates for d in pairs) < LEAST_REPLICATES:
         return []
     write_whole(out / "differences.json", (json.dumps([vars(d) for d in pairs], indent=0) + "\n").encode())
@@ -147,10 +145,6 @@ def summary(plan: Plan, pairs: Sequence[Difference]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _interval(d: Difference) -> str:
-    return f"{d.low:+.3f} to {d.high:+.3f}"
-
-
 def _bold(text: str, d: Difference) -> str:
     return f"**{text}**" if d.is_significant else text
 
@@ -158,8 +152,6 @@ def _bold(text: str, d: Difference) -> str:
 def draw_curves(pairs: Sequence[Difference], file: Path) -> Path:
     """Draw what each relaxation changes against omega, with the intervals over replicates."""
     from matplotlib.figure import Figure
-
-    from common.figures import write_figure
 
     chosen = [d for d in pairs if d.method == ALL and d.what.endswith(" minus merge")]
     names = list(dict.fromkeys(d.what.removesuffix(" minus merge") for d in chosen))

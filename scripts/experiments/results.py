@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from common.errors import UsageError
 from common.files.paths import write_whole
+from eval.harness.references import path_label
 from eval.report.latex import to_latex
 from eval.report.page import make_page
 from eval.report.plots import curved, plot_omega_curves, plot_pareto, save
@@ -25,7 +25,8 @@ from eval.results.result import EvalResult
 from eval.results.rows import Models, assemble, model_key
 from eval.results.samples import answers_of, sample_files
 from eval.stats.gains import HV, Measure, all_gains
-from scripts.experiments.plan import Model, Plan, Replicate
+from scripts.experiments.paired import write_summary
+from scripts.experiments.plan import Plan, Replicate
 from scripts.experiments.state import State
 
 Row = Mapping[str, Any]
@@ -34,13 +35,17 @@ MEAN = "mean"
 """Column of the CSV: the mean of the scores that are percentages of which more is better."""
 
 
-def write_results(plan: Plan, state: State, remark: Remark) -> list[Path]:
-    """Write everything that the scored cells give into `report/`; returns the files that a reader starts with."""
+def write_results(plan: Plan, state: State, remark: Remark) -> tuple[list[Path], list[Row]]:
+    """Write tables, figures and the CSV of all scored cells into `report/`.
+
+    Returns:
+        The files that a reader starts with, and the rows of the CSV.
+    """
     out = plan.folder / "report"
     results = read_scores(plan, state, remark)
     if not results:
         remark("No cell has scores yet, so there is no report.")
-        return []
+        return [], []
     rows: list[Row] = []
     files: list[Path] = []
     several = len(plan.replicates) > 1
@@ -52,31 +57,19 @@ def write_results(plan: Plan, state: State, remark: Remark) -> list[Path]:
         folder = out / replicate.name if several else out
         files += write_tables(plan, models, results, folder, remark, with_figures=not several)
     write_whole(out / "cells.csv", to_csv_text(rows).encode())
-    from scripts.experiments.paired import write_summary
-
-    return [out / "cells.csv", *write_summary(plan, rows, out), *files]
+    return [out / "cells.csv", *write_summary(plan, rows, out), *files], rows
 
 
 def read_scores(plan: Plan, state: State, remark: Remark) -> dict[str, EvalResult]:
     """Return the newest result of every scored model, by its path, its columns named as the experiment names them."""
     results: dict[str, EvalResult] = {}
     for cell in plan.cells:
-        scores = state.cell(cell) / "scores"
+        scores = state.cell_folder(cell) / "scores"
         if cell.section != "evaluate" or not scores.is_dir() or state.status(cell).state != "done":
             continue
         for result in read_results(scores, remark)[0]:
             results[model_key(result.model)] = _renamed(result, plan.experiment.columns)
     return results
-
-
-def key_of(path: str) -> str:
-    """Return a model's path as results of evaluate_model.py spell it: relative below the current folder, else absolute.
-
-    Also of weights that are deleted; a hub id stays as it is.
-    """
-    absolute = os.path.abspath(path)
-    relative = os.path.relpath(absolute)
-    return absolute if relative.startswith(".") else relative
 
 
 def _renamed(result: EvalResult, columns: Mapping[str, str]) -> EvalResult:
@@ -90,9 +83,9 @@ def _renamed(result: EvalResult, columns: Mapping[str, str]) -> EvalResult:
 
 def models_of(plan: Plan, replicate: Replicate, results: Mapping[str, EvalResult], remark: Remark) -> Models:
     """Return a replicate's models as the tables have them; with the paper's numbers where those are asked for."""
-    own = [m for m in plan.models if m.axes["replicate"] in (_name(replicate), "published")]
-    chosen = [results[key] for m in own if (key := key_of(m.path)) in results]
-    names = {s: label for model, label in replicate.labels.items() for s in (model, key_of(model))}
+    of_replicate = [m for m in plan.models if m.axes["replicate"] in (_name(replicate), "published")]
+    chosen = [results[key] for m in of_replicate if (key := path_label(m.path)) in results]
+    names = {s: label for model, label in replicate.labels.items() for s in (model, path_label(model))}
     if plan.experiment.published:
         published, labels = read_results(PAPER, remark)
         chosen = published + chosen
@@ -110,10 +103,10 @@ def _name(replicate: Replicate) -> str:
 def rows_of(plan: Plan, replicate: Replicate, models: Models, remark: Remark) -> list[Row]:
     """Return a flat row for each scored model of a replicate: its axes, scores, their mean, and HV gain."""
     gains = all_gains(models, Measure(), remark).values
-    axes = {key_of(model.path): model for model in plan.models if model.axes["replicate"] == _name(replicate)}
+    by_path = {path_label(model.path): model for model in plan.models if model.axes["replicate"] == _name(replicate)}
     rows: list[Row] = []
     for row in models.rows:
-        model: Model | None = axes.get(model_key(row.model))
+        model = by_path.get(model_key(row.model))
         if model is None or row.published:
             continue
         counted = [row.scores[c] for c in models.gain_columns if c in row.scores]
@@ -136,29 +129,28 @@ def write_tables(
     write_whole(out / "tables.md", f"# {plan.experiment.title}\n\n{text}".encode())
     write_whole(out / "tables.csv", to_csv(report).encode())
     write_whole(out / "tables.tex", to_latex(report).encode())
-    if not with_figures:
-        return [out / "tables.md"]
     files = [out / "tables.md"]
+    if not with_figures:
+        return files
     if len(models.columns) > 1 and models.families:
         files += save(plot_pareto(models, list(itertools.combinations(models.columns, 2)), remark), out / "pareto")
     if curved(models):
         files += save(plot_omega_curves(models, report.gains.values, report.uncertainty.intervals), out / "omega")
     samples = sample_files([plan.folder / "cells"])
-    own = {
+    answers_by_row = {
         row.key: answers_of(results[model_key(row.model)], samples.get(model_key(row.model), []), remark)
         for row in models.rows
         if not row.published
     }
-    page = make_page(models, report, own, plan.experiment.title)
+    page = make_page(models, report, answers_by_row, plan.experiment.title)
     write_whole(out / "report.html", page.encode("utf-8", "replace"))
     return [*files, out / "report.html"]
 
 
 def to_csv_text(rows: Sequence[Row]) -> str:
     """Return rows as CSV, with every key that any of them has."""
-    heads = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO()
-    writer = csv.DictWriter(out, heads, restval="", lineterminator="\n")
+    writer = csv.DictWriter(out, _columns(rows), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -169,8 +161,8 @@ def compact(plan: Plan, rows: Sequence[Row], file: Path) -> None:
 
     Raises UsageError for a file above 1 MB.
     """
-    heads = [key for key in dict.fromkeys(k for row in rows for k in row) if key not in ("checkpoint",)]
-    lines = ",\n".join(json.dumps([_short(row.get(key)) for key in heads], separators=(",", ":")) for row in rows)
+    heads = [key for key in _columns(rows) if key != "checkpoint"]
+    lines = ",\n".join(json.dumps([_rounded(row.get(key)) for key in heads], separators=(",", ":")) for row in rows)
     text = f'{{"experiment":{json.dumps(plan.experiment.name)},"title":{json.dumps(plan.experiment.title)},'
     text += f'"columns":{json.dumps(heads)},"rows":[\n{lines}\n]}}\n'
     if len(text) > 1 << 20:
@@ -178,5 +170,9 @@ def compact(plan: Plan, rows: Sequence[Row], file: Path) -> None:
     write_whole(file, text.encode())
 
 
-def _short(value: Any) -> Any:
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value

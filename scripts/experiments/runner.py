@@ -22,12 +22,15 @@ from common.errors import UsageError
 from common.files.locks import HeldError, Lock
 from scripts.experiments.commands import script_functions, script_path
 from scripts.experiments.plan import Cell, Plan
-from scripts.experiments.state import LOG, State, Status, clear_partial
-from scripts.experiments.weights import delete_scored, missing_outputs
+from scripts.experiments.state import LOG, State, Status, clear_partial, missing_outputs
+from scripts.experiments.weights import delete_scored
 
 RESUMABLE = ("merge", "aim", "calibration")
 """Sections whose scripts have --resume."""
-ENDED = ("done", "failed", "skipped")
+WHOLE = ("merge", "aim", "family")
+"""Sections whose outputs appear only once they are complete."""
+FAILED = ("failed", "skipped")
+ENDED = ("done", *FAILED)
 POLL_SECONDS = 0.1
 HELD_SECONDS = 2.0
 """Seconds until a cell that another process runs is looked at again."""
@@ -59,16 +62,18 @@ class Runner:
             gpus: GPUs of the machine; each process sees one, in turn.
         """
         wanted = self._with_needs(cells)
-        left = [cell for cell in self.plan.cells if cell.name in wanted and self._state(cell) != "done"]
-        for cell in left:
-            if self._state(cell) in ("failed", "skipped"):
+        unfinished = [cell for cell in self.plan.cells if cell.name in wanted and self._state(cell) != "done"]
+        for cell in unfinished:
+            if self._state(cell) in FAILED:
                 self._set(cell, Status())
-        self._bar = tqdm(total=len(wanted), initial=len(wanted) - len(left), unit="cell", disable=self.quiet or None)
+        self._bar = tqdm(
+            total=len(wanted), initial=len(wanted) - len(unfinished), unit="cell", disable=self.quiet or None
+        )
         try:
             if jobs == "in_process":
-                self._work(left, in_process, 0)
+                self._work(unfinished, in_process, 0)
             else:
-                self._with_threads(left, int(jobs), gpus)
+                self._with_threads(unfinished, int(jobs), gpus)
         finally:
             self._stopping = True
             for child in list(self._children):
@@ -76,7 +81,7 @@ class Runner:
             for child in list(self._children):
                 child.wait()
             self._bar.close()
-        return sum(self._state(cell) in ("failed", "skipped") for cell in self.plan.cells if cell.name in wanted)
+        return sum(self._state(cell) in FAILED for cell in self.plan.cells if cell.name in wanted)
 
     def _with_needs(self, names: Collection[str]) -> set[str]:
         """The cells, and what they need that is not done, or whose outputs are needed again."""
@@ -120,10 +125,8 @@ class Runner:
         if errors:
             raise errors[0]
 
-    def _work(
-        self, cells: list[Cell], execute: Callable[[Cell, Lock, list[str], Path, int | None], int], gpu: int | None
-    ) -> None:
-        """Run cells until none is left that this worker could run."""
+    def _work(self, cells: list[Cell], execute: Execute, gpu: int | None) -> None:
+        """Run cells until there are no more that this worker could run."""
         while not self._stopping:
             cell, is_waiting = self._next(cells)
             if cell is None:
@@ -152,7 +155,7 @@ class Runner:
                 if cell.name in self._busy or self._held.get(cell.name, 0.0) > now:
                     continue
                 needs = {need: self._statuses[need].state for need in cell.needs}
-                culprit = next((need for need, state in needs.items() if state in ("failed", "skipped")), None)
+                culprit = next((need for need, state in needs.items() if state in FAILED), None)
                 if culprit is not None:
                     self._set(cell, Status("skipped", sentence=f"it needs {culprit}, which failed"))
                     self._finished(cell)
@@ -163,13 +166,13 @@ class Runner:
 
     def _run(self, cell: Cell, lock: Lock, execute: Execute, gpu: int | None) -> None:
         """Run one cell and record how it ended."""
-        interrupted = self.state.status(cell).state == "running"
+        interrupted = self._state(cell) == "running"
         if interrupted:
-            clear_partial(cell.outputs, self.plan.folder)
+            clear_partial(cell, self.plan.folder)
         started = time.monotonic()
-        log = self.state.cell(cell) / LOG
+        log = self.state.cell_folder(cell) / LOG
         code = 0
-        if not (interrupted and cell.section in ("merge", "aim", "family") and not missing_outputs(cell)):
+        if not (interrupted and cell.section in WHOLE and not missing_outputs(cell)):
             self.state.begin(cell)
             words = [*cell.words, *(["--resume"] if interrupted and cell.section in RESUMABLE else [])]
             offset = log.stat().st_size if log.is_file() else 0
@@ -189,7 +192,7 @@ class Runner:
     def _finished(self, cell: Cell) -> None:
         """Print one line for a finished cell and move the bar."""
         status = self._statuses[cell.name]
-        if self._bar is None or status.state not in ("done", "failed", "skipped"):
+        if self._bar is None or status.state not in ENDED:
             return
         took = f" ({status.seconds:.1f} s)" if status.seconds is not None else ""
         if not self.quiet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from common.files.paths import write_whole
 from scripts.experiments.plan import Cell, Plan
 
 STATUS, COMMAND, LOG, LOCKS, CLAIM = "status.json", "command", "log", "lock", ".claim"
-MERGE_LOCK = "merge.lock.json"
 STATES = ("done", "failed", "skipped", "running", "waiting")
 
 
@@ -36,13 +35,13 @@ class State:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def cell(self, cell: Cell) -> Path:
+    def cell_folder(self, cell: Cell) -> Path:
         """Return the folder of a cell."""
         return self.folder / "cells" / cell.name
 
     def status(self, cell: Cell) -> Status:
         """Return the status of a cell. Raises UsageError for a status file that is not one of this program's."""
-        file = self.cell(cell) / STATUS
+        file = self.cell_folder(cell) / STATUS
         if not file.is_file():
             return Status()
         try:
@@ -55,7 +54,7 @@ class State:
 
     def write(self, cell: Cell, status: Status) -> None:
         """Record the status of a cell."""
-        folder = self.cell(cell)
+        folder = self.cell_folder(cell)
         folder.mkdir(parents=True, exist_ok=True)
         record = {key: value for key, value in asdict(status).items() if value is not None} | {"command": cell.command}
         write_whole(folder / STATUS, (json.dumps(record, indent=1) + "\n").encode())
@@ -63,7 +62,7 @@ class State:
     @contextmanager
     def claimed(self, cell: Cell) -> Iterator[Lock]:
         """Hold a cell while it is run. Raises HeldError where another process does."""
-        folder = self.cell(cell)
+        folder = self.cell_folder(cell)
         folder.mkdir(parents=True, exist_ok=True)
         lock = Lock.acquire(folder / CLAIM)
         try:
@@ -72,17 +71,17 @@ class State:
             lock.release()
 
     def begin(self, cell: Cell) -> None:
-        """Write the command of a cell that starts."""
-        folder = self.cell(cell)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / COMMAND, (cell.command + "\n").encode())
+        """Write the command of a claimed cell that starts."""
+        write_whole(self.cell_folder(cell) / COMMAND, (cell.command + "\n").encode())
         self.write(cell, Status("running"))
 
     def keep_locks(self, cell: Cell) -> None:
         """Copy the locks of a cell's results into its folder; they rebuild what `keep: scores` deletes."""
-        locks = {output.name: output / MERGE_LOCK for output in cell.outputs if (output / MERGE_LOCK).is_file()}
+        from merging.output.records.lock import LOCK_FILE
+
+        locks = {output.name: output / LOCK_FILE for output in cell.outputs if (output / LOCK_FILE).is_file()}
         for name, lock in locks.items():
-            target = self.cell(cell) / (LOCKS if len(locks) == 1 else f"{LOCKS}-{name}")
+            target = self.cell_folder(cell) / (LOCKS if len(locks) == 1 else f"{LOCKS}-{name}")
             shutil.copyfile(lock, target)
 
     def table(self, plan: Plan) -> str:
@@ -101,10 +100,15 @@ class State:
         return "\n".join(lines)
 
 
-def clear_partial(outputs: Sequence[Path], folder: Path) -> None:
-    """Remove outputs of an interrupted cell of which some are missing; only inside the experiment's own folder."""
-    if all(output.exists() for output in outputs):
+def missing_outputs(cell: Cell) -> list[Path]:
+    """Return the outputs of a cell that do not exist."""
+    return [output for output in cell.outputs if not output.exists()]
+
+
+def clear_partial(cell: Cell, folder: Path) -> None:
+    """Remove the outputs of an interrupted cell of which some are missing; only inside the experiment's folder."""
+    if not missing_outputs(cell):
         return
-    for output in outputs:
+    for output in cell.outputs:
         if output.is_dir() and output.is_relative_to(folder / "models"):
             shutil.rmtree(output)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from scripts.experiments.plan import Cell, Plan
 from scripts.experiments.state import State
-
-
-def missing_outputs(cell: Cell) -> list[Path]:
-    """Return the outputs of a cell that do not exist."""
-    return [output for output in cell.outputs if not output.exists()]
 
 
 def delete_scored(plan: Plan, state: State, finished: Cell) -> None:
