@@ -15,6 +15,7 @@ from common.device import resolve_device
 from common.errors import UsageError
 from common.logging import logger
 from merging.checkpoints.checkpoint import Checkpoint
+from merging.checkpoints.hub import local_paths
 from merging.pipeline import run
 from merging.plan.merge_plan import MergePlan, OutputConfig, RelaxationSpec, Variant
 from merging.plan.types import Plan
@@ -153,7 +154,8 @@ def relax(
         CalibrationError: where importance cannot be measured.
     """
     aim.check()
-    return run(lambda: plan_relaxation(merged_name, base_name, aim, output, dtype, options), output, aim.protected)
+    protected = [*local_paths([merged_name, base_name]), *aim.protected]
+    return run(lambda: plan_relaxation(merged_name, base_name, aim, output, dtype, options), output, protected)
 
 
 def plan_relaxation(

@@ -18,6 +18,7 @@ from common.files.file_state import check_unchanged, states_of
 from common.files.temporary import is_temporary
 from common.logging import logger
 from common.versions import MERGING, package_versions
+from merging.checkpoints.hub import local_paths
 from merging.checkpoints.licenses import licenses_of
 from merging.lora.adapter_format import AdapterFormat
 from merging.ops.kernels.bus_errors import report_bus_errors
@@ -60,7 +61,7 @@ def merge(recipe: MergeRecipe, output: OutputConfig, relaxation: RelaxationSpec 
         CheckpointError: for inputs that are broken or do not fit together.
         FailureError: where the system fails. Nothing is at the target then that was not there before.
     """
-    protected = relaxation.protected if relaxation else ()
+    protected = [*local_paths(recipe.model_names), *(relaxation.protected if relaxation else ())]
     return run(lambda: plan_merge(recipe, output, relaxation), output, protected)
 
 
@@ -70,7 +71,7 @@ def run(make_plan: Callable[[], MergePlan], output: OutputConfig, protected: Ite
     Args:
         make_plan: opens the inputs; of several ranks the first does so before the others, which find its downloads.
         output: place, kind and form of the result.
-        protected: paths that the output must not touch, besides the inputs.
+        protected: paths that the output must not touch. Those of the plan, which is made later, are checked as well.
 
     Raises:
         UsageError: for an output or inputs that cannot be.
@@ -93,10 +94,10 @@ def check_output(output: OutputConfig, protected: Iterable[Path] = ()) -> None:
     Raises:
         UsageError: naming the flag.
     """
+    check_untouched(output.save_path, protected)  # first, since an input is not empty, and --overwrite would be no help
     if output.process_group.is_main:
         recover(output.save_path)
     check_target(output.save_path, output.overwrite, output.resume)
-    check_untouched(output.save_path, protected)
     parse_size(output.max_shard_size)
     check_device_here(output.device, output.process_group)
 
@@ -121,8 +122,8 @@ def report(plan: MergePlan, output: OutputConfig, as_json: bool) -> str:
     parse_size(output.max_shard_size)
     result = format_of(plan)
     if output.save_path != Path():
-        check_target(output.save_path, output.overwrite, output.resume)
         check_plan(plan, output)
+        check_target(output.save_path, output.overwrite, output.resume)
     with result.prepare_files() as files:
         description = result.describe(output.save_path, files)
     return json.dumps(description, indent=2) if as_json else result.describe_as_text(description)

@@ -32,7 +32,7 @@ class RunConfig(ABC):
 
     @property
     def protected(self) -> Sequence[Path]:
-        """Paths that the output must not touch, besides the inputs."""
+        """Paths that the output must not touch, as far as they are known before the inputs are opened."""
         return ()
 
     @abstractmethod

@@ -15,6 +15,7 @@ from aim.omegas import parse_omegas
 from common.cli import Parser, value_flags
 from common.distributed import ProcessGroup
 from common.errors import UsageError
+from merging.checkpoints.hub import local_paths
 from merging.plan.merge_plan import MergePlan
 from merging.recipe import MergeRecipe, make_recipe, read_config
 from merging.recipe.flags import make_method_parser, make_parser
@@ -31,8 +32,8 @@ class MergeRun(RunConfig):
 
     @property
     def protected(self) -> Sequence[Path]:
-        """The importance file and the calibration text."""
-        return self.aim.protected if self.aim else ()
+        """The local models, the importance file and the calibration text."""
+        return [*local_paths(self.recipe.model_names), *(self.aim.protected if self.aim else ())]
 
     def plan(self) -> MergePlan:
         """Open the models and return the plan."""

@@ -13,6 +13,7 @@ from aim.config import AimConfig, add_aim_flags, add_scaling_flags
 from common.cli import Parser, add_output_flags, config_values
 from common.distributed import ProcessGroup
 from common.files.paths import user_path
+from merging.checkpoints.hub import local_paths
 from merging.plan.merge_plan import MergePlan
 from merging.recipe import DTYPES, read_config
 from merging.recipe.flags import add_look_flags, add_plan_flags, add_run_flags
@@ -36,8 +37,8 @@ class RelaxRun(RunConfig):
 
     @property
     def protected(self) -> Sequence[Path]:
-        """The importance file and the calibration text."""
-        return self.aim.protected
+        """The local models, the importance file and the calibration text."""
+        return [*local_paths([self.merged_model, self.base_model]), *self.aim.protected]
 
     def plan(self) -> MergePlan:
         """Open merged model and base and return the plan."""

@@ -88,6 +88,13 @@ class CheckpointRef:
         return f"{model}+{self.adapter}" if self.adapter else model
 
 
+def local_paths(names: Iterable[str]) -> list[Path]:
+    """Return the local folders and files among models as users name them, and among their adapters."""
+    refs = [CheckpointRef.parse(name) for name in names]
+    sides = [side for ref in refs for side in (ref, ref.adapter) if side is not None]
+    return [Path(side.path).expanduser() for side in sides if _is_local(side.path)]
+
+
 def _is_local(text: str) -> bool:
     return bool(text) and Path(text).expanduser().exists()
 

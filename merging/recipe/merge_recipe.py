@@ -64,6 +64,11 @@ class MergeRecipe:
         return is_whole and has_all_models and is_constant and not self.tokens
 
     @property
+    def model_names(self) -> list[str]:
+        """The base, where there is one, and the models."""
+        return [*([] if self.base_model is None else [self.base_model]), *self.models]
+
+    @property
     def exclusion(self) -> dict[str, str]:
         """The YAML keys `exclude` and `exclude_from`; empty where nothing is excluded."""
         return {"exclude": self.exclude, "exclude_from": self.exclude_from} if self.exclude else {}

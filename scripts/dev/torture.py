@@ -206,8 +206,11 @@ class Torture:
             ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": scenario.ranks, "MASTER_PORT": port}
             os.environ.update({key: str(value) for key, value in ranks.items()}, MASTER_ADDR="127.0.0.1")
         tempfile.tempdir = str(self.temporary)
+        import torch
+
         import aim.capture.state
 
+        torch.set_num_threads(1)  # replaces torch's pool, which a fork breaks, before there are threads that would race
         aim.capture.state.EVERY_SECONDS = 0.0
         sys.argv = [scenario.script, *arguments]
         shim = ctypes.CDLL(None)
@@ -304,9 +307,6 @@ def main(argv: Sequence[str]) -> int:
         "eval.harness.journal",
     ):
         importlib.import_module(name)
-    import torch
-
-    torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="torture-")).resolve()  # no context manager: children run its end
     try:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"

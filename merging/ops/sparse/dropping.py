@@ -68,15 +68,18 @@ class Masks(BlockArguments):
 
     def for_block(self, block: Block) -> Mapping[str, object]:
         """Return masks (n, rows, ...) bool and factors."""
-        return self.from_host(block, [self._mask(i, block) for i in range(len(self._factors))])
+        return self._stacked([self._mask(i, block) for i in range(len(self._factors))])
 
     def on_host(self, block: Block) -> Sequence[Tensor]:
         """Return the models' masks on the CPU; nothing where they depend on the weights."""
         return [] if self._host_mask is None else [self._host_mask(i, block) for i in range(len(self._factors))]
 
     def from_host(self, block: Block, tensors: Sequence[Tensor]) -> Mapping[str, object]:
-        """Return masks (n, rows, ...) bool and factors from the models' masks."""
-        return {"masks": torch.stack(list(tensors)), "factors": self._factors}
+        """Return masks (n, rows, ...) bool and factors, from the models' masks where `on_host` returns them."""
+        return self.for_block(block) if self._host_mask is None else self._stacked(tensors)
+
+    def _stacked(self, masks: Sequence[Tensor]) -> Mapping[str, object]:
+        return {"masks": torch.stack(list(masks)), "factors": self._factors}
 
     def for_kernel(self, block: Block) -> Mapping[str, object]:
         """Return masks as data or as contiguous tensors, and factors."""

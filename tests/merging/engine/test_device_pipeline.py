@@ -45,14 +45,14 @@ def models(dtype: torch.dtype = torch.bfloat16, shape: tuple[int, ...] = (61, 11
     return [base.to(dtype), *((base + 0.02 * torch.randn(shape, generator=generator)).to(dtype) for _ in range(3))]
 
 
-def merged(method: str, stored: list[torch.Tensor], block: int, **how: object) -> torch.Tensor:
+def merged(method: str, stored: list[torch.Tensor], block: int, density: float = 0.5, **how: object) -> torch.Tensor:
     """Merge in bf16, by blocks of so many elements; half of DARE's entries are drawn."""
     spec = find_method(method)
     used = stored[1 : 1 + int(min(3, spec.max_models))]
     defaults = {name: 0.3 if p.default is None else p.default for name, p in spec.parameters.items()}
     parameters = {name: p.for_models(defaults[name], len(used)) for name, p in spec.parameters.items()}
     if "density" in parameters:
-        parameters["density"] = [0.5] * len(used)
+        parameters["density"] = [density] * len(used)
     group = TensorGroup("w.weight", stored[0], tuple(used), CPU, block_elements=block)
     job = ExecutionConfig(load_method(spec.name), CPU, **how)  # type: ignore[arg-type]
     return torch.cat([one.clone() for (one,) in merged_blocks(group, job, parameters, torch.bfloat16)])
@@ -66,6 +66,13 @@ def test_every_method_has_the_same_bytes(method: str) -> None:
         stored = models(dtype)
         plain = merged(method, stored, block, compiled=False, device_pipeline=False)
         assert torch.equal(merged(method, stored, block, device_pipeline=True), plain), (dtype, block)
+
+
+def test_masks_that_keep_everything() -> None:
+    """DARE at density 1 draws no masks ahead; the ring gives the bytes of the plain loop."""
+    stored = models()
+    plain, ring = (merged("dare_linear", stored, 700, density=1.0, device_pipeline=p, compiled=False) for p in (0, 1))
+    assert torch.equal(plain, ring)
 
 
 @pytest.mark.parametrize("verdict", [RELAXED, KEPT_BASE])

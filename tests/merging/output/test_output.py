@@ -505,9 +505,10 @@ def test_dry_run_makes_the_checks_of_the_run(family, run_script, flags: list[str
     flags = [str(family["a"]) if flag == "INPUT" else flag for flag in flags]
     models = f"{family['a']},{family['b']}"
     command = ["merge.py", "--method", "ties", "--base_model", family["base"], "--models_to_merge", models, *flags]
-    planned = run_script(*command, "--dry_run")
-    assert planned.returncode == 2
-    assert message in planned.stderr
+    for more in (["--dry_run"], ["--save_path", "nowhere", *flags]):
+        finished = run_script(*command, *more)
+        assert finished.returncode == 2
+        assert message in finished.stderr
 
 
 def test_health_of_reference_numerics_is_refused(family, tmp_path: Path) -> None:
