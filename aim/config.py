@@ -16,6 +16,7 @@ from aim.relaxer import Rule
 from aim.scaling import CONTROLS, NORMALIZATIONS, QUANTILE, Scaling
 from aim.statistics import DEFAULT, statistic_names
 from common.errors import UsageError
+from common.files.json_values import JsonObject, JsonValue
 from common.files.paths import user_path
 from common.terminal_text import quoted
 from merging.recipe import DTYPES
@@ -40,7 +41,7 @@ class AimConfig:
 
     @classmethod
     def from_mapping(
-        cls, values: Mapping[str, Any], *, reference: bool = False, resume: bool = False, seed: str = SEED
+        cls, values: Mapping[str, JsonValue], *, reference: bool = False, resume: bool = False, seed: str = SEED
     ) -> AimConfig:
         """Return the configuration that keys of flags, a YAML or a lock give.
 
@@ -70,7 +71,7 @@ class AimConfig:
                 "--numerics reference computes the original's AIM alone; leave out --normalization and --control."
             )
 
-    def label(self) -> dict[str, Any]:
+    def label(self) -> JsonObject:
         """Return what a lineage records besides omega: what differs from the paper's AIM."""
         statistic = self.settings.statistic
         uses_it = statistic != DEFAULT and self.scaling.control != "weight_norm"
@@ -87,11 +88,11 @@ class AimConfig:
         """Paths that the output must not touch."""
         return [*self.files.values(), *self.settings.calibration.files()]
 
-    def as_recipe(self) -> dict[str, Any]:
+    def as_recipe(self) -> JsonObject:
         """Return the keys that `from_mapping` takes, without omega: what is not at its default."""
         settings = self.settings
         file = settings.importance_file
-        keys: dict[str, Any] = {"importance": str(file.resolve())} if file else {}
+        keys: JsonObject = {"importance": str(file.resolve())} if file else {}
         for config, default, names, excluded in (
             (settings.calibration.lasting(), Calibration(), CALIBRATION, ()),
             (settings, Settings(Calibration()), SETTINGS, ("calibration", "importance_file", "reference", "resume")),
@@ -203,7 +204,7 @@ KEYS = (
 """Keys that flags, a YAML and a lock may give."""
 
 
-def settings_of(values: Mapping[str, Any], *, reference: bool, resume: bool, seed: str) -> Settings:
+def settings_of(values: Mapping[str, JsonValue], *, reference: bool, resume: bool, seed: str) -> Settings:
     """Return how importance is to be measured, by the same keys. Raises UsageError for values that cannot be."""
     importance = values.get("importance")
     named = ("calibration_dtype", "calibration_mode", "hidden_states", "statistic")
@@ -219,7 +220,7 @@ def settings_of(values: Mapping[str, Any], *, reference: bool, resume: bool, see
     return settings
 
 
-def rule_of(values: Mapping[str, Any], reference: bool) -> Rule:
+def rule_of(values: Mapping[str, JsonValue], reference: bool) -> Rule:
     """Return what is to be relaxed, by the same keys. Raises UsageError for values that cannot be."""
     named = {field: RULE[field] if values.get(RULE.get(field, "")) is not None else field for field in vars(Rule())}
     rule = Rule(**{field: values[key] for field, key in named.items() if values.get(key) is not None})

@@ -20,6 +20,7 @@ from common.errors import CheckpointError
 from common.files.atomic import written
 from common.files.bounded_reading import UnreadableError, parse_json
 from common.files.json_types import Between, Each, Fields, ListOf, Maybe, OneOf, check_shape
+from common.files.json_values import JsonObject, JsonValue
 from common.files.safetensors_file import write_safetensors
 from common.hardware import usable_cores
 from common.terminal_text import quoted
@@ -89,8 +90,8 @@ class Importance:
     activations: Mapping[str, Tensor]
     axes: Mapping[str, int]
     unmeasured: Mapping[str, str]
-    calibration: Mapping[str, Any]
-    base: Mapping[str, Any]
+    calibration: Mapping[str, JsonValue]
+    base: Mapping[str, JsonValue]
     tokens: Mapping[str, Any] = field(default_factory=dict)
     stability: Mapping[str, Any] = field(default_factory=dict)
     heads: Mapping[str, str] = field(default_factory=dict)
@@ -107,7 +108,7 @@ class Importance:
             digest.update(self.activations[name].contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> JsonObject:
         return {key: getattr(self, key) for key in DESCRIBED}
 
     def save(self, file: Path) -> None:

@@ -15,6 +15,7 @@ from aim.calibration.config import Calibration, contradiction
 from aim.statistics import DEFAULT, check_statistic, find_statistic
 from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError, CheckpointError, UsageError, nearest
+from common.files.json_values import JsonValue
 from common.hardware import product_dtype
 from common.logging import logger
 from common.quiet_transformers import quiet_transformers
@@ -301,7 +302,7 @@ def check_measured(file: Path, measured: str, statistic: str, numerics: str) -> 
         )
 
 
-def check_same_calibration(file: Path, recorded: Mapping[str, Any], calibration: Calibration) -> None:
+def check_same_calibration(file: Path, recorded: Mapping[str, JsonValue], calibration: Calibration) -> None:
     """Refuse calibration flags that an existing importance file contradicts. Raises UsageError naming the first.
 
     Flags left at their defaults ask for nothing.

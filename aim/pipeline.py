@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aim.config import AimConfig
 from aim.measure import Settings, check_measured, importance_of
@@ -13,6 +13,7 @@ from aim.omegas import omega_folder
 from aim.relaxer import Relaxer
 from common.device import resolve_device
 from common.errors import UsageError
+from common.files.json_values import JsonObject, JsonValue
 from common.logging import logger
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.hub import local_paths
@@ -83,7 +84,7 @@ class _RunRelaxation:
         relaxer.check(plan)
         return [relaxer.sentence()]
 
-    def details(self, omega: float) -> Mapping[str, Any]:
+    def details(self, omega: float) -> Mapping[str, JsonValue]:
         """Return what the run record says of one result."""
         assert self.relaxer is not None
         return {"relaxation": self.relaxer.details(omega)}
@@ -194,7 +195,7 @@ def plan_relaxation(
         numerics="reference" if reference else "float32",
         options=options,
     )
-    keys: dict[str, Any] = {
+    keys: JsonObject = {
         "merged_model": merged_name,
         "pretrained_model_name": base_name,
         "omega": list(aim.omegas),

@@ -7,12 +7,13 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aim.calibration.packing import without_ids
 from aim.scaling import Scaling
 from common.errors import CheckpointError, UsageError
 from common.files.bounded_reading import UnreadableError
+from common.files.json_values import JsonObject
 from common.processes.bounded_regex import check_pattern, search_foreign
 from common.terminal_text import quoted
 from merging.checkpoints.tensor_names import layer_of
@@ -272,7 +273,7 @@ class Relaxer:
         a = along_rows(a, shape, self.importance.axes[source], 0, merged.shape[0], merged.dim())
         return [relax_reference(base, merged, a, omega) for omega in self.omegas]
 
-    def details(self, omega: float) -> dict[str, Any]:
+    def details(self, omega: float) -> JsonObject:
         """Return what the run record says: omega, calibration, and each tensor that was not relaxed, by reason."""
         reasons: dict[str, list[str]] = {}
         for name, verdict in self.account.items():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from aim.config import KEYS as AIM_KEYS
 from aim.config import AimConfig
 from aim.pipeline import plan_relaxation, relaxation_spec
 from common.errors import UsageError, nearest
+from common.files.json_values import JsonValue
 from common.terminal_text import quoted
 from merging.output.records.lock import pinned
 from merging.plan.merge_plan import MergePlan, OutputConfig
@@ -25,7 +25,7 @@ RELAXATION_KEYS = (
 
 
 def plan_from_lock(
-    lock: Mapping[str, Any], output: OutputConfig, models: Sequence[str] = (), base_model: str | None = None
+    lock: Mapping[str, JsonValue], output: OutputConfig, models: Sequence[str] = (), base_model: str | None = None
 ) -> MergePlan:
     """Plan the run of a lock.
 
@@ -71,8 +71,8 @@ def plan_from_lock(
 
 
 def _plan_relaxation(
-    recipe: Mapping[str, Any],
-    lock: Mapping[str, Any],
+    recipe: Mapping[str, JsonValue],
+    lock: Mapping[str, JsonValue],
     output: OutputConfig,
     models: Sequence[str],
     base_model: str | None,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.errors import UsageError, nearest
+from common.files.json_values import JsonObject
 from common.terminal_text import quoted
 
 if TYPE_CHECKING:
@@ -105,9 +106,9 @@ class Scaling:
             return controls.uniform(s)
         return controls.reversed_order(s) if self.control == "reversed" else s
 
-    def label(self) -> dict[str, Any]:
+    def label(self) -> JsonObject:
         """Return what a lineage records besides omega: normalization and control where they are not the paper's."""
-        record: dict[str, Any] = {}
+        record: JsonObject = {}
         if self.normalization == "quantile":
             record["normalization"] = f"quantile {self.quantile:g}"
         if self.control:

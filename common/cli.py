@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from common.errors import DISK_FULL, ProjectError, UsageError, nearest
 from common.files.bounded_reading import UnreadableError
+from common.files.json_values import JsonObject, JsonValue
 from common.logging import message_level
 from common.processes.interrupts import Terminated, handle_stop_signals, ignore_stop_signals
 from common.processes.standard_streams import protect_standard_streams
@@ -107,8 +108,8 @@ def value_flags(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def config_values(
-    parser: argparse.ArgumentParser, config: Mapping[str, Any], left_out: Collection[str]
-) -> dict[str, Any]:
+    parser: argparse.ArgumentParser, config: Mapping[str, JsonValue], left_out: Collection[str]
+) -> JsonObject:
     """Return a YAML's keys as the values of a parser's flags of the same names.
 
     Args:

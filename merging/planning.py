@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import HeadersUnknownError, UsageError
+from common.files.json_values import JsonValue
 from merging.checkpoints.checkpoint import Checkpoint, open_all
 from merging.checkpoints.hub import CheckpointRef
 from merging.checkpoints.model_folder import tokenizer_files
@@ -198,7 +199,7 @@ def _check_models(
 
 def _lock_recipe(
     recipe: MergeRecipe, relaxation: RelaxationSpec | None, is_adapter: bool, has_new_tokenizer: bool
-) -> Mapping[str, Any]:
+) -> Mapping[str, JsonValue]:
     """The keys that a lock repeats the run from; the dtype of an adapter only where somebody gave it."""
     if relaxation is not None and relaxation.is_alone:
         return relaxation.recipe
@@ -212,13 +213,15 @@ def _lock_recipe(
     return {**keys, **(relaxation.recipe if relaxation else {})}
 
 
-def _mergekit_form(recipe: MergeRecipe, relaxation: RelaxationSpec | None) -> tuple[Mapping[str, Any], Sequence[str]]:
+def _mergekit_form(
+    recipe: MergeRecipe, relaxation: RelaxationSpec | None
+) -> tuple[Mapping[str, JsonValue], Sequence[str]]:
     """The recipe in mergekit's form, and what that lacks."""
     document, unsupported = as_mergekit(recipe)
     return document, [*unsupported, *(["AIM: the result was also relaxed."] if relaxation else [])]
 
 
-def _lineage(recipe: MergeRecipe, inputs: Inputs, is_adapter: bool, is_alone: bool) -> Mapping[str, Any]:
+def _lineage(recipe: MergeRecipe, inputs: Inputs, is_adapter: bool, is_alone: bool) -> Mapping[str, JsonValue]:
     """Method, base, models and omega; of a run that only relaxes, those of the model that is relaxed."""
     models = [model.ref.full_name for model in inputs.models]
     if not is_alone:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
+from common.files.json_values import JsonObject, JsonValue
 
 PILE = "mit-han-lab/pile-val-backup"
 FILES = (".jsonl", ".json", ".parquet", ".txt")
@@ -152,7 +153,7 @@ class Calibration:
         """Return the local files and folders that are read."""
         return [path for name in self.names if (path := local_path(name))]
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> JsonObject:
         """Return the fields as an account holds them, in JSON's types: sources by their public names."""
         names = [source.name for source in self.sources()]
         weights = None if self.weights is None else list(self.weights)
@@ -192,7 +193,7 @@ def _check_source(name: str) -> None:
         raise UsageError(f"--calibration {name} must be a {KINDS} file.")
 
 
-def contradiction(calibration: Calibration, recorded: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+def contradiction(calibration: Calibration, recorded: Mapping[str, JsonValue]) -> tuple[str, Any, Any] | None:
     """Return (flag, recorded value, asked value) of the first setting in which an account differs from what is asked.
 
     Settings left at their defaults ask for nothing.

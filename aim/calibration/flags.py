@@ -8,6 +8,7 @@ from typing import Any
 
 from aim.calibration.config import KINDS, Calibration
 from common.errors import UsageError
+from common.files.json_values import JsonValue
 from common.terminal_text import quoted
 
 KEYS = ("calibration", "calibration_weights", "calibration_split", "text_field", "n_samples", "block_size", "seed")
@@ -41,7 +42,7 @@ def add_calibration_flags(parser: argparse.ArgumentParser, seed: str = "seed") -
     group.add_argument(f"--{seed}", type=int, help=f"seed of the shuffling of the texts (default: {Calibration.seed})")
 
 
-def calibration_of(values: Mapping[str, Any], seed: str = "seed") -> Calibration:
+def calibration_of(values: Mapping[str, JsonValue], seed: str = "seed") -> Calibration:
     """Return what parsed flags or a YAML's keys ask for, defaults where they are None or missing.
 
     Raises UsageError for values of another type, and as `Calibration.check` does.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import CalibrationError
+from common.files.json_values import JsonObject, JsonValue
 from common.processes.execution_limits import TEMPLATE_MEMORY, TEMPLATE_SECONDS, memory_limit, time_limit
 from common.terminal_text import foreign
 
@@ -32,7 +33,7 @@ class Sample:
     """Packed calibration set: blocks (n_blocks, block_size) of token ids, and counts of the texts."""
 
     blocks: Tensor
-    account: dict[str, Any]
+    account: JsonObject
 
 
 def cut(texts: Iterable[Texts], tokenizer: Tokenizer, calibration: Calibration) -> Sample:
@@ -64,7 +65,7 @@ def cut(texts: Iterable[Texts], tokenizer: Tokenizer, calibration: Calibration) 
     return Sample(blocks, account)
 
 
-def _take(texts: Texts, tokenizer: Tokenizer, block_size: int) -> tuple[list[int], dict[str, Any]]:
+def _take(texts: Texts, tokenizer: Tokenizer, block_size: int) -> tuple[list[int], JsonObject]:
     """Return the ids of a source's blocks, joined, and its account: counts, and which rows were kept.
 
     A blank text of the Pile is kept where a token comes of it (the first one of Llama's), as the original does.
@@ -143,7 +144,7 @@ def _check_encodable(text: str, where: str) -> None:
         ) from None
 
 
-def _check_shares(accounts: Sequence[Mapping[str, Any]], calibration: Calibration) -> None:
+def _check_shares(accounts: Sequence[Mapping[str, JsonValue]], calibration: Calibration) -> None:
     """Refuse sources that give fewer texts than their weights ask for. Raises CalibrationError."""
     short = next((account for account in accounts if account["kept"] < account["asked"]), None)
     if short is not None:
@@ -155,7 +156,7 @@ def _check_shares(accounts: Sequence[Mapping[str, Any]], calibration: Calibratio
         )
 
 
-def _counts(account: Mapping[str, Any], block_size: int) -> str:
+def _counts(account: Mapping[str, JsonValue], block_size: int) -> str:
     dropped = f"{account['too_long']} longer than {block_size} tokens"
     if account["empty"]:
         dropped += f", {account['empty']} empty"
@@ -163,13 +164,13 @@ def _counts(account: Mapping[str, Any], block_size: int) -> str:
     return f"{account['kept']} texts kept of {account['read']} read ({dropped}{requested})"
 
 
-def without_ids(account: Mapping[str, Any]) -> dict[str, Any]:
+def without_ids(account: Mapping[str, JsonValue]) -> JsonObject:
     """Return an account without the lists of samples, which the importance file keeps."""
     sources = [{k: v for k, v in s.items() if k not in ("positions", "row_ids")} for s in account.get("sources", [])]
     return {**account, "sources": sources}
 
 
-def summary(account: Mapping[str, Any]) -> str:
+def summary(account: Mapping[str, JsonValue]) -> str:
     """Return what was used, one line for each source where there are several."""
     lines = [
         f"{source['source']}: {_counts(source, account['block_size'])}, {source['blocks']} blocks, "

@@ -12,6 +12,7 @@ from typing import Any
 from aim.calibration.config import FILES, KINDS, Calibration
 from common.errors import CalibrationError
 from common.files.bounded_reading import UnreadableError, check_regular, parse_json, read_bytes, read_lines
+from common.files.json_values import JsonObject
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_WHOLE = 1 << 30
@@ -28,7 +29,7 @@ class Rows:
     count: int
     value: Callable[[int], Any]
     where: Callable[[int], str]
-    about: dict[str, Any]
+    about: JsonObject
 
 
 def chosen_field(fields: Sequence[str], chosen: str, name: str) -> str:

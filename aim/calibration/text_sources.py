@@ -11,12 +11,13 @@ from typing import Any
 from aim.calibration.config import Calibration, Source
 from aim.calibration.text_files import Rows, chosen_field, read
 from common.errors import DISK_FULL, CalibrationError, ProjectError, UsageError, causes
+from common.files.json_values import JsonObject, JsonValue
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIGS = re.compile(r"(?:configs|Available|configurations)(?: in the cache)?: \[?(.*?)\]?(?: (?:Example|Please) .*)?$")
 
 
-Chat = Sequence[Mapping[str, Any]]
+Chat = Sequence[Mapping[str, JsonValue]]
 """Messages of a chat, each with a role and its content."""
 
 
@@ -29,7 +30,7 @@ class Texts:
     order: Sequence[int]
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> JsonObject:
         """Name, field, number of rows, and what else tells which data this was."""
         return {"source": self.source.name, "rows": self.rows.count, **self.rows.about}
 

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.cli import Parser
 from common.distributed import ProcessGroup, init_distributed
+from common.files.json_values import JsonObject, JsonValue
 from common.logging import logger
 from merging.plan.merge_plan import MergePlan, OutputConfig
 from merging.recipe.flags import OUTPUT_KEYS, take
@@ -73,7 +74,7 @@ def execute(parse: Callable[[Sequence[str], ProcessGroup], RunConfig], argv: Seq
         return 0
 
 
-def parse_flags(parser: Parser, argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, bool]]:
+def parse_flags(parser: Parser, argv: Sequence[str]) -> tuple[JsonObject, dict[str, bool]]:
     """Return the flags that were given, without those about printing, and dry_run and as_json.
 
     Raises:
@@ -89,9 +90,9 @@ def parse_flags(parser: Parser, argv: Sequence[str]) -> tuple[dict[str, Any], di
 
 
 def pop_output(
-    flags: dict[str, Any],
-    config: dict[str, Any],
-    defaults: Mapping[str, Any],
+    flags: JsonObject,
+    config: JsonObject,
+    defaults: Mapping[str, JsonValue],
     process_group: ProcessGroup,
 ) -> OutputConfig:
     """Remove the keys about the output from flags and YAML and return it; without --save_path its path is empty.

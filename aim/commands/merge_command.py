@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from aim.commands.execution import RunConfig, parse_flags, pop_output, require_save_path
 from aim.commands.replay_command import parse_replay
@@ -15,6 +14,7 @@ from aim.omegas import parse_omegas
 from common.cli import Parser, value_flags
 from common.distributed import ProcessGroup
 from common.errors import UsageError
+from common.files.json_values import JsonValue
 from merging.checkpoints.hub import local_paths
 from merging.plan.merge_plan import MergePlan
 from merging.recipe import MergeRecipe, make_recipe, read_config
@@ -93,7 +93,7 @@ def parse_merge(argv: Sequence[str], process_group: ProcessGroup) -> RunConfig:
     return MergeRun(output, push, **run_flags, recipe=recipe, aim=aim)
 
 
-def _aim_config(values: Mapping[str, Any], resume: bool) -> AimConfig | None:
+def _aim_config(values: Mapping[str, JsonValue], resume: bool) -> AimConfig | None:
     """The configuration of AIM, None where none of its keys is set. Raises UsageError for settings without an omega."""
     keys = [key for key, value in values.items() if value is not None]
     if not keys:

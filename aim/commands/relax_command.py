@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aim.commands.execution import RunConfig, parse_flags, pop_output, require_save_path
 from aim.commands.replay_command import parse_replay
 from aim.config import AimConfig, add_aim_flags, add_scaling_flags
 from common.cli import Parser, add_output_flags, config_values
 from common.distributed import ProcessGroup
+from common.files.json_values import JsonObject
 from common.files.paths import user_path
 from merging.checkpoints.hub import local_paths
 from merging.plan.merge_plan import MergePlan
@@ -110,7 +110,7 @@ def parse_relax(argv: Sequence[str], process_group: ProcessGroup) -> RunConfig:
             parser.error(f"--{key} is missing")
     output = pop_output(flags, config, OUTPUT_DEFAULTS, process_group)
     require_save_path(parser, output, run_flags)
-    values: dict[str, Any] = {**DEFAULTS, **config, **flags}
+    values: JsonObject = {**DEFAULTS, **config, **flags}
     return RelaxRun(
         output,
         push,

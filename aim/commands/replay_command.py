@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aim.commands.execution import RunConfig
 from common.distributed import ProcessGroup
 from common.errors import UsageError
+from common.files.json_values import JsonObject, JsonValue
 from merging.plan.merge_plan import MergePlan, OutputConfig
 from merging.recipe.flags import OUTPUT_KEYS
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class ReplayRun(RunConfig):
     """The run of a lock again. models, base_model: present names of its inputs, where they have moved."""
 
-    lock: Mapping[str, Any]
+    lock: Mapping[str, JsonValue]
     models: Sequence[str]
     base_model: str | None
 
@@ -40,7 +41,7 @@ class ReplayRun(RunConfig):
 
 
 def parse_replay(
-    flags: dict[str, Any],
+    flags: JsonObject,
     run_flags: Mapping[str, bool],
     process_group: ProcessGroup,
     push: Push | None,

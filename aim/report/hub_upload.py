@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -12,6 +11,7 @@ from aim.calibration.config import HUB_SET
 from aim.importance import Importance
 from aim.report.summary import Summary
 from aim.report.text import described, kinds_table, layers_table, left_out, legend
+from common.files.json_values import JsonValue
 from merging.checkpoints.hub import CheckpointRef
 from merging.output.hub_upload import explained, make_repo
 from merging.output.records.card import AIM_TAG, public_name
@@ -58,7 +58,7 @@ def card(importance: Importance, summary: Summary, repo: str, file: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sources(calibration: Mapping[str, Any]) -> list[str]:
+def _sources(calibration: Mapping[str, JsonValue]) -> list[str]:
     source = calibration.get("source", [])
     return [source] if isinstance(source, str) else list(source)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from common.files.json_values import JsonObject
 from common.terminal_text import foreign, quoted
 
 MIB = 1 << 20
@@ -177,7 +178,7 @@ def _no_count(number: str) -> int:
     raise ValueError(f"the number {foreign(number, 40)}, where whole numbers from 0 were expected")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
     """An object's pairs as a dict. Raises ValueError for a key that stands twice."""
     mapping = dict(pairs)
     if len(mapping) != len(pairs):

@@ -13,5 +13,7 @@ not come from a document or go into one has a type of its own.
 JsonObject: TypeAlias = dict[str, Any]
 """An object of a parsed JSON or YAML document, or one that is about to be written: config, lock, record, recipe.
 
+The keys of a recipe count as such where flags give them, too.
+
 A reader that does not change it takes `Mapping[str, JsonValue]`.
 """

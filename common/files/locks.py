@@ -9,7 +9,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from common.files.json_values import JsonObject
 
 try:
     import fcntl
@@ -135,7 +136,7 @@ def _is_same(handle: int, file: Path) -> bool:
     return (opened.st_dev, opened.st_ino) == (by_name.st_dev, by_name.st_ino)
 
 
-def _this_process() -> dict[str, Any]:
+def _this_process() -> JsonObject:
     return {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname()}
 
 
@@ -165,7 +166,7 @@ def _write_holder(handle: int) -> None:
         pass
 
 
-def _read_holder(file: Path) -> dict[str, Any]:
+def _read_holder(file: Path) -> JsonObject:
     try:
         holder = json.loads(file.read_bytes())
     except (OSError, ValueError):

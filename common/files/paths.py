@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 from common.errors import CheckpointError
 from common.files import bounded_reading
 from common.files.atomic import write_file as write_whole
 from common.files.bounded_reading import MAX_CONFIG, MAX_TOKENIZER, MAX_TOKENIZER_VALUES, MAX_VALUES, UnreadableError
+from common.files.json_values import JsonObject
 
 __all__ = ["file_digest", "known_digest", "read_json", "user_path", "write_whole"]
 
@@ -20,7 +20,7 @@ def user_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def read_json(file: Path, missing: str) -> dict[str, Any]:
+def read_json(file: Path, missing: str) -> JsonObject:
     """Read a JSON object from a foreign file, within the limits of `common.files.bounded_reading`.
 
     Raises CheckpointError with the sentence `missing` where there is no such file, or naming one that is not read.

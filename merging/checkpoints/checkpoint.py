@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.errors import CheckpointError, HeadersUnknownError, UsageError
 from common.files.file_state import FileState, states_of
+from common.files.json_values import JsonValue
 from common.files.paths import read_json
 from merging.checkpoints.adapters.adapter import adapt
 from merging.checkpoints.adapters.adapter_config import check_adapter
@@ -55,7 +56,7 @@ class Checkpoint:
     ref: CheckpointRef
     folder: Path
     weights: Weights
-    config: Mapping[str, Any]
+    config: Mapping[str, JsonValue]
     parts: tuple[Part, ...]
     places: tuple[Path, ...]
     reading: tuple[str, ...] = ()
@@ -120,7 +121,7 @@ class Checkpoint:
         return parse_config(self.config)
 
     @property
-    def text_config(self) -> Mapping[str, Any]:
+    def text_config(self) -> Mapping[str, JsonValue]:
         """The language model's part of the config (a vision-language model nests it)."""
         return text_config_of(self.config)
 
@@ -165,8 +166,8 @@ class _Located:
     parts: tuple[Part, ...]
     places: tuple[Path, ...]
     gguf: Path | None
-    config: Mapping[str, Any]
-    adapter_config: Mapping[str, Any]
+    config: Mapping[str, JsonValue]
+    adapter_config: Mapping[str, JsonValue]
 
 
 def open_all(names: Sequence[str], headers_only: bool = False, adapters_only: bool = False) -> list[Checkpoint]:
@@ -198,7 +199,7 @@ def _find(ref: CheckpointRef) -> _Located:
     place = locate(ref)
     base = Part(ref.alone, place.parent if place.is_file() else place)
     gguf = _gguf_of(base, place)
-    config: Mapping[str, Any] = {}
+    config: Mapping[str, JsonValue] = {}
     if not place.is_file():
         check_folder(place)
     if gguf is None:

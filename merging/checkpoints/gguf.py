@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import CheckpointError, FailureError
+from common.files.json_values import JsonObject
 from common.files.paths import read_json
 from common.files.temporary import new_folder
 from common.quiet_transformers import quiet_transformers
@@ -94,7 +95,7 @@ class GgufWeights:
         return {name: tensor.detach() for name, tensor in _saved(model).items()}
 
 
-def open_gguf(label: str, file: Path) -> tuple[GgufWeights, dict[str, Any], Path]:
+def open_gguf(label: str, file: Path) -> tuple[GgufWeights, JsonObject, Path]:
     """Return the weights, the config, and a temporary folder with config and tokenizer of a .gguf file.
 
     Only metadata is read.

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import CheckpointError
 from common.files.bounded_reading import MAX_INDEX, UnreadableError, open_regular, parse_json, read_json
+from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import escape_controls, foreign, quoted
 from merging.checkpoints.model_folder import check_inside
 from merging.checkpoints.storage import DTYPES, MAX_NAME, TensorInfo, load_pickled
@@ -195,7 +196,7 @@ def safetensors_header(file: Path) -> dict[str, TensorInfo]:
     return {name: _info(spec, file, 8 + length) for name, spec in entries.items()}
 
 
-def _checked(header: Any) -> dict[str, dict[str, Any]]:
+def _checked(header: Any) -> dict[str, JsonObject]:
     """Return the tensor entries of a parsed header after checking their types. Raises ValueError."""
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
@@ -213,7 +214,7 @@ def _checked(header: Any) -> dict[str, dict[str, Any]]:
     return header
 
 
-def _check_spec(name: str, spec: Mapping[str, Any]) -> None:
+def _check_spec(name: str, spec: Mapping[str, JsonValue]) -> None:
     """Raise ValueError unless a tensor's entry has a known dtype, whole numbers as shape, and two ordered offsets."""
     dtype, shape, offsets = (spec.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in BITS:
@@ -231,13 +232,13 @@ def _check_spec(name: str, spec: Mapping[str, Any]) -> None:
             raise ValueError(f"tensor {name} of shape {quoted(shape)} is larger than any file")
 
 
-def _info(spec: Mapping[str, Any], file: Path, data: int) -> TensorInfo:
+def _info(spec: Mapping[str, JsonValue], file: Path, data: int) -> TensorInfo:
     """Return the TensorInfo of a header entry; the tensor data of the file begin at byte `data`."""
     dtype = DTYPES.get(spec["dtype"], (spec["dtype"], 0))[0]
     return TensorInfo(tuple(spec["shape"]), dtype, file, data + spec["data_offsets"][0])
 
 
-def _check_layout(entries: Mapping[str, Mapping[str, Any]], size: int) -> None:
+def _check_layout(entries: Mapping[str, Mapping[str, JsonValue]], size: int) -> None:
     """Raise ValueError unless the tensors fill `size` bytes one after another, each as long as its shape says."""
     end = 0
     for name, spec in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):

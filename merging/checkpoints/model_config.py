@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from common.errors import CheckpointError
 from common.files.bounded_reading import MAX_YAML, LimitError, parse_yaml, read_text
+from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import foreign
 from merging.checkpoints.hub import CheckpointRef
 from merging.checkpoints.tensor_names import role_of
@@ -16,19 +16,19 @@ LICENSE_KEYS = ("license", "license_name", "license_link")
 """License keys in the front matter of a model card."""
 
 
-def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_config_of(config: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     """Return the language model's part of a config (a vision-language model nests it)."""
     nested = config.get("text_config")
     return nested if isinstance(nested, Mapping) else config
 
 
-def ties_embeddings(config: Mapping[str, Any], names: Iterable[str]) -> bool:
+def ties_embeddings(config: Mapping[str, JsonValue], names: Iterable[str]) -> bool:
     """Return True where the output head shares the input embedding, by the config or else by the stored names."""
     ties, has_head = stated_tie(config), any(role_of(name) == "head" for name in names)
     return not has_head if ties is None or is_tied_within(config) else ties
 
 
-def stated_tie(config: Mapping[str, Any]) -> bool | None:
+def stated_tie(config: Mapping[str, JsonValue]) -> bool | None:
     """Return tie_word_embeddings of a config; None where it is absent (transformers 4 did not write defaults).
 
     The top level overrides the language model's part, as in transformers 5.
@@ -37,13 +37,13 @@ def stated_tie(config: Mapping[str, Any]) -> bool | None:
     return None if ties is None else bool(ties)
 
 
-def is_tied_within(config: Mapping[str, Any]) -> bool:
+def is_tied_within(config: Mapping[str, JsonValue]) -> bool:
     """Return True where the top level is untied and the language model's part tied; the tensors decide then."""
     inner = text_config_of(config)
     return config.get("tie_word_embeddings") is False and inner is not config and bool(inner.get("tie_word_embeddings"))
 
 
-def with_changes(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def with_changes(config: Mapping[str, JsonValue], changes: Mapping[str, JsonValue]) -> JsonObject:
     """Return a config with changed keys, at the top level, in the language model's part, or in both, as it has them.
 
     A key that the config lacks is added to the language model's part.
@@ -72,7 +72,7 @@ def stated_licenses(card: Path) -> tuple[str, ...]:
     return tuple(foreign(license) for license in listed if isinstance(license, str) and license.strip())
 
 
-def license_details(card: Path, ref: CheckpointRef) -> dict[str, Any]:
+def license_details(card: Path, ref: CheckpointRef) -> JsonObject:
     """Return `license`, `license_name` and `license_link` of a model card, as far as it states them.
 
     A relative link of a hub model becomes a URL. Raises CheckpointError as `stated_licenses` does.
@@ -88,7 +88,7 @@ def license_details(card: Path, ref: CheckpointRef) -> dict[str, Any]:
     return {**listed, **{key: foreign(text) for key, text in texts.items()}}
 
 
-def _front_matter(card: Path) -> Mapping[str, Any]:
+def _front_matter(card: Path) -> Mapping[str, JsonValue]:
     """Return the front matter of a model card; empty where there is none."""
     try:
         lines = read_text(card, MAX_YAML, cut=True).splitlines()

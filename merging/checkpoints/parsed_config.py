@@ -7,6 +7,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.files.json_values import JsonValue
+
 QUANTIZATION = ("quantization_config", "compression_config")
 
 
@@ -21,7 +23,7 @@ class ParsedConfig:
         source: transformers' config object; None where there is none.
     """
 
-    values: Mapping[str, Any]
+    values: Mapping[str, JsonValue]
     class_keys: Mapping[str, frozenset[str]] = field(default_factory=dict)
     source: Any = None
 
@@ -31,7 +33,7 @@ class ParsedConfig:
         return self.source is not None
 
     @property
-    def text(self) -> Mapping[str, Any]:
+    def text(self) -> Mapping[str, JsonValue]:
         """The language model's part."""
         nested = self.values.get("text_config")
         return nested if isinstance(nested, Mapping) else self.values
@@ -42,7 +44,7 @@ class ParsedConfig:
         return getattr(self.source, "text_config", None) or self.source
 
 
-def parse_config(config: Mapping[str, Any]) -> ParsedConfig:
+def parse_config(config: Mapping[str, JsonValue]) -> ParsedConfig:
     """Return a config with transformers' defaults filled in; the config itself where transformers cannot read it.
 
     Code that a config names is not run.

@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from common.files.json_values import JsonObject, JsonValue
 from merging.checkpoints.adapters.adapter_keys import PREFIX
 from merging.checkpoints.hub import CheckpointRef
 from merging.lora.layout import AdapterPlan, Sum
@@ -19,8 +19,8 @@ SHARED = ("task_type", "auto_mapping", "megatron_core", "peft_version")
 
 
 def adapter_config(
-    layout: AdapterPlan, configs: Sequence[Mapping[str, Any]], base: CheckpointRef, base_modules: Collection[str]
-) -> dict[str, Any]:
+    layout: AdapterPlan, configs: Sequence[Mapping[str, JsonValue]], base: CheckpointRef, base_modules: Collection[str]
+) -> JsonObject:
     """Return the config of a planned adapter.
 
     configs: the adapters' own; base: as the user names it; base_modules: the modules of the base that have a weight.
@@ -49,7 +49,7 @@ def adapter_config(
     }
 
 
-def base_named(configs: Sequence[Mapping[str, Any]], base: CheckpointRef) -> dict[str, Any]:
+def base_named(configs: Sequence[Mapping[str, JsonValue]], base: CheckpointRef) -> JsonObject:
     """Return what a result calls its base: what its adapters do where they agree, else what the user does.
 
     A hub id goes before a folder, which must exist.
@@ -84,8 +84,8 @@ def _pattern(values: Mapping[str, float], usual: float) -> dict[str, float]:
 
 
 def _selection(
-    layout: AdapterPlan, configs: Sequence[Mapping[str, Any]], base_modules: Collection[str]
-) -> dict[str, Any]:
+    layout: AdapterPlan, configs: Sequence[Mapping[str, JsonValue]], base_modules: Collection[str]
+) -> JsonObject:
     """Choose the modules of the sums and no others: as the adapters do if they agree, else by last parts or names."""
     sums = layout.sums
     modules = {s.module for s in sums}
@@ -102,7 +102,7 @@ def _end(module: str) -> str:
     return module.rpartition(".")[2]
 
 
-def _modules_to_save(layout: AdapterPlan, configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _modules_to_save(layout: AdapterPlan, configs: Sequence[Mapping[str, JsonValue]]) -> list[str]:
     """The modules that the adapters list and the result has whole, then those that none lists, by their names."""
     keys = [key.removeprefix(PREFIX) for key in layout.wholes]
     weights = {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
@@ -117,7 +117,7 @@ def _is_part(name: str, module: str) -> bool:
     return bool(re.match(rf"(.*\.)?[^.]*{re.escape(name)}($|\.)", module))
 
 
-def _bias(layout: AdapterPlan, configs: Sequence[Mapping[str, Any]]) -> str:
+def _bias(layout: AdapterPlan, configs: Sequence[Mapping[str, JsonValue]]) -> str:
     if not any(key.endswith(".bias") for key in layout.wholes):
         return "none"
     kinds = [str(config.get("bias") or "none") for config in configs]

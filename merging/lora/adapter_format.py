@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import CheckpointError, UsageError
+from common.files.json_values import JsonObject, JsonValue
 from common.files.temporary import temporary_folder
 from merging.checkpoints.adapters.adapter import AdaptedWeights
 from merging.checkpoints.checkpoint import Checkpoint
@@ -53,7 +54,7 @@ class AdapterFormat:
         return self.plan.layout
 
     @cached_property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, JsonValue]:
         """The adapter_config.json."""
         configs, base = adapter_configs(self.plan.inputs.models), self.plan.base
         return adapter_config(self.layout, configs, base.ref, base_modules(base))
@@ -138,7 +139,7 @@ class AdapterFormat:
         relaxation: Any = execution.relaxation
         return Maker(self.layout.method, execution, relaxation).blocks
 
-    def lock_entries(self) -> dict[str, Any]:
+    def lock_entries(self) -> JsonObject:
         """Return digests of the base's names, shapes and dtypes, and of its tensors that are read."""
         base, headers = self.plan.base, hashlib.sha256()
         for name, info in sorted(base.tensors.items()):
@@ -147,7 +148,7 @@ class AdapterFormat:
         tensors = {name: tensor_digest([base.read(name)]) for name in sorted(names)}
         return {"base_weights": {"headers": headers.hexdigest(), "tensors": tensors}}
 
-    def check_lock(self, lock: Mapping[str, Any]) -> None:
+    def check_lock(self, lock: Mapping[str, JsonValue]) -> None:
         """Raise CheckpointError where the base's weights are not a lock's, as far as an adapter depends on them."""
         name, expected, actual = self.plan.base.name, lock["base_weights"], self.lock_entries()["base_weights"]
         if actual["headers"] != expected["headers"]:
@@ -161,17 +162,17 @@ class AdapterFormat:
                     f"{name}: tensor {tensor} is not that of the lock's base; get the version that the lock names."
                 )
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """Return the rank of each pair of factors, and the tensors that are stored whole."""
         ranks = {s.module: s.rank for s in self.layout.sums}
         return {"tensors": {"factors": ranks, "whole": list(self.layout.wholes)}}
 
-    def card_front(self, lineage: Mapping[str, Any]) -> dict[str, Any]:
+    def card_front(self, lineage: Mapping[str, JsonValue]) -> JsonObject:
         """Return the base, the library and PEFT's tag."""
         base = str(self.config["base_model_name_or_path"])
         return {"base_model": [base] if CheckpointRef(base).is_hub_id else [], "library_name": "peft", "tags": ["lora"]}
 
-    def card_text(self, lineage: Mapping[str, Any], method: str) -> list[str]:
+    def card_text(self, lineage: Mapping[str, JsonValue], method: str) -> list[str]:
         """Return the paragraphs on use, method, adapters, and what the user has to do."""
         base = public_name(str(self.config["base_model_name_or_path"]))
         return [
@@ -182,7 +183,7 @@ class AdapterFormat:
             *self.advice,
         ]
 
-    def describe(self, save_path: Path, files: PreparedFiles) -> dict[str, Any]:
+    def describe(self, save_path: Path, files: PreparedFiles) -> JsonObject:
         """Return the plan as data."""
         relaxation, licenses = self.plan.relaxation, licenses_of(self.plan.inputs.all)
         preview = relaxation.preview(self.plan.base, self.relaxed()) if relaxation else ()
@@ -191,6 +192,6 @@ class AdapterFormat:
         notes = [*preview, *files.notes, *warning]
         return describe_adapter(self.plan, self.layout, self.config, save_path, tokenizer, licenses.result, notes)
 
-    def describe_as_text(self, description: Mapping[str, Any]) -> str:
+    def describe_as_text(self, description: Mapping[str, JsonValue]) -> str:
         """Return the data as lines."""
         return adapter_as_text(description)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from common.errors import HeadersUnknownError, UsageError
+from common.files.json_values import JsonObject
 from common.files.paths import read_json
 from merging.checkpoints.checkpoint import Checkpoint, open_all
 from merging.checkpoints.hub import CheckpointRef
@@ -46,7 +46,7 @@ def check_same_base(models: Sequence[Checkpoint], base: Checkpoint) -> None:
             )
 
 
-def adapter_configs(models: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+def adapter_configs(models: Sequence[Checkpoint]) -> list[JsonObject]:
     """Return the adapters' own configs."""
     return [read_json(model.parts[1].folder / CONFIG, "") for model in models]
 

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import CheckpointError
+from common.files.json_values import JsonValue
 from merging.lora.layout import AdapterPlan
 
 
-def check_adapter_loads(layout: AdapterPlan, settings: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+def check_adapter_loads(
+    layout: AdapterPlan, settings: Mapping[str, JsonValue], config: Mapping[str, JsonValue]
+) -> str | None:
     """Load the planned adapter over a base of that config (with the result's vocabulary), both without weights.
 
     Returns None where all is well, or the sentence on why it could not be tried. Raises CheckpointError where PEFT

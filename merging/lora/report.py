@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from common.files.json_values import JsonObject, JsonValue
 from merging.lora.layout import AdapterPlan
 from merging.lora.whole import adapted
 from merging.plan.checks import free_space
@@ -17,12 +17,12 @@ from merging.plan.report import size_of
 def describe_adapter(
     plan: MergePlan,
     layout: AdapterPlan,
-    config: Mapping[str, Any],
+    config: Mapping[str, JsonValue],
     save_path: Path | None,
     tokenizer: str | None,
     license_name: str | None,
     notes: Sequence[str],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the plan of an adapter as data for JSON.
 
     Args:
@@ -66,7 +66,7 @@ def describe_adapter(
     }
 
 
-def adapter_as_text(plan: Mapping[str, Any]) -> str:
+def adapter_as_text(plan: Mapping[str, JsonValue]) -> str:
     """Return the description for people."""
     lines = ["Adapters", f"  base: {plan['base']['name']}"]
     for one in plan["adapters"]:

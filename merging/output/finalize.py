@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from common.files.json_values import JsonObject, JsonValue
 from common.versions import MERGING, versions
 from merging.checkpoints.licenses import licenses_of
 from merging.engine.base_comparison import CHANGED
@@ -109,14 +109,14 @@ def _equals_base(result: ResultFormat, stage: Stage) -> bool:
     return has_base and not any(CHANGED in entry for entry in stage.journal.entries)
 
 
-def _layer_rows(result: ResultFormat, stage: Stage) -> list[dict[str, Any]]:
+def _layer_rows(result: ResultFormat, stage: Stage) -> list[JsonObject]:
     """The statistics per layer of the merged tensors."""
     merged = {tensor.name for tensor in result.plan.model.tensors if tensor.is_merged}
     entries = ((entry["name"], entry["layer_statistics"]) for entry in stage.journal.entries if entry["name"] in merged)
     return by_layer(entries, len(result.plan.inputs.models))
 
 
-def _layer_table(result: ResultFormat, variant: Variant, rows: Sequence[Mapping[str, Any]]) -> str:
+def _layer_table(result: ResultFormat, variant: Variant, rows: Sequence[Mapping[str, JsonValue]]) -> str:
     table = as_markdown(rows, [model.name for model in result.plan.inputs.models])
     return table if variant.folder == "." else f"{variant.folder}. {table}"
 
@@ -124,11 +124,11 @@ def _layer_table(result: ResultFormat, variant: Variant, rows: Sequence[Mapping[
 def _lock(
     result: ResultFormat,
     output: OutputConfig,
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, JsonValue],
     stage: Stage,
     digests: Mapping[Path, str | None],
     device: str,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The lock of the content of a stage. Raises CheckpointError where it does not repeat the expected one."""
     plan, expected = result.plan, output.expected
     inputs = [describe_input(one, digests, result.input_files(one)) for one in plan.inputs.distinct]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import FailureError, ProjectError, UsageError
+from common.files.json_values import JsonObject
 from merging.output.records.lock import LOCK_FILE
 
 REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -56,7 +57,7 @@ def check_push(repo: str, name_only: bool = False) -> None:
         raise UsageError(f"--push_to_hub {repo} needs a token that may write: run `hf auth login`, or set HF_TOKEN.")
 
 
-def take_push(flags: dict[str, Any], config: dict[str, Any], dry_run: bool) -> Push | None:
+def take_push(flags: JsonObject, config: JsonObject, dry_run: bool) -> Push | None:
     """Remove --push_to_hub and --private from flags and YAML and return the upload that they define.
 
     Args:

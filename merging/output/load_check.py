@@ -13,6 +13,7 @@ from common.errors import CheckpointError
 from common.files.bounded_reading import UnreadableError, read_text
 from common.files.cache_folder import cache_folder, is_private_file, remember
 from common.files.json_types import ListOf, Matching, check_shape
+from common.files.json_values import JsonValue
 from common.files.temporary import temporary_folder
 from common.processes.execution_limits import time_limit
 from common.quiet_transformers import quiet_transformers
@@ -39,7 +40,7 @@ AUTO_CLASSES = (
 """Auto classes in the order in which one is looked for that gives the class of a config."""
 
 
-def check_architecture(config: Mapping[str, Any], label: str, tensors: int) -> None:
+def check_architecture(config: Mapping[str, JsonValue], label: str, tensors: int) -> None:
     """Check what Auto classes choose a model by, without transformers: model_type, architectures, numbers of modules.
 
     Args:
@@ -68,13 +69,13 @@ def check_architecture(config: Mapping[str, Any], label: str, tensors: int) -> N
             raise CheckpointError(f"{source}: {where} is {count}, and the checkpoint has {tensors} tensors.")
 
 
-def _has_code(config: Mapping[str, Any]) -> bool:
+def _has_code(config: Mapping[str, JsonValue]) -> bool:
     """Return whether a config names code of its own for its class."""
     named = config.get("auto_map")
     return isinstance(named, Mapping) and "AutoConfig" in named
 
 
-def _counts(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, int]]:
+def _counts(config: Mapping[str, JsonValue], where: str = "") -> Iterator[tuple[str, int]]:
     """Yield (key, value) of the whole numbers in a config that count modules."""
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -86,7 +87,7 @@ def _counts(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, i
                 yield f"{where}{foreign(key)}", value
 
 
-def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, Any]], loadable: Collection[str]) -> str | None:
+def check_loads(plan: Plan, configs: Mapping[str, Mapping[str, JsonValue]], loadable: Collection[str]) -> str | None:
     """Load the planned checkpoint by transformers' Auto class on the meta device, before it is written.
 
     What is loaded is a file of the planned header whose data is a hole, beside the planned configs.
@@ -157,7 +158,7 @@ def known_names(plan: Plan, template_model: Checkpoint) -> set[str]:
     return {*template_model.tensors, *names, *layers}
 
 
-def _config_class(folder: Path, config: Mapping[str, Any]) -> Any:
+def _config_class(folder: Path, config: Mapping[str, JsonValue]) -> Any:
     """Return transformers' config of a folder, None where only code of the checkpoint's own makes it.
 
     Raises CheckpointError where AutoConfig does not read it.
@@ -218,7 +219,7 @@ def _classes(auto: Any, config: Any) -> list[Any]:
     return list(classes) if isinstance(classes, tuple | list) else [classes]
 
 
-def _passed(plan: Plan, configs: Mapping[str, Mapping[str, Any]], loadable: Collection[str]) -> Path | None:
+def _passed(plan: Plan, configs: Mapping[str, Mapping[str, JsonValue]], loadable: Collection[str]) -> Path | None:
     """Return where it is kept that a checkpoint of this very header and configs loads, since asking takes seconds.
 
     None where the version of transformers is not known, or there is no cache folder.

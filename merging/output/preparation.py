@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from common.files.json_values import JsonValue
 from common.files.paths import read_json
 from common.files.temporary import temporary_folder
 from merging.checkpoints.model_folder import tokenizer_files
@@ -27,7 +27,7 @@ class PreparedFiles:
     """Finished small files in a folder of their own, the configs' content, and sentences for the user."""
 
     folder: Path
-    configs: Mapping[str, Mapping[str, Any]]
+    configs: Mapping[str, Mapping[str, JsonValue]]
     notes: tuple[str, ...]
 
     def copy_to(self, folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import UsageError
+from common.files.json_values import JsonObject, JsonValue
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.hub import CheckpointRef
 from merging.checkpoints.licenses import licenses_of
@@ -63,25 +64,25 @@ class ResultFormat(Protocol):
     def blocks(self, execution: ExecutionConfig) -> Callable[[Any], Iterator[Any]] | None:
         """Return the function that yields a tensor in blocks of rows; None for the engine's own."""
 
-    def lock_entries(self) -> dict[str, Any]:
+    def lock_entries(self) -> JsonObject:
         """Return entries of the lock that this kind of result has besides."""
 
-    def check_lock(self, lock: Mapping[str, Any]) -> None:
+    def check_lock(self, lock: Mapping[str, JsonValue]) -> None:
         """Raise CheckpointError where those entries are not a lock's."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """Return entries of the run record: the tensors, and the tokenizer where there is one."""
 
-    def card_front(self, lineage: Mapping[str, Any]) -> dict[str, Any]:
+    def card_front(self, lineage: Mapping[str, JsonValue]) -> JsonObject:
         """Return the front matter of the model card that depends on the kind: parents, library, first tags."""
 
-    def card_text(self, lineage: Mapping[str, Any], method: str) -> list[str]:
+    def card_text(self, lineage: Mapping[str, JsonValue], method: str) -> list[str]:
         """Return the card's paragraphs on the method (a sentence) and the inputs."""
 
-    def describe(self, save_path: Path, files: PreparedFiles) -> dict[str, Any]:
+    def describe(self, save_path: Path, files: PreparedFiles) -> JsonObject:
         """Return the plan as data for `--dry_run --json`."""
 
-    def describe_as_text(self, description: Mapping[str, Any]) -> str:
+    def describe_as_text(self, description: Mapping[str, JsonValue]) -> str:
         """Return that data for people."""
 
 
@@ -128,14 +129,14 @@ class ModelFormat:
     def blocks(self, execution: ExecutionConfig) -> None:
         """Return None: the engine computes tensors of a plan itself."""
 
-    def lock_entries(self) -> dict[str, Any]:
+    def lock_entries(self) -> JsonObject:
         """Return nothing: the lock of a model has no further entries."""
         return {}
 
-    def check_lock(self, lock: Mapping[str, Any]) -> None:
+    def check_lock(self, lock: Mapping[str, JsonValue]) -> None:
         """Pass: there are no further entries."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """Return the counts of merged and copied tensors, and the origin of tokenizer and chat template."""
         model = self.plan.model
         return {
@@ -148,13 +149,13 @@ class ModelFormat:
             "tokenizer": {"from": model.vocabulary.name, "chat_template": self.plan.template.origin},
         }
 
-    def card_front(self, lineage: Mapping[str, Any]) -> dict[str, Any]:
+    def card_front(self, lineage: Mapping[str, JsonValue]) -> JsonObject:
         """Return the library and the models that the hub shows as parents."""
         refs = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
         parents = [part.repo for ref in refs for part in (ref.alone, ref.adapter) if part and part.is_hub_id]
         return {"base_model": parents, "library_name": "transformers", "tags": []}
 
-    def card_text(self, lineage: Mapping[str, Any], method: str) -> list[str]:
+    def card_text(self, lineage: Mapping[str, JsonValue], method: str) -> list[str]:
         """Return the paragraphs on method, base, models and how their weights were read."""
         inputs = {str(checkpoint.ref.alone): checkpoint.reading for checkpoint in self.plan.inputs.all}
         return [
@@ -165,7 +166,7 @@ class ModelFormat:
             *(note.replace(name, public_name(name)) for name, notes in inputs.items() for note in notes),
         ]
 
-    def describe(self, save_path: Path, files: PreparedFiles) -> dict[str, Any]:
+    def describe(self, save_path: Path, files: PreparedFiles) -> JsonObject:
         """Return the plan as data."""
         preview = self.plan.relaxation.preview(self.plan.base, self.plan.model) if self.plan.relaxation else ()
         licenses = licenses_of(self.plan.inputs.all)
@@ -173,6 +174,6 @@ class ModelFormat:
         license_name = licenses.result or ("other" if warning else None)
         return describe(self.plan, save_path, license_name, [*preview, *files.notes, *warning])
 
-    def describe_as_text(self, description: Mapping[str, Any]) -> str:
+    def describe_as_text(self, description: Mapping[str, JsonValue]) -> str:
         """Return the data as tables and lines."""
         return as_text(description)

@@ -11,10 +11,11 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from common.errors import CheckpointError, UsageError
 from common.files.atomic import naming
+from common.files.json_values import JsonValue
 from merging.output.digests import Digest, block_bytes, digest_of
 from merging.output.shards import Place, lay_out
 from merging.output.staging.journal import Journal
@@ -113,7 +114,7 @@ class ShardedWriter:
         if self._unsent >= FLUSH and self._sending.done():
             self._send(self._current)
 
-    def end(self, metadata: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def end(self, metadata: Mapping[str, JsonValue] = MappingProxyType({})) -> None:
         """Finish the tensor and enter it in the journal with metadata.
 
         Raises CheckpointError where it is not as large as planned.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import CheckpointError
+from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import foreign, quoted
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.parsed_config import ParsedConfig, parse_config
@@ -195,13 +196,13 @@ def _differences(template: Checkpoint, other: Checkpoint) -> Iterator[tuple[Conf
         yield ConfigDifference(key, other.name, value, template.name, expected), kind
 
 
-def _effective_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+def _effective_keys(config: Mapping[str, JsonValue]) -> JsonObject:
     """Return a config as written with dotted keys, without keys that have no effect."""
     flat = flatten(config).items()
     return {k: v for k, v in flat if not (NO_EFFECT.fullmatch(_last(k)) or TOKEN_IDS.fullmatch(_last(k)))}
 
 
-def _unstated(checkpoint: Checkpoint, values: Mapping[str, Any]) -> set[str]:
+def _unstated(checkpoint: Checkpoint, values: Mapping[str, JsonValue]) -> set[str]:
     """Return keys with default values in a .gguf file's config, since its metadata does not hold every key."""
     if not any(file.suffix == ".gguf" for file in checkpoint.files):
         return set()
@@ -234,12 +235,12 @@ def _language_part(parsed: ParsedConfig) -> ParsedConfig:
     return ParsedConfig(values, class_keys, parsed.text_source)
 
 
-def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(config: Mapping[str, JsonValue]) -> JsonObject:
     """Return a config with dotted keys, all spellings of rotary-embedding keys unified."""
     return dict(_flat_entries(config, ""))
 
 
-def _flat_entries(part: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def _flat_entries(part: Mapping[str, JsonValue], path: str) -> Iterator[tuple[str, Any]]:
     rope: dict[str, Any] = {}
     for key, value in part.items():
         if key in ROPE_KEYS:
@@ -301,13 +302,13 @@ def _last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _part_of(parsed: ParsedConfig, key: str) -> Mapping[str, Any]:
+def _part_of(parsed: ParsedConfig, key: str) -> Mapping[str, JsonValue]:
     """Return the part of a config that contains a dotted key."""
     part: Any = parsed.values
     for name in key.split(".")[:-1]:
         if isinstance(part, Mapping) and isinstance(part.get(name), Mapping):
             part = part[name]
-    result: Mapping[str, Any] = part
+    result: Mapping[str, JsonValue] = part
     return result
 
 
@@ -328,7 +329,7 @@ def _is_without_effect(key: str, pair: Sequence[ParsedConfig]) -> bool:
     return all(keys is not None and _last(key) not in keys for keys in class_keys)
 
 
-def _kind(key: str, pair: Sequence[ParsedConfig], values: Sequence[Mapping[str, Any]]) -> str:
+def _kind(key: str, pair: Sequence[ParsedConfig], values: Sequence[Mapping[str, JsonValue]]) -> str:
     """Return "function", "layers", "length" or "structure" for the effect of a key."""
     name, is_rope = _last(key), ".rope." in f".{key}"
     if DEPTHS.fullmatch(name) or PREDICTION.fullmatch(name):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import CheckpointError
+from common.files.json_values import JsonValue
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.parsed_config import parse_config
 from merging.checkpoints.tensor_names import PARTS
@@ -34,7 +35,7 @@ class _Part:
     name: str
     depth_keys: tuple[str, ...]
 
-    def of(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    def of(self, config: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
         """Return this part of a config; "" is the language part where the config nests one."""
         part = config.get(self.name) if self.name else config
         if self.name == "" and isinstance(config.get("text_config"), Mapping):
@@ -43,7 +44,7 @@ class _Part:
 
 
 def adapt_layers(
-    config: MutableMapping[str, Any], template_model: Checkpoint, origins: Mapping[str, tuple[LayerOrigin, ...]]
+    config: MutableMapping[str, JsonValue], template_model: Checkpoint, origins: Mapping[str, tuple[LayerOrigin, ...]]
 ) -> None:
     """Change the template model's config to the layers of `origins` in each stack, each layer of its kind.
 
@@ -70,16 +71,16 @@ def adapt_layers(
             _set_derived_lists(config, parts[-1], origin)
 
 
-def _raw(config: MutableMapping[str, Any], part: _Part) -> MutableMapping[str, Any]:
+def _raw(config: MutableMapping[str, JsonValue], part: _Part) -> MutableMapping[str, JsonValue]:
     return config[part.name] if part.name else config
 
 
-def _depth_keys(config: Mapping[str, Any], part: _Part, depth: int | None) -> list[str]:
+def _depth_keys(config: Mapping[str, JsonValue], part: _Part, depth: int | None) -> list[str]:
     raw = config[part.name] if part.name else config
     return [key for key in part.depth_keys if depth is not None and raw.get(key) == depth]
 
 
-def _parts(config: Mapping[str, Any], stack: str, paired: bool) -> Iterator[_Part]:
+def _parts(config: Mapping[str, JsonValue], stack: str, paired: bool) -> Iterator[_Part]:
     """Yield the parts of a config that may hold the depth of a stack, with the keys for it."""
     nested = {name for name, part in config.items() if isinstance(part, Mapping)}
     for word, name in (("vision_tower", "vision_config"), ("audio_tower", "audio_config")):
@@ -104,7 +105,7 @@ def _is_per_layer(key: str, value: Any, depth: int) -> bool:
     )  # fmt: skip
 
 
-def _set_entries(raw: MutableMapping[str, Any], part: _Part, depth: int, origin: Sequence[LayerOrigin]) -> None:
+def _set_entries(raw: MutableMapping[str, JsonValue], part: _Part, depth: int, origin: Sequence[LayerOrigin]) -> None:
     """Fill each list with one entry per layer with the entries from the configs of the layers' source models."""
     for key, value in list(raw.items()):
         if not _is_per_layer(key, value, depth):
@@ -132,7 +133,7 @@ def _entry(part: _Part, key: str, origin: LayerOrigin) -> Any:
     return _MISSING
 
 
-def _set_derived_lists(config: MutableMapping[str, Any], part: _Part, origin: Sequence[LayerOrigin]) -> None:
+def _set_derived_lists(config: MutableMapping[str, JsonValue], part: _Part, origin: Sequence[LayerOrigin]) -> None:
     """Write lists that transformers derives from patterns and numbers where the result's layers need other values."""
     raw = _raw(config, part)
     sources = {id(one.checkpoint): part.of(one.checkpoint.parsed_config.values) for one in origin}
@@ -158,7 +159,9 @@ def main_depth(checkpoint: Checkpoint, part: _Part) -> int:
     return next(depths, -1)
 
 
-def _set_counts(raw: MutableMapping[str, Any], layers: Sequence[tuple[Mapping[str, Any], int, int]]) -> None:
+def _set_counts(
+    raw: MutableMapping[str, JsonValue], layers: Sequence[tuple[Mapping[str, JsonValue], int, int]]
+) -> None:
     """Set keys that define the kinds of layers by counts or periods; unchanged where no value fits.
 
     layers: config, depth and layer number of the source of each layer of the result.

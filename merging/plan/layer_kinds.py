@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import CheckpointError
+from common.files.json_values import JsonValue
 from common.terminal_text import quoted
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.parsed_config import ParsedConfig, parse_config
@@ -46,7 +47,7 @@ class LayerKinds:
 
 
 def check_kinds(
-    config: Mapping[str, Any], template_model: Checkpoint, origins: Mapping[str, tuple[LayerOrigin, ...]]
+    config: Mapping[str, JsonValue], template_model: Checkpoint, origins: Mapping[str, tuple[LayerOrigin, ...]]
 ) -> None:
     """Compare each layer of the result with its source layer.
 
@@ -123,7 +124,7 @@ def _difference(
     return None
 
 
-def _keys_by_layer(template_model: Checkpoint, config: Mapping[str, Any]) -> str:
+def _keys_by_layer(template_model: Checkpoint, config: Mapping[str, JsonValue]) -> str:
     """Return the config keys that define the kinds of layers, as text."""
     parts = (template_model.parsed_config.text, template_model.text_config, config)
     keys = [key for part in parts for key, value in part.items() if BY_LAYER.fullmatch(key) and value]
@@ -139,7 +140,7 @@ def _stored_kinds(checkpoint: Checkpoint, stack: str) -> LayerKinds | None:
     return cache[stack]
 
 
-def kinds_of(parsed: ParsedConfig, config: Mapping[str, Any], stack: str, depth: int) -> LayerKinds | None:
+def kinds_of(parsed: ParsedConfig, config: Mapping[str, JsonValue], stack: str, depth: int) -> LayerKinds | None:
     """Return the attributes of a stack's layers in transformers' model; None where it cannot be built.
 
     The model is built on the meta device, without memory for weights.
@@ -173,7 +174,7 @@ def kinds_of(parsed: ParsedConfig, config: Mapping[str, Any], stack: str, depth:
     return LayerKinds(tuple({**_attributes(layer, depth), **entries[i]} for i, layer in enumerate(layers)))
 
 
-def _build_model(transformers: Any, source: Any, config: Mapping[str, Any]) -> Any:
+def _build_model(transformers: Any, source: Any, config: Mapping[str, JsonValue]) -> Any:
     """Return the model of a config: of the class in `architectures`, else the causal LM, else the base model."""
     names = config.get("architectures") or []
     named = getattr(transformers, names[0], None) if names else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from common.device import check_device
 from common.distributed import SINGLE_PROCESS, ProcessGroup
+from common.files.json_values import JsonValue
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.storage import tensor_bytes
 from merging.plan.slices import Inputs
@@ -34,7 +35,7 @@ class OutputConfig:
     layer_stats: bool = False
     load_check: bool = True
     save_as: str = "model"
-    expected: Mapping[str, Any] | None = None
+    expected: Mapping[str, JsonValue] | None = None
     process_group: ProcessGroup = SINGLE_PROCESS
 
     def __post_init__(self) -> None:
@@ -55,9 +56,9 @@ class Variant:
     """
 
     folder: str = "."
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    lineage: Mapping[str, Any] = field(default_factory=dict)
-    details: Callable[[], Mapping[str, Any]] = dict
+    recipe: Mapping[str, JsonValue] = field(default_factory=dict)
+    lineage: Mapping[str, JsonValue] = field(default_factory=dict)
+    details: Callable[[], Mapping[str, JsonValue]] = dict
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class RelaxationSpec:
     result has its names, config and tokenizer, and `recipe` is all that a lock needs; None inside a merge.
     """
 
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, JsonValue]
     files: Mapping[str, Path]
     protected: Sequence[Path]
     make: Callable[[Checkpoint, Plan], Any]
@@ -107,9 +108,9 @@ class MergePlan:
     model: Plan
     layout: Listing
     template: ChatTemplate
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, JsonValue]
     sources: Mapping[str, str]
-    lineage: Mapping[str, Any]
+    lineage: Mapping[str, JsonValue]
     notes: tuple[str, ...]
     implementation: Callable[[], Any]
     seed: int = 42
@@ -118,8 +119,8 @@ class MergePlan:
     relaxation: RelaxationSpec | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     whole_matrix: bool = False
-    mergekit: tuple[Mapping[str, Any], Sequence[str]] | None = None
-    merge_recipe: Mapping[str, Any] | None = None
+    mergekit: tuple[Mapping[str, JsonValue], Sequence[str]] | None = None
+    merge_recipe: Mapping[str, JsonValue] | None = None
 
     @property
     def base(self) -> Checkpoint:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
+from common.files.json_values import JsonObject, JsonValue
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.tensor_names import layer_of, stacks_of
 
@@ -50,7 +50,7 @@ def main_depths(checkpoint: Checkpoint) -> dict[str, int]:
     return stacks_of(name for name in checkpoint.tensors if name not in predicting)
 
 
-def without_prediction(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_prediction(config: Mapping[str, JsonValue]) -> JsonObject:
     """Return a config without multi-token prediction layers."""
     changed = {key: 0 if key in COUNTS and isinstance(value, int) else value for key, value in config.items()}
     nested = changed.get("text_config")

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from common.files.json_values import JsonObject, JsonValue
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.storage import tensor_bytes
 from merging.plan.checks import free_space
@@ -28,7 +29,7 @@ BLOCK = 4 << 20
 
 def describe(
     plan: MergePlan, save_path: Path | None, license_name: str | None, notes: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the plan of a model as data for JSON.
 
     Args:
@@ -93,7 +94,7 @@ def _role(checkpoint: Checkpoint, inputs: Inputs) -> str:
     return "model" if any(checkpoint is model for model in inputs.models) else "template model"
 
 
-def _model(checkpoint: Checkpoint, inputs: Inputs) -> dict[str, Any]:
+def _model(checkpoint: Checkpoint, inputs: Inputs) -> JsonObject:
     tokens = token_ids(checkpoint.folder)
     return {
         "name": checkpoint.name,
@@ -110,7 +111,7 @@ def _model(checkpoint: Checkpoint, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def as_text(plan: Mapping[str, Any]) -> str:
+def as_text(plan: Mapping[str, JsonValue]) -> str:
     """Return the plan of `describe` as text."""
     lines = ["Models"]
     heads = ("", "role", "architecture", "tensors", "dtypes", "rows", "tokens", "tied", "license", "commit")

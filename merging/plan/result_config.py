@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from common.errors import CheckpointError
+from common.files.json_values import JsonObject, JsonValue
 from common.files.paths import read_json
 from common.terminal_text import quoted
 from merging.checkpoints.checkpoint import Checkpoint
@@ -33,7 +33,7 @@ GENERATION = (
 """Generation keys of older configs, used where there is no generation_config.json."""
 
 
-def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def make_configs(inputs: Inputs, plan: Plan) -> tuple[dict[str, JsonObject], list[str]]:
     """Return {file name: content} of config.json and generation_config.json, and notes on them.
 
     The config is the template model's, with dtype, vocabulary, tying and layers of the result's tensors. The generation
@@ -88,7 +88,7 @@ def rows_of(template_model: Checkpoint, plan: Plan) -> int | None:
     return next((t.shape[0] for t in plan.tensors if t.source.name == table and role_of(t.name) == "input"), None)
 
 
-def _parts(config: dict[str, Any], rows: int | None) -> Iterator[dict[str, Any]]:
+def _parts(config: JsonObject, rows: int | None) -> Iterator[JsonObject]:
     """Yield the config, and nested configs of the same vocabulary: the language model's, or one of equal size."""
     yield config
     for name, part in config.items():
@@ -96,13 +96,13 @@ def _parts(config: dict[str, Any], rows: int | None) -> Iterator[dict[str, Any]]
             yield part
 
 
-def write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+def write_configs(folder: Path, configs: Mapping[str, Mapping[str, JsonValue]]) -> None:
     """Write the configs of `make_configs` into a folder."""
     for name, content in configs.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+def _generation_config(checkpoint: Checkpoint) -> JsonObject:
     """Return the checkpoint's generation config, or the generation keys of its config."""
     file = checkpoint.folder / "generation_config.json"
     if file.is_file():

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.cli import Parser, add_output_flags
 from common.errors import UsageError
+from common.files.json_values import JsonObject
 from common.files.paths import user_path
 from common.terminal_text import quoted
 from merging.recipe.method_registry import MergeMethod, Parameter, all_methods
@@ -211,7 +212,7 @@ def parameters_by_name() -> dict[str, dict[str, Parameter]]:
     return by_name
 
 
-def take(key: str, flags: dict[str, Any], config: dict[str, Any]) -> Any:
+def take(key: str, flags: JsonObject, config: JsonObject) -> Any:
     """Remove a key from the flags and the YAML and return it in its type, the flag winning; None where neither has it.
 
     Raises UsageError for a value of another type.

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from common.errors import UsageError, nearest
+from common.files.json_values import JsonValue
 from common.terminal_text import quoted
 
 METHODS_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "methods"
@@ -212,7 +213,7 @@ def _read_method(path: Path) -> MergeMethod:
     )
 
 
-def _in_mergekit(name: str, facts: Mapping[str, Any]) -> InMergekit:
+def _in_mergekit(name: str, facts: Mapping[str, JsonValue]) -> InMergekit:
     return InMergekit(
         name=None if "always" in facts else MERGEKIT_NAMES.get(name, name),
         default=facts.get("default"),
@@ -222,7 +223,7 @@ def _in_mergekit(name: str, facts: Mapping[str, Any]) -> InMergekit:
     )
 
 
-def _method_in_mergekit(facts: Mapping[str, Any] | bool | None) -> MethodInMergekit | None:
+def _method_in_mergekit(facts: Mapping[str, JsonValue] | bool | None) -> MethodInMergekit | None:
     if not facts:
         return None
     details = {} if facts is True else facts

@@ -9,6 +9,7 @@ from typing import Any
 
 from common.errors import UsageError, nearest
 from common.files.bounded_reading import UnreadableError, read_yaml
+from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import quoted
 from merging.recipe.checks import check
 from merging.recipe.merge_recipe import MergeRecipe
@@ -23,7 +24,7 @@ BUILT_IN_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 """Names of mergekit 0.1.5's chat templates: configs/chat_templates/NAME.jinja."""
 
 
-def recipe_as_yaml(recipe: MergeRecipe) -> dict[str, Any]:
+def recipe_as_yaml(recipe: MergeRecipe) -> JsonObject:
     """Return a recipe as a YAML mapping for --config: with the flags' keys, or else in mergekit's form."""
     if not recipe.is_plain:
         return writer.lossless(recipe)
@@ -43,7 +44,7 @@ def recipe_as_yaml(recipe: MergeRecipe) -> dict[str, Any]:
     }
 
 
-def read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> JsonObject:
     """Read a recipe's YAML. Raises UsageError for a file that is missing, no YAML, or no mapping."""
     try:
         documents = read_yaml(file)
@@ -61,7 +62,7 @@ def read_config(file: Path) -> dict[str, Any]:
     return data
 
 
-def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRecipe:
+def make_recipe(flags: Mapping[str, JsonValue], config: Mapping[str, JsonValue]) -> MergeRecipe:
     """Return the recipe of flags and YAML; flags override the YAML.
 
     Args:
@@ -114,7 +115,7 @@ def make_recipe(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeRec
     return recipe
 
 
-def _read_flat(flags: Mapping[str, Any], config: Mapping[str, Any]) -> Draft:
+def _read_flat(flags: Mapping[str, JsonValue], config: Mapping[str, JsonValue]) -> Draft:
     """Read flags, and a YAML with the same keys."""
     keys = {**config, **flags}
     if not keys.get("method"):
@@ -159,7 +160,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _value(
-    parameter: Parameter, name: str, flags: Mapping[str, Any], config: Mapping[str, Any], n: int
+    parameter: Parameter, name: str, flags: Mapping[str, JsonValue], config: Mapping[str, JsonValue], n: int
 ) -> tuple[Any, str]:
     for source, values in (("flag", flags), ("config", config)):
         if values.get(name) is not None:
@@ -213,7 +214,7 @@ def _pattern(value: Any) -> str | None:
     return "|".join(parts)
 
 
-def _owner(keys: Mapping[str, Any]) -> str:
+def _owner(keys: Mapping[str, JsonValue]) -> str:
     owner = keys.get("exclude_from")
     if owner is not None and keys.get("exclude") is None:
         raise UsageError("exclude_from is the source of the excluded tensors: give exclude too.")

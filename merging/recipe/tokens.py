@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import UsageError
+from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import quoted
 from merging.recipe.mergekit.keys import check_keys
 from merging.recipe.mergekit.values import as_mapping, model_name
@@ -41,7 +42,7 @@ class TokenRequest:
         """Return the request with its model renamed."""
         return self if self.model is None else replace(self, model=name(self.model))
 
-    def as_yaml_dict(self) -> dict[str, Any]:
+    def as_yaml_dict(self) -> JsonObject:
         """Return the entry in mergekit's form."""
         source: Any = {"kind": "zero"} if self.zero else self.model
         if self.source_token is not None or self.source_id is not None:
@@ -67,7 +68,7 @@ def read_tokens(value: Any, notes: list[str]) -> tuple[TokenRequest, ...]:
     )
 
 
-def _request(token: str, entry: Mapping[str, Any], notes: list[str]) -> TokenRequest:
+def _request(token: str, entry: Mapping[str, JsonValue], notes: list[str]) -> TokenRequest:
     where = f"tokenizer.tokens.{token}"
     check_keys(entry, ("source", "force"), where, notes)
     force = as_bool(entry.get("force", False))

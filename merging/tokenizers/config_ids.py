@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from common.errors import CheckpointError
+from common.files.json_values import JsonObject
 
 DROPPED = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id",
            "unk_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")  # fmt: skip
@@ -64,7 +65,7 @@ class Numbering:
         )
 
 
-def renumber(config: dict[str, Any], numbering: Numbering, name: str) -> list[str]:
+def renumber(config: JsonObject, numbering: Numbering, name: str) -> list[str]:
     """Replace every token id in a config by the result's id, in place.
 
     An id that the result lacks becomes null; in a list it is removed together with its word or pair. A list that

@@ -17,6 +17,7 @@ from typing import Any
 
 from common.errors import CheckpointError
 from common.files.bounded_reading import MAX_TOKENIZER_VALUES, parse_json
+from common.files.json_values import JsonValue
 from common.processes.child_process import run_python
 from common.quiet_transformers import quiet_transformers, silent_descriptors
 from common.terminal_text import foreign
@@ -43,7 +44,7 @@ class Tokenizer:
     tokens: Mapping[str, int] | None
     inserted_ids: Sequence[int] = ()
     special_tokens: Mapping[str, str] = field(default_factory=dict)
-    added: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    added: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from common.errors import CheckpointError
 from common.files.bounded_reading import MAX_TOKENIZER, UnreadableError, parse_json, read_bytes
+from common.files.json_values import JsonValue
 from merging.checkpoints.model_folder import vocabulary_files
 from merging.tokenizers.loading import Tokenizer, load_tokenizers
 
@@ -92,5 +92,5 @@ def _digest(inputs: tuple[tuple[Path, int, int], ...]) -> str:
     return whole.hexdigest()
 
 
-def _canonical(settings: Mapping[str, Any]) -> bytes:
+def _canonical(settings: Mapping[str, JsonValue]) -> bytes:
     return json.dumps(settings).encode()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError
+from common.files.json_values import JsonValue
 from common.files.paths import read_json
 from common.terminal_text import quoted
 from merging.checkpoints.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from merging.tokenizers.loading import CUTTING, Tokenizer
 from merging.tokenizers.token_ids import read_tokenizer
 from merging.tokenizers.vocabulary import Vocabulary
 
-Entry = Mapping[str, Any]
+Entry = Mapping[str, JsonValue]
 """Attributes of one added token: its string and the flags of CUTTING."""
 
 
@@ -153,5 +154,5 @@ def _without(value: Any, removed: set[str]) -> Any:
     return value
 
 
-def _write(file: Path, data: Mapping[str, Any]) -> None:
+def _write(file: Path, data: Mapping[str, JsonValue]) -> None:
     file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

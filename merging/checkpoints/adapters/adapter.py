@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.errors import CheckpointError
+from common.files.json_values import JsonObject, JsonValue
 from merging.checkpoints.adapters.adapter_config import pattern_value
 from merging.checkpoints.adapters.adapter_keys import AdapterKeys, Pair, find_stored
 from merging.checkpoints.adapters.expert_factors import (
@@ -101,7 +102,7 @@ class AdaptedWeights:
         return tuple(sorted({*self.base.files, *self.adapter.files, self.config_file}))
 
     @property
-    def config_changes(self) -> dict[str, Any]:
+    def config_changes(self) -> JsonObject:
         """Changes of the base's config: an untied head, another vocab_size."""
         replaced = [name for name in self.whole if role_of(name) == "input"]
         rows = {"vocab_size": self.tensors[replaced[0]].shape[0]} if replaced else {}
@@ -132,9 +133,9 @@ def adapt(
     base: Weights,
     ties: bool,
     adapter: Weights,
-    config: Mapping[str, Any],
+    config: Mapping[str, JsonValue],
     config_file: Path,
-    base_config: Mapping[str, Any],
+    base_config: Mapping[str, JsonValue],
 ) -> AdaptedWeights:
     """Return the weights of a base with an adapter applied.
 
@@ -175,7 +176,9 @@ def adapt(
 class _Fit:
     """Match of an adapter's tensors to the base's; problems are collected and reported together."""
 
-    def __init__(self, base: Weights, adapter: Weights, ties: bool, config: Mapping[str, Any], label: str) -> None:
+    def __init__(
+        self, base: Weights, adapter: Weights, ties: bool, config: Mapping[str, JsonValue], label: str
+    ) -> None:
         self._base, self._adapter, self._ties, self._config, self._label = base, adapter, ties, config, label
         self._embedding = main_embedding(base.tensors)
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -302,7 +305,7 @@ class _Fit:
             changes[stored] = Change("trained rows of single tokens", filled)
         return changes
 
-    def expert_factors(self, pairs: Mapping[str, Pair], base_config: Mapping[str, Any]) -> dict[str, Change]:
+    def expert_factors(self, pairs: Mapping[str, Pair], base_config: Mapping[str, JsonValue]) -> dict[str, Change]:
         """Return {stored name: change by factors of fused experts (target_parameters)}."""
         parts = [t.rpartition(".") for t in self._config.get("target_parameters") or () if isinstance(t, str)]
         targets = [(owner, leaf) for owner, _, leaf in parts if leaf != "weight"]
@@ -320,7 +323,7 @@ class _Fit:
         return changes
 
     def _assigned(
-        self, module: str, pairs: list[Pair], leaves: list[str], base_config: Mapping[str, Any]
+        self, module: str, pairs: list[Pair], leaves: list[str], base_config: Mapping[str, JsonValue]
     ) -> list[tuple[Pair, FusedParameter, bool]]:
         """Match the pairs of a module to its parameters by shapes; empty, with a problem, where that is ambiguous."""
         shapes = {name: info.shape for name, info in self._base.tensors.items()}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from common.errors import CheckpointError
 from common.files.bounded_reading import UnreadableError
 from common.files.json_types import Between, Each, Fields, ListOf, Maybe, OneOf, check_shape
+from common.files.json_values import JsonValue
 from common.processes.bounded_regex import matches_end
 from common.terminal_text import foreign
 
@@ -42,7 +42,7 @@ SHAPE = Fields(
 NAMES = {"use_qalora": "QA-LoRA", "alora_invocation_tokens": "aLoRA", "layer_replication": "replicated layers"}
 
 
-def check_adapter(label: str, config: Mapping[str, Any]) -> None:
+def check_adapter(label: str, config: Mapping[str, JsonValue]) -> None:
     """Refuse an adapter of another type than LoRA or with unsupported settings.
 
     Raises:
@@ -78,7 +78,7 @@ def check_adapter(label: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def pattern_value(label: str, config: Mapping[str, Any], key: str, module: str, default: float) -> float:
+def pattern_value(label: str, config: Mapping[str, JsonValue], key: str, module: str, default: float) -> float:
     """Return a module's value of rank_pattern or alpha_pattern: that of the first pattern that its name ends with.
 
     Args:

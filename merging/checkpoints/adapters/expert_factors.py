@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from common.files.json_values import JsonValue
 from merging.checkpoints.tensor_names import layer_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class FusedParameter:
 
 
 def fused_parameter(
-    name: str, stored: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+    name: str, stored: Mapping[str, tuple[int, ...]], config: Mapping[str, JsonValue]
 ) -> FusedParameter | None:
     """Return the stored tensors of a fused parameter; None where the base does not have it.
 
@@ -124,7 +125,7 @@ def expert_factors(a: Tensor, b: Tensor, experts: int, over_axis_1: bool) -> tup
     return outputs, by_expert
 
 
-def _sources(name: str, config: Mapping[str, Any]) -> list[list[str]]:
+def _sources(name: str, config: Mapping[str, JsonValue]) -> list[list[str]]:
     """Return the lists of stored patterns that transformers stacks into a parameter of this name."""
     try:
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.errors import CheckpointError, HeadersUnknownError
+from common.files.json_values import JsonObject, JsonValue
 from merging.checkpoints.quantized.converter import QuantizedTensor, StoredTensors
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class BitsAndBytes4:
         return values.reshape(stop - start, *tensor.shape[1:])
 
     @staticmethod
-    def _absmax(parts: Mapping[str, Tensor], state: Mapping[str, Any], first: int, last: int) -> Tensor:
+    def _absmax(parts: Mapping[str, Tensor], state: Mapping[str, JsonValue], first: int, last: int) -> Tensor:
         """Return the largest magnitudes of blocks first:last in fp32."""
         import torch
 
@@ -74,7 +75,7 @@ class BitsAndBytes4:
         return result
 
     @staticmethod
-    def _state(stored: StoredTensors, name: str) -> dict[str, Any]:
+    def _state(stored: StoredTensors, name: str) -> JsonObject:
         if not stored.tensors[name].file.exists():
             raise HeadersUnknownError(
                 f"{stored.label}: the shapes of bitsandbytes' weights are in the weight files; download them first."

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from common.errors import CheckpointError
+from common.files.json_values import JsonValue
 from merging.checkpoints.storage import TensorInfo
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class QuantizedTensor:
     name: str
     shape: tuple[int, ...]
     parts: Mapping[str, str]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 class Converter(Protocol):
@@ -72,7 +73,7 @@ class StoredTensors:
 
     label: str
     tensors: Mapping[str, TensorInfo]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, JsonValue]
     read: Callable[[str], Tensor]
 
     def ending(self, suffix: str) -> list[str]:

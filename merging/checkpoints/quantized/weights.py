@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.errors import CheckpointError
+from common.files.json_values import JsonObject, JsonValue
 from merging.checkpoints.quantized.bitsandbytes import BitsAndBytes4, BitsAndBytes8
 from merging.checkpoints.quantized.converter import Converter, QuantizedTensor, StoredTensors
 from merging.checkpoints.quantized.fp4 import Fp4, Mxfp4Experts
@@ -124,8 +125,8 @@ class DequantizedWeights:
 
 
 def dequantized(
-    label: str, config: Mapping[str, Any], stored: StoredWeights
-) -> tuple[StoredWeights | DequantizedWeights, dict[str, Any], str | None]:
+    label: str, config: Mapping[str, JsonValue], stored: StoredWeights
+) -> tuple[StoredWeights | DequantizedWeights, JsonObject, str | None]:
     """Return the weights of a checkpoint, dequantized where its tensors are quantized.
 
     The tensors decide: a quantization_config next to unquantized tensors is removed with a note.
@@ -163,12 +164,12 @@ def dequantized(
     return weights_in_fp32, plain, weights_in_fp32.note()
 
 
-def _left_over(label: str, config: Mapping[str, Any]) -> str:
+def _left_over(label: str, config: Mapping[str, JsonValue]) -> str:
     keys = " and ".join(key for key in CONFIG_KEYS if config.get(key))
     return f"{label}: config.json has a {keys}, and the stored tensors are not quantized; the result's has none."
 
 
-def _refuse_packed(label: str, settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+def _refuse_packed(label: str, settings: Mapping[str, JsonValue], tensors: Mapping[str, TensorInfo]) -> None:
     """Raise CheckpointError for the first tensor of a format that no converter reads."""
     for name, info in tensors.items():
         if is_packed(name, info.dtype):

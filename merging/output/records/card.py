@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from common.files.json_values import JsonValue
 from common.versions import project_line
 from merging.checkpoints.hub import CheckpointRef
 from merging.checkpoints.licenses import Licenses
@@ -21,14 +22,14 @@ AIM_PAPER = "arXiv:2502.02421"
 def write_card(
     folder: Path,
     title: str,
-    lineage: Mapping[str, Any],
-    front: Mapping[str, Any],
+    lineage: Mapping[str, JsonValue],
+    front: Mapping[str, JsonValue],
     text: Sequence[str],
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, JsonValue],
     licenses: Licenses,
     pipeline_tag: str | None,
     layer_table: str | None = None,
-    merge_recipe: Mapping[str, Any] | None = None,
+    merge_recipe: Mapping[str, JsonValue] | None = None,
 ) -> None:
     """Write README.md.
 
@@ -63,12 +64,12 @@ def write_card(
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _tags(lineage: Mapping[str, Any]) -> tuple[str, ...]:
+def _tags(lineage: Mapping[str, JsonValue]) -> tuple[str, ...]:
     """The tags: AIM's only where AIM was applied."""
     return TAGS if lineage["omega"] is None or lineage.get("control") else (*TAGS, AIM_TAG)
 
 
-def describe_method(lineage: Mapping[str, Any]) -> str:
+def describe_method(lineage: Mapping[str, JsonValue]) -> str:
     """Return the sentence on the method of the merge, with its own paper, and on AIM where it was applied."""
     name, omega = lineage["method"], lineage["omega"]
     spec = next((m for m in all_methods().values() if name in (m.name, *m.aliases)), None)
@@ -84,7 +85,7 @@ def describe_method(lineage: Mapping[str, Any]) -> str:
     return f"{merged}, r{relaxed}" if merged else f"R{relaxed}"
 
 
-def _recipes(recipe: Mapping[str, Any], merge_recipe: Mapping[str, Any] | None) -> list[str]:
+def _recipes(recipe: Mapping[str, JsonValue], merge_recipe: Mapping[str, JsonValue] | None) -> list[str]:
     """The sections with the recipe: of the merge, and of its relaxation where that is another run."""
     sections = {"Recipe": recipe} if merge_recipe is None else {"Recipe": merge_recipe, "Relaxation": recipe}
     return [
@@ -108,7 +109,7 @@ def _without_places(value: Any) -> Any:
     return public_name(value) if is_path else value
 
 
-def pipeline_tag_of(config: Mapping[str, Any]) -> str | None:
+def pipeline_tag_of(config: Mapping[str, JsonValue]) -> str | None:
     """Return the hub's task for the architecture that a config names, or None where its name does not tell."""
     names = " ".join(config.get("architectures") or [])
     endings = {

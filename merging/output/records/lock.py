@@ -14,6 +14,7 @@ from typing import Any
 from common.errors import CheckpointError, UsageError
 from common.files.bounded_reading import UnreadableError
 from common.files.json_types import Between, Each, Fields, ListOf, Matching, Maybe, OneOf, check_shape
+from common.files.json_values import JsonObject, JsonValue
 from common.files.paths import read_json
 from common.terminal_text import foreign, quoted
 from merging.checkpoints.checkpoint import Checkpoint
@@ -75,7 +76,7 @@ def files_of(checkpoint: Checkpoint) -> list[Path]:
 
 def describe_input(
     checkpoint: Checkpoint, digests: Mapping[Path, str | None], among: Sequence[Path] | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return name, exact name (absolute folder or id with commit), commit, and {file: size and digest} of an input.
 
     among: the files that count; None for all that the result depends on.
@@ -87,7 +88,7 @@ def describe_input(
     return {"name": checkpoint.name, "exact": checkpoint.exact_name, "commit": checkpoint.commit, "files": files}
 
 
-def tensors_of(plan: Listing, journal: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def tensors_of(plan: Listing, journal: Sequence[Mapping[str, JsonValue]]) -> dict[str, JsonObject]:
     """Return {name: shape, dtype, digest} of the finished tensors of a plan."""
     return {
         tensor.name: {"shape": list(tensor.shape), "dtype": tensor.dtype, "digest": entry["digest"]}
@@ -95,12 +96,12 @@ def tensors_of(plan: Listing, journal: Sequence[Mapping[str, Any]]) -> dict[str,
     }
 
 
-def write_lock(folder: Path, lock: Mapping[str, Any]) -> None:
+def write_lock(folder: Path, lock: Mapping[str, JsonValue]) -> None:
     """Write merge.lock.json."""
     (folder / LOCK_FILE).write_text(json.dumps(lock, indent=2) + "\n", encoding="utf-8")
 
 
-def read_lock(file: Path) -> dict[str, Any]:
+def read_lock(file: Path) -> JsonObject:
     """Read a lock, given as the file or the folder it is in. Raises UsageError where it is none."""
     if file.is_dir():
         file = file / LOCK_FILE
@@ -119,7 +120,7 @@ def read_lock(file: Path) -> dict[str, Any]:
     return lock
 
 
-def _check_recipe(lock: Mapping[str, Any], source: str) -> None:
+def _check_recipe(lock: Mapping[str, JsonValue], source: str) -> None:
     """Raise UnreadableError where the recipe of a lock cannot be one of its program's."""
     recipe = lock["recipe"]
     if lock["program"] == "performAIM.py":
@@ -133,7 +134,10 @@ def _check_recipe(lock: Mapping[str, Any], source: str) -> None:
 
 
 def check_planned(
-    lock: Mapping[str, Any], tensors: Sequence[Named], inputs: Sequence[Mapping[str, Any]], other_inputs: Iterable[str]
+    lock: Mapping[str, JsonValue],
+    tensors: Sequence[Named],
+    inputs: Sequence[Mapping[str, JsonValue]],
+    other_inputs: Iterable[str],
 ) -> None:
     """Compare a plan with the lock that it should repeat, before anything is computed.
 
@@ -181,7 +185,7 @@ def _check_names(what: str, expected: Iterable[str], actual: Iterable[Any], coun
         raise CheckpointError(f"The lock is not of this merge: {what} {foreign(str(name))} is one that {side} has not.")
 
 
-def pinned(recipe: MergeRecipe, lock: Mapping[str, Any]) -> MergeRecipe:
+def pinned(recipe: MergeRecipe, lock: Mapping[str, JsonValue]) -> MergeRecipe:
     """Return the recipe with each model by its exact name in the lock."""
     exact = {entry["name"]: entry["exact"] for entry in lock["inputs"]}
 
@@ -199,7 +203,7 @@ def pinned(recipe: MergeRecipe, lock: Mapping[str, Any]) -> MergeRecipe:
     )
 
 
-def check_inputs(lock: Mapping[str, Any], actual: Sequence[Mapping[str, Any]]) -> None:
+def check_inputs(lock: Mapping[str, JsonValue], actual: Sequence[Mapping[str, JsonValue]]) -> None:
     """Raise CheckpointError naming the first input file that is not the lock's."""
     _check_names("input", [entry["name"] for entry in lock["inputs"]], range(len(actual)), count=True)
     for entry, now in zip(lock["inputs"], actual, strict=True):
@@ -212,14 +216,14 @@ def check_inputs(lock: Mapping[str, Any], actual: Sequence[Mapping[str, Any]]) -
                 )
 
 
-def check_others(lock: Mapping[str, Any], actual: Mapping[str, str | None]) -> None:
+def check_others(lock: Mapping[str, JsonValue], actual: Mapping[str, str | None]) -> None:
     """Raise CheckpointError where a file besides the checkpoints (an importance file) is not the lock's."""
     for name, digest in lock["other_inputs"].items():
         if actual.get(name) != digest:
             raise CheckpointError(f"The {name} file is not that of the lock (its digest differs); get that one.")
 
 
-def check_tensors(lock: Mapping[str, Any], actual: Mapping[str, Mapping[str, Any]]) -> None:
+def check_tensors(lock: Mapping[str, JsonValue], actual: Mapping[str, Mapping[str, JsonValue]]) -> None:
     """Raise CheckpointError naming the first tensor that is not the lock's."""
     for name in {**lock["tensors"], **actual}:
         expected, now = lock["tensors"].get(name), actual.get(name)
@@ -230,7 +234,7 @@ def check_tensors(lock: Mapping[str, Any], actual: Mapping[str, Mapping[str, Any
             )
 
 
-def _describe(tensor: Mapping[str, Any] | None) -> str:
+def _describe(tensor: Mapping[str, JsonValue] | None) -> str:
     return "none" if tensor is None else f"{tensor['dtype']} {tensor['shape']} {_start(tensor['digest'])}"
 
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from common.errors import CheckpointError
 from common.files.bounded_reading import UnreadableError
 from common.files.json_types import Fields, ListOf, Maybe, OneOf, check_shape
+from common.files.json_values import JsonObject, JsonValue
 from common.files.paths import read_json
 from common.versions import MERGING, versions
 from merging.checkpoints.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ LINEAGE = Fields(
 """Types of the lineage in a run record."""
 
 
-def write_record(folder: Path, lineage: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+def write_record(folder: Path, lineage: Mapping[str, JsonValue], details: Mapping[str, JsonValue]) -> None:
     """Write the run record: what was made of what, with every effective parameter."""
     record = {
         "lineage": dict(lineage),
@@ -36,14 +36,14 @@ def write_record(folder: Path, lineage: Mapping[str, Any], details: Mapping[str,
     (folder / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
+def read_lineage(checkpoint: Checkpoint) -> JsonObject:
     """Return the lineage in a checkpoint's run record, or that of a checkpoint that was not merged here.
 
     Raises CheckpointError for a run record that lacks it.
     """
     folder = checkpoint.parts[-1].folder if len(checkpoint.parts) > 1 else checkpoint.folder  # an adapter has its own
     file = folder / RECORD
-    unmerged: dict[str, Any] = {"method": None, "base_model": None, "models": [], "omega": None}
+    unmerged: JsonObject = {"method": None, "base_model": None, "models": [], "omega": None}
     if not file.is_file():
         return unmerged
     lineage = read_json(file, "").get("lineage")
@@ -56,7 +56,7 @@ def read_lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     return lineage
 
 
-def read_merge_recipe(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def read_merge_recipe(checkpoint: Checkpoint) -> JsonObject | None:
     """Return the recipe in a checkpoint's run record; None for a checkpoint that was not merged here."""
     folder = checkpoint.parts[-1].folder if len(checkpoint.parts) > 1 else checkpoint.folder
     file = folder / RECORD

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files.atomic import naming, write_file
+from common.files.json_values import JsonObject, JsonValue
 
 NAMES = "journal-*.jsonl"
 
@@ -27,13 +28,13 @@ class Journal:
 
     def __init__(self, file: Path, key: str, processes: int = 1) -> None:
         self.file = file
-        self._first: dict[str, Any] = {"key": key} | ({"processes": processes} if processes > 1 else {})
+        self._first: JsonObject = {"key": key} | ({"processes": processes} if processes > 1 else {})
         self._handle: int | None = None
         lines = read_lines(file)
-        self.entries: list[dict[str, Any]] = lines[1:]
+        self.entries: list[JsonObject] = lines[1:]
         self._replace([lines[0] if lines else self._first, *self.entries])  # drops a line that a crash cut short
 
-    def add(self, entry: Mapping[str, Any]) -> None:
+    def add(self, entry: Mapping[str, JsonValue]) -> None:
         """Append a finished tensor."""
         data = (json.dumps(entry) + "\n").encode()
         with naming(self.file):
@@ -43,7 +44,7 @@ class Journal:
                 data = data[os.write(self._handle, data) :]
         self.entries.append(dict(entry))
 
-    def hold(self, entries: Sequence[Mapping[str, Any]]) -> None:
+    def hold(self, entries: Sequence[Mapping[str, JsonValue]]) -> None:
         """Take the entries of all ranks, which the file does not get."""
         self.entries = [dict(entry) for entry in entries]
 
@@ -59,12 +60,12 @@ class Journal:
             os.close(self._handle)
             self._handle = None
 
-    def _replace(self, lines: Iterable[Mapping[str, Any]]) -> None:
+    def _replace(self, lines: Iterable[Mapping[str, JsonValue]]) -> None:
         self.close()
         write_file(self.file, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+def read_lines(file: Path) -> list[JsonObject]:
     """Return the lines of a journal up to the first that is none: cut by a crash, or not of this program.
 
     Nothing where the file is missing, cannot be read, or does not begin with a run's key.
@@ -73,7 +74,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         data = file.read_bytes()
     except OSError:
         return []
-    lines: list[dict[str, Any]] = []
+    lines: list[JsonObject] = []
     for text in data.split(b"\n")[:-1]:
         try:
             line = json.loads(text)

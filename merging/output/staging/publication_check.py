@@ -7,10 +7,10 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from common.errors import InterruptedWorkError
 from common.files.atomic import naming
+from common.files.json_values import JsonValue
 from common.hardware import usable_cores
 from merging.output.digests import digest_of
 from merging.output.shards import Place, Shards
@@ -46,7 +46,7 @@ def check_files(folder: Path, shards: Shards) -> None:
 
 
 def check_tensors(
-    folder: Path, shards: Shards, entries: Sequence[Mapping[str, Any]], part: range | None = None
+    folder: Path, shards: Shards, entries: Sequence[Mapping[str, JsonValue]], part: range | None = None
 ) -> None:
     """Check tensors against the digests in a journal, reading them back.
 
@@ -69,7 +69,7 @@ def check_tensors(
             raise DamagedError(f"{file}: tensor {place.name} is not as it was written; the file was changed since.")
 
 
-def _damaged(folder: Path, shards: Shards, place: Place, entry: Mapping[str, Any]) -> Place | None:
+def _damaged(folder: Path, shards: Shards, place: Place, entry: Mapping[str, JsonValue]) -> Place | None:
     file = folder / shards.names[place.shard]
     with naming(file):
         same = entry["name"] == place.name and digest_of(file, place.offset, place.size) == entry["digest"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
 
 from common.errors import UsageError
+from common.files.json_values import JsonValue
 from common.terminal_text import foreign
 from merging.recipe.method_registry import all_methods
 
@@ -51,7 +51,7 @@ def inside(where: str, key: object) -> str:
 
 
 def check_keys(
-    content: Mapping[str, Any],
+    content: Mapping[str, JsonValue],
     valid: Sequence[str],
     where: str,
     notes: list[str],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
+from common.files.json_values import JsonValue
 
 PROGRAMS = (
     (
@@ -30,7 +31,7 @@ PROGRAMS = (
 """Program, keys that only its recipes have, and advice."""
 
 
-def refuse_other_programs(config: Mapping[str, Any]) -> None:
+def refuse_other_programs(config: Mapping[str, JsonValue]) -> None:
     """Raise UsageError for a recipe of another mergekit program, with its name and advice."""
     for program, keys, advice in PROGRAMS:
         present = [key for key in keys if key in config]

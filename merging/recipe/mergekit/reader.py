@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import UsageError, nearest
+from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import quoted
 from merging.recipe.mergekit.keys import check_keys, places_of_parameters
 from merging.recipe.mergekit.sources import LAYOUTS, Group, Source, read_groups
@@ -31,11 +32,11 @@ class Draft:
     models: tuple[str, ...]
     output_slices: tuple[OutputSlice, ...]
     sources: Mapping[str, str]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, JsonValue]
     notes: tuple[str, ...] = ()
 
 
-def is_mergekit(config: Mapping[str, Any]) -> bool:
+def is_mergekit(config: Mapping[str, JsonValue]) -> bool:
     """Return True for a YAML in mergekit's form instead of the flags' keys."""
     entries = [entry for key in LAYOUTS for entry in _entries(config.get(key))]
     return "merge_method" in config or any(isinstance(entry, Mapping) for entry in entries)
@@ -45,7 +46,7 @@ def _entries(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else list(value.values()) if isinstance(value, Mapping) else []
 
 
-def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Sequence[str]) -> Draft:
+def read_mergekit(flags: Mapping[str, JsonValue], config: Mapping[str, JsonValue], named: Sequence[str]) -> Draft:
     """Read a recipe in mergekit's form.
 
     Args:
@@ -100,7 +101,7 @@ def read_mergekit(flags: Mapping[str, Any], config: Mapping[str, Any], named: Se
     )
 
 
-def _method(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeMethod:
+def _method(flags: Mapping[str, JsonValue], config: Mapping[str, JsonValue]) -> MergeMethod:
     name = flags.get("method") or config.get("merge_method")
     if not name:
         raise UsageError("merge_method is missing; `python merge.py --help` lists the methods.")
@@ -113,8 +114,12 @@ def _method(flags: Mapping[str, Any], config: Mapping[str, Any]) -> MergeMethod:
 
 
 def _general(
-    method: MergeMethod, flags: Mapping[str, Any], config: Mapping[str, Any], groups: Sequence[Group], notes: list[str]
-) -> dict[str, Any]:
+    method: MergeMethod,
+    flags: Mapping[str, JsonValue],
+    config: Mapping[str, JsonValue],
+    groups: Sequence[Group],
+    notes: list[str],
+) -> JsonObject:
     """Return the general settings of flags and file, by this project's names."""
     settings = {"dtype": "auto"} if method.mergekit else {}
     settings |= {key: config[key] for key in (*PROJECT_KEYS, "chat_template") if config.get(key) is not None}
@@ -143,7 +148,9 @@ def _general(
     return settings
 
 
-def _seed(method: MergeMethod, flags: Mapping[str, Any], config: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+def _seed(
+    method: MergeMethod, flags: Mapping[str, JsonValue], config: Mapping[str, JsonValue], notes: list[str]
+) -> JsonObject:
     """Return `random_seed` as `seed`; mergekit reads it only on its command line."""
     if config.get("random_seed") is None:
         return {}
@@ -172,7 +179,7 @@ def _tokenizer_name(value: Any, where: str) -> str:
     return model_name(value, where).removeprefix("model:")
 
 
-def _tokenizer(value: Any, notes: list[str]) -> dict[str, Any]:
+def _tokenizer(value: Any, notes: list[str]) -> JsonObject:
     """Return mergekit's `tokenizer` (default source: union) as tokenizer, tokens and pad_to_multiple_of."""
     if isinstance(value, str):
         return {"tokenizer": _tokenizer_name(value, "tokenizer")}
@@ -230,7 +237,7 @@ def _output_slice(
     sources: Sequence[Source],
     method: MergeMethod,
     models: tuple[str, ...],
-    fixed: Mapping[str, Any],
+    fixed: Mapping[str, JsonValue],
 ) -> OutputSlice:
     """Return the output slice of a group with the parameters of flags (`fixed`) and file."""
     positions = [models.index(source.model) for source in sources]

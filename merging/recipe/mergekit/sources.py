@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UsageError
+from common.files.json_values import JsonValue
 from merging.recipe.mergekit.keys import check_keys, inside, places_of_general, places_of_parameters
 from merging.recipe.mergekit.values import (
     Scope,
@@ -53,7 +54,9 @@ class Group:
         return (*self.scopes, *(source.scope for source in self.sources))
 
 
-def read_groups(method: MergeMethod, config: Mapping[str, Any], named: Sequence[str], notes: list[str]) -> list[Group]:
+def read_groups(
+    method: MergeMethod, config: Mapping[str, JsonValue], named: Sequence[str], notes: list[str]
+) -> list[Group]:
     """Read every group of the recipe.
 
     Args:
@@ -76,7 +79,7 @@ class _Reader:
     written_method: str
     notes: list[str]
 
-    def groups(self, config: Mapping[str, Any], named: Sequence[str]) -> list[Group]:
+    def groups(self, config: Mapping[str, JsonValue], named: Sequence[str]) -> list[Group]:
         layouts = [key for key in LAYOUTS if config.get(key)]
         if named and layouts in (["slices"], ["modules"]):
             raise UsageError(
@@ -162,7 +165,7 @@ class _Reader:
             )
         return groups
 
-    def _check_slice(self, content: Mapping[str, Any], at: str) -> None:
+    def _check_slice(self, content: Mapping[str, JsonValue], at: str) -> None:
         """Check the keys of a slice; its merge_method must be the recipe's."""
         valid = ("sources", "parameters", "base_model", "residual_weight", "merge_method")
         places = places_of_parameters(at) | places_of_general(valid)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
+from common.files.json_values import JsonValue
 from common.terminal_text import quoted
 from merging.recipe.mergekit.keys import (
     inside,
@@ -23,7 +24,7 @@ Scope = Mapping[str, tuple[Rule, ...]]
 """Parameters of one level of the recipe, by this project's names."""
 
 
-def as_mapping(value: Any, where: str) -> Mapping[str, Any]:
+def as_mapping(value: Any, where: str) -> Mapping[str, JsonValue]:
     """Return a mapping, empty for null. Raises UsageError for other values."""
     if value is None:
         return {}
@@ -63,7 +64,7 @@ def _path(value: Any, where: str) -> str:
     return str(value["path"]) + (f"@{value['revision']}" if value.get("revision") is not None else "")
 
 
-def _only(content: Mapping[str, Any], valid: Sequence[str], where: str) -> None:
+def _only(content: Mapping[str, JsonValue], valid: Sequence[str], where: str) -> None:
     """Raise UsageError for other keys, which would change the meaning of a model's name or a filter."""
     for key in content:
         if key not in valid:
@@ -170,7 +171,7 @@ def _rules(parameter: Parameter, value: Any, where: str) -> Iterable[Rule]:
         yield None, _values(parameter, value, where)
 
 
-def _conditional(parameter: Parameter, entry: Mapping[str, Any], where: str) -> Rule:
+def _conditional(parameter: Parameter, entry: Mapping[str, JsonValue], where: str) -> Rule:
     _only(entry, ("filter", "value"), where)
     part = entry.get("filter")
     if part is not None and not isinstance(part, str):

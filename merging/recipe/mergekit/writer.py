@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from common.files.json_values import JsonObject, JsonValue
 from merging.recipe.merge_recipe import MergeRecipe
 from merging.recipe.mergekit.values import plain, written_name
 from merging.recipe.method_registry import MergeMethod, Parameter, find_method
@@ -18,7 +19,7 @@ SHORTEST_TEMPLATE = 20
 """Characters; mergekit 0.1.5 takes a shorter chat template for a name."""
 
 
-def as_mergekit(recipe: MergeRecipe) -> tuple[dict[str, Any], list[str]]:
+def as_mergekit(recipe: MergeRecipe) -> tuple[JsonObject, list[str]]:
     """Return the recipe for mergekit, and a note for each setting that mergekit cannot express.
 
     Every parameter is written, so that defaults do not matter, and dtype makes mergekit compute in float32.
@@ -39,7 +40,7 @@ def as_mergekit(recipe: MergeRecipe) -> tuple[dict[str, Any], list[str]]:
     return document, list(_inexpressible(recipe, method, base))
 
 
-def lossless(recipe: MergeRecipe) -> dict[str, Any]:
+def lossless(recipe: MergeRecipe) -> JsonObject:
     """Return a recipe in mergekit's form with this project's keys, so that reading it gives an equal recipe."""
     method = find_method(recipe.method)
     return {
@@ -54,7 +55,7 @@ def lossless(recipe: MergeRecipe) -> dict[str, Any]:
     }
 
 
-def _tokenizer(recipe: MergeRecipe) -> dict[str, Any]:
+def _tokenizer(recipe: MergeRecipe) -> JsonObject:
     """Return the keys for vocabulary, single tokens and padding."""
     if recipe.pad_to_multiple_of is None and not recipe.tokens:
         return {"tokenizer_source": recipe.tokenizer}
@@ -63,12 +64,12 @@ def _tokenizer(recipe: MergeRecipe) -> dict[str, Any]:
     return {"tokenizer": {"source": recipe.tokenizer, **({"tokens": tokens} if tokens else {}), **padding}}
 
 
-def to_text(document: Mapping[str, Any]) -> str:
+def to_text(document: Mapping[str, JsonValue]) -> str:
     """Return YAML text in the order of the keys, with lists of numbers on one line."""
     return yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def write_mergekit(folder: Path, document: Mapping[str, Any], inexpressible: Sequence[str]) -> Path:
+def write_mergekit(folder: Path, document: Mapping[str, JsonValue], inexpressible: Sequence[str]) -> Path:
     """Write mergekit_config.yml with `inexpressible` as comments at its top; return the file."""
     file = folder / "mergekit_config.yml"
     comments = "".join(f"# {' '.join(sentence.split())}\n" for sentence in inexpressible)
@@ -105,7 +106,7 @@ class _ParameterWriter:
 
     def yaml_value(self, parameter: Parameter, schedule: ParameterSchedule) -> Any:
         """Return a schedule as YAML: a value, a gradient over layers, or a list of filters with values."""
-        written: list[dict[str, Any]] = []
+        written: list[JsonObject] = []
         for part, values in schedule.rules:
             writer = [self._value(parameter, value) for value in values]
             value = writer if len(writer) > 1 else writer[0]
@@ -117,9 +118,9 @@ class _ParameterWriter:
         return by_word.get(value, parameter.mergekit.default if by_word and self.strict else value)
 
 
-def _document(recipe: MergeRecipe, method: MergeMethod, writer: _ParameterWriter, base: str | None) -> dict[str, Any]:
+def _document(recipe: MergeRecipe, method: MergeMethod, writer: _ParameterWriter, base: str | None) -> JsonObject:
     """Return method, models and parameters; parameters that are equal everywhere go to the top level."""
-    shared: dict[str, Any] = {}
+    shared: JsonObject = {}
     for key, parameter in writer.parameters().items():
         schedules = {
             schedule for output_slice in recipe.output_slices for schedule in output_slice.schedules(parameter.name)
@@ -137,9 +138,9 @@ def _document(recipe: MergeRecipe, method: MergeMethod, writer: _ParameterWriter
 
 def _layout(
     recipe: MergeRecipe, method: MergeMethod, writer: _ParameterWriter, local: Mapping[str, Parameter], base: str | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return `models`, `slices` or `modules` with the parameters of `local`."""
-    parts: dict[str | None, dict[str, Any]] = {}
+    parts: dict[str | None, JsonObject] = {}
     for output_slice in recipe.output_slices:
         slice_parameters = {
             key: writer.yaml_value(p, output_slice.schedules(p.name)[0]) for key, p in local.items() if not p.per_model
@@ -162,9 +163,9 @@ def _entries(
     local: Mapping[str, Parameter],
     base: str | None,
     output_slice: OutputSlice,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Return the models of an output slice, with the base where mergekit needs it."""
-    entries: list[dict[str, Any]] = []
+    entries: list[JsonObject] = []
     for i, position in enumerate(output_slice.models):
         parameters = {
             key: writer.yaml_value(p, output_slice.schedules(p.name)[i]) for key, p in local.items() if p.per_model
