@@ -36,7 +36,7 @@ def parser_of(section: str) -> Parser:
 
         return relax_parser()
     if section == "evaluate":
-        from eval.harness.flags import parser
+        from eval.commands.evaluate_flags import parser
 
         return parser()
     script_parser: Parser = script_functions(section)["parser" if section == "family" else "make_parser"]()

@@ -288,7 +288,7 @@ def test_help_and_usage_errors_import_nothing_heavy() -> None:
 
 def test_the_defaults_are_the_original_ones() -> None:
     """Benchmarks, dtype, prompt type, lengths and save path default to the original script's."""
-    from eval.harness.flags import parser, settings_of
+    from eval.commands.evaluate_flags import parser, settings_of
 
     a = parser().parse_args(["--model", "m"])
     assert (a.benchmarks, a.math_benchmarks) == ("mmlu,ifeval,mbpp,humaneval", "math,gsm8k")

@@ -15,20 +15,20 @@ from eval.tasks.prompts import TEMPLATES
 
 
 def parser() -> Parser:
-    """The flags; the original script's keep their spelling and defaults."""
+    """Return the parser; the original script's flags keep their spelling and defaults."""
     p = Parser(
         prog="evaluate_model.py",
         usage="evaluate_model.py --model MODEL [flags]",
         description="Evaluate checkpoints on benchmarks; results are printed as a table and kept as JSON.",
     )
-    _what(p)
-    _how(p)
-    _where(p)
+    _add_model_flags(p)
+    _add_answer_flags(p)
+    _add_backend_flags(p)
     add_output_flags(p)
     return p
 
 
-def _what(p: Parser) -> None:
+def _add_model_flags(p: Parser) -> None:
     g = p.add_argument_group("models and benchmarks")
     g.add_argument(
         "--model",
@@ -63,7 +63,7 @@ def _what(p: Parser) -> None:
     )
 
 
-def _how(p: Parser) -> None:
+def _add_answer_flags(p: Parser) -> None:
     g = p.add_argument_group("prompts and answers")
     g.add_argument(
         "--num_fewshot",
@@ -94,7 +94,7 @@ def _how(p: Parser) -> None:
     g.add_argument("--sandbox", choices=SANDBOXES, default="auto", help=weak)
 
 
-def _where(p: Parser) -> None:
+def _add_backend_flags(p: Parser) -> None:
     g = p.add_argument_group("backend and device")
     g.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="lm-eval's model: hf (auto too), vllm, or a server"
