@@ -35,7 +35,7 @@ class Progress:
         self._done, self._worked = self._done + 1, self._worked + work
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.set_postfix_str(f"about {_span(self.left(now - self._started))} left", refresh=False)
+            self._bar.set_postfix_str(f"about {_span(self.seconds_left(now - self._started))} left", refresh=False)
             self._bar.update(1)
             return
         if self._show and now - self._said >= SECONDS_BETWEEN_LINES:
@@ -44,10 +44,10 @@ class Progress:
 
     def line(self, elapsed: float) -> str:
         """One sentence: done, so far, left at the present rate."""
-        left = _span(self.left(elapsed))
-        return f"{self._name}: {self._done} of {self._total}, {_span(elapsed)} so far, about {left} left"
+        time_left = _span(self.seconds_left(elapsed))
+        return f"{self._name}: {self._done} of {self._total}, {_span(elapsed)} so far, about {time_left} left"
 
-    def left(self, elapsed: float) -> float:
+    def seconds_left(self, elapsed: float) -> float:
         """Return the seconds that the rest takes, at the rate of what was done in `elapsed` seconds."""
         return elapsed / self._worked * max(0.0, self._ahead - self._worked) if self._worked else 0.0
 

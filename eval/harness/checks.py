@@ -46,7 +46,7 @@ def check_model(model: str, apply_chat_template: bool, max_model_len: int | None
         raise UsageError(f"--model {model} holds no weights (model.safetensors, or shards with an index).")
     if apply_chat_template and not _has_template(folder):
         raise UsageError(f"--model {model} has no chat template; leave out --apply_chat_template.")
-    check_length(own_length(_json(folder / "config.json")), max_model_len, model)
+    check_length(config_length(_json(folder / "config.json")), max_model_len, model)
 
 
 def _check_adapter(name: str) -> None:
@@ -58,13 +58,13 @@ def _check_adapter(name: str) -> None:
 
 
 def check_length(model_length: int | None, max_length: int | None, model: str) -> None:
-    """Raise UsageError where `asked` tokens are more than the model's own length."""
+    """Raise UsageError where more tokens are asked for than the model has positions."""
     if model_length is not None and max_length is not None and max_length > model_length:
         raise UsageError(f"--max_model_len {max_length} is more than the {model_length} positions of {model}.")
 
 
-def own_length(config: dict[str, Any]) -> int | None:
-    """The longest sequence a model's configuration allows; None where it does not say."""
+def config_length(config: dict[str, Any]) -> int | None:
+    """Return the longest sequence that a model's configuration allows; None where it has no such key."""
     text = config.get("text_config") or config
     lengths = [text[key] for key in LENGTH_KEYS if isinstance(text.get(key), int)]
     return lengths[0] if lengths else None

@@ -15,7 +15,7 @@ from common.errors import BadInputError, EvaluationError, ProjectError, UsageErr
 from common.hardware import product_dtype
 from eval.benchmarks import Benchmark
 from eval.harness import identity, references
-from eval.harness.checks import check_length, own_length, usable_length
+from eval.harness.checks import check_length, config_length, usable_length
 from eval.harness.corrections import VERSION
 from eval.harness.corrections.chat_template import render
 from eval.harness.corrections.encoding import adds_special_tokens
@@ -74,11 +74,10 @@ def describe(model: Any, settings: Settings, tokenizer: Any = None, name: str | 
     """
     if settings.backend == "openai":
         card = Server(str(settings.base_url)).check(model)
-        own = card["max_model_len"] if isinstance(card.get("max_model_len"), int) else None
-        check_length(own, settings.max_model_len, model)
-        return EvaluatedModel(
-            model, name or model, None, {}, usable_length(own, settings.max_model_len, settings.preset)
-        )
+        served_length = card["max_model_len"] if isinstance(card.get("max_model_len"), int) else None
+        check_length(served_length, settings.max_model_len, model)
+        length = usable_length(served_length, settings.max_model_len, settings.preset)
+        return EvaluatedModel(model, name or model, None, {}, length)
     arguments = settings.model_args
     folder = adapter = None
     if isinstance(model, str):
@@ -96,8 +95,8 @@ def describe(model: Any, settings: Settings, tokenizer: Any = None, name: str | 
     _check_think_token(arguments.get("think_end_token"), tokenizer, label)
     loaded_config = load_config(folder, label, settings) if folder is not None else model.config
     config = loaded_config.to_dict()
-    own = own_length(config)
-    check_length(own, settings.max_model_len, label)
+    model_length = config_length(config)
+    check_length(model_length, settings.max_model_len, label)
     if adapter is not None:
         from eval.harness.backends.adapter import check_adapter
 
@@ -105,7 +104,7 @@ def describe(model: Any, settings: Settings, tokenizer: Any = None, name: str | 
     template_args = dict(arguments.get("chat_template_args") or {})
     if arguments.get("enable_thinking") is not None:
         template_args["enable_thinking"] = arguments["enable_thinking"]
-    length = usable_length(own, settings.max_model_len, settings.preset)
+    length = usable_length(model_length, settings.max_model_len, settings.preset)
     return EvaluatedModel(model, label, tokenizer, config, length, folder, adapter, template_args)
 
 
@@ -239,10 +238,10 @@ def identify(subject: EvaluatedModel, settings: Settings) -> tuple[str, str | No
         return Server(str(settings.base_url)).identity(subject.model), None
     if subject.folder is None:
         return identity.loaded_digest(subject.model), None
-    own = identity.model_digest(subject.folder)
+    weights_digest = identity.model_digest(subject.folder)
     if subject.adapter is not None:
-        own = f"sha256:{digest(own, identity.adapter_digest(subject.adapter))}"
-    return own, identity.hub_commit(subject.folder)
+        weights_digest = f"sha256:{digest(weights_digest, identity.adapter_digest(subject.adapter))}"
+    return weights_digest, identity.hub_commit(subject.folder)
 
 
 def scope_of(model_digest: str, settings: Settings, subject: EvaluatedModel) -> str:

@@ -41,8 +41,8 @@ class Estimate:
             models = ", ".join(self.unknown)
             sentences.append(f"Disk: unknown, the headers of {models} cannot be read here; set `bytes` for them.")
         elif self.disk is not None and self.read is not None and self.written is not None:
-            moved = f"{size(self.read)} read, {size(self.written)} written"
-            sentences.append(f"Disk: {size(self.disk)} of merged weights at most; {moved}.")
+            traffic = f"{size(self.read)} read, {size(self.written)} written"
+            sentences.append(f"Disk: {size(self.disk)} of merged weights at most; {traffic}.")
         for section, seconds in self.seconds.items():
             took = "unknown until the first is done" if seconds is None else duration(seconds)
             sentences.append(f"Time of {section}: {took}.")
@@ -68,20 +68,21 @@ def estimate(plan: Plan, state: State) -> Estimate:
     sizes: dict[str, int | None] = {}
     for replicate in plan.replicates:
         for reference in replicate.labels:
-            is_sized = None if replicate.family else weight_bytes(reference)
-            sizes[reference] = is_sized if is_sized is not None else replicate.bytes
+            header_bytes = None if replicate.family else weight_bytes(reference)
+            sizes[reference] = replicate.bytes if header_bytes is None else header_bytes
     omegas = len([omega for omega in e.omegas if omega != 1.0])
     peak = read = written = 0
     for replicate in plan.replicates:
-        own = sizes.get(replicate.base) or 0
+        base_bytes = sizes.get(replicate.base) or 0  # a merge and a relaxation are as large as the base
         for members in e.combinations_of(list(replicate.models)):
-            inputs = own + sum(sizes.get(replicate.models[label]) or 0 for label in members)
+            input_bytes = base_bytes + sum(sizes.get(replicate.models[label]) or 0 for label in members)
             for _ in e.methods:
-                ways = len(e.relaxations) * len(e.calibrations) if omegas else 0
-                read += inputs + ways * 2 * own
-                written += own + ways * omegas * own
-                one = own + omegas * own
-                peak = max(peak, one) if e.keep == "scores" else peak + own + ways * omegas * own
+                n_relaxations = len(e.relaxations) * len(e.calibrations) if omegas else 0
+                output_bytes = base_bytes + n_relaxations * omegas * base_bytes
+                read += input_bytes + n_relaxations * 2 * base_bytes
+                written += output_bytes
+                scored_together = base_bytes + omegas * base_bytes
+                peak = max(peak, scored_together) if e.keep == "scores" else peak + output_bytes
     if e.keep == "scores" and isinstance(e.jobs, int):
         peak *= e.jobs
     unknown = tuple(
@@ -93,13 +94,13 @@ def estimate(plan: Plan, state: State) -> Estimate:
     trained = any(replicate.family for replicate in plan.replicates)
     sections = dict.fromkeys(cell.section for cell in plan.cells)
     counts = {section: sum(cell.section == section for cell in plan.cells) for section in sections}
-    is_sized = not unknown and not trained
+    has_all_sizes = not unknown and not trained
     return Estimate(
         counts,
-        peak if is_sized else None,
-        read if is_sized else None,
-        written if is_sized else None,
-        _times(plan, state, read + written if is_sized else None),
+        peak if has_all_sizes else None,
+        read if has_all_sizes else None,
+        written if has_all_sizes else None,
+        _times(plan, state, read + written if has_all_sizes else None),
         tuple(dict.fromkeys(unknown)),
     )
 
@@ -118,16 +119,16 @@ def weight_bytes(reference: str) -> int | None:
     return sum(prod(info.shape) * widths.get(str(info.dtype), 1) for info in checkpoint.tensors.values())
 
 
-def _times(plan: Plan, state: State, moved: int | None) -> dict[str, float | None]:
-    """Time of the cells that are left: by those of their kind that are done, else of merges by their bytes."""
+def _times(plan: Plan, state: State, traffic: int | None) -> dict[str, float | None]:
+    """Time of the cells that are not done: by those of their kind that are done, else of merges by their bytes."""
     times: dict[str, float | None] = {}
     for name, sections in KINDS.items():
         statuses = [state.status(cell) for cell in plan.cells if cell.section in sections]
         took = [s.seconds for s in statuses if s.state == "done" and s.seconds is not None]
-        left = sum(s.state != "done" for s in statuses)
-        by_bytes = moved / BYTES_PER_SECOND if moved is not None and "merge" in sections else None
+        n_unfinished = sum(s.state != "done" for s in statuses)
+        by_bytes = traffic / BYTES_PER_SECOND if traffic is not None and "merge" in sections else None
         if statuses:
-            times[name] = mean(took) * left if took else by_bytes
+            times[name] = mean(took) * n_unfinished if took else by_bytes
     return times
 
 

@@ -26,7 +26,7 @@ KEYS = {
     "pools": "name: {base, models}; several families of models in one experiment, in place of base and models",
     "family": "flags of scripts/quickstart/family.py, which trains the models; lists are grids",
     "seeds": "seeds of `family`, and of random masks (default: 42)",
-    "deal_seeds": "true: the seeds are dealt to the recipes of `family` in turn; false: each recipe has all (default)",
+    "deal_seeds": "true: each seed trains one recipe of `family`, in turn; false: each trains every recipe (default)",
     "combinations": "all (pairs and all models), pairs, whole (all models), or a list of lists of labels",
     "methods": "merge methods: names, or {method: NAME, parameter: value}; lists are grids",
     "merge": "further flags of merge.py",

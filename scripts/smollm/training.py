@@ -187,7 +187,7 @@ def fine_tune(
     record = expected | {
         "base": base_name(base),
         "source": data.source,
-        "licence": data.licence,
+        "license": data.license,
         "remarks": list(data.remarks),
         "n_examples": len(data.examples),
         "n_longer_than_max_tokens": len(training) - len(encoded),

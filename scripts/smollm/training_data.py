@@ -38,11 +38,11 @@ class Example:
 
 @dataclass(frozen=True)
 class SkillData:
-    """The examples of one skill, with where they come from and under which licence they may be used."""
+    """The examples of one skill, with where they come from and under which license they may be used."""
 
     skill: str
     source: str
-    licence: str
+    license: str
     examples: tuple[Example, ...] = field(repr=False)
     remarks: tuple[str, ...] = ()
 
