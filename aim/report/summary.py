@@ -63,8 +63,8 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Vector:
-    """One activation vector (channels,) with its tokens and stability; place: stack, layer and kind."""
+class ChannelVector:
+    """One activation vector (channels,) fp64 with its tokens and stability; place: stack, layer and kind."""
 
     place: Place
     is_expert: bool
@@ -74,12 +74,35 @@ class _Vector:
     stability: float | None
 
 
+@dataclass(frozen=True)
+class InputGroup:
+    """Tensors of a layer that get the same input (query, key and value); vectors: one, or one for each expert."""
+
+    stack: str
+    layer: int | None
+    kind: str
+    tensors: tuple[str, ...]
+    vectors: tuple[ChannelVector, ...]
+
+
 def summarise(importance: Importance, rule: Rule | None = None) -> Summary:
     """Return the figures of every tensor that the rule lets be relaxed, and the reasons of the others."""
+    groups, not_relaxed, few_tokens = input_groups(importance, rule)
+    return Summary(rows=tuple(map(_row, groups)), not_relaxed=not_relaxed, few_tokens=few_tokens)
+
+
+def input_groups(
+    importance: Importance, rule: Rule | None = None
+) -> tuple[list[InputGroup], dict[str, tuple[str, ...]], dict[str, int]]:
+    """Return the tensors that the rule lets be relaxed, grouped by layer and input, in the order of the layers.
+
+    Returns:
+        The groups; {reason: tensors that are not relaxed}; {tensor: number of its experts that are not relaxed}.
+    """
     rule = rule or Rule()
     reasons: dict[str, list[str]] = {}
     few: dict[str, int] = {}
-    groups: dict[Place, list[_Vector]] = {}
+    by_place: dict[Place, list[ChannelVector]] = {}
     for name in sorted({*importance.activations, *importance.unmeasured}, key=_in_order):
         tied = TIED if name in importance.heads.values() and not rule.relax_tied else None
         reason = importance.unmeasured.get(name) or rule.verdict(name) or tied
@@ -93,15 +116,11 @@ def summarise(importance: Importance, rule: Rule | None = None) -> Summary:
             continue
         if len(enough) < len(vectors):
             few[name] = len(vectors) - len(enough)
-        groups.setdefault(active[0].place, []).extend(active)
-    return Summary(
-        rows=tuple(_rows(groups)),
-        not_relaxed={reason: tuple(names) for reason, names in reasons.items()},
-        few_tokens=few,
-    )
+        by_place.setdefault(active[0].place, []).extend(active)
+    return list(_same_inputs(by_place)), {reason: tuple(names) for reason, names in reasons.items()}, few
 
 
-def _vectors(importance: Importance, name: str) -> Iterable[_Vector]:
+def _vectors(importance: Importance, name: str) -> Iterable[ChannelVector]:
     """The vectors of a tensor, one for each expert of a stack."""
     match = layer_of(name)
     stack, layer, rest = match or ("", None, name)
@@ -109,7 +128,7 @@ def _vectors(importance: Importance, name: str) -> Iterable[_Vector]:
     values, tokens = importance.activations[name], importance.tokens.get(name)
     stability = importance.stability.get(name)
     for i, one in enumerate(values if values.dim() == 2 else values[None]):
-        yield _Vector(
+        yield ChannelVector(
             (stack, layer, kind),
             isinstance(tokens, list) or is_expert(name),
             name,
@@ -119,36 +138,39 @@ def _vectors(importance: Importance, name: str) -> Iterable[_Vector]:
         )
 
 
-def _rows(groups: Mapping[Place, Sequence[_Vector]]) -> Iterable[Row]:
-    """One row for the kinds of a layer that get the same input (query, key and value), stacks and layers in order."""
+def _same_inputs(by_place: Mapping[Place, Sequence[ChannelVector]]) -> Iterable[InputGroup]:
+    """Put the kinds of a layer that get the same input into one group; stacks and layers in order."""
     same: list[list[Place]] = []
-    for place in groups:
-        equal_stack = next((s for s in same if s[0][:2] == place[:2] and _equal(groups[s[0]], groups[place])), None)
+    for place in by_place:
+        equal_stack = next((s for s in same if s[0][:2] == place[:2] and _equal(by_place[s[0]], by_place[place])), None)
         if equal_stack is None:
             same.append([place])
         else:
             equal_stack.append(place)
     for places in same:
         stack, layer, _ = places[0]
-        names = {vector.name for place in places for vector in groups[place]}
-        yield _row(stack, layer, together([kind for *_, kind in places]), len(names), groups[places[0]])
+        names = dict.fromkeys(vector.name for place in places for vector in by_place[place])
+        yield InputGroup(
+            stack, layer, together([kind for *_, kind in places]), tuple(names), tuple(by_place[places[0]])
+        )
 
 
-def _equal(one: Sequence[_Vector], other: Sequence[_Vector]) -> bool:
+def _equal(one: Sequence[ChannelVector], other: Sequence[ChannelVector]) -> bool:
     import torch
 
     return len(one) == len(other) and all(torch.equal(a.values, b.values) for a, b in zip(one, other, strict=True))
 
 
-def _row(stack: str, layer: int | None, kind: str, tensors: int, vectors: Sequence[_Vector]) -> Row:
+def _row(group: InputGroup) -> Row:
+    vectors = group.vectors
     entropies = [h for v in vectors if (h := entropy(v.values)) is not None]
     stabilities = [v.stability for v in vectors if v.stability is not None]
     tokens = [v.tokens for v in vectors if v.tokens is not None]
     return Row(
-        stack=stack,
-        layer=layer,
-        kind=kind,
-        tensors=tensors,
+        stack=group.stack,
+        layer=group.layer,
+        kind=group.kind,
+        tensors=len(group.tensors),
         experts=len(vectors) if vectors[0].is_expert else 0,
         channels=len(vectors[0].values),
         tokens=min(tokens) if tokens else None,
