@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import os
@@ -231,10 +232,17 @@ def in_process(cell: Cell, _lock: Lock, words: list[str], log: Path, _gpu: int |
     stream = io.TextIOWrapper(log.open("ab"), encoding="utf-8", write_through=True)
     with contextlib.closing(stream), contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         code = run(script_functions(cell.section)["main"], words)
-    gc.collect(0)
+    _keep_imports(cell.section)
     if code >= 128:
         raise KeyboardInterrupt
     return code
+
+
+@functools.cache
+def _keep_imports(_section: str) -> None:
+    """Exclude the objects that the first cell of a section imported from garbage collection, which runs per model."""
+    gc.collect()
+    gc.freeze()
 
 
 def _last_error(log: Path, offset: int) -> str | None:
