@@ -15,5 +15,8 @@ def delete_scored(plan: Plan, state: State, finished: Cell) -> None:
         users = plan.users(name)
         if cell.weights is None or not all(state.status(user).state == "done" for user in users):
             continue
-        if cell.weights.is_dir():
-            shutil.rmtree(cell.weights)
+        while cell.weights.is_dir():
+            try:
+                shutil.rmtree(cell.weights)
+            except FileNotFoundError:
+                continue  # another runner, whose cell ended at the same time, deletes them as well
