@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from aim.calibration.config import Calibration
 from aim.calibration.flags import add_calibration_flags, calibration_of
@@ -71,7 +70,7 @@ class AimConfig:
                 "--numerics reference computes the original's AIM alone; leave out --normalization and --control."
             )
 
-    def label(self) -> JsonObject:
+    def label(self) -> dict[str, str]:
         """Return what a lineage records besides omega: what differs from the paper's AIM."""
         statistic = self.settings.statistic
         uses_it = statistic != DEFAULT and self.scaling.control != "weight_norm"
@@ -230,7 +229,7 @@ def rule_of(values: Mapping[str, JsonValue], reference: bool) -> Rule:
     return rule
 
 
-def _batch_size(value: Any) -> int | None:
+def _batch_size(value: object) -> int | None:
     """A number of blocks; None for auto."""
     if value is None or value == "auto":
         return None

@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aim.calibration.config import Calibration, contradiction
 from aim.statistics import DEFAULT, check_statistic, find_statistic
 from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.errors import CalibrationError, CheckpointError, UsageError, nearest
-from common.files.json_values import JsonValue
 from common.hardware import product_dtype
 from common.logging import logger
 from common.quiet_transformers import quiet_transformers
@@ -203,7 +202,7 @@ def _state_of_rank(state: Path, process_group: ProcessGroup) -> Path:
     return state if process_group.world_size == 1 else state.with_name(f"{state.name}-{process_group.rank}")
 
 
-def _progress(settings: Settings, key: str, state: Path, process_group: ProcessGroup) -> Any:
+def _progress(settings: Settings, key: str, state: Path, process_group: ProcessGroup) -> Progress | None:
     """Return the place of this process's calibration state; the reference's is not saved."""
     if settings.reference:
         return None
@@ -213,7 +212,7 @@ def _progress(settings: Settings, key: str, state: Path, process_group: ProcessG
 
 
 def _run(
-    base: Checkpoint, settings: Settings, blocks: Tensor, device: torch.device, dtype: str, progress: Any,
+    base: Checkpoint, settings: Settings, blocks: Tensor, device: torch.device, dtype: str, progress: Progress | None,
     process_group: ProcessGroup,
 ) -> tuple[str, Activations, nn.Module]:  # fmt: skip
     """Run the base; returns the calibration mode, the statistics, and the model (or its skeleton)."""
@@ -302,7 +301,7 @@ def check_measured(file: Path, measured: str, statistic: str, numerics: str) -> 
         )
 
 
-def check_same_calibration(file: Path, recorded: Mapping[str, JsonValue], calibration: Calibration) -> None:
+def check_same_calibration(file: Path, recorded: Mapping[str, object], calibration: Calibration) -> None:
     """Refuse calibration flags that an existing importance file contradicts. Raises UsageError naming the first.
 
     Flags left at their defaults ask for nothing.

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError, nearest
-from common.files.json_values import JsonObject
 from common.terminal_text import quoted
 
 if TYPE_CHECKING:
@@ -106,9 +105,9 @@ class Scaling:
             return controls.uniform(s)
         return controls.reversed_order(s) if self.control == "reversed" else s
 
-    def label(self) -> JsonObject:
+    def label(self) -> dict[str, str]:
         """Return what a lineage records besides omega: normalization and control where they are not the paper's."""
-        record: JsonObject = {}
+        record: dict[str, str] = {}
         if self.normalization == "quantile":
             record["normalization"] = f"quantile {self.quantile:g}"
         if self.control:

@@ -12,7 +12,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from common.errors import DISK_FULL, ProjectError, UsageError, nearest
 from common.files.bounded_reading import UnreadableError
@@ -30,7 +30,7 @@ class Formatter(argparse.HelpFormatter):
         self,
         usage: str | None,
         actions: Iterable[argparse.Action],
-        groups: Iterable[Any],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
         prefix: str | None = None,
     ) -> None:
         """Print only required arguments; the groups list the others."""

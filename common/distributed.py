@@ -20,10 +20,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from common.cli import explain
 from common.errors import FailureError, ProjectError, StoppedError, UsageError
+from common.files.json_values import JsonValue
 from common.processes.interrupts import defer
 
 if TYPE_CHECKING:
@@ -93,19 +94,19 @@ class ProcessGroup:
         """True for rank 0, which plans, prints and finishes the result of all ranks."""
         return self.rank == 0
 
-    def gather(self, value: Any) -> list[Any] | None:
+    def gather(self, value: JsonValue) -> list[JsonValue] | None:
         """Return the values of all ranks in rank order on rank 0, None on the others; JSON types only."""
         if self.channel is None:
             return [value]
         parts = self.channel.gather(json.dumps(value).encode())
         return None if parts is None else [json.loads(part) for part in parts]
 
-    def all_gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: JsonValue) -> list[JsonValue]:
         """Return the values of all ranks in rank order; JSON types only."""
         if self.channel is None:
             return [value]
         values = self.gather(value)
-        gathered: list[Any] = json.loads(self.channel.broadcast(json.dumps(values).encode()))
+        gathered: list[JsonValue] = json.loads(self.channel.broadcast(json.dumps(values).encode()))
         return gathered
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:

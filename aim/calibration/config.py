@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from common.errors import UsageError
-from common.files.json_values import JsonObject, JsonValue
+from common.files.json_values import JsonObject
 
 PILE = "mit-han-lab/pile-val-backup"
 FILES = (".jsonl", ".json", ".parquet", ".txt")
@@ -193,7 +192,7 @@ def _check_source(name: str) -> None:
         raise UsageError(f"--calibration {name} must be a {KINDS} file.")
 
 
-def contradiction(calibration: Calibration, recorded: Mapping[str, JsonValue]) -> tuple[str, Any, Any] | None:
+def contradiction(calibration: Calibration, recorded: Mapping[str, object]) -> tuple[str, object, object] | None:
     """Return (flag, recorded value, asked value) of the first setting in which an account differs from what is asked.
 
     Settings left at their defaults ask for nothing.

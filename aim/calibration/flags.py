@@ -55,7 +55,7 @@ def calibration_of(values: Mapping[str, JsonValue], seed: str = "seed") -> Calib
     return calibration
 
 
-def _value(key: str, value: Any) -> Any:
+def _value(key: str, value: JsonValue) -> Any:
     """A value in its type: numbers as they are, names as one text, weights as numbers."""
     if key == "calibration_weights":
         return _weights(value)
@@ -69,7 +69,7 @@ def _value(key: str, value: Any) -> Any:
     return value
 
 
-def _weights(value: Any) -> tuple[float, ...]:
+def _weights(value: JsonValue) -> tuple[float, ...]:
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
     try:
         if any(isinstance(part, bool) for part in parts):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from common.errors import CalibrationError
 from common.files.json_values import JsonObject, JsonValue
@@ -22,10 +22,14 @@ COUNTS = ("read", "too_long", "empty", "kept")
 
 
 class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used here; chats also need its `apply_chat_template`."""
+    """The part of a transformers tokenizer that is used here; `apply_chat_template` only for chats."""
 
-    def encode(self, text: str) -> list[int]:
-        """Return token ids, with the tokenizer's own special tokens; chats also ask for ids without them."""
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return token ids, with the tokenizer's own special tokens unless they are declined."""
+
+    @property
+    def apply_chat_template(self) -> Callable[..., object]:
+        """Function of a chat that returns its text, with `tokenize=False`."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _take(texts: Texts, tokenizer: Tokenizer, block_size: int) -> tuple[list[int
     return tokens[: blocks * block_size], account
 
 
-def _encoded(text: str | Chat, tokenizer: Any, texts: Texts, row: int) -> list[int]:
+def _encoded(text: str | Chat, tokenizer: Tokenizer, texts: Texts, row: int) -> list[int]:
     """Token ids of a text, or of a chat in the base's template, which brings the special tokens itself."""
     if isinstance(text, str):
         _check_encodable(text, texts.where(row))
@@ -125,7 +129,7 @@ def _encoded(text: str | Chat, tokenizer: Any, texts: Texts, row: int) -> list[i
             time_limit(TEMPLATE_SECONDS, f"it takes more than {TEMPLATE_SECONDS:.0f} s"),
             memory_limit(TEMPLATE_MEMORY),
         ):
-            rendered = tokenizer.apply_chat_template(text, tokenize=False)
+            rendered = str(tokenizer.apply_chat_template(text, tokenize=False))
     except Exception as error:  # a template is a program: it refuses roles and orders in its own ways
         reason = foreign(str(error) or type(error).__name__, 200)
         raise CalibrationError(f"{texts.where(row)}: the base's chat template refuses this chat ({reason}).") from error

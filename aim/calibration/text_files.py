@@ -7,12 +7,11 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aim.calibration.config import FILES, KINDS, Calibration
 from common.errors import CalibrationError
 from common.files.bounded_reading import UnreadableError, check_regular, parse_json, read_bytes, read_lines
-from common.files.json_values import JsonObject
+from common.files.json_values import JsonObject, JsonValue
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_WHOLE = 1 << 30
@@ -27,7 +26,7 @@ class Rows:
     """The rows of a source: how many, the value of each, where it stands, and what an account should say of them."""
 
     count: int
-    value: Callable[[int], Any]
+    value: Callable[[int], JsonValue]
     where: Callable[[int], str]
     about: JsonObject
 
@@ -93,7 +92,7 @@ def _json_lines(file: Path, chosen: str) -> Rows:
             numbers.append(number)
         position += len(line)
 
-    def value(i: int) -> Any:
+    def value(i: int) -> JsonValue:
         with file.open("rb") as stream:
             stream.seek(offsets[i])
             return json.loads(stream.readline().removeprefix(BYTE_ORDER_MARK))[field]
@@ -101,7 +100,7 @@ def _json_lines(file: Path, chosen: str) -> Rows:
     return Rows(len(offsets), value, lambda i: f"{file}, line {numbers[i]}", {"field": field})
 
 
-def _parsed(content: bytes, where: str) -> Any:
+def _parsed(content: bytes, where: str) -> JsonValue:
     return parse_json(_decoded(content, where), where, MAX_VALUES, allow_surrogates=True)
 
 
@@ -112,7 +111,7 @@ def _decoded(content: bytes, where: str) -> str:
         raise CalibrationError(f"{where} is not text in UTF-8 (byte {error.start}).") from error
 
 
-def _field_of(row: Any, chosen: str, known_field: str | None, where: str) -> str:
+def _field_of(row: object, chosen: str, known_field: str | None, where: str) -> str:
     """Return the field of the text in a row; the first row chooses it for all."""
     if not isinstance(row, dict):
         raise CalibrationError(f"{where} has no field {chosen!r}: it is no object with fields.")

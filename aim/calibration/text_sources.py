@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from aim.calibration.config import Calibration, Source
 from aim.calibration.text_files import Rows, chosen_field, read
 from common.errors import DISK_FULL, CalibrationError, ProjectError, UsageError, causes
 from common.files.json_values import JsonObject, JsonValue
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIGS = re.compile(r"(?:configs|Available|configurations)(?: in the cache)?: \[?(.*?)\]?(?: (?:Example|Please) .*)?$")
@@ -109,7 +112,7 @@ def _commit(repo: str, revision: str) -> str:
     return revision if COMMIT.fullmatch(revision) else str(HfApi().dataset_info(repo, revision=revision).sha)
 
 
-def _cached_commit(table: Any) -> str | None:
+def _cached_commit(table: Dataset) -> str | None:
     """The commit that a table was prepared from, which is the name of its folder in the cache."""
     folders = {Path(entry["filename"]).parent.name for entry in table.cache_files}
     commit = folders.pop() if len(folders) == 1 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ NOT_TEXT = {
 }
 
 
-def by_stored_tensor(activations: Activations, model: Any, base: Checkpoint) -> Importance:
+def by_stored_tensor(activations: Activations, model: nn.Module, base: Checkpoint) -> Importance:
     """Return statistics of a model's parameters as those of the tensors that the checkpoint stores."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     stored = {name: info.shape for name, info in base.tensors.items()}
@@ -63,7 +63,7 @@ def by_stored_tensor(activations: Activations, model: Any, base: Checkpoint) -> 
     )  # fmt: skip
 
 
-def _takes_input(name: str, model: Any) -> bool:
+def _takes_input(name: str, model: nn.Module) -> bool:
     """Return whether a parameter is a matrix of products or a norm's weight; tables and biases take no input."""
     path, _, leaf_name = name.rpartition(".")
     module = model.get_submodule(path)
@@ -73,7 +73,7 @@ def _takes_input(name: str, model: Any) -> bool:
     return parameter.dim() >= 2 or leaf_name == "weight"
 
 
-def _head_entry(model: Any, means: Mapping[str, Any], bound: Mapping[str, Binding]) -> str | None:
+def _head_entry(model: nn.Module, means: Container[str], bound: Mapping[str, Binding]) -> str | None:
     """The entry that holds what the output head gets."""
     head = output_head(model)
     path = next((path for path, module in model.named_modules() if module is head), None)

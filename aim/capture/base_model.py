@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,24 @@ from common.terminal_text import foreign
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.storage import tensor_bytes
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Fill: TypeAlias = Callable[[Mapping[str, Tensor], Mapping[str, Binding], torch.device], None]
+"""Function of stored tensors, bindings and a device that puts the tensors where they belong in a model."""
 EAGER = "eager"
 """How experts are run: one product per expert, so that what each of them gets is seen."""
 
 
-def config_of(base: Checkpoint) -> Any:
+def config_of(base: Checkpoint) -> PretrainedConfig:
     """Return transformers' config of the base. Raises CalibrationError where transformers does not know it."""
     from transformers import AutoConfig
 
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                base.folder, trust_remote_code=False, local_files_only=True
+            )
     except Exception as error:  # transformers raises whatever a broken config makes it stumble over
         if "trust_remote_code" in str(error):
             raise CalibrationError(
@@ -44,7 +51,7 @@ def config_of(base: Checkpoint) -> Any:
     return config
 
 
-def class_of(base: Checkpoint, config: Any) -> Any:
+def class_of(base: Checkpoint, config: PretrainedConfig) -> type[PreTrainedModel]:
     """Return the class that the base's config names, or transformers' causal language model for it.
 
     Raises CalibrationError where there is none.
@@ -53,9 +60,12 @@ def class_of(base: Checkpoint, config: Any) -> Any:
 
     for name in base.config.get("architectures") or []:
         if hasattr(transformers, name):
-            return getattr(transformers, name)
+            named: type[PreTrainedModel] = getattr(transformers, name)
+            return named
     try:
-        return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        mapping: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING  # its annotations say pairs of classes
+        causal: type[PreTrainedModel] = mapping[type(config)]
+        return causal
     except KeyError:
         raise CalibrationError(
             f"transformers {transformers.__version__} has no class for {base.name} "
@@ -75,7 +85,7 @@ def load_whole(base: Checkpoint, dtype: str, device: torch.device, spread: bool 
     places: dict[str, Any] = {"device_map": "auto"} if spread else {}
     with quiet_transformers():
         try:
-            model = cls.from_pretrained(
+            model: nn.Module = cls.from_pretrained(
                 base.folder, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, local_files_only=True,
                 **places,
             )  # fmt: skip
@@ -102,7 +112,7 @@ class Skeleton:
         config = config_of(base)
         cls = class_of(base, config)
         with quiet_transformers(), init_empty_weights(include_buffers=False):
-            self.model: Any = cls._from_config(config, dtype=self.dtype)
+            self.model: PreTrainedModel = cls._from_config(config, dtype=self.dtype)
         self.model.eval()
         for module in self.model.modules():
             for name, buffer in module._buffers.items():
@@ -145,7 +155,7 @@ class Skeleton:
         return [name for name in self.bindings if name.startswith(f"{prefix}.")]
 
 
-def _filler(model: Any, dtype: torch.dtype) -> Any:
+def _filler(model: PreTrainedModel, dtype: torch.dtype) -> Fill:
     """Return fill(stored tensors, bindings, device), which puts them where they belong in the model."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -168,7 +178,7 @@ def _filler(model: Any, dtype: torch.dtype) -> Any:
     return fill
 
 
-def _renaming_filler(model: Any, dtype: torch.dtype) -> Any:
+def _renaming_filler(model: PreTrainedModel, dtype: torch.dtype) -> Fill:
     """The same for versions of transformers that only rename."""
     from accelerate.utils import set_module_tensor_to_device
 
@@ -200,7 +210,7 @@ def filling_outside(skeleton: Skeleton, inside: str, limit: int) -> Iterator[Non
         on_host = table and skeleton.device.type != "cpu"
         place = torch.device("cpu") if on_host else skeleton.device
 
-        def fill(module: nn.Module, _: Any, tensors: list[str] = tensors, place: torch.device = place) -> None:
+        def fill(module: nn.Module, _: object, tensors: list[str] = tensors, place: torch.device = place) -> None:
             if any(p.device.type == "meta" for p in module.parameters(recurse=False)):
                 skeleton.fill(tensors, place)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +71,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _norm_hook(name: str, sink: Callback) -> Callable[..., None]:
-    def observe(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def observe(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         x = _input(args, kwargs, len(module.weight))  # type: ignore[arg-type]
         if x is not None:
             sink(LayerInput(name, 0, x, x))
@@ -80,7 +79,7 @@ def _norm_hook(name: str, sink: Callback) -> Callable[..., None]:
     return observe
 
 
-def _input(args: Sequence[Any], kwargs: Mapping[str, Any], channels: int) -> Tensor | None:
+def _input(args: Sequence[object], kwargs: Mapping[str, object], channels: int) -> Tensor | None:
     """The first floating-point tensor of a call whose last axis has as many entries as the weight."""
     tensors = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point())
     return next((x for x in tensors if x.dim() and x.shape[-1] == channels), None)
@@ -90,7 +89,7 @@ def _input(args: Sequence[Any], kwargs: Mapping[str, Any], channels: int) -> Ten
 def _stubbed_head(name: str, head: nn.Module, sink: Callback) -> Iterator[None]:
     """Report the head's input; its forward returns one zero per token in place of logits."""
 
-    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(x: Tensor, *_: object, **__: object) -> Tensor:
         sink(LayerInput(f"{name}.weight", 1, x, x))
         return x.new_zeros((*x.shape[:-1], 1))
 
@@ -123,21 +122,25 @@ class _Products(TorchFunctionMode):
         self._matrices, self._sink = matrices, sink
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         seen = _PRODUCTS.get(func)
         if seen is not None:
             with torch._C.DisableTorchFunction():
                 seen(self, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
-    def linear(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def linear(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Record the input of `input @ weight.T`."""
         x = args[0] if args else kwargs["input"]
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         self._report(weight, -1, x)
 
-    def matmul(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def matmul(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Record the input of `left @ right`, either of which may be the weight."""
         left, right = _two(args, kwargs)
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.dim() < 2 or right.dim() < 2:
@@ -145,30 +148,34 @@ class _Products(TorchFunctionMode):
         if not self._report(right, -2, left):
             self._report(left, -1, right.transpose(-1, -2), owner=right)
 
-    def swapped(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def swapped(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Record the input of `right @ left`, as Python's reflected operator gives them."""
         self.matmul(args[1::-1], kwargs)
 
-    def added(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def added(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Record the input of `sum + left @ right`."""
         self.matmul(args[1:], kwargs)
 
-    def convolved(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def convolved(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """A convolution over time: each channel by itself, or all of them mixed."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         x, weight, groups = arguments["input"], arguments["weight"], arguments.get("groups", 1)
+        if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
+            return
         if groups == 1:
             self._report(weight, 1, x.transpose(-1, -2), owner=x, stacked=False)
         elif groups == weight.shape[0] == x.shape[-2]:
             self._report(weight, 0, x.transpose(-1, -2), owner=x, stacked=False)
 
-    def _report(self, weight: Tensor, dim: int, x: Tensor, owner: Tensor | None = None, stacked: bool = True) -> bool:
+    def _report(self, weight: object, dim: int, x: object, owner: Tensor | None = None, stacked: bool = True) -> bool:
         """Report the use of `weight`, whose input channels run along its `dim`, if it is one of the model's.
 
         stacked: whether a parameter of three dimensions is a stack of matrices.
         """
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.device.type == "meta":
+        if not isinstance(x, Tensor) or not isinstance(weight, Tensor) or not weight.is_floating_point():
+            return False
+        if weight.device.type == "meta":
             return False
         for name, parameter in self._matrices.get(weight.untyped_storage().data_ptr(), ()):
             place = _place(weight, dim, parameter)
@@ -180,7 +187,7 @@ class _Products(TorchFunctionMode):
         return False
 
 
-def _two(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+def _two(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[object, object]:
     """The factors of a product, by position or by any of the names that torch gives the second one."""
     rest = [kwargs[key] for key in ("input", "mat1", "batch1", "other", "mat2", "batch2", "tensor2") if key in kwargs]
     both = [*args[:2], *rest]
@@ -206,7 +213,7 @@ def _place(view: Tensor, dim: int, parameter: Tensor) -> tuple[int, int | None] 
     return None
 
 
-_PRODUCTS: dict[Any, Callable[..., None]] = {
+_PRODUCTS: dict[object, Callable[..., None]] = {
     nn.functional.linear: _Products.linear,
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm), _Products.matmul),
     **dict.fromkeys((torch.bmm, Tensor.bmm), _Products.matmul),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,10 @@ def _refused(reason: str) -> CalibrationError:
     return CalibrationError(f"The base cannot be calibrated layer by layer: {reason}; use --calibration_mode whole.")
 
 
+LayerOutput: TypeAlias = Tensor | tuple[Tensor, *tuple[Tensor | None, ...]]
+"""Hidden states, alone or followed by what else a layer returns (attention weights, say)."""
+
+
 class _Layered(Exception):
     """Ends a forward pass with what the layer in turn made."""
 
@@ -72,7 +76,7 @@ class _Turn:
     what it has besides hidden states (attention weights, say): empty tensors, which no later layer may get.
     """
 
-    def __init__(self, real: Sequence[Callable[..., Any]]) -> None:
+    def __init__(self, real: Sequence[Callable[..., LayerOutput]]) -> None:
         self.real = real
         self.extras: dict[int, list[Tensor | None]] = {}
         self.turn = 0
@@ -84,7 +88,7 @@ class _Turn:
         self._handed: Tensor | None = None
         self.inside = self.past = False
 
-    def call(self, i: int, *args: Any, **kwargs: Any) -> Any:
+    def call(self, i: int, *args: object, **kwargs: object) -> LayerOutput:
         """Stand for layer i. Raises _Layered at the turn's, CalibrationError for what is more than handing on."""
         arrived = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(arrived, Tensor):
@@ -116,7 +120,7 @@ class _Turn:
         raise _Layered(output)
 
 
-def _containers(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[int, int]]:
+def _containers(args: Sequence[object], kwargs: Mapping[str, object]) -> list[tuple[int, int]]:
     """Return the containers in which a layer could leave state, with their sizes."""
     inputs = (*args, *kwargs.values())
     return [(id(value), len(value)) for value in inputs if isinstance(value, (dict, list, set))]

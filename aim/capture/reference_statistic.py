@@ -6,8 +6,7 @@ It goes by the names of modules, one block at a time; what it does not see stays
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +40,8 @@ def collect(model: nn.Module, blocks: Tensor) -> Activations:
     axes: dict[str, int] = {}
     tokens: dict[str, int] = {}
 
-    def hook(name: str, channels: int):  # type: ignore[no-untyped-def]
-        def observe(_module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def hook(name: str, channels: int) -> Callable[[nn.Module, Sequence[object], Mapping[str, object]], None]:
+        def observe(_module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
             x = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
             if x is None or not x.is_floating_point() or x.shape[-1] != channels:
                 return

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from common.errors import FailureError, ProjectError, StoppedError, UsageError, 
 from common.files.atomic import written
 from common.files.bounded_reading import check_regular, parse_json
 from common.files.json_types import Between, Each, Fields, check_shape
+from common.files.json_values import JsonObject
 from common.files.safetensors_file import write_safetensors
 from common.files.work_folder import WorkFolder, claim, claimed, is_work_folder
 from common.logging import logger
@@ -51,7 +51,7 @@ class Progress:
         """The saved state."""
         return self.folder / STATE
 
-    def start(self) -> tuple[Sums, dict[str, Any], dict[str, Tensor]]:
+    def start(self) -> tuple[Sums, dict[str, int], dict[str, Tensor]]:
         """Return sums, position and hidden states to go on with (empty for a fresh start).
 
         Raises:
@@ -67,7 +67,7 @@ class Progress:
             self._release()
             raise
 
-    def _restored(self) -> tuple[Sums, dict[str, Any], dict[str, Tensor]]:
+    def _restored(self) -> tuple[Sums, dict[str, int], dict[str, Tensor]]:
         if not self.file.is_file():
             if self.resume:
                 logger.info("There is no interrupted calibration to resume; starting from the beginning.")
@@ -166,7 +166,7 @@ def remove_state(folder: Path) -> None:
             work.remove()
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(file: Path) -> tuple[dict[str, Tensor], JsonObject]:
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -134,7 +134,7 @@ class Sums:
             stability={name: self._agreement(name) for name in means},
         )
 
-    def _agreement(self, name: str) -> Any:
+    def _agreement(self, name: str) -> float | list[float | None] | None:
         """Return Spearman's correlation of the two halves' means, per expert where there are several.
 
         None where it is not defined.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from common.hardware import ran_out
 from common.logging import hides_progress, logger
 from merging.engine.device_pipeline import to_device_async
 
+T = TypeVar("T")
 TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 2048}
 """Tokens of a batch where its size is left to us: enough to fill a GPU, few enough for a CPU's caches."""
 
@@ -52,7 +53,7 @@ class BatchSize:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def run(self, take: list[int], attempt: Callable[[list[int]], Any]) -> tuple[Any, list[int]]:
+    def run(self, take: list[int], attempt: Callable[[list[int]], T]) -> tuple[T, list[int]]:
         """Return what `attempt(blocks)` gives for `take` or the first part of it that fits, and that part.
 
         Raises CalibrationError where one block does not fit.
@@ -80,10 +81,10 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def forward_arguments(model: nn.Module, ids: Tensor) -> dict[str, Any]:
+def forward_arguments(model: nn.Module, ids: Tensor) -> dict[str, Tensor | bool]:
     """Return the arguments of a forward pass over ids (batch, tokens), which an encoder-decoder gets on both sides."""
     takes = inspect.signature(model.forward).parameters
-    arguments: dict[str, Any] = {"input_ids": ids}
+    arguments: dict[str, Tensor | bool] = {"input_ids": ids}
     if "use_cache" in takes:
         arguments["use_cache"] = False
     if "decoder_input_ids" in takes:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from aim.report.summary import Row, Summary
-from common.figures import COLORS, DPI, MARKERS, WIDTH, in_style, legend_rows
+from common.figures import COLORS, DPI, MARKERS, WIDTH, Marker, in_style, legend_rows
 from common.markup import figure_text
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 PANELS = {
     "mean": "mean s = mean(a / max a)",
@@ -20,6 +22,16 @@ PANELS = {
     "entropy": "entropy (1: channels alike)",
     "stability": "stability (two halves)",
 }
+
+
+class Look(TypedDict):
+    """Properties of a line, by matplotlib's names."""
+
+    marker: Marker
+    color: str
+    ms: float
+    lw: float
+    label: str
 
 
 def plot_summary(summary: Summary, title: str) -> Figure:
@@ -46,7 +58,7 @@ def plot_summary(summary: Summary, title: str) -> Figure:
         looks = zip(itertools.cycle(MARKERS), itertools.cycle(COLORS), strict=False)
         handles = []
         for label, rows, (marker, color) in zip(names, kinds.values(), looks, strict=False):
-            look: dict[str, Any] = {"marker": marker, "color": color, "ms": 3.0, "lw": 1.0, "label": label}
+            look: Look = {"marker": marker, "color": color, "ms": 3.0, "lw": 1.0, "label": label}
             lines = [_draw(ax, name, rows, behind, look) for ax, name in zip(axes, PANELS, strict=False)]
             handles.append(lines[0])
         for ax, (name, label) in zip(axes, PANELS.items(), strict=False):
@@ -58,7 +70,7 @@ def plot_summary(summary: Summary, title: str) -> Figure:
     return figure
 
 
-def _draw(ax: Any, name: str, rows: Sequence[Row], behind: int, look: dict[str, Any]) -> Any:
+def _draw(ax: Axes, name: str, rows: Sequence[Row], behind: int, look: Look) -> Line2D:
     """One kind's line in one panel; layers where the figure is not defined are gaps."""
     points = sorted((behind if row.layer is None else row.layer, getattr(row, name)) for row in rows)
     x = [place for place, _ in points]
@@ -66,7 +78,7 @@ def _draw(ax: Any, name: str, rows: Sequence[Row], behind: int, look: dict[str, 
     return ax.plot(x, y, **look)[0]
 
 
-def _finish(ax: Any, name: str, label: str, layers: Sequence[int], behind: int, rows: Sequence[Row]) -> None:
+def _finish(ax: Axes, name: str, label: str, layers: Sequence[int], behind: int, rows: Sequence[Row]) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     ax.set_title(label)

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aim.relaxer import ZERO, Rule, is_expert
+from common.files.json_values import JsonObject
 from merging.checkpoints.tensor_names import in_order, layer_of
 
 if TYPE_CHECKING:
@@ -49,6 +50,23 @@ class Row:
 
 
 @dataclass(frozen=True)
+class KindRow:
+    """The figures of the modules of one kind over all layers: medians, the largest maximum, the lowest stability.
+
+    layers: their number; None outside of layers. The others are those of `Row`.
+    """
+
+    kind: str
+    layers: int | None
+    channels: float
+    top_share: float
+    mean: float
+    maximum: float
+    entropy: float | None
+    stability: float | None
+
+
+@dataclass(frozen=True)
 class Summary:
     """Rows by layer and kind, and what is not relaxed: {reason: tensors}, and experts by {tensor: how many}."""
 
@@ -56,7 +74,7 @@ class Summary:
     not_relaxed: Mapping[str, tuple[str, ...]]
     few_tokens: Mapping[str, int]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Return everything in JSON's types."""
         rows = [asdict(row) for row in self.rows]
         return {"rows": rows, "not_relaxed": dict(self.not_relaxed), "experts_not_relaxed": dict(self.few_tokens)}
@@ -222,22 +240,24 @@ def _in_order(name: str) -> tuple[bool, list[tuple[int, str]]]:
     return layer_of(name) is None, in_order(name)
 
 
-def by_kind(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def by_kind(rows: Sequence[Row]) -> list[KindRow]:
     """Return the medians over the layers for each kind, the largest maximum and the lowest stability."""
     kinds: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         kinds.setdefault((row.stack, row.kind), []).append(row)
     return [
-        {
-            "kind": _where(stack, None) + kind,
-            "layers": len(layers) if layers[0].layer is not None else None,
-            **{key: median(getattr(row, key) for row in layers) for key in ("channels", "top_share", "mean")},
-            "maximum": max(row.maximum for row in layers),
-            "entropy": median(entropies)
+        KindRow(
+            kind=_where(stack, None) + kind,
+            layers=len(layers) if layers[0].layer is not None else None,
+            channels=median(row.channels for row in layers),
+            top_share=median(row.top_share for row in layers),
+            mean=median(row.mean for row in layers),
+            maximum=max(row.maximum for row in layers),
+            entropy=median(entropies)
             if (entropies := [row.entropy for row in layers if row.entropy is not None])
             else None,
-            "stability": min((row.stability for row in layers if row.stability is not None), default=None),
-        }
+            stability=min((row.stability for row in layers if row.stability is not None), default=None),
+        )
         for (stack, kind), layers in kinds.items()
     ]
 

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from textwrap import fill
-from typing import Any
 
 from aim.calibration.packing import summary as calibration_text
 from aim.importance import Importance
@@ -55,7 +54,7 @@ def kinds_table(summary: Summary) -> str:
     """Return the table of kinds: medians over the layers, the largest maximum, the lowest stability."""
     columns = [column for column in HEADS if column != "tokens"]
     rows = [
-        [row["kind"], _cell("layers", row["layers"]), *(_cell(c, row[c]) for c in columns)]
+        [row.kind, _cell("layers", row.layers), *(_cell(column, getattr(row, column)) for column in columns)]
         for row in by_kind(summary.rows)
     ]
     heads = ["kind", "layers", *("lowest stability" if c == "stability" else HEADS[c] for c in columns)]
@@ -96,7 +95,7 @@ def grouped(names: Sequence[str]) -> str:
     return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in counts.items())
 
 
-def _cell(column: str, value: Any) -> str:
+def _cell(column: str, value: float | None) -> str:
     if value is None:
         return "-"
     if column == "top_share":

@@ -12,10 +12,13 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from common.files.json_values import JsonObject
+from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import foreign, quoted
+
+if TYPE_CHECKING:
+    import yaml
 
 MIB = 1 << 20
 MAX_CONFIG = 16 * MIB
@@ -103,7 +106,7 @@ def read_text(file: Path, limit: int = MAX_TEXT, cut: bool = False) -> str:
         raise UnreadableError(f"{file} is not text in UTF-8 (byte {error.start}).") from error
 
 
-def read_json(file: Path, limit: int = MAX_CONFIG, max_values: int = MAX_VALUES) -> Any:
+def read_json(file: Path, limit: int = MAX_CONFIG, max_values: int = MAX_VALUES) -> JsonValue:
     """Read a JSON file. Raises UnreadableError naming it, OSError where it cannot be opened."""
     return parse_json(read_bytes(file, limit), str(file), max_values)
 
@@ -128,7 +131,7 @@ def parse_json(
     max_values: int = MAX_VALUES,
     whole_numbers: bool = False,
     allow_surrogates: bool = False,
-) -> Any:
+) -> JsonValue:
     """Parse JSON that is foreign.
 
     Args:
@@ -178,7 +181,7 @@ def _no_count(number: str) -> int:
     raise ValueError(f"the number {foreign(number, 40)}, where whole numbers from 0 were expected")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
+def _unique(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
     """An object's pairs as a dict. Raises ValueError for a key that stands twice."""
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
@@ -188,21 +191,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
     return mapping
 
 
-def _check_depth(value: Any, source: str) -> None:
+def _check_depth(value: JsonValue, source: str) -> None:
     """Raise LimitError where JSON is nested deeper than MAX_DEPTH."""
     level, depth = [value] if isinstance(value, dict | list) else [], 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:
             raise LimitError(f"{source} is nested more than {MAX_DEPTH} levels deep.")
-        inside: list[Any] = []
+        inside: list[JsonValue] = []
         for holder in level:
-            entries: Iterable[Any] = holder.values() if type(holder) is dict else holder
+            entries: Iterable[JsonValue] = holder.values() if type(holder) is dict else holder
             inside.extend([entry for entry in entries if type(entry) is dict or type(entry) is list])
         level = inside
 
 
-def _check_surrogates(value: Any, source: str) -> None:
+def _check_surrogates(value: object, source: str) -> None:
     """Raise UnreadableError where a string holds half of a surrogate pair, which no file in UTF-8 can hold."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -210,12 +213,12 @@ def _check_surrogates(value: Any, source: str) -> None:
         raise UnreadableError(f"{source} is not valid JSON (a string holds half of a surrogate pair).") from None
 
 
-def read_yaml(file: Path, limit: int = MAX_YAML) -> list[Any]:
+def read_yaml(file: Path, limit: int = MAX_YAML) -> list[JsonValue]:
     """Return the documents of a YAML file. Raises UnreadableError naming it, OSError where it cannot be opened."""
     return parse_yaml(read_text(file, limit), str(file))
 
 
-def parse_yaml(text: str, source: str) -> list[Any]:
+def parse_yaml(text: str, source: str) -> list[JsonValue]:
     """Return the documents of YAML that is foreign; `source` names it in messages.
 
     Anchors, aliases and merge keys are read as long as all that they stand for stays within MAX_YAML_NODES. Raises
@@ -237,10 +240,11 @@ def parse_yaml(text: str, source: str) -> list[Any]:
         raise UnreadableError(f"{source} is not valid YAML ({foreign(what, 240)}).") from error
 
 
-def _yaml_loader() -> Any:
+def _yaml_loader() -> type[yaml.SafeLoader | yaml.CSafeLoader]:
     import yaml
 
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return loader
 
 
 def _check_yaml(text: str, source: str) -> None:
@@ -250,8 +254,7 @@ def _check_yaml(text: str, source: str) -> None:
     sizes: dict[str | None, int] = {}
     open_nodes: list[_Open] = []
     total = 0
-    events: Iterable[Any] = yaml.parse(text, Loader=_yaml_loader())
-    for event in events:
+    for event in yaml.parse(text, Loader=_yaml_loader()):
         if isinstance(event, yaml.DocumentStartEvent):
             sizes, open_nodes = {}, []
             continue
@@ -290,7 +293,8 @@ def _check_yaml(text: str, source: str) -> None:
                 open_nodes[-1].size += size
 
 
-def _line(event: Any) -> int:
+def _line(event: yaml.Event) -> int:
+    assert event.start_mark is not None
     return int(event.start_mark.line) + 1
 
 
@@ -302,7 +306,7 @@ class _Open:
         self._keys: set[str] = set()
         self._entries = 0
 
-    def add(self, event: Any, source: str) -> None:
+    def add(self, event: yaml.Event, source: str) -> None:
         """Count an entry. Raises UnreadableError for a key of a mapping that stands twice."""
         import yaml
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.files.bounded_reading import UnreadableError
+from common.files.json_values import JsonValue
 from common.terminal_text import quoted
 
-WORDS: dict[Any, str] = {
+WORDS: dict[object, str] = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list",
 }  # fmt: skip
 
@@ -20,14 +21,14 @@ WORDS: dict[Any, str] = {
 class Maybe:
     """null, or a value of a shape."""
 
-    shape: Any
+    shape: object
 
 
 @dataclass(frozen=True)
 class ListOf:
     """A list of values of one shape; length: how many, where that is fixed."""
 
-    shape: Any
+    shape: object
     length: int | None = None
 
 
@@ -35,14 +36,14 @@ class ListOf:
 class Each:
     """An object with any keys and values of one shape."""
 
-    shape: Any
+    shape: object
 
 
 @dataclass(frozen=True)
 class OneOf:
     """One of some values, or a value of one of some types."""
 
-    choices: tuple[Any, ...]
+    choices: tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ class Matching:
 class Fields:
     """An object with these keys; optional ones may be absent, others are allowed with any value."""
 
-    required: Mapping[str, Any]
-    optional: Mapping[str, Any] = field(default_factory=dict)
+    required: Mapping[str, object]
+    optional: Mapping[str, object] = field(default_factory=dict)
 
 
-def check_shape(value: Any, shape: Any, source: str, where: str = "") -> None:
+def check_shape(value: JsonValue, shape: object, source: str, where: str = "") -> None:
     """Raise UnreadableError where a value is not of its shape, naming file, key, expected and found.
 
     Args:
@@ -122,6 +123,7 @@ def check_shape(value: Any, shape: Any, source: str, where: str = "") -> None:
             where,
         )
     else:
+        assert isinstance(shape, type), shape
         _expect(_is(value, shape), WORDS[shape], value, source, where)
 
 
@@ -129,7 +131,7 @@ def _plain(number: float) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is(value: object, kind: type) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
@@ -140,6 +142,6 @@ def _inside(where: str, key: str) -> str:
     return f"{where}.{name}" if where else name
 
 
-def _expect(fits: bool, expected: str, value: Any, source: str, where: str) -> None:
+def _expect(fits: bool, expected: str, value: object, source: str, where: str) -> None:
     if not fits:
         raise UnreadableError(f"{source}: {where or 'its content'} should be {expected}, found {quoted(value)}.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Protocol
 
 from common.files.bounded_reading import LimitError, UnreadableError
 from common.terminal_text import quoted
@@ -15,6 +16,16 @@ MAX_COUNT = 10_000
 """The product of all counts in repetitions such as a{100}: nested ones take time and memory of their product."""
 SECONDS = 0.2
 """Time of one match; real patterns take microseconds."""
+
+
+class _Pattern(Protocol):
+    """A compiled expression of the `regex` package."""
+
+    def match(self, text: str, *, timeout: float) -> object | None:
+        """Return a match at the beginning of a text, or None. Raises TimeoutError."""
+
+    def search(self, text: str, *, timeout: float) -> object | None:
+        """Return a match anywhere in a text, or None. Raises TimeoutError."""
 
 
 def matches_end(pattern: str, name: str, source: str) -> bool:
@@ -42,7 +53,7 @@ def check_pattern(pattern: str, source: str) -> None:
     _compile(pattern, source)
 
 
-def _bounded(match: Any, pattern: str, text: str, source: str) -> bool:
+def _bounded(match: Callable[..., object], pattern: str, text: str, source: str) -> bool:
     try:
         return match(text, timeout=SECONDS) is not None
     except TimeoutError:
@@ -52,7 +63,7 @@ def _bounded(match: Any, pattern: str, text: str, source: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _compile(pattern: str, source: str, at_end: bool = False) -> Any:
+def _compile(pattern: str, source: str, at_end: bool = False) -> _Pattern:
     import re
 
     import regex
@@ -68,7 +79,8 @@ def _compile(pattern: str, source: str, at_end: bool = False) -> Any:
     whole = rf"(.*\.)?({pattern})$" if at_end else pattern
     try:
         re.compile(whole)  # what regex alone knows is no pattern of PEFT's
-        return regex.compile(whole)
+        compiled: _Pattern = regex.compile(whole)
+        return compiled
     except (re.error, regex.error, RecursionError, OverflowError, ValueError, MemoryError) as error:
         reason = str(error) or type(error).__name__
         raise UnreadableError(f"{source} {quoted(pattern)} is not a regular expression ({reason[:80]}).") from error

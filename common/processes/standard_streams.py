@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TextIO
 
 
 class LossyStream:
@@ -20,7 +21,7 @@ class LossyStream:
             self._stream.write(text)
         return len(text)
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         """Write several texts."""
         for line in lines:
             self.write(line)
@@ -30,8 +31,9 @@ class LossyStream:
         with suppress(OSError, ValueError):
             self._stream.flush()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    def __getattr__(self, name: str) -> object:
+        value: object = getattr(self._stream, name)
+        return value
 
 
 def protect_standard_streams() -> None:

@@ -22,7 +22,7 @@ def check(recipe: MergeRecipe, method: MergeMethod) -> None:
             "--numerics reference repeats the original program, which merged whole models with one value of each "
             "parameter; leave out slices, modules, filters and lists over the layers."
         )
-    if recipe.numerics == "reference" and any(density < 1 for s in _densities(recipe) for density in s.values):
+    if recipe.numerics == "reference" and any(float(density) < 1 for s in _densities(recipe) for density in s.values):
         raise UsageError(
             "--numerics reference reproduces the original program, which merged at density 1; add --density 1."
         )
@@ -71,7 +71,7 @@ def remarks(recipe: MergeRecipe) -> list[str]:
     """Return the notes of a recipe: settings without effect, and differences from the program of its file."""
     notes = list(recipe.notes)
     densities = _densities(recipe)
-    if densities and all(density >= 1 for schedule in densities for density in schedule.values):
+    if densities and all(float(density) >= 1 for schedule in densities for density in schedule.values):
         what = "trims" if recipe.method == "ties" else "drops"
         notes.append(f"density 1: {recipe.method} {what} nothing.")
     if recipe.parameters.get("solver") == "closed_form":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from common.files.json_values import JsonObject, JsonValue
 from merging.recipe.method_registry import find_method
 from merging.recipe.options import PlanOptions
 from merging.recipe.schedules import OutputSlice, ParameterSchedule
@@ -87,16 +87,16 @@ class MergeRecipe:
         return policy == "required" or (policy == "optional" and takes_part)
 
     @property
-    def parameters(self) -> Mapping[str, Any]:
+    def parameters(self) -> Mapping[str, JsonValue]:
         """Value of each parameter, a list per model; a text where it varies over layers or tensors."""
-        view: dict[str, Any] = {}
+        view: JsonObject = {}
         for name in self.output_slices[0].parameters:
             values = [_plain_value(output_slice.parameters[name]) for output_slice in self.output_slices]
             view[name] = values[0] if all(value == values[0] for value in values) else values
         return view
 
 
-def _plain_value(schedule: ParameterSchedule | tuple[ParameterSchedule, ...]) -> Any:
+def _plain_value(schedule: ParameterSchedule | tuple[ParameterSchedule, ...]) -> JsonValue:
     if isinstance(schedule, tuple):
         return [_plain_value(one) for one in schedule]
     return str(schedule) if schedule.constant is None else schedule.constant

@@ -19,6 +19,7 @@ import yaml
 from common.errors import UsageError, nearest
 from common.files.json_values import JsonValue
 from common.terminal_text import quoted
+from merging.recipe.schedules import ParameterSetting, ParameterValue
 
 METHODS_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "methods"
 TYPES = {"float": float, "int": int, "bool": bool, "str": str}
@@ -28,7 +29,7 @@ MERGEKIT_NAMES = {"weights": "weight", "scaling": "lambda"}
 """Parameters with another name in mergekit: an entry of `weights` is a model's `weight`."""
 
 
-def as_bool(value: Any) -> bool | None:
+def as_bool(value: object) -> bool | None:
     """Return the truth value that a flag or YAML means, as mergekit (pydantic) reads it; None where it means none."""
     if isinstance(value, int | float):  # bool is an int
         return bool(value) if value in (0, 1) else None
@@ -50,9 +51,9 @@ class InMergekit:
     """
 
     name: str | None = None
-    default: Any = None
+    default: ParameterValue | None = None
     values: Mapping[str, str] = field(default_factory=dict)
-    always: Any = None
+    always: ParameterValue | None = None
     per_model: bool = False
 
 
@@ -85,7 +86,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     mergekit: InMergekit = field(default_factory=InMergekit)
 
-    def parse(self, value: Any) -> Any:
+    def parse(self, value: object) -> ParameterValue:
         """Return `value` (from a flag or YAML) as this parameter's type. Raises UsageError that names it."""
         if self.type == "bool":
             return self._parse_bool(value)
@@ -96,11 +97,13 @@ class Parameter:
             raise UsageError(f"{self.name} must be {article} {self.type}, found {quoted(value)}.") from None
         if self.choices and parsed not in self.choices:
             raise UsageError(f"{self.name} must be one of {', '.join(self.choices)}, found {quoted(value)}.")
+        if isinstance(parsed, str):
+            return parsed
         if self.type == "float" and not abs(parsed) <= FLOAT32_MAX:
             raise UsageError(f"{self.name} must be a finite number of float32, found {quoted(value)}.")
         if self.type == "int" and abs(parsed) >= 2**63:
             raise UsageError(f"{self.name} must be a whole number of 64 bits, found {quoted(value)}.")
-        if self.type in ("float", "int") and not self._in_range(parsed):
+        if not self._in_range(parsed):
             opening = "(" if self.exclusive else "["
             raise UsageError(f"{self.name} must be in {opening}{self.minimum:g}, {self.maximum:g}], found {value}.")
         return parsed
@@ -108,20 +111,20 @@ class Parameter:
     def _in_range(self, value: float) -> bool:
         return self.minimum <= value <= self.maximum and not (self.exclusive and value == self.minimum)
 
-    def _parse_bool(self, value: Any) -> bool:
+    def _parse_bool(self, value: object) -> bool:
         truth = as_bool(value)
         if truth is None:
             raise UsageError(f"{self.name} must be true or false, found {quoted(value)}.")
         return truth
 
-    def for_models(self, value: Any, n_models: int) -> Any:
+    def for_models(self, value: object, n_models: int) -> ParameterSetting:
         """Parse a value that may be one per model; returns a list of n_models for a per-model parameter."""
         if not self.per_model:
             if isinstance(value, (list, tuple)):
                 raise UsageError(f"{self.name} takes one value for all models, found {len(value)} values.")
             return self.parse(value)
-        values = value.split(",") if isinstance(value, str) else value
-        values = list(values) if isinstance(values, (list, tuple)) else [values]
+        parts = value.split(",") if isinstance(value, str) else value
+        values: list[object] = list(parts) if isinstance(parts, (list, tuple)) else [parts]
         if len(values) == 1:
             values = values * n_models
         if len(values) != n_models:
@@ -129,7 +132,7 @@ class Parameter:
         return [self.parse(v) for v in values]
 
 
-def _typed(kind: str, value: Any) -> Any:
+def _typed(kind: str, value: object) -> ParameterValue:
     """A value in the type of its parameter. Raises TypeError or ValueError for a value of another type."""
     if isinstance(value, bool) and kind != "bool":
         raise TypeError
@@ -137,7 +140,8 @@ def _typed(kind: str, value: Any) -> Any:
         raise ValueError
     if kind == "str" and not isinstance(value, str):
         raise TypeError
-    return TYPES[kind](value)
+    typed: ParameterValue = TYPES[kind](value)
+    return typed
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from common.errors import UsageError, nearest
 from common.files.bounded_reading import UnreadableError, read_yaml
@@ -18,7 +17,7 @@ from merging.recipe.mergekit.other_programs import refuse_other_programs, severa
 from merging.recipe.mergekit.reader import Draft, is_mergekit, read_mergekit
 from merging.recipe.method_registry import MergeMethod, Parameter, find_method
 from merging.recipe.options import PlanOptions
-from merging.recipe.schedules import DTYPES, RECIPE_KEYS, OutputSlice, ParameterSchedule
+from merging.recipe.schedules import DTYPES, RECIPE_KEYS, OutputSlice, ParameterSchedule, ParameterSetting
 
 BUILT_IN_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 """Names of mergekit 0.1.5's chat templates: configs/chat_templates/NAME.jinja."""
@@ -134,7 +133,7 @@ def _read_flat(flags: Mapping[str, JsonValue], config: Mapping[str, JsonValue]) 
     for name, parameter in method.parameters.items():
         value, sources[name] = _value(parameter, name, flags, config, len(models))
         parameters[name] = (
-            tuple(map(ParameterSchedule.fixed, value)) if parameter.per_model else ParameterSchedule.fixed(value)
+            tuple(map(ParameterSchedule.fixed, value)) if isinstance(value, list) else ParameterSchedule.fixed(value)
         )
     output_slice = OutputSlice(models=tuple(range(len(models))), parameters=parameters)
     return Draft(method, models, (output_slice,), sources, keys)
@@ -147,7 +146,7 @@ def _check_count(method: MergeMethod, n_models: int) -> None:
         raise UsageError(f"{method.name} takes {method.max_models} model besides the base, {n_models} given.")
 
 
-def _names(value: Any) -> tuple[str, ...]:
+def _names(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     names = value.split(",") if isinstance(value, str) else value
@@ -161,7 +160,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 def _value(
     parameter: Parameter, name: str, flags: Mapping[str, JsonValue], config: Mapping[str, JsonValue], n: int
-) -> tuple[Any, str]:
+) -> tuple[ParameterSetting, str]:
     for source, values in (("flag", flags), ("config", config)):
         if values.get(name) is not None:
             return parameter.for_models(values[name], n), source
@@ -170,7 +169,7 @@ def _value(
     return parameter.for_models(parameter.default, n), f"default: {parameter.source}"
 
 
-def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UsageError(
             f"{name} must be one of {', '.join(choices)}, found {quoted(value)}.{nearest(str(value), choices)}"
@@ -178,7 +177,7 @@ def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return str(value)
 
 
-def _seed(value: Any) -> int:
+def _seed(value: JsonValue) -> int:
     try:
         if isinstance(value, float | bool):
             raise ValueError
@@ -187,19 +186,19 @@ def _seed(value: Any) -> int:
         raise UsageError(f"seed must be a whole number, found {quoted(value)}.") from None
 
 
-def _tokenizer(value: Any) -> str:
+def _tokenizer(value: object) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     raise UsageError(f"tokenizer must be base, union or a model's name, found {quoted(value)}.")
 
 
-def _multiple(value: Any) -> int | None:
+def _multiple(value: object) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     raise UsageError(f"pad_to_multiple_of must be a whole number from 1, found {quoted(value)}.")
 
 
-def _pattern(value: Any) -> str | None:
+def _pattern(value: JsonValue) -> str | None:
     """Return the regular expression of `exclude`; a list becomes an alternation."""
     if value is None:
         return None
@@ -221,7 +220,7 @@ def _owner(keys: Mapping[str, JsonValue]) -> str:
     return "base" if owner is None else str(owner)
 
 
-def _template(value: Any, models: tuple[str, ...]) -> str:
+def _template(value: object, models: tuple[str, ...]) -> str:
     choices = ("base", "auto", *BUILT_IN_TEMPLATES, *models)
     if isinstance(value, str) and (value in choices or "{{" in value or "{%" in value):
         return value

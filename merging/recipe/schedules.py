@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 from common.errors import UsageError
 
@@ -15,7 +15,11 @@ RECIPE_KEYS = (
     "chat_template", "exclude", "exclude_from", "allow_config_mismatch", "extra_tensors",
 )  # fmt: skip
 """Keys of a recipe besides the method's parameters; each is a flag of the same name."""
-Rule = tuple[str | None, tuple[Any, ...]]
+ParameterValue: TypeAlias = bool | int | float | str
+"""A value of a method's parameter, of one model where the parameter has one per model."""
+ParameterSetting: TypeAlias = ParameterValue | list[ParameterValue]
+"""A value of a parameter, or a list of them for a per-model parameter."""
+Rule = tuple[str | None, tuple[ParameterValue, ...]]
 """A filter (a part of tensor names, None: every tensor), and one value or the anchors of a gradient over layers."""
 
 
@@ -29,7 +33,7 @@ class ParameterSchedule:
     rules: tuple[Rule, ...]
 
     @classmethod
-    def fixed(cls, value: Any) -> ParameterSchedule:
+    def fixed(cls, value: ParameterValue) -> ParameterSchedule:
         """Return the schedule with one value for all tensors."""
         return cls(((None, (value,)),))
 
@@ -46,7 +50,7 @@ class ParameterSchedule:
             reachable.pop(-2)
         return cls(tuple(reachable))
 
-    def at(self, name: str, depth: float) -> Any:
+    def at(self, name: str, depth: float) -> ParameterValue | None:
         """Return the value for a tensor; None where no rule matches.
 
         Numbers interpolate linearly between the anchors, booleans and words are selected, as in mergekit 0.1.5's
@@ -62,7 +66,7 @@ class ParameterSchedule:
         return None
 
     @property
-    def constant(self) -> Any | None:
+    def constant(self) -> ParameterValue | None:
         """The value where all tensors have the same, else None."""
         if len(self.rules) != 1:
             return None
@@ -70,7 +74,7 @@ class ParameterSchedule:
         return values[0] if part is None and len(values) == 1 else None
 
     @property
-    def values(self) -> tuple[Any, ...]:
+    def values(self) -> tuple[ParameterValue, ...]:
         """All values and anchors of its rules."""
         return tuple(value for _, values in self.rules for value in values)
 
@@ -87,16 +91,17 @@ class ParameterSchedule:
         return "; ".join(parts)
 
 
-def _interpolate(values: tuple[Any, ...], depth: float) -> Any:
+def _interpolate(values: tuple[ParameterValue, ...], depth: float) -> ParameterValue:
     position = depth * (len(values) - 1)
     index = int(position)
-    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if len(numbers) < len(values):
         return values[index]
     if len(values) == 1:
         return values[0]
     after = min(len(values) - 1, index + 1)
     share = position - index
-    return (1 - share) * values[index] + share * values[after]
+    return (1 - share) * numbers[index] + share * numbers[after]
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class OutputSlice:
         first, stop = self.layers[0] if self.layers else self.base_layers or (0, 0)
         return stop - first
 
-    def at(self, name: str, depth: float, inputs: Sequence[str] | None = None) -> dict[str, Any]:
+    def at(self, name: str, depth: float, inputs: Sequence[str] | None = None) -> dict[str, ParameterSetting]:
         """Return every parameter's value for one tensor, a list for a per-model parameter.
 
         Args:
@@ -141,7 +146,7 @@ class OutputSlice:
         alone = (
             len(self.models) == 1 and self.base_layers is None
         )  # filters then match the model's names, as in mergekit
-        values: dict[str, Any] = {}
+        values: dict[str, ParameterSetting] = {}
         for key, schedule in self.parameters.items():
             if isinstance(schedule, ParameterSchedule):
                 values[key] = _require_value(key, name, schedule.at(names[0] if alone else name, depth))
@@ -155,7 +160,7 @@ class OutputSlice:
         return (schedule,) if isinstance(schedule, ParameterSchedule) else schedule
 
 
-def _require_value(key: str, name: str, value: Any) -> Any:
+def _require_value(key: str, name: str, value: ParameterValue | None) -> ParameterValue:
     if value is None:
         raise UsageError(
             f"{key} has no value for tensor {name}: none of its filters is part of that name; "

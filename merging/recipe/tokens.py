@@ -52,7 +52,7 @@ class TokenRequest:
         return {**({"source": source} if source is not None else {}), **({"force": True} if self.force else {})}
 
 
-def read_tokens(value: Any, notes: list[str]) -> tuple[TokenRequest, ...]:
+def read_tokens(value: object, notes: list[str]) -> tuple[TokenRequest, ...]:
     """Read `tokenizer.tokens`.
 
     Args:

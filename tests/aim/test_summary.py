@@ -77,8 +77,8 @@ def test_rows_by_layer_and_kind() -> None:
     assert places[-3:] == [(11, "self_attn.o_proj"), (None, "lm_head"), (None, "model.norm")]
     assert (rows[0].tensors, rows[1].tensors, rows[0].experts) == (3, 1, 0)
     kinds = by_kind(rows)
-    assert (kinds[0]["kind"], kinds[0]["layers"]) == ("model.layers.*.self_attn.{k,q,v}_proj", 12)
-    assert kinds[0]["maximum"] == pytest.approx(float(same.max()) + 11)
+    assert (kinds[0].kind, kinds[0].layers) == ("model.layers.*.self_attn.{k,q,v}_proj", 12)
+    assert kinds[0].maximum == pytest.approx(float(same.max()) + 11)
 
 
 def test_names_together() -> None:

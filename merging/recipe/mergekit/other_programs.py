@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from common.errors import UsageError
 from common.files.json_values import JsonValue
@@ -41,7 +40,7 @@ def refuse_other_programs(config: Mapping[str, JsonValue]) -> None:
             raise UsageError(f"This is a recipe of {program} (it has {' and '.join(present)}): {advice}.")
 
 
-def several_recipes(file: Path, documents: Sequence[Any]) -> str:
+def several_recipes(file: Path, documents: Sequence[JsonValue]) -> str:
     """Return the message for a file of several recipes, with an order in which they can be merged."""
     stages = [document if isinstance(document, Mapping) else {} for document in documents]
     names = [str(stage["name"]) for stage in stages if stage.get("name")]
@@ -60,7 +59,7 @@ def several_recipes(file: Path, documents: Sequence[Any]) -> str:
     )
 
 
-def _models(value: Any) -> set[str]:
+def _models(value: object) -> set[str]:
     """Return all model names in a recipe."""
     if isinstance(value, Mapping):
         return {str(v) for k, v in value.items() if k in ("model", "base_model")}.union(*map(_models, value.values()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from common.errors import UsageError, nearest
 from common.files.json_values import JsonObject, JsonValue
@@ -13,7 +12,14 @@ from merging.recipe.mergekit.keys import check_keys, places_of_parameters
 from merging.recipe.mergekit.sources import LAYOUTS, Group, Source, read_groups
 from merging.recipe.mergekit.values import as_mapping, model_name, plain, with_revision, written_name
 from merging.recipe.method_registry import MergeMethod, Parameter, find_method
-from merging.recipe.schedules import DTYPES, RECIPE_KEYS, OutputSlice, ParameterSchedule
+from merging.recipe.schedules import (
+    DTYPES,
+    RECIPE_KEYS,
+    OutputSlice,
+    ParameterSchedule,
+    ParameterSetting,
+    ParameterValue,
+)
 from merging.recipe.tokens import read_tokens
 
 KEYS = (
@@ -42,7 +48,7 @@ def is_mergekit(config: Mapping[str, JsonValue]) -> bool:
     return "merge_method" in config or any(isinstance(entry, Mapping) for entry in entries)
 
 
-def _entries(value: Any) -> Sequence[Any]:
+def _entries(value: object) -> Sequence[object]:
     return value if isinstance(value, list) else list(value.values()) if isinstance(value, Mapping) else []
 
 
@@ -167,19 +173,19 @@ def _seed(
     return {}
 
 
-def _dtype(value: Any, key: str) -> str:
+def _dtype(value: object, key: str) -> str:
     name = str(value).removeprefix("torch.")
     if name not in (*DTYPES, "auto"):
         raise UsageError(f"{key} must be one of {', '.join(DTYPES)}, found {quoted(value)}.{nearest(name, DTYPES)}")
     return name
 
 
-def _tokenizer_name(value: Any, where: str) -> str:
+def _tokenizer_name(value: object, where: str) -> str:
     """Return the tokenizer source: base, union, or a model (`model:NAME` in mergekit's early versions)."""
     return model_name(value, where).removeprefix("model:")
 
 
-def _tokenizer(value: Any, notes: list[str]) -> JsonObject:
+def _tokenizer(value: object, notes: list[str]) -> JsonObject:
     """Return mergekit's `tokenizer` (default source: union) as tokenizer, tokens and pad_to_multiple_of."""
     if isinstance(value, str):
         return {"tokenizer": _tokenizer_name(value, "tokenizer")}
@@ -237,16 +243,17 @@ def _output_slice(
     sources: Sequence[Source],
     method: MergeMethod,
     models: tuple[str, ...],
-    fixed: Mapping[str, JsonValue],
+    fixed: Mapping[str, ParameterSetting],
 ) -> OutputSlice:
     """Return the output slice of a group with the parameters of flags (`fixed`) and file."""
     positions = [models.index(source.model) for source in sources]
     parameters: dict[str, ParameterSchedule | tuple[ParameterSchedule, ...]] = {}
     for name, parameter in method.parameters.items():
-        if name in fixed and parameter.per_model:
-            parameters[name] = tuple(ParameterSchedule.fixed(fixed[name][position]) for position in positions)
-        elif name in fixed:
-            parameters[name] = ParameterSchedule.fixed(fixed[name])
+        setting = fixed.get(name)
+        if isinstance(setting, list):
+            parameters[name] = tuple(ParameterSchedule.fixed(setting[position]) for position in positions)
+        elif setting is not None:
+            parameters[name] = ParameterSchedule.fixed(setting)
         elif parameter.per_model:
             parameters[name] = tuple(_schedule(name, source, group) for source in sources)
         else:  # a model's entry has it only for methods of one model
@@ -278,7 +285,7 @@ def _completed(output_slice: OutputSlice, lacking: Iterable[Parameter]) -> Outpu
     return replace(output_slice, parameters=parameters)
 
 
-def _default(parameter: Parameter) -> Any:
+def _default(parameter: Parameter) -> ParameterValue:
     default = parameter.mergekit.default
     if default is None:
         return parameter.parse(parameter.default)

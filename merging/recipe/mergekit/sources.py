@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from common.errors import UsageError
 from common.files.json_values import JsonValue
@@ -96,10 +95,10 @@ class _Reader:
             return self._stack(config["slices"], "slices", (outer,))
         return [self._whole(config.get("models") or [], "models", (outer,), named)]
 
-    def _scope(self, value: Any, where: str, of_model: bool = False) -> Scope:
+    def _scope(self, value: JsonValue, where: str, of_model: bool = False) -> Scope:
         return read_scope(self.method, value, where, self.notes, of_model)
 
-    def _modules(self, value: Any, outer: Scope) -> Iterator[Group]:
+    def _modules(self, value: JsonValue, outer: Scope) -> Iterator[Group]:
         for name, content in as_mapping(value, "modules").items():
             where = f"modules.{name}"
             module = as_mapping(content, where)
@@ -116,7 +115,7 @@ class _Reader:
 
     def _whole(
         self,
-        value: Any,
+        value: JsonValue,
         where: str,
         scopes: tuple[Scope, ...],
         named: Sequence[str],
@@ -131,7 +130,9 @@ class _Reader:
         self._note_repeats(sources)
         return Group(where, tuple(sources), scopes, module)
 
-    def _slices(self, value: Any, where: str, scopes: tuple[Scope, ...], module: str | None = None) -> Iterator[Group]:
+    def _slices(
+        self, value: JsonValue, where: str, scopes: tuple[Scope, ...], module: str | None = None
+    ) -> Iterator[Group]:
         for i, entry in enumerate(as_list(value, where)):
             at = f"{where}[{i}]"
             content = as_mapping(entry, at)
@@ -154,7 +155,7 @@ class _Reader:
                 base=None if base is None else model_name(base, f"{at}.base_model"),
             )
 
-    def _stack(self, value: Any, where: str, scopes: tuple[Scope, ...], module: str | None = None) -> list[Group]:
+    def _stack(self, value: JsonValue, where: str, scopes: tuple[Scope, ...], module: str | None = None) -> list[Group]:
         """Return the groups of all slices, with a note where mergekit ignores sources of the last one."""
         groups = list(self._slices(value, where, scopes, module))
         first, last = len(groups[0].sources), len(groups[-1].sources)
@@ -182,7 +183,7 @@ class _Reader:
         if slice_method is not None:
             self.notes.append(f"{at}.merge_method has no effect: it repeats the recipe's.")
 
-    def _source(self, entry: Any, where: str, sliced: bool = False) -> Source:
+    def _source(self, entry: JsonValue, where: str, sliced: bool = False) -> Source:
         content = as_mapping(entry, where)
         valid = ("model", "parameters", "revision", *(["layer_range"] if sliced else []))
         places = places_of_parameters(where) | places_of_general()

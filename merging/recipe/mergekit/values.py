@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from common.errors import UsageError
 from common.files.json_values import JsonValue
@@ -18,13 +17,13 @@ from merging.recipe.mergekit.keys import (
     spelling_hint,
 )
 from merging.recipe.method_registry import MergeMethod, Parameter, as_bool
-from merging.recipe.schedules import Rule
+from merging.recipe.schedules import ParameterValue, Rule
 
 Scope = Mapping[str, tuple[Rule, ...]]
 """Parameters of one level of the recipe, by this project's names."""
 
 
-def as_mapping(value: Any, where: str) -> Mapping[str, JsonValue]:
+def as_mapping(value: object, where: str) -> Mapping[str, JsonValue]:
     """Return a mapping, empty for null. Raises UsageError for other values."""
     if value is None:
         return {}
@@ -33,14 +32,14 @@ def as_mapping(value: Any, where: str) -> Mapping[str, JsonValue]:
     return value
 
 
-def as_list(value: Any, where: str) -> list[Any]:
+def as_list(value: object, where: str) -> list[JsonValue]:
     """Return a non-empty list. Raises UsageError for other values."""
     if not isinstance(value, list) or not value:
         raise UsageError(f"{where} should be a list with at least one entry, found {quoted(value)}.")
     return value
 
 
-def model_name(value: Any, where: str) -> str:
+def model_name(value: object, where: str) -> str:
     """Return a model as `base@revision+adapter`, from mergekit's string or mapping. Raises UsageError."""
     if isinstance(value, str) and value.strip():
         return value.strip()
@@ -55,7 +54,7 @@ def model_name(value: Any, where: str) -> str:
     return name if value.get("lora") is None else f"{name}+{_path(value['lora'], f'{where}.lora')}"
 
 
-def _path(value: Any, where: str) -> str:
+def _path(value: object, where: str) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     if not isinstance(value, Mapping) or not value.get("path"):
@@ -72,7 +71,7 @@ def _only(content: Mapping[str, JsonValue], valid: Sequence[str], where: str) ->
             raise UsageError(f"{inside(where, key)} is no key of a recipe.{hint}")
 
 
-def with_revision(name: str, revision: Any, where: str, notes: list[str]) -> str:
+def with_revision(name: str, revision: object, where: str, notes: list[str]) -> str:
     """Return `name@revision` for a `revision` key next to a model, which mergekit 0.1.5 ignores.
 
     Raises:
@@ -94,7 +93,7 @@ def with_revision(name: str, revision: Any, where: str, notes: list[str]) -> str
     return f"{path}@{revision}{plus}{adapter}"
 
 
-def layer_range(value: Any, where: str) -> tuple[int, int]:
+def layer_range(value: object, where: str) -> tuple[int, int]:
     """Return the layer range [from, to) of a slice. Raises UsageError for other values."""
     if not isinstance(value, list) or len(value) != 2 or not all(type(end) is int for end in value):
         raise UsageError(f"{where} should be two whole numbers, [from, to), found {quoted(value)}.")
@@ -108,7 +107,7 @@ def written_name(parameter: Parameter) -> str:
     return parameter.mergekit.name or parameter.name
 
 
-def read_scope(method: MergeMethod, value: Any, where: str, notes: list[str], of_model: bool = False) -> Scope:
+def read_scope(method: MergeMethod, value: object, where: str, notes: list[str], of_model: bool = False) -> Scope:
     """Read a `parameters` key.
 
     Args:
@@ -156,7 +155,7 @@ def read_scope(method: MergeMethod, value: Any, where: str, notes: list[str], of
     return scope
 
 
-def _rules(parameter: Parameter, value: Any, where: str) -> Iterable[Rule]:
+def _rules(parameter: Parameter, value: object, where: str) -> Iterable[Rule]:
     """Yield the rules of one setting: a value, a gradient over layers, a {filter, value}, or a list of those."""
     if isinstance(value, Mapping):
         yield _conditional(parameter, value, where)
@@ -179,7 +178,7 @@ def _conditional(parameter: Parameter, entry: Mapping[str, JsonValue], where: st
     return (None if part in (None, "", "*") else part), _values(parameter, entry.get("value"), f"{where}.value")
 
 
-def _values(parameter: Parameter, value: Any, where: str) -> tuple[Any, ...]:
+def _values(parameter: Parameter, value: object, where: str) -> tuple[ParameterValue, ...]:
     values = as_list(value, where) if isinstance(value, list) else [value]
     if parameter.type == "int" and len(values) > 1:
         raise UsageError(f"{where} is a whole number, which cannot change gradually over the layers; give one value.")
@@ -187,7 +186,7 @@ def _values(parameter: Parameter, value: Any, where: str) -> tuple[Any, ...]:
     return tuple(named.parse(_from_mergekit_value(parameter, one)) for one in values)
 
 
-def _from_mergekit_value(parameter: Parameter, value: Any) -> Any:
+def _from_mergekit_value(parameter: Parameter, value: object) -> object:
     """Return mergekit's value as this project's; booleans of mergekit become words where the parameter has words."""
     if not parameter.mergekit.values or value in parameter.choices:
         return value
@@ -195,6 +194,6 @@ def _from_mergekit_value(parameter: Parameter, value: Any) -> Any:
     return parameter.mergekit.values.get(str(value).lower() if truth is None else plain(truth), value)
 
 
-def plain(value: Any) -> str:
+def plain(value: object) -> str:
     """Return a value in YAML's spelling."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,7 +12,7 @@ from common.files.json_values import JsonObject, JsonValue
 from merging.recipe.merge_recipe import MergeRecipe
 from merging.recipe.mergekit.values import plain, written_name
 from merging.recipe.method_registry import MergeMethod, Parameter, find_method
-from merging.recipe.schedules import OutputSlice, ParameterSchedule
+from merging.recipe.schedules import OutputSlice, ParameterSchedule, ParameterValue
 
 SHORTEST_TEMPLATE = 20
 """Characters; mergekit 0.1.5 takes a shorter chat template for a name."""
@@ -80,11 +79,11 @@ def write_mergekit(folder: Path, document: Mapping[str, JsonValue], inexpressibl
 class _Dumper(yaml.SafeDumper):
     """YAML dumper with lists of numbers inline, as in mergekit, and without aliases."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-def _list(dumper: _Dumper, data: list[Any]) -> yaml.SequenceNode:
+def _list(dumper: _Dumper, data: list[JsonValue]) -> yaml.SequenceNode:
     inline = all(isinstance(entry, int | float) for entry in data)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=inline)
 
@@ -104,7 +103,7 @@ class _ParameterWriter:
         listed = self.method.parameters.values()
         return {written_name(p): p for p in listed if p.mergekit.name is not None or not self.strict}
 
-    def yaml_value(self, parameter: Parameter, schedule: ParameterSchedule) -> Any:
+    def yaml_value(self, parameter: Parameter, schedule: ParameterSchedule) -> JsonValue:
         """Return a schedule as YAML: a value, a gradient over layers, or a list of filters with values."""
         written: list[JsonObject] = []
         for part, values in schedule.rules:
@@ -113,8 +112,8 @@ class _ParameterWriter:
             written.append({"value": value} if part is None else {"filter": part, "value": value})
         return written[0]["value"] if len(written) == 1 and "filter" not in written[0] else written
 
-    def _value(self, parameter: Parameter, value: Any) -> Any:
-        by_word = {word: flag == "true" for flag, word in parameter.mergekit.values.items()}
+    def _value(self, parameter: Parameter, value: ParameterValue) -> JsonValue:
+        by_word: dict[ParameterValue, bool] = {word: flag == "true" for flag, word in parameter.mergekit.values.items()}
         return by_word.get(value, parameter.mergekit.default if by_word and self.strict else value)
 
 
@@ -196,7 +195,7 @@ def _has_base(recipe: MergeRecipe, method: MergeMethod) -> bool:
     return recipe.base_model in recipe.models or not (counts and whole) or "weights" in method.parameters
 
 
-def _model(name: str) -> Any:
+def _model(name: str) -> str | JsonObject:
     """Return a model for mergekit; a folder with @ or + in its path is written as a mapping."""
     odd = ("@" in name or "+" in name) and Path(name).expanduser().is_dir()
     return {"model": {"path": name}} if odd else name
