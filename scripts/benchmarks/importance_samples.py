@@ -173,7 +173,7 @@ def compare(reference: Means, other: Means, scaling: Scaling) -> dict[str, float
         relative.append(((s - t).abs() / s)[s > 0])
         absolute.append((s - t).abs())
     relatives, differences = torch.cat(relative), torch.cat(absolute)
-    values = {
+    values: dict[str, float | torch.Tensor] = {
         "cosine": cosine,
         "median": relatives.median(),
         "largest": relatives.max(),
