@@ -125,8 +125,8 @@ def report(plan: Plan, state: State, collect: Path | None) -> None:
     for file in files:
         print(file)
     if collect is not None:
-        compact(plan, rows, collect)
-        logger.info(f"{len(rows)} rows in {collect}.")
+        parts = compact(plan, rows, collect)
+        logger.info(f"{len(rows)} rows in {', '.join(map(str, parts))}.")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
-from common.files.paths import write_whole
+from common.files.paths import read_json, write_whole
 from eval.harness.references import path_label
 from eval.report.latex import to_latex
 from eval.report.page import make_page
@@ -31,6 +31,8 @@ from scripts.experiments.state import State
 
 Row = Mapping[str, Any]
 Remark = Callable[[str], None]
+MOST_BYTES = 1 << 20
+"""Size of a file of collected rows at most."""
 MEAN = "mean"
 """Column of the CSV: the mean of the scores that are percentages of which more is better."""
 
@@ -156,18 +158,66 @@ def to_csv_text(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def compact(plan: Plan, rows: Sequence[Row], file: Path) -> None:
+def compact(plan: Plan, rows: Sequence[Row], file: Path) -> list[Path]:
     """Write the rows as compact JSON for results/: columns once, a line for each row, paths left out.
 
-    Raises UsageError for a file above 1 MB.
+    Rows of more than `MOST_BYTES` are divided into `file`, FILE-2.json and so on, each with whole replicates;
+    `read_rows` reads them together.
+
+    Returns:
+        The files.
+
+    Raises:
+        UsageError: where the rows of one replicate are too many.
     """
     heads = [key for key in _columns(rows) if key != "checkpoint"]
-    lines = ",\n".join(json.dumps([_rounded(row.get(key)) for key in heads], separators=(",", ":")) for row in rows)
-    text = f'{{"experiment":{json.dumps(plan.experiment.name)},"title":{json.dumps(plan.experiment.title)},'
-    text += f'"columns":{json.dumps(heads)},"rows":[\n{lines}\n]}}\n'
-    if len(text) > 1 << 20:
-        raise UsageError(f"--collect {file} would hold {len(text)} bytes, more than 1 MB; leave out replicates.")
-    write_whole(file, text.encode())
+    head = {"experiment": plan.experiment.name, "title": plan.experiment.title, "columns": heads}
+    most = MOST_BYTES - len(json.dumps(head)) - len('"part":999,"parts":999,"rows":[]\n\n\n')
+    parts: list[list[str]] = []
+    size = most
+    for replicate, group in itertools.groupby(rows, key=lambda row: row.get("replicate")):
+        lines = [json.dumps([_rounded(row.get(key)) for key in heads], separators=(",", ":")) for row in group]
+        added = sum(len(line) + len(",\n") for line in lines)
+        if added > most:
+            raise UsageError(
+                f"--collect {file}: replicate {replicate} would take {added} bytes, expected at most {most}; leave out "
+                "methods, combinations or relaxations."
+            )
+        if not parts or size + added > most:
+            parts.append([])
+            size = 0
+        parts[-1] += lines
+        size += added
+    parts = parts or [[]]
+    files = [_part_file(file, number) for number in range(1, len(parts) + 1)]
+    for number, (part_file, lines) in enumerate(zip(files, parts, strict=True), start=1):
+        start = json.dumps({**head, "part": number, "parts": len(parts)}, separators=(",", ":")).removesuffix("}")
+        write_whole(part_file, (start + ',"rows":[\n' + ",\n".join(lines) + "\n]}\n").encode())
+    return files
+
+
+def _part_file(file: Path, number: int) -> Path:
+    return file if number == 1 else file.with_stem(f"{file.stem}-{number}")
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Return the rows that `compact` wrote into a file and its further parts; values that a row lacks are left out.
+
+    Raises UsageError for a part of another experiment.
+    """
+    rows: list[Row] = []
+    number, parts, head = 1, 1, None
+    while number <= parts:
+        part_file = _part_file(file, number)
+        document = read_json(part_file, f"{part_file} does not exist: part {number} of {parts} of {file}.")
+        columns = document["columns"]
+        head = head or (document["experiment"], columns, document["parts"])
+        if head != (document["experiment"], columns, document["parts"]) or document["part"] != number:
+            raise UsageError(f"{part_file} is not part {number} of {file}; collect the rows again.")
+        for values in document["rows"]:
+            rows.append({key: value for key, value in zip(columns, values, strict=True) if value is not None})
+        parts, number = document["parts"], number + 1
+    return rows
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from common.errors import FailureError, UsageError
+from common.errors import CheckpointError, FailureError, UsageError
 from common.files.paths import read_json
+from scripts.experiments import results
 from scripts.experiments.commands import SCRIPTS, parser_of
 from scripts.experiments.paired import AIM, ALL, differences, interval_half
 from scripts.experiments.plan import Plan, plan_experiment
+from scripts.experiments.results import compact, read_rows
 from scripts.experiments.schema import KEYS, MANAGED, Relaxation, read_experiment
 from scripts.experiments.slurm import chains, slurm_script
 from scripts.experiments.state import State
@@ -231,6 +233,34 @@ def test_a_run_keeps_a_readable_state(trained: Family) -> None:
     assert main([str(file), "--quiet", "--resume"]) == 0
 
 
+def test_collected_rows_are_divided(trained: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows above the limit are divided into files of whole replicates, all below it, and read back as they were."""
+    plan = plan_of(small(trained))
+    rows: list[dict[str, Any]] = [
+        {"replicate": f"s{seed}", "method": "ties", "mean": 50.0 + item, "checkpoint": "models/x"}
+        | ({"relaxation": AIM, "omega": 0.4} if item else {})
+        for seed in range(5) for item in range(20)
+    ]  # fmt: skip
+    expected = [{key: value for key, value in row.items() if key != "checkpoint"} for row in rows]
+    assert compact(plan, rows, Path("rows.json")) == [Path("rows.json")]
+    assert read_rows(Path("rows.json")) == expected
+    monkeypatch.setattr(results, "MOST_BYTES", 1800)
+    files = compact(plan, rows, Path("rows.json"))
+    assert files == [Path("rows.json"), Path("rows-2.json"), Path("rows-3.json")]
+    assert all(file.stat().st_size <= 1800 for file in files)
+    assert [len(json.loads(file.read_text())["rows"]) for file in files] == [40, 40, 20]
+    assert read_rows(Path("rows.json")) == expected
+    Path("rows-3.json").unlink()
+    with pytest.raises(CheckpointError, match=r"rows-3\.json does not exist: part 3 of 3"):
+        read_rows(Path("rows.json"))
+    shutil.copyfile("rows-2.json", "rows-3.json")
+    with pytest.raises(UsageError, match=r"rows-3\.json is not part 3"):
+        read_rows(Path("rows.json"))
+    monkeypatch.setattr(results, "MOST_BYTES", 600)
+    with pytest.raises(UsageError, match="replicate s0 would take"):
+        compact(plan, rows, Path("rows.json"))
+
+
 def test_deleted_weights_come_back_by_their_lock(trained: Family) -> None:
     """The lock that `keep: scores` leaves rebuilds the deleted weights, by the ordinary script."""
     file = write(small(trained, keep="scores"))
@@ -333,8 +363,8 @@ def test_slurm_script(trained: Family, tmp_path: Path) -> None:
 def miniature(file: Path, trained: Family, folder: Path) -> dict[str, Any]:
     """The experiment of a file with the same labels, names of models, methods and relaxations, on tiny models.
 
-    Each model is a copy of a tiny one under its own name; a family becomes a base with models; two methods and two
-    omegas are kept, and of grids of calibration two values.
+    Each model is a copy of a tiny one under its own name; a family becomes a base with models. One combination, one
+    method and one omega are kept (of omega.yaml two of each), and of grids of calibration two values.
     """
     content = yaml.safe_load(file.read_text())
 
@@ -357,9 +387,11 @@ def miniature(file: Path, trained: Family, folder: Path) -> dict[str, Any]:
             pool |= {"base": model(pool["base"], 0), "models": models(pool["models"])}
     else:
         content |= {"base": model(content["base"], 0), "models": models(content["models"])}
-    content["methods"] = content["methods"][:2]
-    content["combinations"] = "whole" if content["combinations"] == "whole" else "pairs"
-    content["aim"] = {**content["aim"], "omegas": content["aim"]["omegas"][:2]}
+    count = 2 if file.stem == "omega" else 1
+    content["methods"] = content["methods"][:count]
+    if content["combinations"] != "whole":
+        content["combinations"] = [list(content["models"])[:2]]
+    content["aim"] = {**content["aim"], "omegas": content["aim"]["omegas"][:count]}
     content["calibration"] = {"calibration": str(trained.calibration), "n_samples": 24, "block_size": 32}
     if file.stem == "calibration":
         other = folder / "other.jsonl"
