@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub; a missing file is then an error at once
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process that a test starts would compile the project again
 
 import pytest
 
+from tests.helpers import forked
 from tests.helpers.tiny import fine_tune, make_llama, write_texts
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.dont_write_bytecode = False
+
+
+LONGEST = ("test_experiments.py", "test_architectures.py", "test_torture.py", "test_worked_examples.py",
+           "test_presets.py", "test_inputs_that_change.py", "test_merge_processes.py", "test_fuzz.py")  # fmt: skip
+"""Files that run first, so that of several pytest workers none is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -29,12 +41,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def run_script():  # type: ignore[no-untyped-def]
     """Run a script from the repository root as a user does; returns the finished process with its text."""
-
-    def run(*arguments: object, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env}, timeout=300)
-
-    return run
+    forked.server()  # before a test changes the environment
+    return forked.run_script
 
 
 @pytest.fixture(scope="session")

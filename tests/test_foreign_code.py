@@ -87,12 +87,15 @@ CASES = {
 }
 
 
+YES = "y\n" * 50
+
+
 def answer_yes(tmp_path: Path, *command: object) -> subprocess.CompletedProcess[str]:
     """Run Python with "y" as the answer to every question."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, *map(str, command)],
-        input="y\n" * 50, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        input=YES, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -115,13 +118,14 @@ def test_the_code_of_these_checkpoints_would_run(models: tuple[Path, Path], tmp_
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
 def test_relaxation_runs_no_foreign_code(
-    models: tuple[Path, Path], family: dict[str, Path], changes: dict[str, object], tmp_path: Path
+    models: tuple[Path, Path], family: dict[str, Path], changes: dict[str, object], tmp_path: Path, run_script
 ) -> None:
     """performAIM.py relaxes such a model, or refuses it in one sentence, without asking."""
     base, merged = (add_code(model, tmp_path / "ran", changes) for model in models)
-    done = answer_yes(
-        tmp_path, "performAIM.py", "--merged_model", merged, "--pretrained_model_name", base, "--save_path",
+    done = run_script(
+        "performAIM.py", "--merged_model", merged, "--pretrained_model_name", base, "--save_path",
         tmp_path / "out", "--calibration", family["text"], "--block_size", 256, "--n_samples", 20, "--quiet",
+        answers=YES,
     )  # fmt: skip
     assert not (tmp_path / "ran").exists()
     assert (done.returncode == 0) is (not changes), done.stderr

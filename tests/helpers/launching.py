@@ -1,12 +1,10 @@
 """Several processes of one run, as a launcher starts them: each told its number by the environment.
 
-They are forked from a server that has imported torch and transformers, so that starting one takes no seconds; what they
-run is the scripts' own edge, with pipes, signals and exit codes of their own.
+They are forked; what they run is the scripts' own edge, with pipes, signals and exit codes of their own.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -16,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # as init_distributed sets it, before the server imports torch
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.forked import ROOT, redirect, server
+
 ACCELERATE = (
     "accelerate.commands.launch",
     "--multi_gpu",
@@ -31,18 +29,6 @@ ACCELERATE = (
     "0",
 )
 """How accelerate starts several processes, on CPUs too: `--cpu` starts one, whatever number is asked for."""
-IMPORTED = [
-    "torch",
-    "torch.distributed",
-    "transformers",
-    "transformers.models.llama.modeling_llama",
-    "merge",
-    "performAIM",
-    "aim.capture.base_model",
-    "aim.capture.whole_model",
-    "merging.engine.loop",
-    "common.distributed",
-]
 
 
 @dataclass(frozen=True)
@@ -59,8 +45,7 @@ class Launch:
 
     def __init__(self, log: Path, count: int, script: str, *arguments: object) -> None:
         log.mkdir(parents=True)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED)
+        context = server()
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.log = log
@@ -99,8 +84,7 @@ class Launch:
 
 def _run(log: Path, rank: int, count: int, port: int, script: str, arguments: Sequence[str]) -> None:
     """Be one of the processes: a script's main, at the scripts' edge."""
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(log / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), number)
+    redirect(log, f"{rank}.")
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in told.items()}, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
     os.chdir(ROOT)

@@ -9,7 +9,6 @@ import html
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from eval.results.rows import assemble
 from eval.results.samples import answers_of, sample_files
 from eval.stats.gains import Measure
 from tests.helpers.browser import CHROMIUM, DRIVER, MISSING, Browser, browser
+from tests.helpers.forked import run_script
 from tests.helpers.made_results import (
     HOSTILE,
     SIZES,
@@ -50,8 +50,7 @@ def silent(sentence: str) -> None:
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "report.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=180)
+    return run_script(ROOT / "scripts" / "report.py", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from eval.results.result import EvalResult, Lineage, Score
 from eval.results.rows import Models, assemble
 from eval.stats.gains import Measure, all_gains
 from eval.stats.uncertainty import uncertainty
+from tests.helpers.forked import run_script
 from tests.helpers.made_results import sweep
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -267,8 +267,7 @@ def test_omega_curves(tmp_path: Path) -> None:
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "plot_pareto.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    return run_script(ROOT / "scripts" / "plot_pareto.py", *arguments)
 
 
 def test_script(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from eval.results.result import COLUMNS, EvalResult, Lineage, Score
 from eval.results.rows import Models
 from eval.stats.gains import Measure
 from eval.stats.hypervolume import PAPER_POPULATION
+from tests.helpers.forked import run_script
 
 ROOT = Path(__file__).resolve().parents[3]
 PAPER = ROOT / "configs" / "paper_results.json"
@@ -80,8 +80,7 @@ def cells(report: Report) -> dict[tuple[str, str, str], list[str]]:
 
 
 def script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "make_tables.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=120)
+    return run_script(ROOT / "scripts" / "make_tables.py", *arguments, cwd=cwd)
 
 
 def test_paper_tables_cell_by_cell(tmp_path: Path) -> None:

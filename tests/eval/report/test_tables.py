@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from eval.results.result import EvalResult, Lineage, Score
 from eval.results.rows import assemble, only
 from eval.stats.gains import Measure
 from eval.stats.hypervolume import hv_gain
+from tests.helpers.forked import run_script
 from tests.helpers.made_results import SKILLS, family, made, write, write_family
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,8 +48,7 @@ def family_report() -> Report:
 
 
 def script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "make_tables.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=120)
+    return run_script(ROOT / "scripts" / "make_tables.py", *arguments, cwd=cwd)
 
 
 def test_marks_and_intervals_in_every_form() -> None:

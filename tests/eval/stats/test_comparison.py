@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from eval.stats.gains import Measure, all_gains, gain_draws
 from eval.stats.significance import holm, mcnemar, paired_interval
 from eval.stats.uncertainty import uncertainty
 from scripts.compare import main as compare_main
+from tests.helpers.forked import run_script
 from tests.helpers.made_results import SKILLS, column_outcomes, family, made, write_family
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,8 +34,7 @@ def silent(sentence: str) -> None:
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    return run_script(ROOT / "scripts" / "compare.py", *arguments)
 
 
 def two() -> tuple[EvalResult, EvalResult]:
