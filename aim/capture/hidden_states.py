@@ -22,6 +22,10 @@ SHARE_OF_MEMORY = 4
 the disk where they would take more than that of the host's."""
 
 
+PIECE = 1 << 24
+"""Bytes of zeros written at a time where a file's room cannot be asked for."""
+
+
 class HiddenStates:
     """One tensor (n_blocks, tokens, ...) of what the last layer made, made when the first part comes.
 
@@ -90,7 +94,8 @@ class HiddenStates:
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, size)
                 else:
-                    file.write(bytes(size))
+                    for start in range(0, size, PIECE):
+                        file.write(bytes(min(PIECE, size - start)))
                     file.flush()
                 self._map = mmap.mmap(file.fileno(), size)
         except OSError as error:

@@ -158,10 +158,13 @@ def calibrate_layerwise(
     process_group = process_group or SINGLE_PROCESS
     path, layers = stack_of(skeleton.model)
     run = _Run(skeleton, blocks, path, layers, batch_size, process_group, statistic)
-    sums, position, saved = progress.start() if progress else (Sums(), {}, {})
+    most = {"layers": len(layers) + 1, "blocks": sum(map(len, run.halves))}
+    sums, position, saved = progress.start(most, skeleton.model.state_dict().keys()) if progress else (Sums(), {}, {})
     hidden = HiddenStates(len(blocks), place, available(torch.device("cpu")), folder, skeleton.device)
-    hidden.restore(saved)
     first, done = position.get("layers", 0), position.get("blocks", 0)
+    if progress:
+        progress.check_hidden(saved, len(blocks), needed=0 < first <= len(layers) or done > 0)
+    hidden.restore(saved)
     bar = tqdm(total=len(layers) + 1, initial=first, desc="calibrating", unit="layer", disable=hides_progress())
     where = {"layers": first, "blocks": done}
     try:

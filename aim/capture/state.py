@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,9 @@ from common.files.bounded_reading import check_regular, parse_json
 from common.files.json_types import Between, Each, Fields, check_shape
 from common.files.json_values import JsonObject
 from common.files.safetensors_file import write_safetensors
-from common.files.work_folder import WorkFolder, claim, claimed, is_work_folder
+from common.files.work_folder import WorkFolder, claim, claimed, is_work_folder, remove
 from common.logging import logger
+from common.terminal_text import foreign, quoted
 
 EVERY_SECONDS = 20.0
 """Least time between two savings; and saving takes at most a twentieth of the time."""
@@ -51,30 +53,36 @@ class Progress:
         """The saved state."""
         return self.folder / STATE
 
-    def start(self) -> tuple[Sums, dict[str, int], dict[str, Tensor]]:
+    def start(self, most: Mapping[str, int], names: Collection[str]) -> tuple[Sums, dict[str, int], dict[str, Tensor]]:
         """Return sums, position and hidden states to go on with (empty for a fresh start).
 
+        Args:
+            most: What a position of this calibration mode counts, and the most of each.
+            names: Parameters of the model.
+
         Raises:
-            UsageError: The interrupted run was another one, or its state cannot be read.
+            UsageError: The interrupted run was another one or had another mode, or its state cannot be used.
             FailureError: Another process is calibrating with this state.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         if self._work is None:
             self._work = claim(self.folder, f"the state of a calibration ({self.folder})")
         try:
-            return self._restored()
+            return self._restored(most, names)
         except BaseException:
             self._release()
             raise
 
-    def _restored(self) -> tuple[Sums, dict[str, int], dict[str, Tensor]]:
-        if not self.file.is_file():
+    def _restored(
+        self, most: Mapping[str, int], names: Collection[str]
+    ) -> tuple[Sums, dict[str, int], dict[str, Tensor]]:
+        if not os.path.lexists(self.file):
             if self.resume:
                 logger.info("There is no interrupted calibration to resume; starting from the beginning.")
             return Sums(), {}, {}
         if not self.resume:
             logger.info("An interrupted calibration is discarded (--resume would have continued it).")
-            self.file.unlink()
+            remove(self.file)
             return Sums(), {}, {}
         tensors, about = _read(self.file)
         if about.get("key") != self.key:
@@ -85,12 +93,31 @@ class Progress:
         try:
             hidden = {name.removeprefix("hidden."): t for name, t in tensors.items() if name.startswith("hidden.")}
             sums = Sums.restored({n: t for n, t in tensors.items() if not n.startswith("hidden.")}, about["axes"])
-            position = {str(what): int(count) for what, count in about["position"].items()}
+            position = {what: int(count) for what, count in about["position"].items()}
+            if unknown := sorted(sums.axes.keys() - set(names)):
+                raise ValueError(f"the model has no parameter {quoted(unknown[0])}")
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise _unreadable(self.file, error) from error
+        if position.keys() != most.keys():
+            mode = "layerwise" if "layers" in position else "whole"
+            raise UsageError(
+                f"The interrupted calibration in {self.folder} had --calibration_mode {mode}; give that to resume it, "
+                "or start anew without --resume."
+            )
+        for what, count in position.items():
+            if count > most[what]:
+                raise _unreadable(self.file, ValueError(f"{count} {what} done of {most[what]}"))
         done = ", ".join(f"{count} {what} done" for what, count in position.items())
         logger.info(f"Resuming the interrupted calibration: {done}.")
         return sums, position, hidden
+
+    def check_hidden(self, hidden: Mapping[str, Tensor], blocks: int, needed: bool) -> None:
+        """Raise UsageError where a saved state lacks the hidden states of a number of blocks."""
+        states = hidden.get("states")
+        if (needed and states is None) or (states is not None and (states.dim() < 2 or len(states) != blocks)):
+            held = "none" if states is None else list(states.shape)
+            self._release()
+            raise _unreadable(self.file, ValueError(f"hidden states of {blocks} blocks are needed, it has {held}"))
 
     def save(
         self, sums: Sums, position: Mapping[str, int], hidden: Callable[[], Mapping[str, Tensor]] = dict,
@@ -108,10 +135,11 @@ class Progress:
         try:
             with written(self.file) as stream:
                 write_safetensors(stream, tensors, {"about": json.dumps(about)})
-        except OSError as error:
+        except (OSError, FailureError) as error:
             if not self._failed:
+                reason = getattr(error, "strerror", None) or error
                 logger.warning(
-                    f"The state of the calibration cannot be saved in {self.file} ({error.strerror}); it goes on, and "
+                    f"The state of the calibration cannot be saved in {self.file} ({reason}); it goes on, and "
                     "an interruption would lose what came after the last saving."
                 )
             self._failed = True
@@ -180,4 +208,5 @@ def _read(file: Path) -> tuple[dict[str, Tensor], JsonObject]:
 
 
 def _unreadable(file: Path, error: BaseException) -> UsageError:
-    return UsageError(f"The interrupted calibration in {file} cannot be read ({error}); start without --resume.")
+    reason = foreign(str(error), 200)
+    return UsageError(f"The interrupted calibration in {file} cannot be read ({reason}); start without --resume.")

@@ -16,6 +16,7 @@ from torch import Tensor
 from aim.capture.hooks import LayerInput
 from aim.statistics import DEFAULT, Statistic, find_statistic
 from common.errors import CalibrationError
+from common.terminal_text import quoted
 
 HALVES = 2
 """Blocks are split in two halves, whose statistics are compared: their rank correlation says how stable they are."""
@@ -100,7 +101,13 @@ class Sums:
         self.axes.update(batch.axes)
         for name, total in batch.totals.items():
             if name in self.halves[half]:
-                self.halves[half][name].add(total)
+                before = self.halves[half][name]
+                if before.sum.shape != total.sum.shape:
+                    raise CalibrationError(
+                        f"The interrupted calibration has {list(before.sum.shape)} channels of {name}, the base "
+                        f"{list(total.sum.shape)}; start anew without --resume."
+                    )
+                before.add(total)
             else:
                 self.halves[half][name] = total
 
@@ -160,12 +167,22 @@ class Sums:
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], axes: Mapping[str, int]) -> Sums:
-        """Return what `tensors` and `axes` were taken of."""
+        """Return what `tensors` and `axes` were taken of. Raises ValueError, KeyError for what was never saved."""
         sums = cls(axes=dict(axes))
         for key, tensor in tensors.items():
             half, kind, name = key.split(".", 2)
-            if kind == "sum":
-                sums.halves[int(half)][name] = Total(tensor, tensors[f"{half}.tokens.{name}"])
+            if kind not in ("sum", "tokens") or half not in map(str, range(HALVES)) or name not in axes:
+                raise ValueError(f"it has a tensor {quoted(key)}")
+            if kind == "tokens":
+                continue
+            tokens = tensors[f"{half}.tokens.{name}"]
+            dtypes = (tensor.dtype, tokens.dtype) == (torch.float64, torch.int64)
+            if not dtypes or tensor.dim() not in (1, 2) or tensor.shape[:-1] != tokens.shape:
+                raise ValueError(
+                    f"{quoted(key)} is {tensor.dtype} {list(tensor.shape)}, its tokens {tokens.dtype} "
+                    f"{list(tokens.shape)}"
+                )
+            sums.halves[int(half)][name] = Total(tensor, tokens)
         return sums
 
 

@@ -137,8 +137,11 @@ def calibrate(
     """
     process_group = process_group or SINGLE_PROCESS
     device = next(model.parameters()).device
-    sums, position, _ = progress.start() if progress else (Sums(), {}, {})
-    done, halves = position.get("blocks", 0), turns(len(blocks), process_group)
+    halves = turns(len(blocks), process_group)
+    total = sum(map(len, halves))
+    names = model.state_dict().keys()
+    sums, position, _ = progress.start({"blocks": total}, names) if progress else (Sums(), {}, {})
+    done = position.get("blocks", 0)
     size = BatchSize(batch_size or first_batch_size(device, blocks.shape[1]))
 
     def attempt(take: list[int]) -> Batch:
@@ -147,7 +150,6 @@ def calibrate(
             model(**forward_arguments(model, to_device_async(blocks[take], device)))
         return batch
 
-    total = sum(map(len, halves))
     bar = tqdm(total=total, initial=done, desc="calibrating", unit="block", disable=hides_progress())
     try:
         with torch.no_grad():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.files.bounded_reading import read_json
 from common.files.json_values import JsonObject
 
 try:
@@ -168,7 +169,7 @@ def _write_holder(handle: int) -> None:
 
 def _read_holder(file: Path) -> JsonObject:
     try:
-        holder = json.loads(file.read_bytes())
+        holder = read_json(file)
     except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}

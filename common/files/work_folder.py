@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.errors import FailureError, UsageError
 from common.files.atomic import naming
+from common.files.bounded_reading import read_json
 from common.files.locks import HeldError, Lock
 
 LOCK, MARK = "lock", "work_folder.json"
@@ -124,7 +125,7 @@ def is_work_folder(path: Path) -> bool:
         if names <= set(OWN):  # also with an incomplete marker file
             return True
         marker = path / MARK
-        content = json.loads(marker.read_bytes()) if stat.S_ISREG(os.lstat(marker).st_mode) else None
+        content = None if marker.is_symlink() else read_json(marker)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT

@@ -89,19 +89,19 @@ def test_state_of_another_run_is_refused(family, tmp_path: Path) -> None:
     file = tmp_path / "state"
     progress = Progress(file, "one")
     run(family["base"], "whole", progress)
-    sums, _, _ = progress.start()
+    sums, _, _ = progress.start({"blocks": 2}, ())
     progress.save(sums, {"blocks": 2}, now=True)
     with pytest.raises(FailureError, match="is writing the state of a calibration"):
-        Progress(file, "one", resume=True).start()
+        Progress(file, "one", resume=True).start({"blocks": 2}, ())
     progress.stop(KeyboardInterrupt())
     with pytest.raises(UsageError, match="had another base, text or settings"):
-        Progress(file, "other", resume=True).start()
+        Progress(file, "other", resume=True).start({"blocks": 2}, ())
     data = progress.file.read_bytes()
     progress.file.write_bytes(data[: len(data) // 2])
     with pytest.raises(UsageError, match="cannot be read"):
-        Progress(file, "one", resume=True).start()
+        Progress(file, "one", resume=True).start({"blocks": 2}, ())
     again = Progress(file, "one")
-    assert again.start()[1] == {}
+    assert again.start({"blocks": 2}, ())[1] == {}
     again.clear()
     assert not file.exists()
 

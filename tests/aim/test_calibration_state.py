@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,11 +20,13 @@ import aim.capture.whole_model
 import aim.importance
 from aim.calibration.config import Calibration
 from aim.capture.hidden_states import HiddenStates
+from aim.capture.state import Progress
+from aim.capture.statistics import Sums
 from aim.config import AimConfig
 from aim.importance import Importance
 from aim.measure import Settings
 from aim.pipeline import relax
-from common.errors import CalibrationError
+from common.errors import CalibrationError, UsageError
 from common.files.safetensors_file import write_safetensors
 from common.logging import logger
 from common.processes.standard_streams import LossyStream, protect_standard_streams
@@ -30,10 +35,10 @@ from merging.plan.merge_plan import OutputConfig
 from tests.merging.output.test_staging import in_a_child
 
 
-def run(family, tmp_path: Path, file: Path | None, resume: bool = False) -> Path:  # type: ignore[no-untyped-def]
+def run(family, tmp_path: Path, file: Path | None, resume: bool = False, mode: str = "whole") -> Path:  # type: ignore[no-untyped-def]
     """Calibrate in a few batches and relax."""
     calibration = Calibration(str(family["text"]), n_samples=20, block_size=64)
-    settings = Settings(calibration, file, batch_size=2, calibration_mode="whole", resume=resume)
+    settings = Settings(calibration, file, batch_size=2, calibration_mode=mode, resume=resume)
     out = OutputConfig(tmp_path / "out", resume=resume, load_check=False)
     return relax(str(family["a"]), str(family["base"]), AimConfig((0.5,), settings), out, None)
 
@@ -100,6 +105,124 @@ def test_hidden_states_take_their_room_first(tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr(aim.capture.hidden_states.os, "posix_fallocate", full)
     with pytest.raises(CalibrationError, match=f"hidden states need .* GB in {tmp_path} .No space left"):
         HiddenStates(2, "disk", 0, tmp_path).put([0, 1], states)
+
+
+MOST, NAMES = {"blocks": 8}, ("w", "v")
+SUMS: dict[str, torch.Tensor] = {
+    "0.sum.w": torch.ones(3, dtype=torch.float64), "0.tokens.w": torch.tensor(4),
+    "1.sum.w": torch.ones(3, dtype=torch.float64), "1.tokens.w": torch.tensor(4),
+}  # fmt: skip
+DOUBLE = torch.float64
+
+
+def saved_state(folder: Path, about: object, tensors: Mapping[str, torch.Tensor]) -> Progress:
+    """Return the progress of a run that finds this state and is to resume it."""
+    earlier = Progress(folder, "key")
+    earlier.start(MOST, NAMES)
+    metadata = {"about": about if isinstance(about, str) else json.dumps(about)}
+    with earlier.file.open("wb") as stream:
+        write_safetensors(stream, tensors, metadata)
+    earlier.stop(KeyboardInterrupt())
+    return Progress(folder, "key", resume=True)
+
+
+def about(**changed: object) -> dict[str, object]:
+    return {"key": "key", "axes": {"w": 0}, "position": {"blocks": 4}} | changed
+
+
+@pytest.mark.parametrize(
+    ("description", "tensors"),
+    [
+        ("[" * 100_000, {}), ("[]", {}), ("null", {}), (about(key=3), {}), (about(axes=[]), {}),
+        (about(axes={"w": "0"}), {}), (about(position={"blocks": -1}), {}), (about(position={"blocks": 1.5}), {}),
+        (about(position={"blocks": True}), {}), (about(position={"blocks": 9}), {}), (about(position={}), {}),
+        (about(position={"blocks": 10**30}), {}), (about(axes={"stranger": 0}), {}),
+        (about(axes={}), {}), (about(), {"x": torch.ones(1)}), (about(), {"2.sum.w": torch.ones(3, dtype=DOUBLE)}),
+        (about(), {"-1.sum.w": torch.ones(3, dtype=DOUBLE), "-1.tokens.w": torch.tensor(1)}),
+        (about(), {"0.mean.w": torch.ones(3)}), (about(), {"0.sum.w": torch.ones(3)}),
+        (about(), {"0.sum.w": torch.ones(2, 2, 2, dtype=DOUBLE)}), (about(), {"0.tokens.w": torch.ones(3)}),
+        (about(), {"0.sum.w": torch.ones(2, 3, dtype=DOUBLE)}), (about(), {"0.sum.w": torch.ones((), dtype=DOUBLE)}),
+        (about(), {"\x1b[31m": torch.ones(1)}),
+    ],
+)  # fmt: skip
+def test_a_state_of_odd_content_is_refused(
+    tmp_path: Path, description: object, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Descriptions and sums of other types, shapes, parameters or positions are one sentence, and the state stays."""
+    progress = saved_state(tmp_path / "state", description, SUMS | tensors)
+    before = progress.file.read_bytes()
+    with pytest.raises(UsageError, match=r"^The interrupted calibration in .* without --resume\.$") as refused:
+        progress.start(MOST, NAMES)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 300 + 2 * len(str(tmp_path))
+    assert progress.file.read_bytes() == before
+
+
+def test_a_whole_state_is_restored(tmp_path: Path) -> None:
+    """The content that the cases of odd ones change is itself accepted."""
+    sums, position, hidden = saved_state(tmp_path / "state", about(), SUMS).start(MOST, NAMES)
+    assert {name: tensor.tolist() for name, tensor in sums.tensors().items()} == {
+        n: t.tolist() for n, t in SUMS.items()
+    }
+    assert (position, hidden) == ({"blocks": 4}, {})
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "folder", "link", "cut short", "empty", "other model"])
+def test_a_state_that_is_none_is_refused(tmp_path: Path, kind: str) -> None:
+    """A FIFO, a device, a folder, a link to a device, a part of a state and another safetensors file in the place of a
+    state are a sentence with --resume, at once; without it they are removed, and what a link leads to stays."""
+    progress = saved_state(tmp_path / "state", about(), SUMS)
+    whole, file, other = progress.file.read_bytes(), progress.file, tmp_path / "model.safetensors"
+    with other.open("wb") as stream:
+        write_safetensors(stream, {"w": torch.ones(3)}, {})
+    content = other.read_bytes()
+    file.unlink()
+    if kind == "FIFO":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind in ("device", "link", "other model"):
+        file.symlink_to({"device": Path("/dev/zero"), "link": tmp_path / "nowhere", "other model": other}[kind])
+    else:
+        file.write_bytes(b"" if kind == "empty" else whole[:-9])
+    with pytest.raises(UsageError, match=r"cannot be (read|used) .* without --resume\.$"):
+        progress.start(MOST, NAMES)
+    fresh = Progress(tmp_path / "state", "key")
+    assert fresh.start(MOST, NAMES)[1] == {}
+    fresh.save(Sums(), {"blocks": 1}, now=True)
+    assert stat.S_ISREG(file.lstat().st_mode)
+    assert other.read_bytes() == content
+
+
+def test_hidden_states_of_other_blocks_are_refused(tmp_path: Path) -> None:
+    """The hidden states that the next layer needs must be there, one for each block; none are where none are needed."""
+    for hidden, needed, fits in (
+        ({}, True, False), ({}, False, True), ({"states": torch.ones(3, 2)}, True, True),
+        ({"states": torch.ones(2, 2)}, True, False), ({"states": torch.ones(3)}, True, False),
+    ):  # fmt: skip
+        progress = Progress(tmp_path / "state", "key")
+        with nullcontext() if fits else pytest.raises(UsageError, match="hidden states of 3 blocks are needed"):
+            progress.check_hidden(hidden, 3, needed)
+
+
+@pytest.mark.parametrize(("first", "then"), [("whole", "layerwise"), ("layerwise", "whole")])
+def test_a_calibration_is_resumed_in_its_mode(family, tmp_path: Path, monkeypatch, first: str, then: str) -> None:
+    """Sums of some blocks in all layers are no part of sums of all blocks in some layers: the other mode is refused,
+    and the mode that it was begun in goes on to the importance of an undisturbed run."""
+    import aim.capture.layerwise
+
+    module = aim.capture.whole_model if first == "whole" else aim.capture.layerwise
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "reduce_over_ranks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(family, tmp_path, tmp_path / "importance", mode=first)
+    with pytest.raises(UsageError, match=f"had --calibration_mode {first}; give that to resume it"):
+        run(family, tmp_path, tmp_path / "importance", resume=True, mode=then)
+    run(family, tmp_path, tmp_path / "importance", resume=True, mode=first)
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_our_safetensors_are_safetensors(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from common.files.atomic import naming, write_file
+from common.files.bounded_reading import UnreadableError, read_bytes
 from common.files.json_values import JsonObject, JsonValue
 
 NAMES = "journal-*.jsonl"
+MAX_JOURNAL = 1 << 30
+"""Bytes of a journal that are read; one of the largest models has a few million."""
 
 
 def journal_name(part: int, rank: int = 0) -> str:
@@ -71,8 +74,8 @@ def read_lines(file: Path) -> list[JsonObject]:
     Nothing where the file is missing, cannot be read, or does not begin with a run's key.
     """
     try:
-        data = file.read_bytes()
-    except OSError:
+        data = read_bytes(file, MAX_JOURNAL)
+    except (OSError, UnreadableError):
         return []
     lines: list[JsonObject] = []
     for text in data.split(b"\n")[:-1]:

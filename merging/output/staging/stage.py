@@ -19,6 +19,7 @@ from pathlib import Path
 
 from common.errors import FailureError, InterruptedWorkError, ProjectError, StoppedError, UsageError, causes
 from common.files import atomic
+from common.files.bounded_reading import read_json
 from common.files.work_folder import WorkFolder, claim, claimed, is_work_folder, remove
 from common.logging import logger, message_level
 from common.processes.interrupts import deferred
@@ -303,7 +304,7 @@ def _recover(work: WorkFolder, target: Path) -> None:
 
 def _read_publishing(file: Path) -> list[int] | None:
     try:
-        inode = json.loads(file.read_bytes())["result"]
+        inode = read_json(file)["result"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return inode if isinstance(inode, list) else None

@@ -19,7 +19,7 @@ import pytest
 from common.errors import FailureError, UsageError
 from common.files import atomic, locks
 from common.files.locks import HeldError, Lock
-from common.files.work_folder import MARK, claim, claimed
+from common.files.work_folder import MARK, claim, claimed, is_work_folder
 from merging.output.staging import publication_check, stage
 from merging.output.staging.journal import Journal, read_lines
 from merging.output.staging.stage import replacing, staged
@@ -396,6 +396,36 @@ def test_an_unreadable_journal_stops_no_run(family, tmp_path: Path, monkeypatch,
         (out.parent / ".out.partial" / "journal-0-0.jsonl").write_bytes(content)
         merge(recipe_of(family), output(out, resume=resume))
         assert files(out) == whole
+
+
+@pytest.mark.parametrize("name", ["journal-0-0.jsonl", "publishing.json", "work_folder.json"])
+def test_a_fifo_among_the_files_of_a_stage_stops_no_run(tmp_path: Path, name: str) -> None:
+    """Files of a work folder are read as any foreign file: a FIFO in the place of one counts as an unreadable one."""
+    work = tmp_path / ".out.partial"
+    with claimed(work, "x"):
+        (work / "result").mkdir()
+    (work / name).unlink(missing_ok=True)
+    os.mkfifo(work / name)
+
+    def look() -> None:
+        stage.finished(work)
+        stage.recover(tmp_path / "out")
+
+    assert in_a_child(look) == 0
+    assert is_work_folder(work) == (name != "work_folder.json" and work.exists())
+
+
+def test_the_holder_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
+    """A FIFO or a device at a lock's name, held by another, is reported as held by another process."""
+    os.mkfifo(tmp_path / "lock")
+    lock = Lock.acquire(tmp_path / "lock")
+
+    def acquire() -> None:
+        with pytest.raises(HeldError, match="another process"):
+            Lock.acquire(tmp_path / "lock")
+
+    assert in_a_child(acquire) == 0
+    lock.release()
 
 
 def test_a_journal_ends_where_it_is_no_journal(tmp_path: Path) -> None:
