@@ -15,7 +15,8 @@ sys.path.insert(0, ROOT)
 
 import json  # noqa: E402
 import signal  # noqa: E402
-from typing import Any, NoReturn  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from typing import NoReturn  # noqa: E402
 
 from eval.sandbox import program, test_process  # noqa: E402
 from eval.sandbox.connection import ConnectionLostError, read_message, write_message  # noqa: E402
@@ -36,22 +37,56 @@ def report(status: str, detail: str, layers: list[str]) -> NoReturn:
     os._exit(0)
 
 
+@dataclass(frozen=True)
+class Request:
+    """The first message of the supervisor.
+
+    Attributes:
+        mode: containment: bubblewrap, namespaces, landlock, or weak.
+        code: source code of the program.
+        seed: seed of the `random` module.
+        limits: resource limits.
+        view: file system view.
+    """
+
+    mode: str
+    code: str
+    seed: int
+    limits: Limits
+    view: View
+
+    @property
+    def has_own_root(self) -> bool:
+        """True where the mode replaces the root folder."""
+        return self.mode in ("bubblewrap", "namespaces")
+
+    @property
+    def is_weak(self) -> bool:
+        """True where the user allowed containment by limits alone."""
+        return self.mode == "weak"
+
+
+def _read_request() -> Request:
+    message = read_message(0, REQUEST_BYTES)
+    assert isinstance(message, dict)
+    view = View(*(tuple(part) for part in message["view"]))
+    return Request(message["mode"], message["program"], message["seed"], Limits(**message["limits"]), view)
+
+
 def main() -> None:
     """Run one request; the process ends here."""
     die_with_parent()
-    request = read_message(0, REQUEST_BYTES)
-    view = View(*(tuple(part) for part in request["view"]))
-    sys.path[:] = view.search_path
-    mode = request["mode"]
+    request = _read_request()
+    sys.path[:] = request.view.search_path
     try:
-        if mode == "namespaces":
-            _enter_namespaces(view, request)
-        _run(request, view, mode)
+        if request.mode == "namespaces":
+            _enter_namespaces(request.view, request.limits.file_bytes)
+        _run(request)
     except OSError as error:
-        report("unavailable", f"{mode}: {error}", [])
+        report("unavailable", f"{request.mode}: {error}", [])
 
 
-def _enter_namespaces(view: View, request: dict[str, Any]) -> None:
+def _enter_namespaces(view: View, file_bytes: int) -> None:
     """Return in the first process of new namespaces; the calling process waits for it and ends."""
     leave_namespaces()
     pid = os.fork()
@@ -61,16 +96,15 @@ def _enter_namespaces(view: View, request: dict[str, Any]) -> None:
         _, status = os.waitpid(pid, 0)
         os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
     die_with_parent()
-    enter_view(view, request["limits"]["file_bytes"])
+    enter_view(view, file_bytes)
 
 
-def _run(request: dict[str, Any], view: View, mode: str) -> None:
-    limits = Limits(**request["limits"])
-    has_own_root, weak = mode in ("bubblewrap", "namespaces"), mode == "weak"
+def _run(request: Request) -> None:
+    mode, limits = request.mode, request.limits
     layers = {"bubblewrap": ["bubblewrap", "namespaces"], "namespaces": ["namespaces"]}.get(mode, [])
     from_program, to_tests = os.pipe()
     from_tests, to_program = os.pipe()
-    if has_own_root:
+    if request.has_own_root:
         unshare(NEWPID | NEWNS)  # the program's process sees neither the test process nor any other
         if mode == "bubblewrap":
             mount_work_folder(limits.file_bytes)  # bubblewrap's own has no limit on the number of files
@@ -78,18 +112,20 @@ def _run(request: dict[str, Any], view: View, mode: str) -> None:
         os.chdir("/")
     pid = os.fork()
     if pid == 0:
-        _become_program(request, view, limits, has_own_root, weak, from_tests, to_tests)
+        _become_program(request, from_tests, to_tests)
     os.close(to_tests)
     os.close(from_tests)
 
-    def stop(*_: Any) -> NoReturn:
+    def stop(*_: object) -> NoReturn:
         report("timed out", f"still running after {limits.wall_seconds:g} s", layers)
 
     signal.signal(signal.SIGALRM, stop)
-    layers += confine(view, limits, has_own_root, weak)
+    layers += confine(request.view, limits, request.has_own_root, request.is_weak)
     tests = read_message(0, REQUEST_BYTES)
+    assert isinstance(tests, dict)
     try:
         started = read_message(from_program)
+        assert isinstance(started, list)
         if started != ["confined", layers[-len(started[1]) :]]:
             report("unavailable", f"{mode}: the program's process is not confined: {started}", layers)
         os.write(1, STARTED)
@@ -104,9 +140,7 @@ def _run(request: dict[str, Any], view: View, mode: str) -> None:
     report(status, detail, layers)
 
 
-def _become_program(
-    request: dict[str, Any], view: View, limits: Limits, has_own_root: bool, weak: bool, incoming: int, outgoing: int
-) -> NoReturn:
+def _become_program(request: Request, incoming: int, outgoing: int) -> NoReturn:
     """Confine this process and run the program in it, with no descriptor but the two of the connection."""
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -116,15 +150,15 @@ def _become_program(
     os.closerange(3, 60)
     os.closerange(62, 256)
     try:
-        message = ["confined", confine(view, limits, has_own_root, weak)]
+        layers = confine(request.view, request.limits, request.has_own_root, request.is_weak)
+        message = ["confined", layers]
     except OSError as error:
         message = ["refused", [str(error)]]
     write_message(61, message)
     if message[0] == "refused":
         os._exit(0)
     program.add_site_builtins()
-    code, seed = request.pop("program"), request["seed"]
-    program.run_program(code, seed, 60, 61)
+    program.run_program(request.code, request.seed, 60, 61)
     os._exit(0)
 
 

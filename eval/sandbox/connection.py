@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from eval.sandbox.values import (
@@ -45,7 +45,7 @@ def read_exactly(descriptor: int, count: int) -> bytes:
     return b"".join(parts)
 
 
-def read_message(descriptor: int, limit: int = MAX_MESSAGE) -> Any:
+def read_message(descriptor: int, limit: int = MAX_MESSAGE) -> object:
     """Read one message of at most `limit` bytes. Raises ConnectionLostError."""
     size = int.from_bytes(read_exactly(descriptor, 4), "big")
     if size > limit:
@@ -56,13 +56,13 @@ def read_message(descriptor: int, limit: int = MAX_MESSAGE) -> Any:
         raise ConnectionLostError("sent a malformed message") from error
 
 
-def pack_message(message: Any) -> bytes:
+def pack_message(message: object) -> bytes:
     """Return a message as bytes with its length before it."""
     data = json.dumps(message, separators=(",", ":")).encode("ascii")
     return len(data).to_bytes(4, "big") + data
 
 
-def write_message(descriptor: int, message: Any) -> None:
+def write_message(descriptor: int, message: object) -> None:
     """Write one message. Raises ConnectionLostError where nobody reads."""
     data = memoryview(pack_message(message))
     try:
@@ -75,45 +75,48 @@ def write_message(descriptor: int, message: Any) -> None:
 class Remote:
     """An object of the other process; what it may do depends on its capabilities."""
 
+    _peer: Peer
+    _number: int
+
     def __init__(self, peer: Peer, number: int) -> None:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__") and name not in ("__name__", "__doc__"):
             raise AttributeError(name)
         return self._peer.ask("getattr", self, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         self._peer.ask("setattr", self, name, value)
 
-    def __eq__(self, other: object) -> Any:
+    def __eq__(self, other: object) -> bool:
         if isinstance(other, Remote) and other._peer is self._peer:
             return other is self or bool(self._peer.ask("eq", self, other))
         return NotImplemented
 
-    def __lt__(self, other: object) -> Any:
+    def __lt__(self, other: object) -> object:
         return self._both("lt", other)
 
-    def __le__(self, other: object) -> Any:
+    def __le__(self, other: object) -> object:
         return self._both("le", other)
 
-    def __gt__(self, other: object) -> Any:
+    def __gt__(self, other: object) -> object:
         return self._both("gt", other)
 
-    def __ge__(self, other: object) -> Any:
+    def __ge__(self, other: object) -> object:
         return self._both("ge", other)
 
-    def __add__(self, other: object) -> Any:
+    def __add__(self, other: object) -> object:
         return self._both("add", other)
 
-    def __sub__(self, other: object) -> Any:
+    def __sub__(self, other: object) -> object:
         return self._both("sub", other)
 
-    def __mul__(self, other: object) -> Any:
+    def __mul__(self, other: object) -> object:
         return self._both("mul", other)
 
-    def _both(self, operation: str, other: object) -> Any:
+    def _both(self, operation: str, other: object) -> object:
         """Ask for an operation on two objects of the other process; it never learns a value of this one."""
         if isinstance(other, Remote) and other._peer is self._peer:
             return self._peer.ask(operation, self, other)
@@ -132,8 +135,8 @@ class Remote:
         return str(self._peer.ask("repr", self))
 
 
-def _remote_method(operation: str) -> Callable[..., Any]:
-    def method(self: Remote, *arguments: Any, **keywords: Any) -> Any:
+def _remote_method(operation: str) -> Callable[..., object]:
+    def method(self: Remote, *arguments: object, **keywords: object) -> object:
         return self._peer.ask(operation, self, *arguments, **keywords)
 
     return method
@@ -145,17 +148,20 @@ _METHODS = {name: _remote_method(name.strip("_")) for name in CAPABILITIES} | {"
 class _Items:
     """Iterator over the items of a remote object."""
 
-    def __init__(self, remote: Any) -> None:
-        self._iterator = remote._peer.ask("iter", remote)
+    def __init__(self, remote: Remote) -> None:
+        iterator = remote._peer.ask("iter", remote)
+        if not isinstance(iterator, Remote):
+            raise TypeError("iter() returned an object of the other process that is no iterator")
+        self._iterator = iterator
 
     def __iter__(self) -> _Items:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         return self._iterator._peer.ask("next", self._iterator)
 
 
-OPERATIONS: dict[str, Callable[..., Any]] = {
+OPERATIONS: dict[str, Callable[..., object]] = {
     "call": lambda function, *arguments, **keywords: function(*arguments, **keywords),
     "iter": iter,
     "next": lambda iterator: next(iterator),
@@ -168,11 +174,11 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 """Operations that both processes offer."""
 
 
-def _set_item(value: Any, key: Any, item: Any) -> None:
+def _set_item(value: MutableMapping[object, object], key: object, item: object) -> None:
     value[key] = item
 
 
-PROGRAM_OPERATIONS: dict[str, Callable[..., Any]] = {
+PROGRAM_OPERATIONS: dict[str, Callable[..., object]] = {
     **OPERATIONS,
     "getattr": getattr,
     "setattr": setattr,
@@ -192,17 +198,17 @@ class Peer:
         operations: functions by the name under which the other side may ask for them.
     """
 
-    def __init__(self, incoming: int, outgoing: int, operations: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, incoming: int, outgoing: int, operations: dict[str, Callable[..., object]]) -> None:
         self._incoming, self._outgoing = incoming, outgoing
         self._operations = operations
-        self._exported: list[Any] = []
+        self._exported: list[object] = []
         self._numbers: dict[int, int] = {}
         self._remotes: dict[int, Remote] = {}
         self._classes: dict[tuple[str, ...], type[Remote]] = {}
         self.lost = ""
         """Reason for the end of the connection, also where the tests' code caught the error."""
 
-    def ask(self, operation: str, *arguments: Any, **keywords: Any) -> Any:
+    def ask(self, operation: str, *arguments: object, **keywords: object) -> object:
         """Have the other side do an operation and return its result.
 
         Mutable arguments are afterwards as the operation left them.
@@ -217,26 +223,28 @@ class Peer:
             self.lost = self.lost or str(error)
             raise
 
-    def _ask(self, operation: str, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    def _ask(self, operation: str, arguments: Sequence[object], keywords: Mapping[str, object]) -> object:
         encode = Encoder({}, self._export)
         forms = [encode(a) for a in arguments]
         named = {name: encode(value) for name, value in keywords.items()}
         write_message(self._outgoing, ["ask", operation, forms, named])
         while True:
             message = read_message(self._incoming)
-            kind = message[0] if isinstance(message, list) and message else None
+            parts: list[Any] = message if isinstance(message, list) else []
+            kind = parts[0] if parts else None
             if kind == "ask":
                 self.answer(message)
                 continue
             try:
                 if kind == "value":
                     decode = Decoder(dict(enumerate(encode.mutable)), self._resolve)
-                    result = decode(message[1])
-                    for number, content in message[2]:
+                    _, form, changed = parts
+                    result = decode(form)
+                    for number, content in changed:
                         replace_content(encode.mutable[number], content, decode)
                     return result
                 if kind == "error":
-                    error: BaseException = error_class(message[1])(str(message[2])[:MAX_TEXT])
+                    error: BaseException = error_class(parts[1])(str(parts[2])[:MAX_TEXT])
                 else:
                     raise ConnectionLostError("sent a malformed message")
             except Exception as problem:
@@ -252,10 +260,12 @@ class Peer:
                 return
             self.answer(message)
 
-    def answer(self, message: Sequence[Any]) -> None:
+    def answer(self, message: object) -> None:
         """Do the operation of one message and send its result or error."""
         decode = Decoder({}, self._resolve)
         try:
+            if not isinstance(message, list):
+                raise ValueError("no list")
             _, operation, forms, named = message
             function = self._operations[operation]
             arguments = [decode(form) for form in forms]
@@ -277,7 +287,7 @@ class Peer:
             reply = ["error", builtin_error(type(error)), text[:MAX_TEXT]]
         write_message(self._outgoing, reply)
 
-    def _export(self, value: Any) -> list[Any]:
+    def _export(self, value: object) -> list[object]:
         if isinstance(value, Remote):
             return ["here", value._number]
         number = self._numbers.get(id(value))
@@ -286,7 +296,7 @@ class Peer:
             self._exported.append(value)
         return ["there", number, [name for name in CAPABILITIES if hasattr(type(value), name)]]
 
-    def _resolve(self, form: list[Any]) -> Any:
+    def _resolve(self, form: list[object]) -> object:
         tag, number, *rest = form
         if type(number) is not int or number < 0:
             raise ValueError("malformed number")
@@ -295,7 +305,10 @@ class Peer:
         if tag != "there":
             raise ValueError("malformed value")
         if number not in self._remotes:
-            names = tuple(name for name in CAPABILITIES if name in rest[0])
+            capabilities = rest[0]
+            if not isinstance(capabilities, list):
+                raise ValueError("malformed value")
+            names = tuple(name for name in CAPABILITIES if name in capabilities)
             if names not in self._classes:
                 self._classes[names] = type("Remote", (Remote,), {name: _METHODS[name] for name in names})
             self._remotes[number] = self._classes[names](self, number)

@@ -41,7 +41,7 @@ class Namespace(dict[str, Any]):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         }
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> object:
         if name not in self._entry_points and hasattr(builtins, name):
             return getattr(builtins, name)
         origin = self._peer.ask("describe_global", name)
