@@ -10,19 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError, UsageError, nearest
+from common.files.json_values import JsonObject
 from common.files.paths import file_digest, user_path, write_whole
 from common.files.temporary import download_folder
 from common.logging import logger
 from eval.data.dataset_revisions import FILE, FORMAT, MANIFEST, SCHEMA, Pinned, check_manifest, pinned
+from eval.results.result import read_json_file
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
 
 PUNKT = Path("nltk_data") / "tokenizers" / "punkt_tab"
 
@@ -57,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def chosen(sets: dict[str, Pinned] | Any, benchmarks: str | None) -> dict[str, Pinned]:
+def chosen(sets: Mapping[str, Pinned], benchmarks: str | None) -> dict[str, Pinned]:
     """The data sets that the benchmarks asked for read. Raises UsageError for an unknown benchmark."""
     available = {b for pin in sets.values() for b in pin.benchmarks}
     names = [b.strip() for b in (benchmarks or ",".join(sorted(available))).split(",") if b.strip()]
@@ -93,7 +98,7 @@ def fetch(name: str, pin: Pinned, target: Path) -> dict[str, str]:
     return digests
 
 
-def _download(name: str, revision: str, file: Any, place: Path) -> None:
+def _download(name: str, revision: str, file: RepoFile, place: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +112,7 @@ def _download(name: str, revision: str, file: Any, place: Path) -> None:
         got.resolve().rename(place)
 
 
-def _is(path: Path, file: Any) -> bool:
+def _is(path: Path, file: RepoFile) -> bool:
     """Return whether a local file is the one the hub lists: SHA-256 for large files, git's digest for small ones."""
     if file.lfs is not None:
         return bool(file_digest(path) == file.lfs.sha256)
@@ -136,10 +141,10 @@ def fetch_punkt(folder: Path, index: str | None) -> None:
 def write_manifest(folder: Path, name: str, revision: str, files: dict[str, str]) -> None:
     """Add one data set to the folder's manifest, whole or not at all."""
     path = folder / MANIFEST
-    data: dict[str, Any] = {"format": FORMAT, "schema": SCHEMA, "sets": {}}
+    data: JsonObject = {"format": FORMAT, "schema": SCHEMA, "sets": {}}
     if path.is_file():
         try:
-            data["sets"] = json.loads(path.read_text(encoding="utf-8"))["sets"]
+            data["sets"] = dict(read_json_file(path)["sets"])
         except (ValueError, KeyError, TypeError) as error:
             raise FailureError(f"{path} is not a manifest of this script ({error!r}); remove it.") from error
     data["sets"][name] = {"revision": revision, "files": files}
@@ -151,7 +156,7 @@ def check(folder: Path, sets: dict[str, Pinned]) -> int:
     if not (folder / MANIFEST).is_file():
         raise UsageError(f"{folder} has no {MANIFEST}: it was not filled by this script.")
     check_manifest(folder, folder / "hub", list(sets))
-    listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sets"]
+    listed = read_json_file(folder / MANIFEST)["sets"]
     absent = [name for name in sets if name not in listed]
     if absent:
         raise UsageError(f"{folder} lacks {', '.join(absent)}: fetch them.")

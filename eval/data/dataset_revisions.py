@@ -12,10 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import BadInputError
+from common.files.bounded_reading import UnreadableError, read_json, read_yaml
 from common.files.paths import file_digest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from common.files.json_values import JsonObject
 
 FILE = Path(__file__).resolve().parents[2] / "configs" / "benchmark_data.yaml"
 MANIFEST = "benchmarks.json"
@@ -40,18 +46,24 @@ class Pinned:
 
 @cache
 def pinned(file: Path = FILE) -> Mapping[str, Pinned]:
-    """Every data set by its name on the hub."""
-    import yaml
-
+    """Return every data set by its name on the hub. Raises BadInputError for a file that does not hold them."""
     datasets = {}
-    for name, entry in yaml.safe_load(file.read_text(encoding="utf-8"))["sets"].items():
-        items = {place: (int(one[0]), one[1] if len(one) > 1 else None) for place, one in entry["items"].items()}
-        files, columns, benchmarks = (tuple(entry[key]) for key in ("files", "columns", "benchmarks"))
-        datasets[name] = Pinned(entry["revision"], files, columns, items, benchmarks)
+    try:
+        (document,) = read_yaml(file)
+        for name, entry in document["sets"].items():
+            items = {place: (int(one[0]), one[1] if len(one) > 1 else None) for place, one in entry["items"].items()}
+            files, columns, benchmarks = (tuple(entry[key]) for key in ("files", "columns", "benchmarks"))
+            datasets[name] = Pinned(entry["revision"], files, columns, items, benchmarks)
+    except UnreadableError as error:
+        raise BadInputError(str(error)) from error
+    except OSError as error:
+        raise BadInputError(f"{file} cannot be read ({error.strerror}).") from error
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise BadInputError(f"{file} does not hold revisions as configs/{FILE.name} does ({error!r}).") from error
     return datasets
 
 
-def items_digest(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+def items_digest(rows: Iterable[JsonObject], columns: Sequence[str]) -> str:
     """SHA-256 over the named columns of all rows in order, whatever file format they came in."""
     whole = hashlib.sha256()
     for row in rows:
@@ -77,11 +89,15 @@ def check_manifest(folder: Path, hub: Path, names: Sequence[str]) -> None:
     Raises BadInputError for another revision, and for files that are missing, cut short or changed.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists():
         return
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         sets = {name: (entry["revision"], dict(entry["files"])) for name, entry in data["sets"].items()}
+    except UnreadableError as error:
+        raise BadInputError(str(error)) from error
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInputError(f"{path} is not a manifest of scripts/fetch_benchmarks.py ({error!r}).") from error
     if data.get("schema") != SCHEMA:
@@ -110,7 +126,7 @@ def _problem(file: Path, digest: str) -> str | None:
     return None if file_digest(file) == digest else "is not the file that was fetched (another digest)"
 
 
-def facts(name: str, config: str | None, split: str, rows: Any) -> tuple[int, str, bool | None]:
+def facts(name: str, config: str | None, split: str, rows: Dataset) -> tuple[int, str, bool | None]:
     """Return the number of items of a split, their digest, and whether they are the published ones (None: unknown).
 
     `rows` are the items of a data set that has pins; the digest covers the columns that benchmarks read.

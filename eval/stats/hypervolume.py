@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from common.errors import UsageError, nearest
+from common.files.bounded_reading import UnreadableError, read_yaml
+from common.files.json_values import JsonValue
 
 PAPER_POPULATION: Mapping[frozenset[str], tuple[str, ...]] = MappingProxyType(
     {
@@ -112,17 +114,18 @@ def read_rule(value: str) -> str | dict[str, list[str]]:
         raise UsageError(
             f"--population {value}: expected merged, paper, or a file.{nearest(value, ('merged', 'paper'))}"
         )
-    import yaml
-
     try:
-        rule = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is neither YAML nor JSON ({' '.join(str(error).split())}).") from error
+        documents = read_yaml(path)
+    except UnreadableError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
+    rule: JsonValue = documents[0] if len(documents) == 1 else None
     ok = isinstance(rule, dict) and all(
         isinstance(row, str) and isinstance(labels, list) and all(isinstance(label, str) for label in labels)
         for row, labels in rule.items()
     )
     if not ok:
         raise UsageError(f"{path}: expected row labels, each with a list of model labels, such as 'A + B: [A, B]'.")
-    result: str | dict[str, list[str]] = rule
-    return result
+    labels_by_row: dict[str, list[str]] = rule
+    return labels_by_row

@@ -14,19 +14,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError
+from common.files.json_values import JsonObject
 from common.files.paths import user_path
 from common.hardware import product_dtype
+from eval.results.result import read_json_file
 from merging.recipe import DTYPES
 from scripts.benchmarks.bench_memory import SHAPES, make
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
 
 WAYS = ("whole", "layerwise", "original")
 FIELDS = ("RssAnon", "RssFile")
@@ -77,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     }  # fmt: skip
     print(as_text(entry))
     if args.results:
-        runs = json.loads(args.results.read_text()) if args.results.is_file() else []
+        runs = read_json_file(args.results) if args.results.exists() else []
         args.results.write_text(json.dumps([*runs, entry], indent=2) + "\n", encoding="utf-8")
     return 0
 
@@ -93,14 +100,14 @@ def worker(way: str, argv: Sequence[str]) -> dict[str, float]:
     return result
 
 
-def summary(figures: Sequence[dict[str, float]]) -> dict[str, Any]:
+def summary(figures: Sequence[dict[str, float]]) -> dict[str, float]:
     """Medians, with the least and the largest number of seconds."""
     seconds = [entry["seconds"] for entry in figures]
     medians = {key: round(statistics.median(entry[key] for entry in figures), 2) for key in figures[0]}
     return {**medians, "seconds_least": round(min(seconds), 2), "seconds_most": round(max(seconds), 2)}
 
 
-def as_text(entry: dict[str, Any]) -> str:
+def as_text(entry: JsonObject) -> str:
     """Return the table of one run of the benchmark."""
     tokens = entry["blocks"] * entry["block_size"]
     lines = [
@@ -116,7 +123,7 @@ def as_text(entry: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure(base: Path, args: Any) -> dict[str, float]:
+def measure(base: Path, args: Namespace) -> dict[str, float]:
     """Run one way here; returns seconds (loading included) and how far memory rose above the interpreter's, in MiB."""
     import torch
 
@@ -152,14 +159,14 @@ def measure(base: Path, args: Any) -> dict[str, float]:
     return {"seconds": seconds, **peak}
 
 
-def original(model: Any, ids: Any) -> None:
+def original(model: Module, ids: Tensor) -> None:
     """One block at a time, logits included, a mean taken and copied to the host at every module with a weight."""
     import torch
 
-    means: dict[str, list[Any]] = {}
+    means: dict[str, list[Tensor]] = {}
 
-    def hook(name: str) -> Any:
-        def record_input(_module: Any, args: Any, _output: Any) -> None:
+    def hook(name: str) -> Callable[[Module, tuple[Tensor, ...], object], None]:
+        def record_input(_module: Module, args: tuple[Tensor, ...], _output: object) -> None:
             x = args[0]
             means.setdefault(name, []).append(x.view(-1, x.shape[-1]).abs().mean(0).cpu())
 

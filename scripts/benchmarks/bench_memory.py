@@ -23,6 +23,7 @@ import numpy as np
 from common.cli import Parser, add_output_flags, run
 from common.files.paths import user_path
 from common.logging import logger
+from eval.results.result import read_json_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
@@ -168,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
         if not code:
             peaks[method] = round(memory - interpreter)
     if args.results:
-        runs = json.loads(args.results.read_text()) if args.results.is_file() else []
+        runs = read_json_file(args.results) if args.results.exists() else []
         entry = {"name": name, "models": args.models, "largest_mib": round(largest),
                  "interpreter_mib": round(interpreter), "peak_mib": peaks}  # fmt: skip
         args.results.write_text(json.dumps([*runs, entry], indent=2) + "\n", encoding="utf-8")

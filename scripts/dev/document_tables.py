@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from eval.results.reader import load
+from eval.results.result import read_json_file
 from eval.results.rows import Models
 from eval.stats.comparison import compare
 from eval.stats.gains import Measure, all_gains
@@ -134,7 +133,7 @@ def _real_model(folder: Path) -> list[str]:
 
 
 def _speed(folder: Path) -> list[str]:
-    work = _read(folder / "performance.json")["work"]
+    work = read_json_file(folder / "performance.json")["work"]
     share = {name: costs["ours"]["wall"] / costs["peer"]["wall"] for name, costs in work.items() if costs.get("peer")}
     least, most = (pick(share, key=lambda name: share[name]) for pick in (min, max))
     return [
@@ -145,7 +144,7 @@ def _speed(folder: Path) -> list[str]:
 
 
 def _memory(folder: Path) -> list[str]:
-    run = _read(folder / "memory.json")[0]
+    run = read_json_file(folder / "memory.json")[0]
     peaks = run["peak_mib"].values()
     return [
         "How much memory does such a merge need?",
@@ -155,7 +154,7 @@ def _memory(folder: Path) -> list[str]:
 
 
 def _calibration(folder: Path) -> list[str]:
-    gpu_report = _read(folder / "gpu.json")
+    gpu_report = read_json_file(folder / "gpu.json")
     ways = gpu_report["calibration"]["ways"]
     rate, original = (ways[name]["tokens_per_second"] for name in ("ours", "one block at a time"))
     return [
@@ -163,7 +162,3 @@ def _calibration(folder: Path) -> list[str]:
         f"{rate:,.0f} tokens/s, {rate / original:.1f} times the original program's loop",
         "[Performance](docs/performance.md#gpu)",
     ]
-
-
-def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))

@@ -22,12 +22,17 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from common.cli import Parser, add_output_flags, run
+from eval.results.result import read_json_file
+
+if TYPE_CHECKING:
+    import transformers
+    from torch import Tensor
 
 VOCABULARY = 96
 DIGEST_LENGTH = 12
@@ -50,14 +55,24 @@ class Recipe:
     env: dict[str, str] = field(default_factory=dict)
 
 
-def merge(name: str, method: str, models: str, *flags: str, base: str | None = "base", **rest: Any) -> Recipe:
+class Options(TypedDict, total=False):
+    """Further fields of a recipe."""
+
+    files: dict[str, str]
+    ranks: int
+    env: dict[str, str]
+
+
+def merge(
+    name: str, method: str, models: str, *flags: str, base: str | None = "base", **rest: Unpack[Options]
+) -> Recipe:
     """Return a merge of models of the folder, named by comma."""
     listed = ",".join("+".join(f"{{folder}}/{part}" for part in model.split("+")) for model in models.split(","))
     chosen = ["--base_model", f"{{folder}}/{base}"] if base else []
     return Recipe(name, ["--method", method, *chosen, "--models_to_merge", listed, *flags], **rest)
 
 
-def relax(name: str, merged: str, *flags: str, base: str = "base", **rest: Any) -> Recipe:
+def relax(name: str, merged: str, *flags: str, base: str = "base", **rest: Unpack[Options]) -> Recipe:
     """Return a relaxation of a merged model of the folder."""
     path = "+".join(f"{{folder}}/{part}" for part in merged.split("+"))
     chosen = ["--merged_model", path, "--pretrained_model_name", f"{{folder}}/{base}"]
@@ -175,7 +190,7 @@ def make_checkpoints(folder: Path) -> None:
         fast.add_tokens([f"<new{i}>" for i in range(extra)])
         fast.save_pretrained(target)
 
-    def fill(model: Any, base: dict[str, Any] | None, seed: int) -> dict[str, Any]:
+    def fill(model: transformers.PreTrainedModel, base: dict[str, Tensor] | None, seed: int) -> dict[str, Tensor]:
         values = {}
         generator = np.random.default_rng(seed)
         with torch.no_grad():
@@ -427,7 +442,7 @@ def main(argv: Sequence[str]) -> int:
         args.write.write_text(text + "\n")
     lines: list[str] = []
     if args.compare:
-        before = json.loads(args.compare.read_text())
+        before = read_json_file(args.compare)
         selected = {name: before[name] for name in before if re.search(args.only, name)}
         lines = sorted(differences(selected, results))
         print("\n".join(lines) or f"All {len(results)} recipes have the same bytes.")

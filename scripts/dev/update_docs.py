@@ -9,7 +9,6 @@ document differs from its results.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
@@ -24,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError
 from common.figures import write_figure
+from eval.results.result import read_json_file
 from scripts.benchmarks.bench_gpu import as_text as gpu
 from scripts.benchmarks.bench_tables import performance
 from scripts.benchmarks.calibration_deviation import as_text as deviation
@@ -48,7 +48,7 @@ def tables(arguments: str) -> str:
 
 def memory(file: Path) -> str:
     """Return the runs of bench_memory.py as a table: a row per method, a column per run, peak anonymous MiB."""
-    runs = json.loads(file.read_text(encoding="utf-8"))
+    runs = read_json_file(file)
     heads = [f"{r['name']}: {r['models']} models, largest tensor {r['largest_mib']} MiB" for r in runs]
     lines = [["method", *heads], ["---", *["---:"] * len(runs)]]
     for method in sorted({method for r in runs for method in r["peak_mib"]}):
@@ -62,7 +62,7 @@ def calibration(file: Path) -> str:
         ["checkpoint", "way", "s", "least to most", "peak anonymous MiB", "mapped from files MiB"],
         ["---", "---", *["---:"] * 4],
     ]
-    for entry in json.loads(file.read_text(encoding="utf-8")):
+    for entry in read_json_file(file):
         tokens = f"{entry['blocks']} x {entry['block_size']} tokens"
         what = f"{entry['name']}, {entry['weights_mib']} MiB, {tokens}, {entry['dtype']}"
         for way, figures in entry["ways"].items():
@@ -73,26 +73,26 @@ def calibration(file: Path) -> str:
 
 
 def _performance(file: Path) -> str:
-    report = json.loads(file.read_text(encoding="utf-8"))
+    report = read_json_file(file)
     about = report["machine"]
     runs = f"{report['shape']}, {report['models']} models and a base, {about['processor']}, {about['cores']} cores"
     return f"{runs}, {about['date']}:\n\n{performance(report)}"
 
 
 def _gpu(file: Path) -> str:
-    return gpu(json.loads(file.read_text(encoding="utf-8")))
+    return gpu(read_json_file(file))
 
 
 def _fuzz(file: Path) -> str:
-    return fuzz(json.loads(file.read_text(encoding="utf-8")))
+    return fuzz(read_json_file(file))
 
 
 def _deviation(file: Path) -> str:
-    return deviation(json.loads(file.read_text(encoding="utf-8")))
+    return deviation(read_json_file(file))
 
 
 def _torture(file: Path) -> str:
-    return torture(json.loads(file.read_text(encoding="utf-8")))
+    return torture(read_json_file(file))
 
 
 RESULTS: Mapping[str, Callable[[Path], str]] = {

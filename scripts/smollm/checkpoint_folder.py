@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import UsageError
+from common.files.paths import read_json
 from merging.output.staging.stage import replacing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from common.files.json_values import JsonObject
 
 RECORD = "training.json"
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a finished folder, or None where there is none."""
+def read_record(folder: Path) -> JsonObject | None:
+    """Return the record of a finished folder; None where there is none. Raises CheckpointError for a broken one."""
     path = folder / RECORD
-    if not path.is_file():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    return read_json(path, "") if path.exists() else None
 
 
 def base_name(base: Path) -> str:
@@ -26,7 +29,7 @@ def base_name(base: Path) -> str:
     return str((read_record(base) or {}).get("base", base))
 
 
-def is_finished(folder: Path, expected: dict[str, Any]) -> bool:
+def is_finished(folder: Path, expected: JsonObject) -> bool:
     """Return whether `folder` holds this run. Raises UsageError where it holds another."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -42,7 +45,7 @@ def is_finished(folder: Path, expected: dict[str, Any]) -> bool:
     return True
 
 
-def save(model: Any, tokenizer: Any, target: Path, record: dict[str, Any]) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, record: JsonObject) -> None:
     """Write model, tokenizer and record to a folder beside `target`, then rename it to `target`."""
     with replacing(target) as staged:
         model.save_pretrained(staged)

@@ -7,9 +7,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import FailureError, UsageError
+from common.files.bounded_reading import MAX_RESULTS, MAX_TOKENIZER_VALUES, UnreadableError, parse_json, read_text
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject, JsonValue
 
 WCOT_PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -33,7 +37,7 @@ class Example:
     prompt: str
     completion: str
     chat: bool = False
-    constraints: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    constraints: tuple[tuple[str, Mapping[str, JsonValue]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,33 +51,26 @@ class SkillData:
     remarks: tuple[str, ...] = ()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON array or of a JSONL file. Errors: UsageError that names the file and the line."""
+def read_rows(path: Path) -> list[JsonObject]:
+    """Return the rows of a JSON array or of a JSONL file. Raises UsageError naming the file and the line."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read {path} as UTF-8 text: {error}.") from error
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path} is not a JSON array: {error}.") from error
-    else:
-        rows = []
-        # Not splitlines(): it also breaks at U+2028, which JSON may hold inside a string.
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UsageError(f"{path}, line {number} is not JSON: {error.msg}.") from error
+        text = read_text(path, MAX_RESULTS)
+        if text.lstrip().startswith("["):
+            rows = parse_json(text, str(path), MAX_TOKENIZER_VALUES)
+        else:
+            # Not splitlines(): it also breaks at U+2028, which JSON may hold inside a string.
+            lines = enumerate(text.split("\n"), start=1)
+            rows = [parse_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    except UnreadableError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     bad = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
     if not rows or bad is not None:
         raise UsageError(
             f"{path} should hold one JSON object per example; {'none found' if not rows else f'entry {bad} is none'}."
         )
-    result: list[dict[str, Any]] = rows
+    result: list[JsonObject] = rows
     return result
 
 
@@ -99,7 +96,7 @@ def read_user_examples(path: Path) -> tuple[Example, ...]:
     return tuple(examples)
 
 
-def benchmark_rows(dataset: str, config: str, split: str, data_dir: Path | None) -> list[dict[str, Any]] | None:
+def benchmark_rows(dataset: str, config: str, split: str, data_dir: Path | None) -> list[JsonObject] | None:
     """Rows of a hub data set: from a mirror laid out like the hub under `data_dir`, else from the hub.
 
     Returns None where neither has it, for the caller to say what that means.
@@ -152,7 +149,7 @@ def build_math(data_dir: Path | None) -> SkillData:
     return SkillData("math", "GSM8K, training split", "MIT", math_examples(train, test or ()), warnings)
 
 
-def gsm8k_train(data_dir: Path | None) -> list[dict[str, Any]]:
+def gsm8k_train(data_dir: Path | None) -> list[JsonObject]:
     """Rows of GSM8K's training split. Errors: FailureError that says where to put the file."""
     rows = benchmark_rows("openai/gsm8k", "main", "train", data_dir)
     if rows is None:
