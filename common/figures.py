@@ -124,7 +124,7 @@ def marker_polygon(marker: Marker) -> list[tuple[float, float]] | None:
     return [(radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(turns)]
 
 
-def legend_rows(labels: Sequence[str], columns: int) -> float:
+def legend_rows(labels: Sequence[object], columns: int) -> float:
     """Return the height in inches of a legend of so many columns."""
     return 0.17 * -(-len(labels) // columns) + 0.08 if labels else 0.0
 

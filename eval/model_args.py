@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 CHAT = ("think_end_token", "enable_thinking", "chat_template_args")
 TOKENIZER = ("tokenizer", "trust_remote_code", "revision", "add_bos_token")
@@ -51,7 +54,7 @@ GENERATION = (
 SAMPLING = ("top_k", "top_p", "min_p", "typical_p")
 
 
-def parse(flag: str, text: str | None) -> dict[str, Any]:
+def parse(flag: str, text: str | None) -> JsonObject:
     """Read `key=value,...` or a JSON object, as lm-eval does.
 
     Raises:
@@ -65,7 +68,7 @@ def parse(flag: str, text: str | None) -> dict[str, Any]:
         except ValueError as error:
             raise UsageError(f"--{flag} is not JSON ({error}).") from error
         return dict(data)
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     for part in text.split(","):
         key, equals, value = part.partition("=")
         if not part.strip():
@@ -76,7 +79,7 @@ def parse(flag: str, text: str | None) -> dict[str, Any]:
     return values
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> str | float | bool | None:
     constant = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     if constant is not text:
         return constant
@@ -88,7 +91,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def check_model_args(arguments: Mapping[str, Any], backend: str) -> None:
+def check_model_args(arguments: JsonObject, backend: str) -> None:
     """Raise UsageError for a key that the backend does not know, naming the nearest one."""
     known_keys = KNOWN[backend]
     for key in arguments:
@@ -100,7 +103,7 @@ def check_model_args(arguments: Mapping[str, Any], backend: str) -> None:
         raise UsageError("--model_args enable_thinking=true needs think_end_token=TOKEN, which ends the reasoning.")
 
 
-def check_gen_kwargs(arguments: Mapping[str, Any]) -> None:
+def check_gen_kwargs(arguments: JsonObject) -> None:
     """Raise UsageError for a generation setting that is not known or contradicts another."""
     for key in arguments:
         if key not in GENERATION:
@@ -112,6 +115,6 @@ def check_gen_kwargs(arguments: Mapping[str, Any]) -> None:
         raise UsageError("--gen_kwargs num_beams and sampling exclude each other; give one.")
 
 
-def answer_changing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def answer_changing(arguments: JsonObject) -> JsonObject:
     """Return the arguments that answers depend on beyond rounding."""
     return {k: v for k, v in sorted(arguments.items()) if k not in PERFORMANCE}

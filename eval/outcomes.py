@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 IFEVAL = ("prompt_level_strict_acc", "prompt_level_loose_acc", "inst_level_strict_acc", "inst_level_loose_acc")
 INSTRUCTIONS = "instructions"
@@ -78,7 +81,7 @@ class Outcomes:
         ratios = [sum(n) / sum(d) for n, d in self.terms(metric)]
         return 100 * sum(ratios) / len(ratios)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the outcome as a results file has it."""
         macro = {"macro": list(self.macro)} if self.macro else {}
         return {
@@ -92,7 +95,7 @@ class Outcomes:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Outcomes:
+    def from_json(cls, data: JsonObject) -> Outcomes:
         """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         tasks = {}
         macro: dict[str, None] = {}
@@ -111,7 +114,7 @@ class Outcomes:
         return cls(tasks, tuple(macro))
 
 
-def per_instruction(verdicts: Sequence[Any]) -> tuple[float, ...]:
+def per_instruction(verdicts: Sequence[Sequence[bool]]) -> tuple[float, ...]:
     """IFEval's lists of followed or not, as how many were followed."""
     return tuple(float(sum(v)) for v in verdicts)
 

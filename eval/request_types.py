@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 Answer = str | tuple[float, bool] | float
 """A generation; a continuation's log-likelihood and whether greedy decoding would give it; a text's log-likelihood."""
@@ -24,7 +27,7 @@ class Facts:
     finish: str | None = None
     prompt_truncated: bool | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, int | str]:
         """Return what is known."""
         return {k: v for k, v in asdict(self).items() if v is not None}
 
@@ -54,7 +57,7 @@ class Request:
     max_tokens: int = 0
     temperature: float = 0.0
     seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: JsonObject = field(default_factory=dict)
     special_tokens: bool | None = None
 
     @property
@@ -74,17 +77,19 @@ class Backend(Protocol):
     def answer(self, requests: Sequence[Request], answered: Answered) -> None:
         """Answer every request, calling `answered` for each when its batch has ended."""
 
-    def used(self) -> Mapping[str, Any]:
+    def used(self) -> JsonObject:
         """Return what the results file records of this model: dtype, batch sizes, ..."""
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
     """SHA-256 over parts that JSON can hold (anything else by its string), 64 hex digits."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def key_of(scope: str, task: str, version: Any, doc: str, kind: str, text: Sequence[str], settings: Any) -> str:
+def key_of(
+    scope: str, task: str, version: object, doc: str, kind: str, text: Sequence[str], settings: JsonObject | None
+) -> str:
     """The name of a request in the journal: equal names, equal questions to the same model.
 
     `scope` stands for the model and how it is run, `doc` is the item's digest, `text` the prompt (and continuation),

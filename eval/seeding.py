@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from langdetect import DetectorFactory
 
 
 @contextmanager
@@ -33,10 +36,11 @@ def seeded(seed: int) -> Iterator[None]:
             factory.seed = language_seed
 
 
-def _langdetect() -> Any:
+def _langdetect() -> type[DetectorFactory] | None:
     """Return langdetect's factory of detectors; None where the library is not installed."""
     try:
         from langdetect import DetectorFactory
     except ImportError:
         return None
-    return DetectorFactory
+    factory: type[DetectorFactory] = DetectorFactory
+    return factory

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from common.errors import UsageError, nearest
 from eval import model_args
 from eval.benchmarks import PRESETS, Benchmark, chosen, refuse_code
 from eval.tasks.prompts import TEMPLATES
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 DTYPES = ("bfloat16", "float16", "float32", "auto")
 BACKENDS = ("auto", "hf", "vllm", "openai")
@@ -43,8 +46,8 @@ class Settings:
     num_fewshot: Mapping[str, int] = field(default_factory=dict)
     backend: str = "auto"
     base_url: str | None = None
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    model_args: JsonObject = field(default_factory=dict)
+    gen_kwargs: JsonObject = field(default_factory=dict)
     system_instruction: str | None = None
     device: str = "auto"
     n_gpu: int | None = None
@@ -157,21 +160,21 @@ class Settings:
         """Return the number of items of a benchmark to evaluate; None for all."""
         return self.limits.get(benchmark.name, self.limits.get(EVERY))
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> JsonObject:
         """The settings as JSON for the results file; "limit" is the largest of the limits, None where there is none."""
         values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         return values | {"limit": max(self.limits.values(), default=None)}
 
     @classmethod
-    def from_recorded(cls, data: Mapping[str, Any], **changes: Any) -> Settings:
-        """Settings as a results file has them, with `changes`; what this version does not know is left out."""
+    def from_recorded(cls, data: JsonObject) -> Settings:
+        """Settings as a results file has them; what this version does not know is left out."""
         known_fields = {f.name for f in fields(cls)}
         values = {k: v for k, v in data.items() if k in known_fields}
         for name in ("benchmarks", "math_benchmarks"):
             values[name] = tuple(values.get(name, ()))
         for name in ("data_dir", "include_path"):
             values[name] = Path(values[name]) if values.get(name) else None
-        return cls(**{**values, **changes})
+        return cls(**values)
 
 
 def parse_numbers(flag: str, value: str | None) -> dict[str, int]:

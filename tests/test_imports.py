@@ -98,12 +98,13 @@ def test_folders_are_small_and_described(folder: Path) -> None:
         assert (ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "").endswith(".")
 
 
-LM_EVAL = {"data/loading", "data/protocol", "harness/requests", "harness/grading", "harness/rescore"}
+LM_EVAL = {f"data/{name}" for name in ("loading", "protocol", "fewshot")}
+LM_EVAL |= {f"harness/{name}" for name in ("requests", "grading", "scores", "rescore")}
 
 
 def test_lm_eval_is_met_in_few_places() -> None:
-    """Tasks are read, configured, asked and graded by lm-eval, and its models adapted: one file of eval/ for each (and
-    the task functions that lm-eval itself loads)."""
+    """Tasks are read, configured, given examples, asked, graded and scored by lm-eval, and its models adapted: one file
+    of eval/ for each (and the task functions that lm-eval itself loads)."""
     users = {f.relative_to(ROOT).as_posix() for f in FILES if "lm_eval" in imported(ast.parse(f.read_text()))}
     allowed = {f"eval/{name}.py" for name in LM_EVAL}
     assert users <= allowed | {u for u in users if u.startswith(("eval/tasks/", "eval/harness/backends/"))}

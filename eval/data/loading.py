@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import BadInputError, EvaluationError, ProjectError
 from eval.benchmarks import Benchmark
@@ -16,6 +16,12 @@ from eval.data.task_index import folders_for, stock_folder
 from eval.request_types import digest
 from eval.seeding import seeded
 from eval.settings import Settings
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+    from common.files.json_values import JsonObject
 
 TEMPLATES = 1024
 """Compiled prompt templates that are kept."""
@@ -68,7 +74,7 @@ def _read(
     return loaded
 
 
-def _facts(tasks: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(tasks: Mapping[str, Task]) -> JsonObject:
     """Number, digest and standing of a benchmark's items, where its data set has pins."""
     splits = []
     for task in tasks.values():
@@ -87,7 +93,7 @@ def _facts(tasks: Mapping[str, Any]) -> dict[str, Any]:
 _cached_read = lru_cache(maxsize=4)(_read)
 
 
-def _indexed(benchmarks: tuple[Benchmark, ...], include_path: Path | None) -> tuple[Any, list[Path]]:
+def _indexed(benchmarks: tuple[Benchmark, ...], include_path: Path | None) -> tuple[TaskManager, list[Path]]:
     """lm-eval's index of the folders needed, and they; of everything only where a group's parts are not beside it."""
     from lm_eval.tasks import TaskManager
 
@@ -105,7 +111,7 @@ def _indexed(benchmarks: tuple[Benchmark, ...], include_path: Path | None) -> tu
     return manager, task_folders + [Path(f) for f in include_paths]
 
 
-def _members(name: str, manager: Any) -> list[str] | None:
+def _members(name: str, manager: TaskManager) -> list[str] | None:
     """The leaf tasks behind a name; None where the index lacks one of them."""
     entry = manager.task_index.get(name)
     if entry is None:

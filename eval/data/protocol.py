@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval.benchmarks import Benchmark, refuse_code
 from eval.data.fewshot import keep_item_out
@@ -15,9 +15,20 @@ from eval.sandbox.separation import obstacle
 from eval.sandbox.supervisor import SandboxSettings, containment
 from eval.settings import EVERY, Settings
 from eval.tasks import scoring
-from eval.tasks.code import CODE_EVAL, program_with
+from eval.tasks.code import CODE_EVAL, SandboxedCodeEval, program_with
 from eval.tasks.prompts import STOPS, prompt, question_of
 from eval.tasks.strict import without_reasoning
+
+if TYPE_CHECKING:
+    from types import FunctionType
+
+    from evaluate import EvaluationModule
+    from lm_eval.api.group import Group
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import Task
+    from lm_eval.filters import FilterEnsemble
+
+    from common.files.json_values import JsonObject
 
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Spellings of the largest number of new tokens in task files, lm-eval's own first."""
@@ -27,10 +38,10 @@ LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_
 class Loaded:
     """The tasks of one benchmark: leaf tasks by name, groups by name, and the generation settings as shipped."""
 
-    tasks: Mapping[str, Any]
-    groups: Mapping[str, Any]
+    tasks: Mapping[str, Task]
+    groups: Mapping[str, Group]
     shipped: Mapping[str, Shipped] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: JsonObject = field(default_factory=dict)
     """How many items there are, their digest, and whether they are the published ones (None: not known)."""
 
 
@@ -38,14 +49,14 @@ class Loaded:
 class Shipped:
     """Values of a task file that a run may change; tasks stay in memory for the next run of the same process."""
 
-    generation: Mapping[str, Any] | None
+    generation: JsonObject | None
     shots: int | None
     repeats: int
-    filters: Any
-    process_results: Any
+    filters: list[FilterEnsemble] | None
+    process_results: FunctionType | None
 
     @classmethod
-    def of(cls, task: Any) -> Shipped:
+    def of(cls, task: Task) -> Shipped:
         """Return the settings that a task has as lm-eval loads it."""
         shots = task.get_config("num_fewshot")
         generation = deepcopy(task.get_config("generation_kwargs"))
@@ -66,7 +77,7 @@ def sandboxed_code_eval(is_needed: bool) -> Iterator[None]:
 
     original = hf_evaluate.load
 
-    def load(path: str, *args: Any, **kwargs: Any) -> Any:
+    def load(path: str, *args: object, **kwargs: object) -> EvaluationModule | SandboxedCodeEval:
         return CODE_EVAL if path == "code_eval" else original(path, *args, **kwargs)
 
     hf_evaluate.load, CODE_EVAL.is_loading = load, True
@@ -116,7 +127,7 @@ def _set_up_sandbox(loaded: Mapping[Benchmark, Loaded], settings: Settings) -> l
     return remarks
 
 
-def _set_shots(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Settings) -> None:
+def _set_shots(benchmark: Benchmark, task: Task, shipped: Shipped, settings: Settings) -> None:
     shots = settings.num_fewshot.get(benchmark.name)
     if shots is None and shipped.shots is None:
         shots = settings.num_fewshot.get(EVERY)
@@ -127,7 +138,7 @@ def _set_shots(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Sett
 
 
 def _set_generation(
-    benchmark: Benchmark, task: Any, shipped: Shipped, settings: Settings, max_length: int
+    benchmark: Benchmark, task: Task, shipped: Shipped, settings: Settings, max_length: int
 ) -> str | None:
     """Stop strings, lengths and sampling; return a remark where the model is too short for what was asked."""
     generation = dict(deepcopy(shipped.generation or {}))
@@ -149,12 +160,13 @@ def _set_generation(
     return warning
 
 
-def _set_scoring(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Settings) -> None:
+def _set_scoring(benchmark: Benchmark, task: Task, shipped: Shipped, settings: Settings) -> None:
     """Verdicts on all answers of an item, in the sandbox over all cores where they are code."""
     repeats = settings.n_samples if benchmark.samples else shipped.repeats
     task.set_config("repeats", repeats)
     if benchmark.task == "minerva_math":
         stock = shipped.process_results
+        assert stock is not None
         task.set_config("process_results", lambda doc, results: scoring.minerva(doc, results[0], stock))
     if benchmark.task == "gsm8k":
         task.apply_filters = lambda: _filter_without_reasoning(task)
@@ -173,21 +185,22 @@ def _set_scoring(benchmark: Benchmark, task: Any, shipped: Shipped, settings: Se
         task.set_config("process_results", lambda doc, results: scoring.code(doc, results[0]))
 
 
-def _filter_without_reasoning(task: Any) -> Any:
+def _filter_without_reasoning(task: Task) -> list[Instance] | None:
     """Apply the filters to what follows </think> in each answer; the samples keep the whole answers."""
     whole = [instance.resps for instance in task.instances]
     for instance in task.instances:
         instance.resps = [without_reasoning(answer) for answer in instance.resps]
     try:
-        return type(task).apply_filters(task)
+        instances: list[Instance] | None = type(task).apply_filters(task)
+        return instances
     finally:
         for instance, answers in zip(task.instances, whole, strict=True):
             instance.resps = answers
 
 
-def _judge_at_once(task: Any, runs_code: bool) -> Any:
+def _judge_at_once(task: Task, runs_code: bool) -> list[Instance] | None:
     """Apply the filters, then run all programs of a task in parallel, before lm-eval scores items one by one."""
-    outcome = type(task).apply_filters(task)
+    outcome: list[Instance] | None = type(task).apply_filters(task)
     items = [(instance.doc, answer) for instance in task.instances for answer in instance.filtered_resps.values()]
     if runs_code:
         scoring.prefetch(items)
@@ -220,7 +233,7 @@ def _parts(sizes: Mapping[str, int]) -> str:
     return f" of {len(sizes)} subjects" if len(sizes) > 1 else ""
 
 
-def prompt_hashes(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+def prompt_hashes(samples: Mapping[str, Sequence[JsonObject]]) -> dict[str, str]:
     """One SHA-256 per benchmark over its prompts in order: equal hashes, equal questions."""
 
     def digest(hashes: Iterable[str]) -> str:

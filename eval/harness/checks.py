@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from common.files.bounded_reading import read_json
 from eval.harness.identity import WEIGHTS
 from eval.harness.references import ADAPTER_CONFIG, ModelReference
 from eval.settings import PAPER_LENGTH
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 HUB_ID = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?(?:@[\w./-]+)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -63,7 +66,7 @@ def check_length(model_length: int | None, max_length: int | None, model: str) -
         raise UsageError(f"--max_model_len {max_length} is more than the {model_length} positions of {model}.")
 
 
-def config_length(config: dict[str, Any]) -> int | None:
+def config_length(config: JsonObject) -> int | None:
     """Return the longest sequence that a model's configuration allows; None where it has no such key."""
     text = config.get("text_config") or config
     lengths = [text[key] for key in LENGTH_KEYS if isinstance(text.get(key), int)]
@@ -84,7 +87,7 @@ def _has_template(folder: Path) -> bool:
     return (folder / "chat_templates").is_dir() or (config.is_file() and bool(_json(config).get("chat_template")))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonObject:
     try:
         data = read_json(path)
     except (ValueError, OSError) as error:

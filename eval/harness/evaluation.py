@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.distributed import SINGLE_PROCESS, ProcessGroup, launcher_ranks
 from common.errors import EvaluationError, UsageError
+from common.files.json_values import JsonObject
 from common.logging import logger
 from common.versions import EVALUATION, package_versions, versions
 from eval.benchmarks import Benchmark
@@ -37,7 +38,14 @@ from eval.sandbox.supervisor import containment
 from eval.seeding import seeded
 from eval.settings import Settings
 
-Samples = dict[str, list[dict[str, Any]]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from eval.data.protocol import Loaded
+    from eval.harness.requests import FactLists, InstanceRequests
+
+Samples = dict[str, list[JsonObject]]
+"""lm-eval's samples by task or benchmark."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,12 @@ class Identity:
 
 
 def evaluate(
-    model: Any, settings: Settings, *, tokenizer: Any = None, name: str | None = None, save_path: Path | None = None
+    model: str | PreTrainedModel,
+    settings: Settings,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    name: str | None = None,
+    save_path: Path | None = None,
 ) -> EvalResult:
     """Evaluate one model and return its scores; with `save_path`, also write results and samples there.
 
@@ -66,7 +79,12 @@ def evaluate(
 
 
 def evaluate_with_samples(
-    model: Any, settings: Settings, *, tokenizer: Any = None, name: str | None = None, save_path: Path | None = None
+    model: str | PreTrainedModel,
+    settings: Settings,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    name: str | None = None,
+    save_path: Path | None = None,
 ) -> tuple[EvalResult, Samples]:
     """Evaluate and also return the samples (prompt, generation, verdict) by benchmark; writes the journal only."""
     if launcher_ranks()[1] > 1:
@@ -80,10 +98,10 @@ def evaluate_with_samples(
 
 
 def evaluate_on_ranks(
-    model: Any,
+    model: str | PreTrainedModel,
     settings: Settings,
     *,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     name: str | None = None,
     save_path: Path | None = None,
     benchmarks: list[Benchmark] | None = None,
@@ -172,24 +190,24 @@ def evaluate_on_ranks(
 def assembled(
     label: str,
     benchmarks: list[Benchmark],
-    loaded: Mapping[Benchmark, Any],
-    raw: dict[str, Any],
-    settings: dict[str, Any],
+    loaded: Mapping[Benchmark, Loaded],
+    raw: JsonObject,
+    settings: JsonObject,
     who: Identity,
     seconds: Mapping[str, float],
     started: float,
 ) -> tuple[EvalResult, Samples]:
     """Put lm-eval's dictionary, scores, outcomes and circumstances into one result; samples by benchmark."""
     from eval.data.protocol import prompt_hashes
-    from eval.harness.scores import scores_of
+    from eval.harness.scores import Found, scores_of
     from eval.tasks.code import CODE_EVAL
     from eval.tasks.scoring import sizes_of
 
-    by_task: Mapping[str, list[dict[str, Any]]] = raw.pop("samples")
+    by_task: Samples = raw.pop("samples")
     tagged = {t: [{"task": t, **s} for s in items] for t, items in by_task.items()}
     samples = {b.task: [s for t in loaded[b].tasks for s in tagged[t]] for b in benchmarks}
     further = sizes_of(settings["n_samples"])
-    columns: dict[str, Any] = {}
+    columns: Found = {}
     for b in benchmarks:
         columns |= scores_of(b, loaded[b], raw, tagged, further if b.samples else ())
     answers = {b.column: facts for b in benchmarks if (facts := answer_facts(samples[b.task]))}
@@ -215,13 +233,15 @@ def assembled(
     return result, samples
 
 
-def preflight(model: Any, settings: Settings, save_path: Path | None = None) -> list[Benchmark]:
+def preflight(model: str | PreTrainedModel, settings: Settings, save_path: Path | None = None) -> list[Benchmark]:
     """Check everything that needs no heavy import; return the benchmarks. Raises UsageError or BadInputError."""
     settings.check()
     benchmarks = settings.chosen()
     if any(b.runs_code for b in benchmarks):
         containment(settings.sandbox == "weak")
     if settings.backend == "openai":
+        if not isinstance(model, str):
+            raise UsageError("--backend openai asks a server for a model by its name; give the name it is served by.")
         Server(str(settings.base_url)).check(model)
     elif isinstance(model, str):
         check_model(model, settings.apply_chat_template, settings.max_model_len)
@@ -251,7 +271,7 @@ def _gpus(settings: Settings) -> tuple[str, ...]:
     return tuple(torch.cuda.get_device_name(i) for i in numbers)
 
 
-def _count_known_answers(requests: Mapping[Benchmark, Any], journal: Journal) -> dict[str, int]:
+def _count_known_answers(requests: Mapping[Benchmark, InstanceRequests], journal: Journal) -> dict[str, int]:
     keys = {r.key for pairs in requests.values() for _, part in pairs for r in part}
     count = sum(key in journal.answers for key in keys)
     return {"from the journal": count, "new": len(keys) - count}
@@ -274,7 +294,7 @@ def _setting_remarks(settings: Settings) -> list[str]:
     return remarks
 
 
-def _check_thinking(requests: Mapping[Benchmark, Any], settings: Settings) -> None:
+def _check_thinking(requests: Mapping[Benchmark, InstanceRequests], settings: Settings) -> None:
     """Raise UsageError where a reasoning model is to score choices, which it does without its reasoning."""
     if not settings.model_args.get("enable_thinking"):
         return
@@ -283,7 +303,7 @@ def _check_thinking(requests: Mapping[Benchmark, Any], settings: Settings) -> No
         raise UsageError(f"--model_args enable_thinking=true: {', '.join(names)} scores choices without generating.")
 
 
-def add_facts(samples: Mapping[str, list[dict[str, Any]]], facts: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+def add_facts(samples: Samples, facts: Mapping[tuple[str, int], FactLists]) -> None:
     """Add number of tokens, finish reason and truncation of each answer to the samples."""
     for task, items in samples.items():
         for item in items:
@@ -313,5 +333,5 @@ class _Lazy:
             self.journal.begin(run | {"versions": versions(EVALUATION), "time": time.strftime("%Y-%m-%d %H:%M:%S")})
         return self.backend
 
-    def used(self) -> dict[str, Any]:
+    def used(self) -> JsonObject:
         return dict(self.backend.used()) if self.backend is not None else {}

@@ -6,12 +6,20 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval.benchmarks import Benchmark
 from eval.data.protocol import Loaded
 from eval.seeding import seeded
 from eval.settings import Settings
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import Task
+
+    from common.files.json_values import JsonObject
+    from eval.request_types import Answer
 
 
 class Recorded:
@@ -20,14 +28,14 @@ class Recorded:
     rank = 0
     world_size = 1
 
-    def __init__(self, tasks: Mapping[str, Any]) -> None:
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
         self._answers = {id(i): list(i.resps) for task in tasks.values() for i in task.instances}
         for task in tasks.values():
             for instance in task.instances:
                 instance.resps = []
         self._given: dict[int, int] = defaultdict(int)
 
-    def _next(self, requests: Sequence[Any]) -> list[Any]:
+    def _next(self, requests: Sequence[Instance]) -> list[Answer]:
         answers = []
         for request in requests:
             answers.append(self._answers[id(request)][self._given[id(request)]])
@@ -39,18 +47,19 @@ class Recorded:
 
 def grade(
     loaded: Mapping[Benchmark, Loaded], plan: Mapping[str, Sequence[int]] | None, settings: Settings
-) -> dict[str, Any]:
+) -> JsonObject:
     """lm-eval's dictionary of results with samples, for tasks whose instances carry their answers."""
     from lm_eval import evaluator
 
-    tasks: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}}
+    tasks: dict[str, Task] = {}
+    groups: dict[str, Group] = {}
     for part in loaded.values():
-        tasks["tasks"] |= part.tasks
-        tasks["groups"] |= part.groups
-    with _prompts_kept(tasks["tasks"]), seeded(settings.seed):
+        tasks |= part.tasks
+        groups |= part.groups
+    with _prompts_kept(tasks), seeded(settings.seed):
         raw = evaluator.evaluate(
-            lm=Recorded(tasks["tasks"]),
-            task_dict=tasks,
+            lm=Recorded(tasks),
+            task_dict={"tasks": tasks, "groups": groups},
             samples={name: list(items) for name, items in plan.items()} if plan else None,
             bootstrap_iters=1000,
             confirm_run_unsafe_code=settings.allow_code_execution,
@@ -58,7 +67,7 @@ def grade(
     return dict(raw)
 
 
-def doc_hash(doc: Any) -> str:
+def doc_hash(doc: JsonObject) -> str:
     """The digest of an item that lm-eval writes into its samples."""
     from lm_eval.utils import handle_non_serializable, hash_string
 
@@ -67,7 +76,7 @@ def doc_hash(doc: Any) -> str:
 
 
 @contextmanager
-def _prompts_kept(tasks: Mapping[str, Any]) -> Iterator[None]:
+def _prompts_kept(tasks: Mapping[str, Task]) -> Iterator[None]:
     """While open, building a task's requests leaves those it has."""
     for task in tasks.values():
         task.build_all_requests = lambda **_: None

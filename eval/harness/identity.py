@@ -7,15 +7,20 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import BadInputError
 from common.files.paths import file_digest, known_digest
 from common.hardware import usable_cores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from common.files.json_values import JsonObject
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 BESIDE = (
@@ -50,7 +55,7 @@ def _files_digest(folder: Path, names: set[str]) -> str:
     return "sha256:" + _over(zip(chosen, digests, strict=True))
 
 
-def loaded_digest(model: Any) -> str:
+def loaded_digest(model: PreTrainedModel) -> str:
     """The same kind of digest for a loaded transformers model, over its configuration and tensors."""
     import torch
 
@@ -61,7 +66,7 @@ def loaded_digest(model: Any) -> str:
     return "sha256:" + _over(parts)
 
 
-def _over(parts: Any) -> str:
+def _over(parts: Iterable[tuple[str, str]]) -> str:
     whole = hashlib.sha256()
     for name, digest in parts:
         whole.update(f"{name}\0{digest}\n".encode())
@@ -92,10 +97,10 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() or None
 
 
-def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
+def hardware(gpus: Sequence[str] = ()) -> JsonObject:
     """The processor's name, the cores this process may use, the memory in GiB, and the names of the GPUs used."""
     cores = usable_cores()
-    machine: dict[str, Any] = {"cpu": _processor(), "cores": cores, "gpus": list(gpus)}
+    machine: JsonObject = {"cpu": _processor(), "cores": cores, "gpus": list(gpus)}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         machine["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     return machine

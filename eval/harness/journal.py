@@ -18,6 +18,7 @@ from typing import Any
 from common.errors import BadInputError
 from common.files.bounded_reading import UnreadableError, parse_json, read_lines
 from common.files.json_types import Between, Fields, Maybe, check_shape
+from common.files.json_values import JsonObject
 from eval.request_types import Answer, Facts, Request
 
 NAME = "generations"
@@ -52,7 +53,7 @@ class Journal:
             for benchmark, seconds in spent.items():  # processes work side by side
                 self.spent[benchmark] = max(seconds, self.spent.get(benchmark, 0.0))
 
-    def begin(self, run: Mapping[str, Any]) -> None:
+    def begin(self, run: JsonObject) -> None:
         """Note which run the following lines are of: model, settings, versions."""
         self._append({"run": dict(run)})
 
@@ -123,7 +124,7 @@ class Journal:
             raise BadInputError(foreign)
         return _sum(total, run)
 
-    def _take(self, entry: Mapping[str, Any]) -> None:
+    def _take(self, entry: JsonObject) -> None:
         key, answer, written = entry["key"], entry["answer"], float(entry.get("time", 0.0))
         if written < self._times.get(key, 0.0):
             return
@@ -137,7 +138,7 @@ class Journal:
         self._times[key] = written
         self._places.add((entry.get("task", ""), entry.get("item", -1), entry.get("n", 0)))
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def _append(self, line: JsonObject) -> None:
         if self._path is None:
             return
         text = json.dumps(line, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.distributed import ProcessGroup
 from common.errors import BadInputError, EvaluationError, ProjectError, UsageError, first_line
@@ -23,6 +23,11 @@ from eval.harness.server import Server
 from eval.model_args import answer_changing
 from eval.request_types import Backend, digest
 from eval.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from common.files.json_values import JsonObject
 
 PACKAGES = {
     "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes", "autogptq": "auto_gptq", "gptqmodel": "gptqmodel",
@@ -42,37 +47,44 @@ class EvaluatedModel:
     files are.
     """
 
-    model: Any
+    model: str | PreTrainedModel
     label: str
-    tokenizer: Any
-    config: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase | None
+    config: JsonObject
     length: int
     folder: Path | None = None
     adapter: Path | None = None
-    template_args: Mapping[str, Any] = field(default_factory=dict)
+    template_args: JsonObject = field(default_factory=dict)
 
     def template(self, apply: bool, report: Callable[[str], None] = lambda _: None) -> Callable[..., str] | None:
         """Return what renders a chat as a prompt; None for plain prompts. A server renders chats itself."""
         if not apply:
             return None
-        if self.tokenizer is None:
+        tokenizer = self.tokenizer
+        if tokenizer is None:
             from eval.harness.backends.openai import messages_as_json
 
             return messages_as_json
 
         def rendered(chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            return render(self.tokenizer, chat, add_generation_prompt, self.template_args, report)
+            return render(tokenizer, chat, add_generation_prompt, self.template_args, report)
 
         return rendered
 
 
-def describe(model: Any, settings: Settings, tokenizer: Any = None, name: str | None = None) -> EvaluatedModel:
+def describe(
+    model: str | PreTrainedModel,
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    name: str | None = None,
+) -> EvaluatedModel:
     """Read configuration and tokenizer; check template, length, reasoning token and adapter. Loads no weights.
 
     Raises:
         UsageError, BadInputError: The model cannot be evaluated with these settings.
     """
     if settings.backend == "openai":
+        assert isinstance(model, str)  # resolve_device refuses loaded models
         card = Server(str(settings.base_url)).check(model)
         served_length = card["max_model_len"] if isinstance(card.get("max_model_len"), int) else None
         check_length(served_length, settings.max_model_len, model)
@@ -93,7 +105,11 @@ def describe(model: Any, settings: Settings, tokenizer: Any = None, name: str | 
     if settings.apply_chat_template and not getattr(tokenizer, "chat_template", None):
         raise UsageError(f"The tokenizer of {label} has no chat template; leave out --apply_chat_template.")
     _check_think_token(arguments.get("think_end_token"), tokenizer, label)
-    loaded_config = load_config(folder, label, settings) if folder is not None else model.config
+    if isinstance(model, str):
+        assert folder is not None
+        loaded_config = load_config(folder, label, settings)
+    else:
+        loaded_config = model.config
     config = loaded_config.to_dict()
     model_length = config_length(config)
     check_length(model_length, settings.max_model_len, label)
@@ -108,7 +124,7 @@ def describe(model: Any, settings: Settings, tokenizer: Any = None, name: str | 
     return EvaluatedModel(model, label, tokenizer, config, length, folder, adapter, template_args)
 
 
-def _check_think_token(token: Any, tokenizer: Any, label: str) -> None:
+def _check_think_token(token: str | int | None, tokenizer: PreTrainedTokenizerBase, label: str) -> None:
     """Raise UsageError for a reasoning token that the vocabulary lacks."""
     if token is None:
         return
@@ -117,7 +133,7 @@ def _check_think_token(token: Any, tokenizer: Any, label: str) -> None:
         raise UsageError(f"--model_args think_end_token={token} is not in the vocabulary of {label}.")
 
 
-def resolve_device(settings: Settings, model: Any, process_group: ProcessGroup) -> Settings:
+def resolve_device(settings: Settings, model: str | PreTrainedModel, process_group: ProcessGroup) -> Settings:
     """Return the settings with backend, device, GPUs and dtype decided.
 
     Raises:
@@ -189,33 +205,38 @@ def with_weights(subject: EvaluatedModel, settings: Settings) -> EvaluatedModel:
     """Return the model with its weights on disk, for models of the hub."""
     if subject.folder is None:
         return subject
+    assert isinstance(subject.model, str)  # loaded models have no folder
     base = references.ModelReference.parse(subject.model).base
     return replace(subject, folder=references.with_weights(base, settings.model_args.get("revision")))
 
 
-def load_tokenizer(folder: Path, label: str, settings: Settings) -> Any:
+def load_tokenizer(folder: Path, label: str, settings: Settings) -> PreTrainedTokenizerBase:
     """Load a folder's tokenizer, or that of --model_args. Raises BadInputError where there is none to load."""
     from transformers import AutoTokenizer
 
     arguments = settings.model_args
-    options: dict[str, Any] = {}
+    options: JsonObject = {}
     if arguments.get("use_fast_tokenizer") is not None:
         options["use_fast"] = arguments["use_fast_tokenizer"]
     if arguments.get("add_bos_token") is not None:
         options["add_bos_token"] = arguments["add_bos_token"]
     try:
         name = arguments.get("tokenizer") or folder
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=settings.trusts_remote_code, **options)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=settings.trusts_remote_code, **options
+        )
+        return tokenizer
     except Exception as error:  # OSError, ValueError, or whatever a broken file raises in the Rust reader
         raise _not_loaded("tokenizer", label, error) from error
 
 
-def load_config(folder: Path, label: str, settings: Settings) -> Any:
+def load_config(folder: Path, label: str, settings: Settings) -> PreTrainedConfig:
     """Load a folder's configuration. Raises BadInputError where there is none to load."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trusts_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=settings.trusts_remote_code)
+        return config
     except Exception as error:  # as above
         raise _not_loaded("configuration", label, error) from error
 
@@ -234,9 +255,9 @@ def identify(subject: EvaluatedModel, settings: Settings) -> tuple[str, str | No
 
     A server's model goes by name, address and what the server tells of it.
     """
-    if isinstance(subject.model, str) and subject.folder is None:
-        return Server(str(settings.base_url)).identity(subject.model), None
     if subject.folder is None:
+        if isinstance(subject.model, str):
+            return Server(str(settings.base_url)).identity(subject.model), None
         return identity.loaded_digest(subject.model), None
     weights_digest = identity.model_digest(subject.folder)
     if subject.adapter is not None:
@@ -283,13 +304,14 @@ def make_backend(subject: EvaluatedModel, settings: Settings) -> Backend:
         raise EvaluationError(f"The model {subject.label} could not be loaded: {first_line(error)}") from error
 
 
-def _passed_on(settings: Settings) -> dict[str, Any]:
+def _passed_on(settings: Settings) -> JsonObject:
     return {k: v for k, v in settings.model_args.items() if k not in HANDLED}
 
 
 def _openai(subject: EvaluatedModel, settings: Settings) -> Backend:
     from eval.harness.backends.openai import make
 
+    assert isinstance(subject.model, str)
     return make(subject.model, subject.length, settings)
 
 
@@ -322,12 +344,12 @@ def _hf(subject: EvaluatedModel, settings: Settings) -> Backend:
     from eval.harness.backends.answering import LMBackend
     from eval.harness.backends.hf import HFModel
 
-    arguments: dict[str, Any] = {
+    arguments: dict[str, object] = {
         "tokenizer": subject.tokenizer, "max_length": subject.length, "softmax_dtype": "float32",
         "think_end_token": settings.model_args.get("think_end_token"), **_passed_on(settings),
     }  # fmt: skip
     if subject.folder is None:
-        pretrained = subject.model
+        pretrained: str | PreTrainedModel = subject.model
     else:
         show_only(settings)
         pretrained = str(subject.folder)

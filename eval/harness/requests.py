@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.distributed import ProcessGroup
 from common.errors import BadInputError, EvaluationError, ProjectError
@@ -18,6 +18,16 @@ from eval.progress import Progress
 from eval.request_types import Answer, Backend, Facts, Request, digest, key_of
 from eval.settings import Settings
 
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import Task
+
+    from common.files.json_values import JsonObject
+
+InstanceRequests = Sequence[tuple["Instance", Sequence[Request]]]
+"""lm-eval's instances of a benchmark, each with its requests."""
+FactLists = dict[str, list[list[int | str | None]]]
+"""Facts of an item's answers by name: a list per request, an entry per answer."""
 Template = Callable[..., str]
 KINDS: Mapping[str, Literal["generate", "score", "rolling"]] = {
     "generate_until": "generate",
@@ -34,7 +44,7 @@ def build(
     scope: str,
     template: Template | None,
     special_tokens: Callable[[Benchmark], bool | None] = lambda _: None,
-) -> dict[Benchmark, list[tuple[Any, list[Request]]]]:
+) -> dict[Benchmark, InstanceRequests]:
     """Let lm-eval build its prompts; return each of its instances with the requests it stands for.
 
     Args:
@@ -50,9 +60,10 @@ def build(
         EvaluationError: A task's own prompt code fails.
         BadInputError: A prompt cannot be encoded.
     """
-    requests_by_benchmark: dict[Benchmark, list[tuple[Any, list[Request]]]] = {}
+    requests_by_benchmark: dict[Benchmark, InstanceRequests] = {}
     for benchmark, part in loaded.items():
-        requests_by_benchmark[benchmark] = []
+        pairs: list[tuple[Instance, list[Request]]] = []
+        requests_by_benchmark[benchmark] = pairs
         for name, task in part.tasks.items():
             with _one_bar():
                 _build_task(benchmark, task, settings, plan.get(name) if plan else None, template)
@@ -62,12 +73,12 @@ def build(
                     instance.arguments = (instance.args[0], {**instance.args[1], **settings.gen_kwargs})
                 _check_encodable(instance, benchmark)
                 requests = requests_of(instance, name, task.VERSION, settings.seed, digest(scope, rule), rule)
-                requests_by_benchmark[benchmark].append((instance, requests))
+                pairs.append((instance, requests))
     return requests_by_benchmark
 
 
 def _build_task(
-    benchmark: Benchmark, task: Any, settings: Settings, chosen: Sequence[int] | None, template: Template | None
+    benchmark: Benchmark, task: Task, settings: Settings, chosen: Sequence[int] | None, template: Template | None
 ) -> None:
     try:
         type(task).build_all_requests(
@@ -94,7 +105,7 @@ def _build_task(
         ) from error
 
 
-def _check_encodable(instance: Any, benchmark: Benchmark) -> None:
+def _check_encodable(instance: Instance, benchmark: Benchmark) -> None:
     """Raise BadInputError for a prompt or choice with half of a surrogate pair, which no tokenizer encodes."""
     for text in instance.args:
         if isinstance(text, str) and (half := re.search("[\ud800-\udfff]", text)):
@@ -106,7 +117,7 @@ def _check_encodable(instance: Any, benchmark: Benchmark) -> None:
 
 
 def requests_of(
-    instance: Any, task: str, version: Any, seed: int, scope: str, special_tokens: bool | None = None
+    instance: Instance, task: str, version: object, seed: int, scope: str, special_tokens: bool | None = None
 ) -> list[Request]:
     """Return the requests of one of lm-eval's instances: one, or as many as samples are drawn."""
     kind = KINDS[instance.request_type]
@@ -135,7 +146,7 @@ def requests_of(
     return requests
 
 
-def normal_settings(generation: Mapping[str, Any]) -> dict[str, Any]:
+def normal_settings(generation: JsonObject) -> JsonObject:
     """A task's generation settings with one spelling: until, a list; max_tokens; temperature, 0 for greedy; others."""
     rest = dict(generation)
     until = rest.pop("until", None) or []
@@ -155,7 +166,7 @@ def normal_settings(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answer_all(
-    requests_by_benchmark: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]],
+    requests_by_benchmark: Mapping[Benchmark, InstanceRequests],
     journal: Journal,
     backend: Callable[[], Backend],
     process_group: ProcessGroup,
@@ -199,9 +210,7 @@ def answer_all(
     return seconds
 
 
-def assign(
-    requests_by_benchmark: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal
-) -> None:
+def assign(requests_by_benchmark: Mapping[Benchmark, InstanceRequests], journal: Journal) -> None:
     """Hand the journal's answers to lm-eval's instances. Raises EvaluationError where some are missing."""
     for benchmark, pairs in requests_by_benchmark.items():
         lacking = sum(r.key not in journal.answers for _, requests in pairs for r in requests)
@@ -212,14 +221,14 @@ def assign(
 
 
 def facts_of(
-    requests_by_benchmark: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal
-) -> dict[tuple[str, int], dict[str, list[list[Any]]]]:
+    requests_by_benchmark: Mapping[Benchmark, InstanceRequests], journal: Journal
+) -> dict[tuple[str, int], FactLists]:
     """Return what is known of each item's answers, by task and item number.
 
     Each of `tokens`, `finish` and `prompt_truncated` is a list like the sample's `resps`: one list for each request,
     one entry for each answer, None where the model does not tell.
     """
-    facts: dict[tuple[str, int], dict[str, list[list[Any]]]] = {}
+    facts: dict[tuple[str, int], FactLists] = {}
     for pairs in requests_by_benchmark.values():
         for _, requests in pairs:
             item = facts.setdefault((requests[0].task, requests[0].item), {name: [] for name in FACTS})
@@ -229,9 +238,7 @@ def facts_of(
     return facts
 
 
-def truncated_prompts(
-    requests_by_benchmark: Mapping[Benchmark, Sequence[tuple[Any, Sequence[Request]]]], journal: Journal
-) -> dict[str, int]:
+def truncated_prompts(requests_by_benchmark: Mapping[Benchmark, InstanceRequests], journal: Journal) -> dict[str, int]:
     """Return how many items of each benchmark had a truncated prompt; benchmarks without any are left out."""
     counts: dict[str, int] = {}
     for benchmark, pairs in requests_by_benchmark.items():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInputError, UsageError
 from common.files.bounded_reading import UnreadableError, parse_json, read_lines
@@ -18,6 +18,11 @@ from eval.results.answer_facts import FACTS
 from eval.results.result import EvalResult
 from eval.results.store import model_folder, samples_file
 from eval.settings import Settings
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+    from common.files.json_values import JsonObject
 
 SAMPLE = Fields({"task": str, "doc_id": Between(0), "doc_hash": str, "filter": str, "arguments": ListOf(list),
                  "resps": ListOf(list)})  # fmt: skip
@@ -60,7 +65,7 @@ def rescore(
     if include_path is not None:
         changes["include_path"] = include_path
     try:
-        settings = Settings.from_recorded(old.settings, **changes)
+        settings = replace(Settings.from_recorded(old.settings), **changes)
     except TypeError as error:
         raise BadInputError(f"{source} lacks the settings of its evaluation ({error}).") from error
     if settings.data_dir is not None and not settings.data_dir.is_dir():
@@ -91,7 +96,7 @@ def rescore(
     return result, samples
 
 
-def _keep_facts(samples: Mapping[str, list[dict[str, Any]]], lines: list[Mapping[str, Any]]) -> None:
+def _keep_facts(samples: Samples, lines: list[JsonObject]) -> None:
     """Copy what is known of the answers besides their texts from the old samples to the new ones."""
     facts = {(line["task"], line["doc_id"]): {n: line[n] for n in FACTS if n in line} for line in lines}
     for task, items in samples.items():
@@ -99,7 +104,7 @@ def _keep_facts(samples: Mapping[str, list[dict[str, Any]]], lines: list[Mapping
             item.update(facts.get((task, item["doc_id"]), {}))
 
 
-def _samples(file: Path) -> list[dict[str, Any]]:
+def _samples(file: Path) -> list[JsonObject]:
     samples = []
     try:
         for number, line in enumerate(read_lines(file), 1):
@@ -113,7 +118,7 @@ def _samples(file: Path) -> list[dict[str, Any]]:
     return samples
 
 
-def _restore(task: Any, name: str, lines: list[Mapping[str, Any]], source: Path) -> list[int]:
+def _restore(task: Task, name: str, lines: list[JsonObject], source: Path) -> list[int]:
     """Give a task the instances and answers of its samples; return the numbers of its items.
 
     Raises BadInputError where the benchmark's items are not those that were answered.

@@ -5,25 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.errors import EvaluationError
+from common.files.json_values import JsonObject
 from eval.benchmarks import Benchmark
 from eval.outcomes import IFEVAL, IFEVAL_MEAN, INSTRUCTIONS, Outcomes, TaskOutcomes, per_instruction
 from eval.results.metrics import direction_of, is_fraction
 from eval.results.result import Score
 
 if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task
+
     from eval.data.protocol import Loaded
 
 _NOT_METRICS = ("alias", "name", "sample_len", "sample_count", "samples")
 
-Samples = Mapping[str, Sequence[Mapping[str, Any]]]
+Samples = Mapping[str, Sequence[JsonObject]]
+"""lm-eval's samples by task."""
 Found = dict[str, tuple[Score, Outcomes | None]]
 
 
 def scores_of(
-    benchmark: Benchmark, loaded: Loaded, raw: Mapping[str, Any], samples: Samples, further: Sequence[str] = ()
+    benchmark: Benchmark, loaded: Loaded, raw: JsonObject, samples: Samples, further: Sequence[str] = ()
 ) -> Found:
     """Return the benchmark's scores and outcomes by column: one, or one per task for a name without a total of its own.
 
@@ -52,7 +57,7 @@ def scores_of(
     return {benchmark.column: _scored(loaded, raw, benchmark.task, key, label, samples, leaves, beside)}
 
 
-def _first_metric(results: Mapping[str, Any]) -> str | None:
+def _first_metric(results: JsonObject) -> str | None:
     keys = (
         k for k, v in results.items() if k not in _NOT_METRICS and "_stderr" not in k and isinstance(v, int | float)
     )
@@ -61,7 +66,7 @@ def _first_metric(results: Mapping[str, Any]) -> str | None:
 
 def _scored(
     loaded: Loaded,
-    raw: Mapping[str, Any],
+    raw: JsonObject,
     name: str,
     key: str,
     label: str,
@@ -101,7 +106,7 @@ def _scored(
     return Score(label, value, stderr, n, further_scores, direction_of(metric, directions), fraction), outcomes
 
 
-def _aggregation(task: Any, metric: str) -> str:
+def _aggregation(task: Task, metric: str) -> str:
     """Return the name of a metric's aggregation over items; lm-eval takes the mean where none is set."""
     function = task.aggregation().get(metric)
     if function is None:
@@ -109,7 +114,7 @@ def _aggregation(task: Any, metric: str) -> str:
     return str(function.__name__) if function.__module__ == "lm_eval.api.metrics" else "of the task's own"
 
 
-def _weighted_by_size(group: Any, metric: str) -> bool:
+def _weighted_by_size(group: Group | None, metric: str) -> bool:
     """Return whether a group weights its tasks by their numbers of items, as lm-eval does unless its file says not."""
     configs = getattr(group, "aggregate_metric_list", None) or ()
     return all(config.weight_by_size for config in configs if config.metric == metric)
@@ -143,7 +148,7 @@ def standard_error(values: Sequence[float]) -> float | None:
     return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) * (len(values) - 1)))
 
 
-def _ifeval(task: str, items: Sequence[Mapping[str, Any]]) -> tuple[Score, Outcomes]:
+def _ifeval(task: str, items: Sequence[JsonObject]) -> tuple[Score, Outcomes]:
     verdicts: dict[str, tuple[float, ...]] = {}
     for metric in IFEVAL:
         values = [s[metric] for s in items]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 from urllib.request import Request as HTTPRequest
 from urllib.request import urlopen
 
 from common.errors import BadInputError, EvaluationError, nearest
 from common.files.bounded_reading import MAX_INDEX, parse_json
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject, JsonValue
 
 KEY = "OPENAI_API_KEY"
 CLOCK = 60.0
@@ -35,7 +37,7 @@ class Server:
 
     base_url: str
 
-    def models(self) -> dict[str, Mapping[str, Any]] | None:
+    def models(self) -> dict[str, JsonObject] | None:
         """The models it serves by id; None where it does not list them. Raises BadInputError where it is not there."""
         try:
             listing = self._once("models", None, 20.0)
@@ -49,12 +51,12 @@ class Server:
             raise BadInputError(
                 f"There is no server at --base_url {self.base_url} ({reason(error)}); start it, or correct the address."
             ) from error
-        listed = listing.get("data") if isinstance(listing, Mapping) else None
+        listed = listing.get("data") if isinstance(listing, dict) else None
         if not isinstance(listed, list):
             return None
-        return {m["id"]: m for m in listed if isinstance(m, Mapping) and isinstance(m.get("id"), str)}
+        return {m["id"]: m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)}
 
-    def check(self, model: str) -> Mapping[str, Any]:
+    def check(self, model: str) -> JsonObject:
         """Return the server's entry for `model`. Raises BadInputError for an unreachable server or an unknown model."""
         models = self.models()
         if models is None:
@@ -78,7 +80,7 @@ class Server:
                  if value is not None and not (name == "created" and is_now)]  # fmt: skip
         return " ".join([f"server:{model}@{self.base_url}", *parts])
 
-    def _once(self, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
+    def _once(self, path: str, body: JsonObject | None, seconds: float) -> JsonValue:
         url = f"{self.base_url.rstrip('/')}/{path}"
         data = None if body is None else json.dumps(body).encode("utf-8", "surrogatepass")
         headers = {"Content-Type": "application/json", "Accept": "application/json"}

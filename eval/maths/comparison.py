@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval.maths.notation import LONGEST, clean, units_agree
 from eval.maths.numeric import equal_values, proportion, same_formulas
@@ -32,6 +32,9 @@ from eval.maths.values import (
     name_of,
     steps,
 )
+
+if TYPE_CHECKING:
+    from sympy import Expr
 
 
 def same_answers(answer: str, gold: str, rules: Rules = EXACT) -> bool:
@@ -194,7 +197,7 @@ def _same_relations(a: Value, g: Value, rules: Rules) -> bool:
 _TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 
-def _same_step(a: tuple[str, Any, Any], g: tuple[str, Any, Any]) -> bool:
+def _same_step(a: tuple[str, Expr, Expr], g: tuple[str, Expr, Expr]) -> bool:
     """Return whether two relations of two sides say the same: their differences are proportional.
 
     An identity says nothing of its sides, so that one is another only where the sides are equal.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval.maths.values import Formula, Rules
+
+if TYPE_CHECKING:
+    from sympy import Expr, Rational, Symbol
 
 
 def same_formulas(a: Formula, g: Formula, rules: Rules) -> bool:
@@ -37,7 +40,7 @@ def _rounded(decimal: Formula, exact: Formula) -> bool:
     return bool(error <= 10.0**-decimal.decimals and error <= 1e-5 * abs(value))
 
 
-def equal_values(a: Any, g: Any, relative: float) -> bool:
+def equal_values(a: Expr, g: Expr, relative: float) -> bool:
     """Return whether two expressions are equal: as they stand, as numbers, or at points of their variables."""
     import sympy
 
@@ -66,7 +69,7 @@ def equal_values(a: Any, g: Any, relative: float) -> bool:
     return bool(sympy.simplify(a - g) == 0)
 
 
-def points(symbols: set[Any]) -> list[dict[Any, Any]]:
+def points(symbols: set[Symbol]) -> list[dict[Symbol, Rational]]:
     """Return fixed values for variables: positive ones above and below 1, then negative ones."""
     import sympy
 
@@ -74,13 +77,13 @@ def points(symbols: set[Any]) -> list[dict[Any, Any]]:
     names = sorted(symbols, key=str)
     ranges = [(1, 5)] * 3 + [(0, 1)] * 2 + [(-3, 3)] * 4 + [(-5, -1)] * 2
 
-    def value(low: int, high: int) -> Any:
+    def value(low: int, high: int) -> Rational:
         return sympy.Rational(generator.randint(low * 997, high * 997) * 2 + 1, 1994)
 
     return [{name: value(*limits) for name in names} for limits in ranges]
 
 
-def number_at(expression: Any, point: dict[Any, Any]) -> Any:
+def number_at(expression: Expr, point: dict[Symbol, Rational]) -> Expr | None:
     """Return an expression's value to 30 digits at a point; None where it has none."""
     import sympy
 
@@ -94,7 +97,7 @@ def number_at(expression: Any, point: dict[Any, Any]) -> Any:
     return value if all(part.is_Float or part.is_Rational for part in parts) else None
 
 
-def proportion(a: Any, g: Any) -> float | None:
+def proportion(a: Expr, g: Expr) -> float | None:
     """Return the constant a / g; None where it is none, or where one of them has no variable left."""
     if not a.free_symbols or not g.free_symbols:
         return None

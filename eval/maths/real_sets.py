@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval.maths.numeric import equal_values
 from eval.maths.values import Items, Relation, Union, Value, Words, expressions, name_of, steps
 
-Piece = tuple[Any, Any, bool, bool]
+if TYPE_CHECKING:
+    from sympy import Expr, Set
+
+Piece = tuple["Expr", "Expr", bool, bool]
 """An interval: lower end, upper end, whether each is left out."""
 
 
@@ -43,7 +46,7 @@ def _pieces(value: Value) -> list[Piece] | None:
     return sorted(pieces, key=lambda piece: (float(piece[0]), float(piece[1])))
 
 
-def _real_set(value: Value) -> Any:
+def _real_set(value: Value) -> Set | None:
     """Return sympy's set of a value; None where it is no set of real numbers."""
     import sympy
 
@@ -73,7 +76,7 @@ def _real_set(value: Value) -> Any:
     return sympy.Interval(*ends, value.brackets[0] == "(", value.brackets[1] == ")")
 
 
-def _solutions(relation: Relation) -> Any:
+def _solutions(relation: Relation) -> Set | None:
     """Return the real numbers that satisfy a chain of inequalities in one variable."""
     import sympy
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sympy import Expr
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ PAPER = Rules(relative=1e-4, hundredfold=True, ordered=True, units=False)
 class Formula:
     """A sympy expression; `decimals` is the number of decimals of a plain decimal number, None for other formulas."""
 
-    expression: Any
+    expression: Expr
     decimals: int | None = None
 
 
@@ -104,7 +107,7 @@ class Numeral:
 Value = Formula | Quantity | Words | Items | Union | Relation | Matrix | Parts | Numeral
 
 
-def expressions(values: Sequence[Value]) -> list[Any]:
+def expressions(values: Sequence[Value]) -> list[Expr]:
     """Return the expressions of the formulas among `values`."""
     return [value.expression for value in values if isinstance(value, Formula)]
 
@@ -124,7 +127,7 @@ def name_of(value: Value | None) -> str:
     return ""
 
 
-def steps(relation: Relation) -> list[tuple[str, Any, Any]] | None:
+def steps(relation: Relation) -> list[tuple[str, Expr, Expr]] | None:
     """Return (sign, left, right) of each step of a chain of formulas."""
     sides = expressions(relation.sides)
     if len(sides) != len(relation.sides) or "in" in relation.signs:

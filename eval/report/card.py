@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import BadInputError, UsageError, nearest
 from common.files.bounded_reading import MAX_YAML, UnreadableError, parse_yaml, read_bytes
@@ -17,6 +17,9 @@ from common.markup import markdown_text
 from eval.report.report import SIGNIFICANT, Line, Report
 from eval.report.tables import OVER, markdown_cell, over, pipes
 from eval.stats.gains import HV
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 BEGIN, END = "<!-- evaluation by Activation-Informed Merging -->", "<!-- end of evaluation -->"
 FRONT = re.compile(r"\A---\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
@@ -114,7 +117,7 @@ def updated(text: str, line: Line, report: Report, intervals: bool, source: str)
     return f"---\n{new_front_matter}---\n{body if body.startswith(chr(10)) or match else chr(10) + body}"
 
 
-def _read(front: str, source: str) -> dict[str, Any]:
+def _read(front: str, source: str) -> JsonObject:
     try:
         documents = parse_yaml(front, f"The front matter of {source}")
         content = (documents[0] if documents else None) or {}
@@ -177,7 +180,7 @@ def _kind_of(metric: str) -> str:
 _VERSIONS = ("lm_eval", "transformers", "torch", "vllm", "project", "commit")
 
 
-def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]:
+def _index(line: Line, columns: Sequence[str], old: object) -> list[JsonObject]:
     """The `model-index`: this result's entries, and what other entries the card had."""
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
@@ -186,7 +189,7 @@ def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]
     intervals = {column: cell.interval for column, cell in zip(columns, line.cells, strict=False)}
     for column, score in line.row.result.scores.items():
         kind, dataset, split, config = DATASETS.get(column, (_kind_of(score.metric), column, None, None))
-        args: dict[str, Any] = {"n": score.n} if score.n else {}
+        args: JsonObject = {"n": score.n} if score.n else {}
         args |= {"stderr": round(score.stderr, 4)} if score.stderr is not None and isfinite(score.stderr) else {}
         interval = intervals.get(column)
         args |= {"ci95": [round(end, 4) for end in interval]} if interval else {}
@@ -205,7 +208,7 @@ def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]
                     verified=False,
                 )
             )
-    index: list[dict[str, Any]] = eval_results_to_model_index(line.row.name, entries)
+    index: list[JsonObject] = eval_results_to_model_index(line.row.name, entries)
     identities = {_identity(entry) for entry in index[0]["results"]}
     other_entries = [
         entry
@@ -217,7 +220,7 @@ def _index(line: Line, columns: Sequence[str], old: Any) -> list[dict[str, Any]]
     return index
 
 
-def _identity(entry: Any) -> tuple[Any, ...]:
+def _identity(entry: JsonObject) -> tuple[str | None, str | None, str | None, frozenset[str | None]]:
     """Return the key by which two entries are the same result: data set, split and metrics."""
     dataset = entry.get("dataset") or {}
     kinds = frozenset(metric.get("type") for metric in entry.get("metrics") or [])

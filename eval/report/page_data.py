@@ -9,16 +9,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.figures import marker_polygon, method_looks
 from eval.outcomes import IFEVAL_MEAN, Outcomes
 from eval.report.fronts import Variant, pareto_front, variants
 from eval.report.plots import curved
-from eval.report.report import Report
+from eval.report.report import Cell, Report
 from eval.results.rows import MergeGroup, Models, Row
 from eval.results.samples import Answer, Item
 from eval.stats.gains import HV
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 Answers = Mapping[str, Mapping[str, Mapping[Item, Answer]]]
 """Row (its key) -> column -> item -> answer."""
@@ -28,7 +31,7 @@ Answers = Mapping[str, Mapping[str, Mapping[Item, Answer]]]
 class PageData:
     """`core` is JSON; `chunks` are gzipped JSON in base64, by name."""
 
-    core: dict[str, Any]
+    core: JsonObject
     chunks: dict[str, str] = field(default_factory=dict)
 
 
@@ -53,14 +56,14 @@ def page_data(models: Models, report: Report, answers: Answers, most: int | None
     return data
 
 
-def _methods(models: Models) -> dict[str, Any]:
+def _methods(models: Models) -> dict[str, list[list[float]] | None]:
     """By method: the corners of its marker, the same as in the figures; None for a disc."""
     looks = method_looks(family.method for family in models.families)
     corners = {method: marker_polygon(marker) for method, (marker, _) in looks.items()}
-    return {m: c and [[round(x, 3), round(y, 3)] for x, y in c] for m, c in corners.items()}
+    return {m: [[round(x, 3), round(y, 3)] for x, y in c] if c else None for m, c in corners.items()}
 
 
-def _model(row: Row, models: Models, number: Mapping[str, int], sets: Sequence[Variant]) -> dict[str, Any]:
+def _model(row: Row, models: Models, number: Mapping[str, int], sets: Sequence[Variant]) -> JsonObject:
     family = next((f for f in models.families if any(r.key == row.key for r in f.rows)), None)
     unrelaxed = family.unrelaxed if family and family.unrelaxed and family.unrelaxed.key != row.key else None
     kind = "base" if family is None and not any(row.label in f.members for f in models.families) else "source"
@@ -81,7 +84,7 @@ def _model(row: Row, models: Models, number: Mapping[str, int], sets: Sequence[V
     }
 
 
-def _pairs(models: Models) -> list[dict[str, Any]]:
+def _pairs(models: Models) -> list[JsonObject]:
     """For each pair of benchmarks the Pareto fronts, as points: without AIM, and one for each variant with AIM."""
     sets = variants(models)
     panels = []
@@ -93,14 +96,14 @@ def _pairs(models: Models) -> list[dict[str, Any]]:
         sources = points(models.sources)
         plain = points([f.unrelaxed for f in models.families])
         relaxed = [points(variant.rows) for variant in sets]
-        fronts: dict[str, Any] = {"plain": pareto_front([*sources, *plain]) if plain else []}
+        fronts: JsonObject = {"plain": pareto_front([*sources, *plain]) if plain else []}
         fronts["relaxed"] = [pareto_front([*sources, *some]) if some else [] for some in relaxed]
         if sources or plain or any(relaxed):
             panels.append({"x": x, "y": y, **fronts})
     return panels
 
 
-def _curves(models: Models, report: Report) -> list[dict[str, Any]]:
+def _curves(models: Models, report: Report) -> list[JsonObject]:
     """For each family with several omegas, each quantity's points (omega, value, low, high); the merge at omega 1."""
     names = [*models.columns, HV]
     cells = {line.row.key: dict(zip(names, line.cells, strict=True)) for line in report.lines}
@@ -111,7 +114,7 @@ def _curves(models: Models, report: Report) -> list[dict[str, Any]]:
     return panels
 
 
-def _curve(family: MergeGroup, cells: Mapping[str, Any], name: str) -> list[list[float | None]]:
+def _curve(family: MergeGroup, cells: Mapping[str, Mapping[str, Cell]], name: str) -> list[list[float | None]]:
     points: dict[float, list[float | None]] = {}
     for row in family.curve:
         omega = 1.0 if row is family.unrelaxed else row.lineage.omega
@@ -128,7 +131,7 @@ def _benchmark(
     number: Mapping[str, int],
     answers: Answers,
     most: int | None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """One benchmark's items: which there are, who has them right; prompts and answers go into chunks."""
     all_items: dict[Item, None] = {}
     for row in rows:
@@ -180,10 +183,10 @@ def _details(outcomes: Outcomes, items: Sequence[Item]) -> dict[str, list[float 
     return {name: [values[name].get(item) for item in items] for name in names}
 
 
-def _packed_answer(answer: Answer | None, question: tuple[str, str] | None) -> dict[str, Any] | None:
+def _packed_answer(answer: Answer | None, question: tuple[str, str] | None) -> JsonObject | None:
     if answer is None:
         return None
-    packed: dict[str, Any] = {"t": list(answer.texts)} if not answer.choices else {}
+    packed: JsonObject = {"t": list(answer.texts)} if not answer.choices else {}
     if answer.choices:
         packed["c"] = [[text, round(value, 3) if math.isfinite(value) else None] for text, value in answer.choices]
     if answer.extracted is not None:
@@ -193,7 +196,7 @@ def _packed_answer(answer: Answer | None, question: tuple[str, str] | None) -> d
     return packed
 
 
-def packed(value: Any) -> str:
+def packed(value: object) -> str:
     """JSON, gzipped, in base64: no character of it means anything to HTML. The same value gives the same text."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     return base64.b64encode(gzip.compress(text, 6, mtime=0)).decode("ascii")

@@ -18,6 +18,8 @@ from eval.stats.significance import Interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
 STANDARD = ("png", "svg")
 """Formats that are written where none is named."""
@@ -58,7 +60,7 @@ def plot_pareto(models: Models, pairs: Sequence[tuple[str, str]], warn: Warn) ->
     return figure
 
 
-def _kind_handles(models: Models) -> list[Any]:
+def _kind_handles(models: Models) -> list[Line2D | Patch]:
     """Entries of the legend for kinds of models and fronts."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -66,7 +68,7 @@ def _kind_handles(models: Models) -> list[Any]:
     def dot(marker: Marker, fill: str, edge: str, label: str) -> Line2D:
         return Line2D([], [], marker=marker, ls="", ms=5, mfc=fill, mec=edge, mew=0.9, label=label)
 
-    handles: list[Any] = []
+    handles: list[Line2D | Patch] = []
     if any(not is_base(r, models) for r in models.sources):
         handles.append(dot("s", SOURCE, SOURCE, "fine-tuned model"))
     if any(is_base(r, models) for r in models.sources):
@@ -86,7 +88,7 @@ def _kind_handles(models: Models) -> list[Any]:
     return handles
 
 
-def _method_handles(markers: Mapping[str, Marker]) -> list[Any]:
+def _method_handles(markers: Mapping[str, Marker]) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
     gray = "#6e6e6e"

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.markup import markdown_text
 from eval.results.result import COLUMNS, EvalResult
 from eval.tasks.strict import without_reasoning
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject, JsonValue
 
 FACTS = ("tokens", "finish", "prompt_truncated")
 """Keys of a sample with facts of its answers: lists in the order of `resps`, None where the backend reports none."""
 HEADINGS = {"tokens": "tokens", "characters": "characters", "cut": "cut (%)", "empty": "empty (%)"}
 
 
-def answer_facts(samples: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def answer_facts(samples: Iterable[JsonObject]) -> dict[str, float]:
     """Return the facts of a benchmark's generated answers; none where its tasks only score choices.
 
     Args:
@@ -41,7 +44,7 @@ def answer_facts(samples: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return facts
 
 
-def _flat(lists: Any) -> list[Any]:
+def _flat(lists: list[JsonValue] | None) -> list[JsonValue]:
     return list(chain.from_iterable(one if isinstance(one, list) else [one] for one in lists or ()))
 
 

@@ -10,18 +10,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import BadInputError
 from eval.results.conditions import RECORDED
 from eval.results.result import EvalResult
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 COLLECTION = "results_collection"
 
 
 def packed(results: Sequence[EvalResult], names: Mapping[str, str]) -> str:
     """Return the text of a collection, a line per model, so that a change shows as one."""
-    item_lists: list[dict[str, Any]] = []
+    item_lists: list[JsonObject] = []
     short = shortest_names([result.model for result in results])
     slims = [slim(result, short) for result in results]
     entries = [json.dumps(_entry(result, item_lists), separators=(",", ":")) for result in slims]
@@ -30,7 +33,7 @@ def packed(results: Sequence[EvalResult], names: Mapping[str, str]) -> str:
     return f'{{"format":"{COLLECTION}","names":{json.dumps(dict(names))},"asked":{items},"results":[\n{lines}\n]}}\n'
 
 
-def unpacked(data: Mapping[str, Any], source: str) -> tuple[list[EvalResult], dict[str, str]]:
+def unpacked(data: JsonObject, source: str) -> tuple[list[EvalResult], dict[str, str]]:
     """Read what `packed` wrote: results and labels. Raises BadInputError naming `source` for anything else."""
     try:
         item_lists = data.get("asked", [])
@@ -82,9 +85,9 @@ def slim(result: EvalResult, short: Mapping[str, str]) -> EvalResult:
     )
 
 
-def _entry(result: EvalResult, item_lists: list[dict[str, Any]]) -> dict[str, Any]:
-    empty: dict[str, dict[str, Any]] = {"outcomes": {}, "hardware": {}, "seconds": {}}
-    entry: dict[str, Any] = {k: v for k, v in result.to_json()["aim"].items() if v is not None and v != empty.get(k)}
+def _entry(result: EvalResult, item_lists: list[JsonObject]) -> JsonObject:
+    empty: dict[str, JsonObject] = {"outcomes": {}, "hardware": {}, "seconds": {}}
+    entry: JsonObject = {k: v for k, v in result.to_json()["aim"].items() if v is not None and v != empty.get(k)}
     for tasks in entry.get("outcomes", {}).values():
         for task in tasks.values():
             items = {"items": task.pop("items"), "docs": task.pop("docs")}
@@ -99,7 +102,7 @@ def _digits(values: Sequence[float]) -> str | list[float]:
     return "".join(str(int(v)) for v in values) if all(v in range(10) for v in values) else list(values)
 
 
-def _opened(tasks: Mapping[str, Any], item_lists: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _opened(tasks: JsonObject, item_lists: Sequence[JsonObject]) -> JsonObject:
     return {
         name: {
             **{key: value for key, value in task.items() if key != "asked"},

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval.benchmarks import LM_EVAL, MATHS, MMLU_PRO
 from eval.outcomes import Outcomes
 from eval.results.result import EvalResult
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonValue
 
 GENERATION = ("gen_kwargs", "max_gen_toks", "n_samples", "temperature", "think_end_token", "enable_thinking")
 """Settings of a run that change generated answers. Those that are part of `model_args` are found there."""
@@ -39,7 +42,7 @@ VERSIONS = ("lm_eval", "transformers", "tokenizers", "torch", "datasets", "vllm"
 """Packages whose version may change a score."""
 MATHS_COLUMNS = frozenset(benchmark.column for benchmark in MATHS["paper"].values())
 _NAMES = {b.column: name for name, b in (*LM_EVAL.items(), *MATHS["paper"].items(), (MMLU_PRO.name, MMLU_PRO))}
-Differences = dict[str, tuple[Any, Any]]
+Differences = dict[str, tuple[object, object]]
 """Condition -> its values in the two results."""
 
 
@@ -76,7 +79,7 @@ def column_differences(a: EvalResult, b: EvalResult, column: str) -> Differences
     return _unequal(differences)
 
 
-def _setting(result: EvalResult, name: str) -> Any:
+def _setting(result: EvalResult, name: str) -> JsonValue:
     """A setting of a run, or the part of its `model_args` of that name."""
     arguments = result.settings.get("model_args")
     inside = arguments.get(name) if isinstance(arguments, Mapping) else None
@@ -96,7 +99,7 @@ def _of_column(a: EvalResult, b: EvalResult, column: str) -> Differences:
     return {name: (pair[0], pair[1]) for name, pair in differences.items()}
 
 
-def _items(a: Outcomes, b: Outcomes) -> tuple[Any, Any]:
+def _items(a: Outcomes, b: Outcomes) -> tuple[int | None, int | str | None]:
     """The numbers of items, with a word where they are as many but others; None for the same items in any order."""
     if [(t, o.items, o.docs) for t, o in a.tasks.items()] == [(t, o.items, o.docs) for t, o in b.tasks.items()]:
         return None, None
@@ -109,7 +112,7 @@ def _items(a: Outcomes, b: Outcomes) -> tuple[Any, Any]:
     return len(first), f"{len(second)} with another question under a number" if same else f"{len(second)} others"
 
 
-def _by_benchmark(result: EvalResult, setting: str, column: str) -> Any:
+def _by_benchmark(result: EvalResult, setting: str, column: str) -> JsonValue:
     """The value for one column, or for benchmarks without a value of their own (`EVERY`)."""
     values = result.settings.get(setting)
     if isinstance(values, Mapping):
@@ -117,7 +120,7 @@ def _by_benchmark(result: EvalResult, setting: str, column: str) -> Any:
     return result.settings.get("limit") if setting == "limits" else None
 
 
-def _unequal(pairs: Mapping[str, tuple[Any, Any]]) -> Differences:
+def _unequal(pairs: Mapping[str, tuple[object, object]]) -> Differences:
     """Pairs whose values differ. Where all answers came from the journal, dtype and backend may be unknown."""
     return {
         name: (a, b)
@@ -126,17 +129,17 @@ def _unequal(pairs: Mapping[str, tuple[Any, Any]]) -> Differences:
     }
 
 
-def _key(value: Any) -> str:
+def _key(value: object) -> str:
     """One text for equal values; "", {} and False are no value."""
     return json.dumps(value or None, sort_keys=True, default=str)
 
 
-def listed(differences: Mapping[str, tuple[Any, Any]]) -> str:
+def listed(differences: Mapping[str, tuple[object, object]]) -> str:
     """Return differences as text: "limit 10 and 20, preset paper and lm-eval"."""
     return ", ".join(f"{name} {_format(a)} and {_format(b)}" for name, (a, b) in differences.items())
 
 
-def _format(value: Any) -> str:
+def _format(value: object) -> str:
     return "none" if value in (None, "", {}) else str(value)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 LOWER_IS_BETTER = frozenset(("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score"))
 """lm-eval's registered metrics of which less is better; used for results that do not record a direction."""
@@ -28,7 +27,7 @@ _NOT_MEANS = frozenset(
 _RATE = re.compile(r"(?:pass|avg)@\d+.*")
 
 
-def direction_of(metric: str, directions: Mapping[str, Any] | None = None) -> bool | None:
+def direction_of(metric: str, directions: Mapping[str, object] | None = None) -> bool | None:
     """Return whether a higher value of `metric` is better; None where the task's directions disagree.
 
     Args:
@@ -42,7 +41,7 @@ def direction_of(metric: str, directions: Mapping[str, Any] | None = None) -> bo
     return metric not in LOWER_IS_BETTER
 
 
-def is_fraction(metric: str, aggregation: str = "mean", values: Iterable[Any] = ()) -> bool:
+def is_fraction(metric: str, aggregation: str = "mean", values: Iterable[object] = ()) -> bool:
     """Return whether a score of `metric` is a fraction between 0 and 1, which is printed in percent.
 
     The metric decides, never a part of its name: first the aggregation, then the list of known metrics. A metric that

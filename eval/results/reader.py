@@ -9,13 +9,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import BadInputError, UsageError
 from eval.results.collection import COLLECTION, unpacked
 from eval.results.conditions import BY_BENCHMARK, listed, run_differences
 from eval.results.result import COLUMNS, PUBLISHED, EvalResult, Lineage, Score, read_json_file
 from eval.results.rows import Models, Warn, assemble
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 PAPER = Path(__file__).resolve().parent.parent.parent / "configs" / "paper_results.json"
 """The paper's tables: 4 source models, 40 merges."""
@@ -138,7 +141,7 @@ def together(older: EvalResult, newer: EvalResult) -> EvalResult:
     )
 
 
-def _joined_parts(older: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
+def _joined_parts(older: JsonObject, newer: JsonObject) -> JsonObject:
     """The parts of lm-eval's dictionary that have an entry for each task, joined."""
     names = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
     return {n: {**older.get(n, {}), **newer.get(n, {})} for n in names if n in older or n in newer}
@@ -156,9 +159,9 @@ def _read(path: Path, argument: int) -> tuple[list[Source], Mapping[str, str]]:
     data = read_json_file(path)
     results: list[EvalResult]
     labels: Mapping[str, str] = {}
-    if isinstance(data, Mapping) and data.get("format") == "paper_results":
+    if isinstance(data, dict) and data.get("format") == "paper_results":
         results, labels = _paper(data, path)
-    elif isinstance(data, Mapping) and data.get("format") == COLLECTION:
+    elif isinstance(data, dict) and data.get("format") == COLLECTION:
         results, labels = unpacked(data, str(path))
     else:
         results = [EvalResult.from_json(data, str(path))]
@@ -184,7 +187,7 @@ def results_files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("results_*.json"), key=lambda f: (f.name, str(f)))
 
 
-def _paper(data: Mapping[str, Any], path: Path) -> tuple[list[EvalResult], Mapping[str, str]]:
+def _paper(data: JsonObject, path: Path) -> tuple[list[EvalResult], Mapping[str, str]]:
     """Read the published results: like ours without settings, and with the published cells, which nothing here uses."""
     try:
         results = []

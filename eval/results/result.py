@@ -10,6 +10,7 @@ from typing import Any
 from common.errors import BadInputError
 from common.files.bounded_reading import MAX_RESULTS, MAX_TOKENIZER_VALUES, UnreadableError, read_json
 from common.files.json_types import Each, Fields, ListOf, Maybe, check_shape
+from common.files.json_values import JsonObject, JsonValue
 from eval.outcomes import Outcomes
 from eval.results.metrics import NOT_FRACTIONS, direction_of
 
@@ -69,7 +70,7 @@ class Score:
     is_fraction: bool = True
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Score:
+    def from_json(cls, data: JsonObject) -> Score:
         """Read what `dataclasses.asdict` made of a score.
 
         Results without direction and scale (schemas 1 and 2) get those of the metric's name.
@@ -102,7 +103,7 @@ class Lineage:
             return " ".join(("control", self.control, *parts))
         return " ".join(("AIM", *parts)) if parts else ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the fields, without those of the relaxation that are the paper's."""
         return {k: v for k, v in asdict(self).items() if v is not None or k not in RELAXATION_FIELDS}
 
@@ -128,9 +129,9 @@ class EvalResult:
     model: str
     scores: Mapping[str, Score]
     lineage: Lineage = Lineage()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    harness: Mapping[str, Any] = field(default_factory=dict)
+    harness: JsonObject = field(default_factory=dict)
     """lm-eval's own result dictionary without samples: results, configs, versions, n-shot, ..."""
     outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
     """Column -> items and verdicts; a column whose metric is not one number per item is absent."""
@@ -138,7 +139,7 @@ class EvalResult:
     """Column -> figures of its generated answers (`answer_facts`); a column without generation is absent."""
     digest: str | None = None
     commit: str | None = None
-    hardware: Mapping[str, Any] = field(default_factory=dict)
+    hardware: JsonObject = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     project_commit: str | None = None
 
@@ -153,7 +154,7 @@ class EvalResult:
         spelled = str(Path(self.model))
         return f"{spelled} ({PUBLISHED})" if self.published else spelled
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return lm-eval's dictionary with our part under "aim"."""
         ours = {
             "schema": SCHEMA,
@@ -173,7 +174,7 @@ class EvalResult:
         return {**self.harness, "aim": ours}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], source: str = "results") -> EvalResult:
+    def from_json(cls, data: JsonValue, source: str = "results") -> EvalResult:
         """Read what `to_json` wrote. Raises BadInputError naming `source` for anything else."""
         ours = data.get("aim") if isinstance(data, Mapping) else None
         if not isinstance(ours, Mapping) or "schema" not in ours:
@@ -209,7 +210,7 @@ class EvalResult:
         return cls.from_json(read_json_file(path), str(path))
 
 
-def read_json_file(path: Path) -> Any:
+def read_json_file(path: Path) -> JsonValue:
     """Return the content of a JSON file. Raises BadInputError for a file that is cut short or cannot be read."""
     try:
         return read_json(path, MAX_RESULTS, MAX_TOKENIZER_VALUES)

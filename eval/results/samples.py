@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import BadInputError
 from common.files.bounded_reading import UnreadableError, parse_json, read_lines
@@ -15,6 +15,9 @@ from eval.results.result import EvalResult
 from eval.results.rows import Warn, model_key
 from eval.tasks.answers import extract
 from eval.tasks.strict import final_answer
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 SAMPLE = Fields({}, {"task": str, "doc_id": int, "doc_hash": str, "arguments": list, "resps": list})
 """Types of the keys of a sample that are used here."""
@@ -72,7 +75,7 @@ def answers_of(result: EvalResult, files: Sequence[Path], warn: Warn) -> dict[st
     return answers
 
 
-def _lines(file: Path) -> Iterator[Mapping[str, Any]]:
+def _lines(file: Path) -> Iterator[JsonObject]:
     try:
         for number, line in enumerate(read_lines(file), 1):
             sample = parse_json(line, f"{file}, line {number}", allow_surrogates=True)
@@ -84,7 +87,7 @@ def _lines(file: Path) -> Iterator[Mapping[str, Any]]:
         raise BadInputError(str(error)) from error
 
 
-def _answer(sample: Mapping[str, Any], column: str, strict: bool) -> Answer:
+def _answer(sample: JsonObject, column: str, strict: bool) -> Answer:
     arguments = [part for part in sample.get("arguments") or [] if isinstance(part, list) and part]
     prompt = str(arguments[0][0]) if arguments else ""
     responses = [response[0] if len(response) == 1 else response for response in sample.get("resps") or []]

@@ -9,12 +9,15 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from common.files.paths import write_whole
 from common.markup import markdown_text
 from eval.results.result import COLUMNS, EvalResult, Score
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 
 def check_save_path(save_path: Path) -> None:
@@ -36,7 +39,7 @@ def model_folder(save_path: Path, model: str) -> Path:
     return save_path / folder_name(model)
 
 
-def save(result: EvalResult, samples: Mapping[str, Sequence[Mapping[str, Any]]], save_path: Path) -> Path:
+def save(result: EvalResult, samples: Mapping[str, Sequence[JsonObject]], save_path: Path) -> Path:
     """Write `<save_path>/<model>/results_<time>.json` and `samples_<benchmark>_<time>.jsonl`; return the former.
 
     Samples first and results last, each under another name until whole: a results file always has its samples.
@@ -59,11 +62,11 @@ def samples_file(results: Path, task: str) -> Path:
     return results.with_name(f"samples_{safe}_{results.stem.removeprefix('results_')}.jsonl")
 
 
-def _text(data: Mapping[str, Any]) -> str:
+def _text(data: JsonObject) -> str:
     """Indented JSON, but with the lists of outcomes on a line each."""
     lists: list[str] = []
 
-    def folded(value: Any) -> Any:
+    def folded(value: object) -> object:
         if isinstance(value, Mapping):
             return {k: folded(v) for k, v in value.items()}
         if isinstance(value, list) and len(value) > 8 and not isinstance(value[0], Mapping | list):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from common.errors import BadInputError, UsageError
 from eval.outcomes import Outcomes, TaskOutcomes
@@ -118,7 +117,7 @@ def differences(
     ]
 
 
-def in_order(columns: Any) -> list[str]:
+def in_order(columns: Collection[str]) -> list[str]:
     """The paper's columns in its order, then the others as they come."""
     return [c for c in COLUMNS if c in columns] + [c for c in columns if c not in COLUMNS]
 
@@ -213,7 +212,7 @@ def _mean(a: EvalResult, b: EvalResult, by_column: Sequence[Difference], draws: 
 def _remarks(a: EvalResult, b: EvalResult, by_column: Sequence[Difference]) -> list[str]:
     """Sentences on what A and B do not share: conditions, prompts, items, versions, machines, benchmarks."""
     remarks = []
-    settings: dict[str, tuple[Any, Any]] = {}
+    settings: dict[str, tuple[object, object]] = {}
     for d in by_column:
         unlike = column_differences(a, b, d.column)
         unlike.pop("items", None)  # compared on shared items, and listed below

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.stats.significance import LEVEL, Interval
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
-    Array = np.ndarray[Any, np.dtype[np.float64]]
+    Array = NDArray[np.float64]
 
 Terms = Sequence[tuple[Sequence[float], Sequence[float]]]
 LEAST_ITEMS = 10
@@ -75,7 +76,7 @@ def percentiles(values: Array, level: float = LEVEL) -> Interval:
     return float(low), float(high)
 
 
-def _patterns(models: Sequence[Terms]) -> tuple[Array, Any]:
+def _patterns(models: Sequence[Terms]) -> tuple[Array, NDArray[np.intp]]:
     """Distinct rows of (numerator, denominator) columns of all models' terms, and how many items have each."""
     import numpy as np
 

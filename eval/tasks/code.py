@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import comb
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import EvaluationError
 from eval.sandbox.separation import defined_names, obstacle
@@ -12,8 +12,11 @@ from eval.sandbox.supervisor import SandboxSettings, containment, run_programs
 from eval.sandbox.verdict import Program, Verdict
 from eval.tasks.fences import is_python
 
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
-def tests_of(doc: Mapping[str, Any]) -> str:
+
+def tests_of(doc: JsonObject) -> str:
     """The tests of an item of HumanEval or MBPP as code to run after the program, MBPP's `test_setup_code` included.
 
     One of MBPP's 500 items (367) has such code; lm-eval's own task leaves it out, and no program can pass it there.
@@ -28,7 +31,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - comb(n - correct, k) / comb(n, k)
 
 
-def program_of(doc: Mapping[str, Any], code: str) -> Program:
+def program_of(doc: JsonObject, code: str) -> Program:
     """Return a program for an item of HumanEval or MBPP with the item's tests, which run in another process.
 
     HumanEval's prompt defines helpers that its tests use; MBPP's reference solution tells which names are under test.
@@ -61,7 +64,7 @@ class SandboxedCodeEval:
         self.is_loading = False
         self._verdicts: dict[Program, Verdict] = {}
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """Return the mode and layers of containment for the results file; empty where no program may run."""
         if self.sandbox is None:
             return {}
@@ -91,7 +94,11 @@ class SandboxedCodeEval:
         self._verdicts |= dict(zip(fresh, verdicts, strict=True))
 
     def compute(
-        self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int] = (1, 10, 100), **_: Any
+        self,
+        references: Sequence[str],
+        predictions: Sequence[Sequence[str]],
+        k: Sequence[int] = (1, 10, 100),
+        **_: object,
     ) -> tuple[dict[str, float], dict[int, list[Verdict]]]:
         """Return ({"pass@k": mean over problems}, verdicts by problem); a k above the number of samples is left out."""
         if self.is_loading:

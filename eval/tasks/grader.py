@@ -20,7 +20,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from common.errors import EvaluationError
 from eval.maths.comparison import same_answers
@@ -99,7 +98,7 @@ class Grader:
         return self._worker
 
     @staticmethod
-    def _write(worker: subprocess.Popen[bytes], message: Mapping[str, Any]) -> None:
+    def _write(worker: subprocess.Popen[bytes], message: Mapping[str, str | float]) -> None:
         assert worker.stdin is not None
         worker.stdin.write(json.dumps(message).encode() + b"\n")
         worker.stdin.flush()
@@ -170,6 +169,6 @@ GRADER = Grader()
 atexit.register(GRADER.close)
 
 
-def process_results(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, Any]:
+def process_results(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:
     """lm-eval's scoring function of one item: accuracy 0 or 1."""
     return {"acc": float(GRADER.matches(results[0], gold_of(doc)))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval.benchmarks import UNFENCED
 from eval.tasks.answers import gold_of
@@ -13,12 +13,17 @@ from eval.tasks.fences import answer_code, defined, unfenced
 from eval.tasks.grader import GRADER
 from eval.tasks.strict import without_reasoning
 
+if TYPE_CHECKING:
+    from types import FunctionType
+
+    from common.files.json_values import JsonObject
+
 SIZES = (10, 100)
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 
 
-def every_answer(responses: Sequence[Sequence[str]], _docs: Any) -> list[list[str]]:
+def every_answer(responses: Sequence[Sequence[str]], _docs: Sequence[JsonObject]) -> list[list[str]]:
     """lm-eval's filter that passes all answers of each item on."""
     return [list(r) for r in responses]
 
@@ -42,12 +47,13 @@ def sizes_of(samples: int) -> list[str]:
     return [name for name in pass_rates("", [False] * samples) if name]
 
 
-def maths(doc: Mapping[str, str], results: Sequence[Any]) -> dict[str, float]:
+def maths(doc: Mapping[str, str], results: Sequence[str | Sequence[str]]) -> dict[str, float]:
     """Grade answers to an item of MATH or GSM8K as the paper does, GSM8K's by lm-eval's two matches as well.
 
     Reasoning in <think> is no part of an answer.
     """
-    answers = [results[0]] if isinstance(results[0], str) else list(results[0])
+    first = results[0]
+    answers = [first] if isinstance(first, str) else list(first)
     gold = gold_of(doc)
     rates = pass_rates("acc", [GRADER.matches(answer, gold) for answer in answers])
     if "question" in doc:
@@ -57,7 +63,7 @@ def maths(doc: Mapping[str, str], results: Sequence[Any]) -> dict[str, float]:
     return rates
 
 
-def minerva(doc: Mapping[str, str], answer: str, stock: Callable[..., Any]) -> dict[str, float]:
+def minerva(doc: Mapping[str, str], answer: str, stock: FunctionType) -> dict[str, float]:
     """MATH as lm-eval's minerva_math, with our grader in place of its call of math-verify, which has no time limit.
 
     `stock` is that task's own scoring function, whose `exact_match` is kept; it counts only answers in the words of its
@@ -94,7 +100,7 @@ Answer = str | Sequence[str]
 """What lm-eval's filter of a code task leaves of an item: one program or several (HumanEval's with its prompt)."""
 
 
-def _programs(doc: Mapping[str, Any], candidates: Answer) -> tuple[list[str], list[str]]:
+def _programs(doc: JsonObject, candidates: Answer) -> tuple[list[str], list[str]]:
     """The programs, without tests, that answers stand for: as they are, and with code fences removed.
 
     HumanEval's completions go on from the item's prompt, MBPP's stand alone. Reasoning in <think> is no part of either.
@@ -106,17 +112,17 @@ def _programs(doc: Mapping[str, Any], candidates: Answer) -> tuple[list[str], li
     return [prompt + answer_code(prompt, a) for a in answers], [unfenced(prompt, a, names) for a in answers]
 
 
-def code(doc: Mapping[str, Any], candidates: Answer) -> dict[str, float]:
+def code(doc: JsonObject, candidates: Answer) -> dict[str, float]:
     """pass@1, further pass@k where there are several answers, and pass@1 with code fences removed."""
     strict, bare = (_passed(doc, programs) for programs in _programs(doc, candidates))
     return pass_rates("pass@1", strict) | {UNFENCED: sum(bare) / len(bare)}
 
 
-def _passed(doc: Mapping[str, Any], programs: Sequence[str]) -> list[bool]:
+def _passed(doc: JsonObject, programs: Sequence[str]) -> list[bool]:
     return [verdict.passed for verdict in CODE_EVAL.verdicts([program_of(doc, code) for code in programs])]
 
 
-def prefetch(items: Sequence[tuple[Mapping[str, Any], Answer]]) -> None:
+def prefetch(items: Sequence[tuple[JsonObject, Answer]]) -> None:
     """Run the programs of many (item, answers) at once, over all cores; `code` then finds their verdicts."""
     CODE_EVAL.prefetch(
         [program_of(d, code) for d, candidates in items for group in _programs(d, candidates) for code in group]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInputError, first_line
 from common.files.bounded_reading import UnreadableError, check_regular, read_json
@@ -13,6 +13,11 @@ from common.processes.bounded_regex import check_pattern
 from common.processes.execution_limits import time_limit
 from common.terminal_text import foreign, quoted
 from eval.harness.references import ADAPTER_CONFIG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from common.files.json_values import JsonObject
 
 SHOWN = 3
 PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
@@ -29,7 +34,7 @@ SHAPE = Fields(
 """Types of the keys of adapter_config.json that are used before peft reads it."""
 
 
-def check_adapter(config: Any, folder: Path, label: str, *, trusts_remote_code: bool = False) -> None:
+def check_adapter(config: PreTrainedConfig, folder: Path, label: str, *, trusts_remote_code: bool = False) -> None:
     """Build base and adapter without memory, and compare the adapter's tensors with what they expect.
 
     Args:
@@ -75,7 +80,7 @@ def check_adapter(config: Any, folder: Path, label: str, *, trusts_remote_code: 
         )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> JsonObject:
     """Return adapter_config.json. Raises BadInputError where it is no adapter's."""
     file = folder / ADAPTER_CONFIG
     try:
@@ -86,7 +91,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _check_patterns(content: dict[str, Any], names: list[str], source: str) -> None:
+def _check_patterns(content: JsonObject, names: list[str], source: str) -> None:
     """Match the regular expressions of an adapter once within a time limit. Raises UnreadableError naming the key."""
     for key in PATTERNS:
         value = content.get(key)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from common.files.json_values import JsonObject
 
 CPU_BYTES = 2 << 30
 GPU_SHARE = 0.8
@@ -12,7 +18,7 @@ LOGITS_COPIES = 3
 """lm-eval's scoring holds logits of a whole batch, their logarithms in float32, and what the softmax needs."""
 
 
-def cache_bytes_per_token(config: Mapping[str, Any], element: int) -> int:
+def cache_bytes_per_token(config: JsonObject, element: int) -> int:
     """Return the bytes of keys and values of one token, by a model's configuration and the bytes of a number."""
     text = config.get("text_config") or config
     heads = text.get("num_attention_heads") or text.get("n_head") or 1
@@ -21,7 +27,7 @@ def cache_bytes_per_token(config: Mapping[str, Any], element: int) -> int:
     return int(2 * element * layers * (text.get("num_key_value_heads") or heads) * head_size)
 
 
-def generation_rows(config: Mapping[str, Any], element: int, length: int, available: int, kind: str) -> int:
+def generation_rows(config: JsonObject, element: int, length: int, available: int, kind: str) -> int:
     """Return the rows of `length` tokens whose keys, values and last logits fit `available` bytes: a power of two.
 
     At least 1; at most 64 on a CPU and 256 on a GPU, beyond which a step only gets longer.
@@ -30,18 +36,18 @@ def generation_rows(config: Mapping[str, Any], element: int, length: int, availa
     return _power_of_two(available // max(1, row), MOST_ROWS[kind])
 
 
-def scoring_rows(config: Mapping[str, Any], length: int, available: int, kind: str) -> int:
+def scoring_rows(config: JsonObject, length: int, available: int, kind: str) -> int:
     """Return the rows of `length` tokens whose logits fit `available` bytes: a power of two, at least 1."""
     return _power_of_two(available // max(1, 4 * LOGITS_COPIES * length * vocabulary(config)), MOST_ROWS[kind])
 
 
-def vocabulary(config: Mapping[str, Any]) -> int:
+def vocabulary(config: JsonObject) -> int:
     """Return the number of logits of a position."""
     text = config.get("text_config") or config
     return int(text.get("vocab_size") or 0)
 
 
-def padding_id(tokenizer: Any, size: int) -> int:
+def padding_id(tokenizer: PreTrainedTokenizerBase, size: int) -> int:
     """Return an id for padded places that a model of `size` token embeddings has.
 
     Tokenizers hold padding tokens that were added without a row in the model; what stands in padded places is masked.
@@ -54,7 +60,7 @@ def _power_of_two(rows: int, most: int) -> int:
     return 1 << (max(1, min(most, rows)).bit_length() - 1)
 
 
-def available_bytes(device: Any) -> int:
+def available_bytes(device: torch.device) -> int:
     """Return what batches may use: 2 GiB on a CPU, most of what is free on a GPU."""
     if not str(device).startswith("cuda"):
         return CPU_BYTES

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from common.errors import EvaluationError
 from common.hardware import ran_out
 from eval.harness.backends import batches
-from eval.harness.backends.answering import arguments_of, not_enough_memory
+from eval.harness.backends.answering import Arguments, arguments_of, not_enough_memory
 from eval.harness.corrections import VERSION, batch_invariance, generation_config
 from eval.harness.corrections.decoding import ContextDecoder
-from eval.harness.corrections.encoding import CorrectedEncoding, check_choice_lengths, check_vocabulary
+from eval.harness.corrections.encoding import CorrectedEncoding, TokenRequest, check_choice_lengths, check_vocabulary
 from eval.harness.corrections.logits import FiniteLogits, check_logits
 from eval.harness.corrections.sampling import settings_without_seed, take_sampling
 from eval.harness.corrections.stop_strings import StopCriteria, cut, end_ids
 from eval.harness.corrections.weights import check_loading_info
 from eval.request_types import Facts, Request
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+    from common.files.json_values import JsonObject
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -36,7 +43,7 @@ class _Generation:
 
     place: int
     context: str
-    settings: Mapping[str, Any]
+    settings: JsonObject
     prompt: list[int]
 
 
@@ -52,8 +59,8 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
     batch_schedule: Any
 
     def __init__(
-        self, pretrained: Any, *, rows: int | None = None, uses_detection: bool = False, adapter: str | None = None,
-        label: str = "the model", **arguments: Any,
+        self, pretrained: str | PreTrainedModel, *, rows: int | None = None, uses_detection: bool = False,
+        adapter: str | None = None, label: str = "the model", **arguments: object,
     ) -> None:  # fmt: skip
         self._adapter, self._label = adapter, label
         self.remarks: list[str] = []
@@ -63,9 +70,9 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         self._row_limit: int | None = None
         self._last_batch = (0, 0)
         self._most_rows: dict[str, int] = {}
-        self._sizes: tuple[Any, list[int]] = (None, [])
-        self._generated: dict[tuple[str, Any], Facts] = {}
-        self._truncated: set[tuple[str, str]] = set()
+        self._sizes: tuple[Sequence[TokenRequest] | None, list[int]] = (None, [])
+        self._generated: dict[tuple[str, str], Facts] = {}
+        self._truncated: set[tuple[str, ...]] = set()
         self._kind = self.device.type if self.device.type in batches.MOST_ROWS else "cpu"
         self._settings = self.config.to_dict()
         self._decoder = ContextDecoder(self.tokenizer)
@@ -86,7 +93,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
 
     # Loading
 
-    def _create_model(self, pretrained: str, peft: str | None = None, **arguments: Any) -> None:
+    def _create_model(self, pretrained: str, peft: str | None = None, **arguments: object) -> None:
         """Load the weights as lm-eval does; refuse those that are not complete, then add the adapter."""
         quantized = _quantization(arguments)
         if quantized is not None:
@@ -106,11 +113,11 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
     # Batches
 
     @property
-    def batch_size(self) -> Any:
+    def batch_size(self) -> str:
         """Return "auto", so that lm-eval asks `_batch_scheduler` for the size of each batch."""
         return "auto"
 
-    def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:
+    def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[TokenRequest]) -> int:
         """Return the size of the scoring batch that the request at `pos` belongs to."""
         requests = n_reordered_requests
         if self._uses_detection and self._row_limit is None and self.invariance.scoring.any_batch:
@@ -122,7 +129,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
             self._sizes = requests, batches.batch_sizes(lengths, self._scoring_rows, equal)
         return self._sizes[1][pos]
 
-    def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
+    def _detect_batch_size(self, requests: Sequence[TokenRequest] | None = None, pos: int = 0) -> int:
         """Return the rows of a scoring batch; without requests, of windows of the full length."""
         if self._uses_detection and requests is not None:
             return int(super()._detect_batch_size(requests, pos))
@@ -173,7 +180,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def used(self) -> dict[str, Any]:
+    def used(self) -> JsonObject:
         """Return what the results file records: dtype, rows of the largest batches, and what the corrections found."""
         return {
             "dtype_used": str(self.model.dtype).removeprefix("torch."),
@@ -196,7 +203,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
             )
         return prefix
 
-    def arguments(self, request: Request) -> tuple[Any, ...]:
+    def arguments(self, request: Request) -> Arguments:
         """Return lm-eval's arguments of a request."""
         return arguments_of(request)
 
@@ -204,32 +211,35 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
         """All requests of a kind may be asked together."""
         return 0
 
-    def facts(self, method: str, arguments: Sequence[Any]) -> Facts:
+    def facts(self, method: str, arguments: Arguments) -> Facts:
         """Return what is known of an answer besides its text or number."""
         if method == "generate_until":
-            return self._generated.pop((arguments[0], repr(arguments[1])), Facts())
+            return self._generated.pop((str(arguments[0]), repr(arguments[1])), Facts())
         return Facts(prompt_truncated=tuple(arguments) in self._truncated)
 
-    def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Return the logits of a batch."""
         self._note_batch("score", inps.shape[0], inps.shape[1])
-        return super()._model_call(inps, attn_mask, labels)
+        logits: Tensor = super()._model_call(inps, attn_mask, labels)
+        return logits
 
-    def _select_cont_toks(self, logits: Any, contlen: int | None = None, inplen: int | None = None) -> Any:
+    def _select_cont_toks(self, logits: Tensor, contlen: int | None = None, inplen: int | None = None) -> Tensor:
         """Return the log-probabilities of one row's choice. Raises EvaluationError where they are not finite."""
-        selected = super()._select_cont_toks(logits, contlen=contlen, inplen=inplen)
+        selected: Tensor = super()._select_cont_toks(logits, contlen=contlen, inplen=inplen)
         check_logits(selected, self.model.dtype)
         return selected
 
-    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
+    def _loglikelihood_tokens(
+        self, requests: list[TokenRequest], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
         check_choice_lengths(requests, self.max_length)
         for key, context, continuation in requests:
             check_vocabulary([*context, *continuation], self._embeddings, self._label)
             if key is not None and self.backend == "causal" and len(context) + len(continuation) > self.max_length + 1:
                 self._truncated.add(tuple(key))
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        return list(super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs))
 
-    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate as lm-eval does, longest prompts first, requests of equal settings together."""
         groups: dict[str, list[_Generation]] = {}
         for place, (context, settings) in enumerate(r.args for r in requests):
@@ -257,7 +267,7 @@ class HFModel(CorrectedEncoding, HFLM):  # type: ignore[misc]
 
     def _generate(self, batch: Sequence[_Generation]) -> list[tuple[str, Facts]]:
         """Generate one batch; return each text with its facts."""
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(batch[0].settings), self.max_gen_toks))
+        settings: JsonObject = dict(normalize_gen_kwargs(dict(batch[0].settings), self.max_gen_toks))
         until = handle_stop_sequences(list(settings.pop("until")), eos=self.tokenizer.eos_token)
         most, beams = settings.pop("max_gen_toks"), int(settings.get("num_beams") or 1)
         settings.pop("seed", None)
@@ -335,7 +345,7 @@ def _single_process() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _quantization(arguments: dict[str, Any]) -> Any:
+def _quantization(arguments: JsonObject) -> BitsAndBytesConfig | None:
     """Take load_in_4bit and its like out of the arguments; return them as transformers' configuration, or None."""
     names = [n for n in arguments if n.startswith(("load_in_", "bnb_", "llm_int8_"))]
     options = {n: arguments.pop(n) for n in names}

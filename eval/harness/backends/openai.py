@@ -6,21 +6,30 @@ A server needs no tokenizer for generations; log-likelihoods need it, to know wh
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.api_models import JsonChatStr
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
 from common.errors import BadInputError, EvaluationError, first_line
-from eval.harness.backends.answering import LMBackend, arguments_of
-from eval.harness.corrections.encoding import CorrectedEncoding, check_choice_lengths
+from eval.harness.backends.answering import Arguments, LMBackend, arguments_of, settings_of
+from eval.harness.corrections.encoding import CorrectedEncoding, TokenRequest, check_choice_lengths
 from eval.harness.corrections.sampling import settings_without_seed
 from eval.harness.server import Server
 from eval.request_types import Facts, Request
 from eval.settings import Settings
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+    from lm_eval.api.instance import Instance
+
+    from common.files.json_values import JsonObject
+    from eval.harness.corrections.chat_template import Chat
+
+Prompts = list[str] | list[list[int]] | list[JsonChatStr]
 
 AT_ONCE = 8
 RETRIES = 6
@@ -46,11 +55,11 @@ class RefusedRequest(BaseException):
 class _Session:
     """An aiohttp session whose `post` raises RefusedRequest for lasting refusals."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: ClientSession) -> None:
         self._session = session
 
     @asynccontextmanager
-    async def post(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+    async def post(self, *arguments: Any, **options: Any) -> AsyncIterator[ClientResponse]:
         """Send a request; the answer's status is below 400, or another attempt may succeed."""
         async with self._session.post(*arguments, **options) as response:
             if _is_lasting(response.status):
@@ -81,25 +90,26 @@ class _Served:
     _last = Facts()
     _number = 0
 
-    def arguments(self, request: Request) -> tuple[Any, ...]:
+    def arguments(self, request: Request) -> Arguments:
         """Return lm-eval's arguments of a request; equal prompts of one group share settings, and so one batch."""
         self._number = request.number
-        context, *rest = arguments_of(request)
+        arguments = arguments_of(request)
         if request.kind != "generate":
-            return context, *rest
-        self._seeds[context] = rest[0].get("seed")
-        return self._prompt(context), settings_without_seed(rest[0])
+            return arguments
+        settings = settings_of(arguments)
+        self._seeds[request.context] = settings.get("seed")
+        return self._prompt(request.context), settings_without_seed(settings)
 
     def group_of(self, request: Request) -> int:
         """Samples of one prompt differ in their seed only: each is asked in a group of its own."""
         return request.number if request.kind == "generate" and request.temperature else 0
 
-    def _prompt(self, context: str) -> Any:
+    def _prompt(self, context: str) -> str | JsonChatStr:
         return context
 
     @property
-    def _seeds(self) -> dict[str, Any]:
-        result: dict[str, Any] = self.__dict__.setdefault("_seed_of", {})
+    def _seeds(self) -> dict[str, int | None]:
+        result: dict[str, int | None] = self.__dict__.setdefault("_seed_of", {})
         return result
 
     def release(self) -> None:
@@ -123,20 +133,25 @@ class _Served:
             "to continue."
         ) from error
 
-    def model_call(self, *arguments: Any, **options: Any) -> Any:
+    def model_call(self, messages: Prompts, **options: object) -> JsonObject | None:
         """Ask as lm-eval does for one request at a time, without a second attempt after a lasting refusal."""
         import requests
 
         try:
-            return super().model_call(*arguments, **options)  # type: ignore[misc]
+            reply: JsonObject | None = super().model_call(messages, **options)  # type: ignore[misc]
+            return reply
         except requests.HTTPError as error:
             if error.response is None or not _is_lasting(error.response.status_code):
                 raise
             raise RefusedRequest(error.response.status_code, error.response.text) from error
 
-    async def amodel_call(self, session: Any, *arguments: Any, **options: Any) -> Any:
+    async def amodel_call(
+        self, session: ClientSession, *arguments: object, **options: object
+    ) -> list[str] | list[tuple[float, bool]] | None:
         """Ask as lm-eval does for several requests at a time, without a second attempt after a lasting refusal."""
-        return await super().amodel_call(_Session(session), *arguments, **options)  # type: ignore[misc]
+        answers: list[str] | list[tuple[float, bool]] | None
+        answers = await super().amodel_call(_Session(session), *arguments, **options)  # type: ignore[misc]
+        return answers
 
     @contextmanager
     def refusals(self) -> Iterator[None]:
@@ -146,7 +161,7 @@ class _Served:
         except RefusedRequest as refusal:
             raise ServerRefusal(refusal) from refusal
 
-    def _payload(self, payload: dict[str, Any], prompt: str) -> dict[str, Any]:
+    def _payload(self, payload: JsonObject, prompt: str) -> JsonObject:
         """Return a payload with the stop strings and the seed that this prompt gets."""
         stops = [s for s in payload.get("stop") or () if s]
         self._most_stops = max(self._most_stops, len(stops))
@@ -157,7 +172,7 @@ class _Served:
             payload["seed"] = self._seeds[prompt]
         return payload
 
-    def _note(self, outputs: Any) -> None:
+    def _note(self, outputs: JsonObject | list[JsonObject]) -> None:
         """Keep the facts of an answer until lm-eval hands it to the cache hook."""
         one = outputs[0] if isinstance(outputs, list) else outputs
         choice, usage = one["choices"][0], one.get("usage") or {}
@@ -170,13 +185,13 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
 
     backend = "causal"
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, **arguments: object) -> None:
         super().__init__(**arguments)
         self._lengths: dict[str, int] = {}
-        self._truncated: set[tuple[str, str]] = set()
+        self._truncated: set[tuple[str, ...]] = set()
         self._is_probed = False
 
-    def tok_encode(self, string: Any, add_special_tokens: Any = None, **kwargs: Any) -> Any:
+    def tok_encode(self, string: str | list[str], add_special_tokens: bool | None = None, **kwargs: object) -> Any:
         """Encode by the rule of the request; lm-eval's own takes no rule as none.
 
         A tokenizer's begin token is added unless the text brings it.
@@ -203,8 +218,10 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
             self._appended = appended_ids(self.tokenizer)
         return super()._without_appended(text, ids) if self._appended else ids
 
-    def _create_payload(self, messages: Any, generate: bool = False, gen_kwargs: Any = None, **kwargs: Any) -> Any:
-        payload = super()._create_payload(messages, generate=generate, gen_kwargs=gen_kwargs, **kwargs)
+    def _create_payload(
+        self, messages: Prompts, generate: bool = False, gen_kwargs: JsonObject | None = None, **kwargs: object
+    ) -> JsonObject:
+        payload: JsonObject = super()._create_payload(messages, generate=generate, gen_kwargs=gen_kwargs, **kwargs)
         if not generate:
             return payload
         prompt = messages[0] if isinstance(messages, list) else messages
@@ -216,7 +233,7 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
         result: dict[tuple[int, ...], str] = self.__dict__.setdefault("_text_of", {})
         return result
 
-    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate as lm-eval does."""
         if self.tokenized_requests:
             most = max(r.args[1]["max_gen_toks"] for r in requests)
@@ -226,21 +243,21 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
         with self.refusals():
             return list(super().generate_until(requests, disable_tqdm=disable_tqdm))
 
-    def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]
+    def parse_generations(self, outputs: JsonObject | list[JsonObject], **kwargs: object) -> list[str]:  # type: ignore[override]
         """Return the texts of an answer and note its facts; no text, as of an answer that is all reasoning, is ""."""
         self._note(outputs)
         return [text or "" for text in LocalCompletionsAPI.parse_generations(outputs, **kwargs)]
 
-    def facts(self, method: str, arguments: Sequence[Any]) -> Facts:
+    def facts(self, method: str, arguments: Arguments) -> Facts:
         """Return what is known of an answer besides its text or number."""
         if method != "generate_until":
             return Facts(prompt_truncated=tuple(arguments) in self._truncated)
-        length = self._lengths.get(arguments[0])
-        most = arguments[1].get("max_gen_toks") or 0
+        length = self._lengths.get(str(arguments[0]))
+        most = settings_of(arguments).get("max_gen_toks") or 0
         is_truncated = None if length is None else length + most > self.max_length
         return Facts(self._last.tokens, self._last.finish, is_truncated)
 
-    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score choices. Raises EvaluationError where the tokenizer is not known."""
         if self.tokenizer is None:
             raise EvaluationError(
@@ -249,7 +266,7 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
             )
         return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm))
 
-    def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
+    def _loglikelihood_tokens(self, requests: list[TokenRequest], **kwargs: object) -> list[tuple[float, bool]]:
         check_choice_lengths(requests, self.max_length - 1)  # lm-eval's model needs an id before a choice
         self._truncated |= {
             tuple(key) for key, a, b in requests if key is not None and len(a) + len(b) > self.max_length
@@ -257,7 +274,7 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
         if not self._is_probed and requests:
             self._probe([*requests[0][1], *requests[0][2]][-self.max_length :])
         with self.refusals():
-            return super()._loglikelihood_tokens(requests, **kwargs)
+            return list(super()._loglikelihood_tokens(requests, **kwargs))
 
     def _probe(self, ids: list[int]) -> None:
         """Raise EvaluationError where the server gives no log-likelihoods of prompts."""
@@ -290,31 +307,35 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
 class ChatModel(_Served, LocalChatCompletion):  # type: ignore[misc]
     """Chats that the server renders; it gives no log-likelihoods of them."""
 
-    def _prompt(self, context: str) -> Any:
+    def _prompt(self, context: str) -> JsonChatStr:
         return JsonChatStr(context)
 
-    def _create_payload(self, messages: Any, generate: bool = False, gen_kwargs: Any = None, **kwargs: Any) -> Any:
-        payload = super()._create_payload(messages, generate=generate, gen_kwargs=dict(gen_kwargs or {}), **kwargs)
+    def _create_payload(
+        self, messages: Chat, generate: bool = False, gen_kwargs: JsonObject | None = None, **kwargs: object
+    ) -> JsonObject:
+        payload: JsonObject = super()._create_payload(
+            messages, generate=generate, gen_kwargs=dict(gen_kwargs or {}), **kwargs
+        )
         payload["stop"] = list((gen_kwargs or {}).get("until") or ())
         if messages[-1]["role"] == "assistant":  # the task gives the beginning of the answer
             payload |= {"continue_final_message": True, "add_generation_prompt": False}
         return self._payload(payload, messages_as_json(messages))
 
-    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate as lm-eval does."""
         with self.refusals():
             return list(super().generate_until(requests, disable_tqdm=disable_tqdm))
 
-    def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]
+    def parse_generations(self, outputs: JsonObject | list[JsonObject], **kwargs: object) -> list[str]:  # type: ignore[override]
         """Return the texts of an answer and note its facts; no text, as of an answer that is all reasoning, is ""."""
         self._note(outputs)
         return [text or "" for text in super().parse_generations(outputs, **kwargs)]
 
-    def facts(self, method: str, arguments: Sequence[Any]) -> Facts:
+    def facts(self, method: str, arguments: Arguments) -> Facts:
         """Return what is known of an answer besides its text."""
         return self._last
 
-    def loglikelihood(self, requests: Any, **kwargs: Any) -> Any:
+    def loglikelihood(self, requests: list[Instance], **kwargs: object) -> list[tuple[float, bool]]:
         """Raise EvaluationError: no server gives log-likelihoods of chats."""
         raise EvaluationError(
             "Servers do not give log-likelihoods of chats: leave out --apply_chat_template, or benchmarks of multiple "

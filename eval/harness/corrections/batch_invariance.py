@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from eval.harness.corrections.logits import check_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 SHORT, LONG, STEPS = 7, 24, 2
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -65,7 +68,7 @@ class Invariance:
         return [part for part in parts if part]
 
 
-def probe(model: Any, vocabulary: int, pad: int, max_length: int) -> Invariance:
+def probe(model: PreTrainedModel, vocabulary: int, pad: int, max_length: int) -> Invariance:
     """Compare a short row alone with the same row beside a longer one.
 
     Args:
@@ -97,7 +100,7 @@ def probe(model: Any, vocabulary: int, pad: int, max_length: int) -> Invariance:
         )
 
 
-def _long_row(config: Any, max_length: int) -> int:
+def _long_row(config: PreTrainedConfig, max_length: int) -> int:
     """Length of the longer row: beyond the point where a RoPE scaling switches, if a row can get there."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
@@ -112,14 +115,14 @@ def _long_row(config: Any, max_length: int) -> int:
     return LONG
 
 
-def _scoring(model: Any, one: Tensor, other: Tensor) -> float:
+def _scoring(model: PreTrainedModel, one: Tensor, other: Tensor) -> float:
     """Change of the short row's logits at each of its positions, padded with 0 on the right and without a mask."""
     batch = torch.zeros(2, len(other), dtype=torch.long, device=one.device)
     batch[0, : len(one)], batch[1] = one, other
     return _change(model(one[None]).logits[0], model(batch).logits[0, : len(one)])
 
 
-def _generation(model: Any, one: Tensor, other: Tensor, pad: int) -> float:
+def _generation(model: PreTrainedModel, one: Tensor, other: Tensor, pad: int) -> float:
     """Change of the short row's logits over some generated tokens, padded on the left with a mask."""
     batch = torch.full((2, len(other)), pad, dtype=torch.long, device=one.device)
     mask = torch.zeros_like(batch)
@@ -135,9 +138,9 @@ def _generation(model: Any, one: Tensor, other: Tensor, pad: int) -> float:
     return change
 
 
-def _generated(model: Any, ids: Tensor, mask: Tensor, pad: int) -> tuple[Tensor, ...]:
+def _generated(model: PreTrainedModel, ids: Tensor, mask: Tensor, pad: int) -> tuple[Tensor, ...]:
     """Logits of each generated token, shape (rows, vocabulary); ids that would end a row do not."""
-    out = model.generate(
+    out = model.generate(  # type: ignore[operator] # of GenerationMixin, which PreTrainedModel does not name
         input_ids=ids, attention_mask=mask, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, num_beams=1,
         pad_token_id=pad, eos_token_id=None, use_cache=True, output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip

@@ -5,20 +5,29 @@ lm-eval drops the system message with a warning that it also turns off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from common.errors import EvaluationError, first_line
 from common.files.bounded_reading import LimitError
 from common.processes.execution_limits import TEMPLATE_MEMORY, TEMPLATE_SECONDS, memory_limit, time_limit
 from common.terminal_text import foreign
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from common.files.json_values import JsonObject
+
 MOVED = "The chat template takes no system message: its text is put at the beginning of the first user turn."
 Chat = list[dict[str, str]]
 
 
 def render(
-    tokenizer: Any, chat: Chat, add_generation_prompt: bool, arguments: Mapping[str, Any], report: Callable[[str], None]
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
+    add_generation_prompt: bool,
+    arguments: JsonObject,
+    report: Callable[[str], None],
 ) -> str:
     """Return a chat as text.
 

@@ -8,7 +8,10 @@ and vLLM decode the ids after their prompt, as this module does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONTEXT = 16
 """Ids of the prompt that are decoded with the continuation; decoders look at neighbors only."""
@@ -17,7 +20,7 @@ CONTEXT = 16
 class ContextDecoder:
     """Decodes continuations with one tokenizer, without special tokens and without cleaning up spaces."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._anchor: list[int] | None = None
 

@@ -7,9 +7,15 @@ that appends an end token does not end prompts with it. A choice that has no tok
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+"""lm-eval's scoring request: (context, choice) or None, and the token ids of both."""
 
 WITHOUT_BEGIN = ("mmlu", "ifeval", "mbpp", "humaneval")
 """Benchmarks that the paper ran by lm-eval, and parts of them by prefix (mmlu_anatomy, mmlu_pro)."""
@@ -25,7 +31,7 @@ def adds_special_tokens(preset: str, benchmark: str, model_type: str) -> bool | 
     return False if preset == "paper" and ran_without and "gemma" not in model_type else None
 
 
-def appended_ids(tokenizer: Any) -> tuple[int, ...]:
+def appended_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the ids that a tokenizer appends to a text by itself, such as an end token."""
     try:
         plain = list(tokenizer.encode("a", add_special_tokens=False))
@@ -41,12 +47,12 @@ def appended_ids(tokenizer: Any) -> tuple[int, ...]:
 class CorrectedEncoding:
     """Mixin of lm-eval's local models: `tok_encode` and `_encode_pair` by the rules of this module."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     backend: str
     add_bos_token: bool | None
     _appended: tuple[int, ...] | None = None
 
-    def tok_encode(self, string: Any, add_special_tokens: bool | None = None, **kwargs: Any) -> Any:
+    def tok_encode(self, string: str | list[str], add_special_tokens: bool | None = None, **kwargs: object) -> Any:
         """Encode one text or a list of texts, without ids that the tokenizer appends."""
         if self._has_prefix():
             ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)  # type: ignore[misc]
@@ -65,7 +71,9 @@ class CorrectedEncoding:
                     self.tokenizer.eos_token_id)  # fmt: skip
         return any(i is not None for i in prefixes)
 
-    def _encoded_without_prefix(self, string: Any, add_special_tokens: bool | None) -> Any:
+    def _encoded_without_prefix(
+        self, string: str | list[str], add_special_tokens: bool | None
+    ) -> list[int] | list[list[int]]:
         rule = self.add_bos_token if add_special_tokens is None else add_special_tokens
         options = {} if rule is None else {"add_special_tokens": rule}
         if isinstance(string, str):
@@ -96,7 +104,7 @@ class CorrectedEncoding:
         return before, after
 
 
-def check_choice_lengths(requests: Iterable[Any], most: int) -> None:
+def check_choice_lengths(requests: Iterable[TokenRequest], most: int) -> None:
     """Raise EvaluationError for a choice of more than `most` tokens; requests are (key, context ids, choice ids)."""
     longest = max((len(choice) for _, _, choice in requests), default=0)
     if longest > most:

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
+    from common.files.json_values import JsonObject
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 IMPLEMENTATION = ("cache_implementation", "cache_config", "use_cache", "transformers_version", "_from_model_config")
 LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
 
 
-def left_out(generation_config: Any) -> dict[str, Any]:
+def left_out(generation_config: GenerationConfig | None) -> JsonObject:
     """Return the settings of a model's generation config that are not applied, lengths excepted."""
     if generation_config is None:
         return {}
@@ -25,7 +30,7 @@ def left_out(generation_config: Any) -> dict[str, Any]:
     neutral = GenerationConfig()
     data = generation_config.to_dict()
     dropped = {k: v for k, v in data.items() if k not in (*IDS, *IMPLEMENTATION, "max_length", "max_new_tokens")}
-    silent: tuple[Any, ...] = (None, False, [], {})
+    silent: tuple[object, ...] = (None, False, [], {})
     return {
         k: v
         for k, v in dropped.items()
@@ -34,7 +39,7 @@ def left_out(generation_config: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def neutral_config(model: Any) -> Iterator[None]:
+def neutral_config(model: PreTrainedModel) -> Iterator[None]:
     """While open, the model's generation config holds token ids only."""
     from transformers import GenerationConfig
 
@@ -52,7 +57,7 @@ def neutral_config(model: Any) -> Iterator[None]:
         model.generation_config = original
 
 
-def sentence(settings: dict[str, Any]) -> str | None:
+def sentence(settings: JsonObject) -> str | None:
     """Report of what is not applied; None where there is nothing."""
     if not settings:
         return None

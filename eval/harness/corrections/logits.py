@@ -7,7 +7,6 @@ row has a finite entry: its largest logit decides.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from transformers import LogitsProcessor
 from common.errors import EvaluationError
 
 
-def check_logits(logits: Tensor, dtype: Any) -> None:
+def check_logits(logits: Tensor, dtype: object) -> None:
     """Check logits or log-probabilities.
 
     Args:
@@ -30,7 +29,7 @@ def check_logits(logits: Tensor, dtype: Any) -> None:
         raise non_finite(dtype)
 
 
-def check_log_likelihood(value: float, dtype: Any) -> None:
+def check_log_likelihood(value: float, dtype: object) -> None:
     """Raise EvaluationError for a log-likelihood that is not a finite number."""
     if value == -math.inf:
         raise EvaluationError(
@@ -41,7 +40,7 @@ def check_log_likelihood(value: float, dtype: Any) -> None:
         raise non_finite(dtype)
 
 
-def non_finite(dtype: Any) -> EvaluationError:
+def non_finite(dtype: object) -> EvaluationError:
     """The error for logits that are not finite."""
     name = str(dtype).removeprefix("torch.")
     advice = "its weights hold NaN or infinity" if name == "float32" else "try --dtype float32"
@@ -51,7 +50,7 @@ def non_finite(dtype: Any) -> EvaluationError:
 class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
     """First logits processor of a generation: ends the run at NaN or infinity."""
 
-    def __init__(self, dtype: Any) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

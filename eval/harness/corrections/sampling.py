@@ -8,8 +8,8 @@ argmax(log p + Gumbel noise) is a draw from p.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 WARPERS = {
     "top_k": (TopKLogitsWarper, 0),
@@ -45,7 +48,7 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         return scores.float() - torch.stack(draws).log().to(scores.device)
 
 
-def take_sampling(settings: dict[str, Any], seeds: Sequence[int]) -> LogitsProcessorList:
+def take_sampling(settings: JsonObject, seeds: Sequence[int]) -> LogitsProcessorList:
     """Remove the sampling settings from `settings` and return the processors that do the same; none for greedy.
 
     Temperature comes first, then top_k, top_p, min_p and typical_p, each only where asked for, then the noise.
@@ -71,6 +74,6 @@ def seed_of(seed: int, prompt: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
 
-def settings_without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
+def settings_without_seed(settings: JsonObject) -> JsonObject:
     """Return generation settings without the seed, by which requests share a batch."""
     return {k: v for k, v in settings.items() if k != "seed"}

@@ -7,13 +7,16 @@ Here each row ends for itself, and it is recorded where and why.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
 from eval.harness.corrections.decoding import CONTEXT, ContextDecoder
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 class StopCriteria(StoppingCriteria):  # type: ignore[misc]
@@ -35,7 +38,7 @@ class StopCriteria(StoppingCriteria):  # type: ignore[misc]
         self.reasons: list[str | None] = [None] * rows
         self.lengths = [0] * rows
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Return which rows have ended, shape (rows,)."""
         start = max(self._width, input_ids.shape[1] - self._tail)
         first = max(0, start - CONTEXT)
@@ -65,7 +68,9 @@ class StopCriteria(StoppingCriteria):  # type: ignore[misc]
         return any(s in text for s in self._strings)
 
 
-def end_ids(tokenizer: Any, generation_config: Any, until: Sequence[str]) -> frozenset[int]:
+def end_ids(
+    tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None, until: Sequence[str]
+) -> frozenset[int]:
     """Return the ids that end a generation.
 
     They are the tokenizer's and the model's end tokens, and stop strings that are one special token.

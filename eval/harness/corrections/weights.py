@@ -6,14 +6,13 @@ transformers only warns of it, and lm-eval turns the warning off.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from common.errors import EvaluationError
 
 SHOWN = 5
 
 
-def check_loading_info(info: Any, label: str) -> list[str]:
+def check_loading_info(info: object, label: str) -> list[str]:
     """Check what `from_pretrained(..., output_loading_info=True)` reports.
 
     Tied heads are not listed by transformers and need no tensor.
@@ -28,14 +27,13 @@ def check_loading_info(info: Any, label: str) -> list[str]:
     Raises:
         EvaluationError: Tensors are missing or have another shape.
     """
-    missing = sorted(_get(info, "missing_keys"))
+    missing = sorted(map(str, _get(info, "missing_keys")))
     if missing:
         raise EvaluationError(
             f"{label} lacks {_count(missing)} of its model ({_names(missing)}): they would be random numbers; complete "
             "the checkpoint."
         )
-    mismatched = sorted(m if isinstance(m, str) else f"{m[0]} {tuple(m[1])}, not {tuple(m[2])}"
-                        for m in _get(info, "mismatched_keys"))  # fmt: skip
+    mismatched = sorted(map(_mismatch, _get(info, "mismatched_keys")))
     if mismatched:
         raise EvaluationError(
             f"{label} has {_count(mismatched)} of another shape than its config ({_names(mismatched)})."
@@ -43,13 +41,18 @@ def check_loading_info(info: Any, label: str) -> list[str]:
     errors = [str(e).strip() for e in _get(info, "error_msgs")]
     if errors:
         raise EvaluationError(f"{label} could not be loaded whole: {errors[0].splitlines()[0]}")
-    unexpected = sorted(_get(info, "unexpected_keys"))
+    unexpected = sorted(map(str, _get(info, "unexpected_keys")))
     return [f"{label}: {_count(unexpected)} not used ({_names(unexpected)})."] if unexpected else []
 
 
-def _get(info: Any, name: str) -> Iterable[Any]:
+def _get(info: object, name: str) -> Iterable[object]:
     value = info.get(name) if isinstance(info, dict) else getattr(info, name, None)
     return value or ()
+
+
+def _mismatch(entry: object) -> str:
+    """Describe a tensor of another shape: its name, or (name, shape in the checkpoint, shape in the model)."""
+    return f"{entry[0]} {tuple(entry[1])}, not {tuple(entry[2])}" if isinstance(entry, tuple | list) else str(entry)
 
 
 def _count(names: list[str]) -> str:
