@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -15,6 +16,7 @@ from common.cli import Parser, add_output_flags, run
 from common.distributed import ProcessGroup, init_distributed
 from common.errors import UsageError
 from common.figures import check_figure_file
+from common.files.json_values import JsonObject
 from common.files.paths import user_path
 from common.logging import logger
 
@@ -85,7 +87,7 @@ def measure_and_show(argv: Sequence[str], process_group: ProcessGroup) -> int:
     return 0
 
 
-def check(args: Any) -> None:
+def check(args: Namespace) -> None:
     """Raise UsageError for flags that do not go together."""
     if args.importance is None:
         raise UsageError("--importance FILE is missing: the file to read, or to write what is measured.")
@@ -100,7 +102,7 @@ def check(args: Any) -> None:
         check_push(args.push_to_hub)
 
 
-def loaded_or_measured(args: Any, settings: Settings, process_group: ProcessGroup) -> Importance:
+def loaded_or_measured(args: Namespace, settings: Settings, process_group: ProcessGroup) -> Importance:
     """The file's importance, held against the base where one is given; else the base's, measured and saved."""
     from aim.importance import Importance
 
@@ -117,7 +119,7 @@ def loaded_or_measured(args: Any, settings: Settings, process_group: ProcessGrou
     return importance_of(base, settings, device, state, process_group)
 
 
-def as_record(importance: Importance, summary: Summary) -> dict[str, Any]:
+def as_record(importance: Importance, summary: Summary) -> JsonObject:
     """Everything but the activations, in JSON's types."""
     return {key: getattr(importance, key) for key in ABOUT} | summary.as_json()
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.figures import DPI, MARKERS, WIDTH, check_figure_file, in_style, legend_rows, ordered_colors, write_figure
+from common.files.json_values import JsonObject
 from common.files.paths import read_json, user_path
 from common.logging import logger
 from common.markup import markdown
@@ -24,7 +25,7 @@ from merging.output.staging.output_path import RECORD
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Sweep = Mapping[float, Sequence[Mapping[str, Any]]]
+Sweep = Mapping[float, Sequence[JsonObject]]
 """{omega: its layer statistics, one row per layer}."""
 
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 def read_sweep(outputs: Sequence[Path]) -> Sweep:
     """Return the figures of every omega, in order. Raises UsageError for outputs without them, or of several merges."""
     folders = [result_folder for out in outputs for result_folder in (sorted(out.glob("omega-*")) or [out])]
-    sweep: dict[float, Sequence[Mapping[str, Any]]] = {}
+    sweep: dict[float, Sequence[JsonObject]] = {}
     origin = None
     for folder in folders:
         record = read_json(folder / RECORD, f"{folder} is no output of merge.py or performAIM.py: it has no {RECORD}.")
@@ -76,7 +77,7 @@ def table(sweep: Sweep) -> str:
     return markdown(heads, rows)
 
 
-def merged_norm(row: Mapping[str, Any]) -> float:
+def merged_norm(row: JsonObject) -> float:
     """The norm of the merged task vector before it was relaxed: performAIM.py's one model is the merge."""
     if len(row["norms"]) != 1:
         raise UsageError("A plot of a sweep needs the outputs of performAIM.py, whose one model is the merge.")

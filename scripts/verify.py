@@ -9,15 +9,16 @@ from __future__ import annotations
 import random
 import re
 import sys
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError, ProjectError
+from common.files.json_values import JsonObject
 from common.files.paths import read_json, user_path
 from common.logging import logger
 from merging.checkpoints.headers import header_of
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         return COULD_NOT
 
 
-def check(args: Any) -> int:
+def check(args: Namespace) -> int:
     """Compare with the lock, then perhaps with the inputs. Raises ProjectError for what cannot be checked."""
     lock = read_lock(args.folder)
     parts = len(lock["tensors"]) + len(lock["files"])
@@ -76,7 +77,7 @@ def bad(wrong: Sequence[str], what: str) -> bool:
     return bool(wrong)
 
 
-def damage(folder: Path, lock: Mapping[str, Any]) -> list[str]:
+def damage(folder: Path, lock: JsonObject) -> list[str]:
     """Return a sentence for each tensor or file of the output that is not as its lock says."""
     wrong, missing = missing_files(folder)
     stored: dict[str, TensorInfo] = {}
@@ -118,7 +119,7 @@ def missing_files(folder: Path) -> tuple[list[str], set[str]]:
     return [f"File {file} is missing, with {n} tensors." for file, n in sorted(lost_tensors.items())], set(missing)
 
 
-def chosen(lock: Mapping[str, Any], count: str, pattern: str | None, seed: int) -> list[str]:
+def chosen(lock: JsonObject, count: str, pattern: str | None, seed: int) -> list[str]:
     """Return the tensors to recompute. Raises FailureError for a count or pattern that chooses none."""
     try:
         names = [name for name in lock["tensors"] if pattern is None or re.search(pattern, name)]
@@ -130,7 +131,7 @@ def chosen(lock: Mapping[str, Any], count: str, pattern: str | None, seed: int) 
     return sorted(random.Random(seed).sample(names, number))
 
 
-def recomputed(lock: Mapping[str, Any], names: Sequence[str], args: Any) -> list[str]:
+def recomputed(lock: JsonObject, names: Sequence[str], args: Namespace) -> list[str]:
     """Return a sentence for each of the tensors that the inputs do not give."""
     from aim.replay import plan_from_lock
     from merging.plan.merge_plan import OutputConfig

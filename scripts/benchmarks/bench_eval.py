@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts: spinning threads starve the neighbours
@@ -27,6 +28,18 @@ from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.files.paths import user_path
 from common.logging import logger
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from common.files.json_values import JsonObject
+    from eval.benchmarks import Benchmark
+    from eval.data.protocol import Loaded
+    from eval.harness.requests import InstanceRequests
+    from eval.request_types import Answer, Request
+    from eval.settings import Settings
+
+    Answers = dict[str, Answer]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,7 +71,7 @@ class Timed:
     name: str
     wall: list[float]
     cpu: list[float]
-    answers: dict[str, Any]
+    answers: Answers
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,13 +101,13 @@ def main(argv: Sequence[str]) -> int:
 class Questions:
     """Loaded tasks, their settings and items, and lm-eval's instances with their requests."""
 
-    loaded: Any
-    settings: Any
-    plan: Any
-    requests_by_task: Any
+    loaded: Mapping[Benchmark, Loaded]
+    settings: Settings
+    plan: Mapping[str, Sequence[int]] | None
+    requests_by_task: Mapping[Benchmark, InstanceRequests]
 
 
-def build(args: Any) -> Questions:
+def build(args: Namespace) -> Questions:
     """Return the requests of the tasks, as an evaluation makes them."""
     from eval.data.loading import load
     from eval.data.protocol import configure, plan_items
@@ -123,7 +136,7 @@ def build(args: Any) -> Questions:
     return Questions(loaded, settings, plan, requests_by_task)
 
 
-def scores(questions: Questions, answers: dict[str, Any]) -> dict[str, dict[str, float]]:
+def scores(questions: Questions, answers: Answers) -> dict[str, dict[str, float]]:
     """Return lm-eval's metrics of each task for some answers."""
     from eval.harness.grading import grade
     from eval.log_filters import muted
@@ -139,7 +152,7 @@ def scores(questions: Questions, answers: dict[str, Any]) -> dict[str, dict[str,
     }
 
 
-def score_table(questions: Questions, requests: Sequence[Any], lm_eval_run: Timed, project: Timed) -> str:
+def score_table(questions: Questions, requests: Sequence[Request], lm_eval_run: Timed, project: Timed) -> str:
     """Return the scores of each task by lm-eval and by ours, and the number of answers that differ."""
     first, second = scores(questions, lm_eval_run.answers), scores(questions, project.answers)
     rows = [f"| task | metric | {lm_eval_run.name} | {project.name} | other answers |", "|---|---|---:|---:|---:|"]
@@ -151,7 +164,7 @@ def score_table(questions: Questions, requests: Sequence[Any], lm_eval_run: Time
     return "\n".join(rows)
 
 
-def candidates(args: Any, requests: Sequence[Any]) -> list[tuple[str, Callable[[], dict[str, Any]], Timed]]:
+def candidates(args: Namespace, requests: Sequence[Request]) -> list[tuple[str, Callable[[], Answers], Timed]]:
     """lm-eval and ours at each batch size."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -173,23 +186,33 @@ def candidates(args: Any, requests: Sequence[Any]) -> list[tuple[str, Callable[[
 
 
 def _project_backend(
-    model: Any, tokenizer: Any, rows: int | None, length: int, requests: Sequence[Any]
-) -> Callable[[], Any]:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: int | None,
+    length: int,
+    requests: Sequence[Request],
+) -> Callable[[], Answers]:
     from eval.harness.backends.answering import LMBackend
     from eval.harness.backends.hf import HFModel
 
     lm = HFModel(model, rows=rows, tokenizer=tokenizer, max_length=length, softmax_dtype="float32", batch_size="auto")
     backend = LMBackend(lm, lm.used)
 
-    def answer() -> dict[str, Any]:
-        answers: dict[str, Any] = {}
+    def answer() -> Answers:
+        answers: Answers = {}
         backend.answer(requests, lambda r, a, _: answers.update({r.key: a}))
         return answers
 
     return answer
 
 
-def _lm_eval(model: Any, tokenizer: Any, rows: int, length: int, requests: Sequence[Any]) -> Callable[[], Any]:
+def _lm_eval(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: int,
+    length: int,
+    requests: Sequence[Request],
+) -> Callable[[], Answers]:
     import logging
 
     from lm_eval.api.instance import Instance
@@ -198,15 +221,14 @@ def _lm_eval(model: Any, tokenizer: Any, rows: int, length: int, requests: Seque
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     lm = HFLM(model, tokenizer=tokenizer, batch_size=rows, max_length=length)
 
-    def answer() -> dict[str, Any]:
-        answers_by_key: dict[str, Any] = {}
+    def answer() -> Answers:
+        answers_by_key: Answers = {}
         for kind, method in (("score", "loglikelihood"), ("generate", "generate_until")):
             chosen = [r for r in requests if r.kind == kind]
             if chosen:
                 seconds = [r.continuation if kind == "score" else _settings(r) for r in chosen]
                 pairs = zip(chosen, seconds, strict=True)
-                kinds: Any = method
-                instances = [Instance(kinds, {}, (r.context, s), 0) for r, s in pairs]
+                instances = [Instance(method, {}, (r.context, s), 0) for r, s in pairs]
                 answers = getattr(lm, method)(instances, disable_tqdm=True)
                 answers_by_key |= {r.key: a for r, a in zip(chosen, answers, strict=True)}
         return answers_by_key
@@ -214,7 +236,7 @@ def _lm_eval(model: Any, tokenizer: Any, rows: int, length: int, requests: Seque
     return answer
 
 
-def _settings(request: Any) -> dict[str, Any]:
+def _settings(request: Request) -> JsonObject:
     return {"until": list(request.until), "max_gen_toks": request.max_tokens, "do_sample": False}
 
 
@@ -230,13 +252,14 @@ def table(timed: Sequence[Timed]) -> str:
     return "\n".join(rows)
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: Answer, b: Answer) -> bool:
     """Equal texts; log-likelihoods to a hundredth."""
-    result: bool = a == b if isinstance(a, str) else abs(a[0] - b[0]) < 1e-2
-    return result
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return abs(a[0] - b[0]) < 1e-2
+    return a == b
 
 
-def startup(args: Any) -> str:
+def startup(args: Namespace) -> str:
     """Whole processes on one item of the first task: lm-eval's imports alone, lm-eval, ours; wall-clock and CPU."""
     task = args.tasks.split(",")[0]
     data = args.data_dir / "hub" if (args.data_dir / "hub").is_dir() else args.data_dir

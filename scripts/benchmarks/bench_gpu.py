@@ -11,19 +11,24 @@ import json
 import os
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
+from common.files.json_values import JsonObject
 from common.files.paths import user_path
 from common.logging import logger
 from common.markup import markdown
 from scripts.benchmarks.bench_memory import SHAPES
 from scripts.benchmarks.bench_merge import machine
+
+if TYPE_CHECKING:
+    import torch
 
 PARTS = {"a": "limits", "b": "calibration", "c": "merging", "d": "parity"}
 SIZES = {
@@ -62,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     from common.device import resolve_device  # loads torch
 
     device = resolve_device(args.device)
-    report: dict[str, Any] = {
+    report: JsonObject = {
         "machine": about(device),
         "shape": args.shape,
         "command": ["scripts/benchmarks/bench_gpu.py", *argv],
@@ -79,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def about(device: Any) -> dict[str, str]:
+def about(device: torch.device) -> dict[str, str]:
     """Return a description of the machine."""
     import torch
     import transformers
@@ -88,7 +93,7 @@ def about(device: Any) -> dict[str, str]:
     return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__, **machine()}
 
 
-def measure(part: str, device: Any, args: Any) -> dict[str, Any]:
+def measure(part: str, device: torch.device, args: Namespace) -> JsonObject:
     """Measure one part and give the device's memory back."""
     import gc
 
@@ -116,23 +121,23 @@ def measure(part: str, device: Any, args: Any) -> dict[str, Any]:
     return figures
 
 
-def as_text(report: Mapping[str, Any]) -> str:
+def as_text(report: JsonObject) -> str:
     """Return the machine and the tables of all parts that were measured."""
     return "\n\n".join(
         [f"{_machine(report)}:", *(table(part, report) for part, name in PARTS.items() if name in report)]
     )
 
 
-def _machine(report: Mapping[str, Any]) -> str:
+def _machine(report: JsonObject) -> str:
     return ", ".join(f"{key} {value}" for key, value in report["machine"].items())
 
 
-def table(part: str, figures: Mapping[str, Any]) -> str:
+def table(part: str, figures: JsonObject) -> str:
     """Return one part's figures as Markdown, beside the limits where they were measured in the same run."""
     return {"a": _limits, "b": _calibration, "c": _merging, "d": _parity}[part](figures)
 
 
-def _limits(figures: Mapping[str, Any]) -> str:
+def _limits(figures: JsonObject) -> str:
     entries = figures["limits"]
     rows = [[f"bf16 product, {n} x {n}", f"{e['rate'] / 1e12:.1f} TFLOP/s", _took(e)] for n, e in
             entries["products"].items()]  # fmt: skip
@@ -146,7 +151,7 @@ def _took(entry: Mapping[str, float]) -> str:
     return f"{middle:.4g} ({least:.4g} to {most:.4g})"
 
 
-def _calibration(figures: Mapping[str, Any]) -> str:
+def _calibration(figures: JsonObject) -> str:
     entry, limit = figures["calibration"], figures.get("limits", {}).get("matrix_rate")
     plain = entry["ways"]["one block at a time"]["tokens_per_second"]
     rows = [
@@ -166,7 +171,7 @@ def _calibration(figures: Mapping[str, Any]) -> str:
     )
 
 
-def _merging(figures: Mapping[str, Any]) -> str:
+def _merging(figures: JsonObject) -> str:
     entry, copies = figures["merging"], figures.get("limits", {}).get("copies")
     rows = []
     for name, e in entry["work"].items():
@@ -185,7 +190,7 @@ def _merging(figures: Mapping[str, Any]) -> str:
     )
 
 
-def _parity(figures: Mapping[str, Any]) -> str:
+def _parity(figures: JsonObject) -> str:
     rows = [[name, "yes" if e["equal"] else "no", f"{e['largest']:.3g}"] for name, e in figures["parity"].items()]
     return markdown(["device against CPU", "equal bits", "largest difference"], rows, text_columns=2)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from aim.capture.whole_model import calibrate
 from aim.pipeline import merged_alone
 from aim.relax import relax_tensor
+from common.files.json_values import JsonObject
 from merging.engine.device_pipeline import block_elements_for
 from merging.engine.execution import ExecutionConfig
 from merging.engine.executors import make_executor
@@ -117,11 +118,11 @@ def merge_all(
     return sum(block.numel() * block.element_size() for blocks in results for (block,) in blocks)
 
 
-def merging(device: torch.device, runs: int, shapes: Sequence[tuple[int, int]], models: int) -> dict[str, Any]:
+def merging(device: torch.device, runs: int, shapes: Sequence[tuple[int, int]], models: int) -> JsonObject:
     """Measure merging of tensors that lie in the host's memory, nothing written; beside the CPU's own way, once."""
     tensors = stored(shapes, models, device)
     on_gpu = device.type == "cuda"
-    rows: dict[str, Any] = {}
+    rows: JsonObject = {}
     entries: list[tuple[str, str, int | None]] = [(name, name, None) for name in WORK]
     entries += [(f"task_arithmetic, blocks of {n >> 10}k", "task_arithmetic", n) for n in BLOCKS]
     for label, work, elements in entries:
@@ -138,12 +139,12 @@ def merging(device: torch.device, runs: int, shapes: Sequence[tuple[int, int]], 
     return {"models": models, "kernels": kernels() is not None, "threads": torch.get_num_threads(), "work": rows}
 
 
-def parity(device: torch.device) -> dict[str, Any]:
+def parity(device: torch.device) -> JsonObject:
     """Compare the device's results with the CPU's: which are equal bit for bit, and the largest difference.
 
     Merging in bf16 and fp32 of a matrix and a vector; calibration of a small model in fp32, relative to each mean.
     """
-    rows: dict[str, Any] = {}
+    rows: JsonObject = {}
     for work in WORK:
         for dtype in (torch.bfloat16, torch.float32):
             tensors = [[t.to(dtype) for t in group] for group in stored([(700, 512), (1, 3000)], 3, CPU)]

@@ -10,14 +10,18 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from aim.capture.hooks import output_head
 from aim.capture.whole_model import calibrate, first_batch_size
+from common.files.json_values import JsonObject
 from scripts.benchmarks.bench_calibration import original
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 HEAD = 128
 """Width of an attention head, from the widths on that have one."""
@@ -43,7 +47,7 @@ def timed(work: Callable[[], object], device: torch.device, runs: int, times: in
     return {"seconds": statistics.median(figures), "least": min(figures), "most": max(figures), "runs": runs}
 
 
-def limits(device: torch.device, runs: int) -> dict[str, Any]:
+def limits(device: torch.device, runs: int) -> JsonObject:
     """Measure what the device can do: bf16 products (flop/s), copies in, out (bytes/s) and within it (read + written).
 
     The product is the better of two sizes, of random numbers; copies are of page-locked memory, one at a time.
@@ -70,7 +74,7 @@ def limits(device: torch.device, runs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def random_llama(shape: Mapping[str, int], device: torch.device) -> Any:
+def random_llama(shape: Mapping[str, int], device: torch.device) -> LlamaForCausalLM:
     """Make a Llama of the shape on the device, in bf16, of random weights; nothing lies on a disk."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -83,10 +87,11 @@ def random_llama(shape: Mapping[str, int], device: torch.device) -> Any:
     torch.manual_seed(0)
     with device:
         model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    return model.to(device).eval()
+    llama: LlamaForCausalLM = model.to(device).eval()
+    return llama
 
 
-def product_flops(model: Any, head: bool) -> int:
+def product_flops(model: LlamaForCausalLM, head: bool) -> int:
     """Return the operations per token of the products with weights (2 for each weight), with or without the head's.
 
     Attention's own products, norms and the statistics are not counted: the rate is what is left for the weights.
@@ -98,7 +103,7 @@ def product_flops(model: Any, head: bool) -> int:
 
 def calibration(
     shape: Mapping[str, int], device: torch.device, runs: int, blocks: int, block_size: int, plain_blocks: int
-) -> dict[str, Any]:
+) -> JsonObject:
     """Measure calibration of a random Llama beside the original's way on a few blocks of the same model."""
     started = time.perf_counter()
     model = random_llama(shape, device)

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.figures import check_figure_file, write_figure
+from common.files.json_values import JsonObject
 from common.files.paths import user_path, write_whole
 from common.hardware import usable_cores
 from common.logging import logger
@@ -51,7 +51,7 @@ class Step:
     x: float
     method: str
     models: int = MODELS
-    flags: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, float | str] = field(default_factory=dict)
     block: int | None = None
     processes: int = 1
 
@@ -93,7 +93,7 @@ def shortage(folder: Path, shape: str, models: int) -> str | None:
     return f"{shape}: it needs {needed_bytes / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free."
 
 
-def measure(step: Step, bench: Bench, shape: str, runs: int, cores: int) -> dict[str, Any]:
+def measure(step: Step, bench: Bench, shape: str, runs: int, cores: int) -> JsonObject:
     """Return a point: what was run, on how many bytes, and its cost."""
     written = BF16 * parameters(SHAPES[shape])
     read = (step.models + 1) * written
@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
     check_figure_file(args.plot, "--plot")
     if args.add and args.json is None:
         raise UsageError("--add goes with --json.")
-    report: dict[str, Any] = {"machine": machine(), "points": [], "skipped": []}
+    report: JsonObject = {"machine": machine(), "points": [], "skipped": []}
     if args.add and args.json.is_file():
         report |= {"points": read_growth(args.json)["points"]}
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -171,14 +171,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _keep(report: Mapping[str, Any], file: Path | None) -> None:
+def _keep(report: JsonObject, file: Path | None) -> None:
     if file is not None:
         write_whole(file, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def measure_all(
     folder: Path, axes: Sequence[str], sizes: Sequence[str], at: str, runs: int, discard: bool, skipped: list[str],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[JsonObject]:  # fmt: skip
     """Yield every point, shape after shape; `skipped` gets a sentence for each shape that the disk has no room for."""
     cores = usable_cores()
     for shape in dict.fromkeys([*sizes, at]):

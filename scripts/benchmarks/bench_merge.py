@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError, UsageError
+from common.files.json_values import JsonObject
 from common.files.paths import user_path
 from common.logging import logger
 from scripts.benchmarks.bench_memory import SHAPES, make, peak
@@ -32,7 +32,8 @@ from scripts.benchmarks.bench_tables import performance
 
 LONG = 60.0
 """Seconds from which on a peer is run once."""
-WORK: dict[str, tuple[str, dict[str, Any]]] = {
+Parameters = dict[str, float | str]
+WORK: dict[str, tuple[str, Parameters]] = {
     "linear": ("linear", {}),
     "task_arithmetic": ("task_arithmetic", {}),
     "ties 0.2": ("ties", {"density": 0.2}),
@@ -75,7 +76,7 @@ class Bench:
         copies = (f"cp --reflink=never '{self.base}/model.safetensors' '{self.out}/copy{i}'" for i in range(results))
         return ["sh", "-c", " && ".join([f"mkdir -p '{self.out}'", f"cat {files} > /dev/null", *copies])]
 
-    def ours(self, method: str, arguments: dict[str, Any]) -> list[str]:
+    def ours(self, method: str, arguments: Parameters) -> list[str]:
         """The command of this project."""
         flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
         python, tail = [sys.executable], [*flags, "--save_path", str(self.out), "--overwrite", "--quiet"]
@@ -105,7 +106,7 @@ class Bench:
             *tail,
         ]
 
-    def peer(self, method: str, arguments: dict[str, Any]) -> list[str] | None:
+    def peer(self, method: str, arguments: Parameters) -> list[str] | None:
         """The command of whoever does the same; nobody makes several results from one read."""
         if "omega" in arguments:
             return None
@@ -222,7 +223,7 @@ def main(argv: Sequence[str]) -> int:
     bench = Bench(args.folder, shape, f"{args.shape}-{shape['layers']}", args.models)
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     start = measured(bench, [sys.executable, "-c", "import torch"], args.runs)
-    report: dict[str, Any] = {
+    report: JsonObject = {
         "machine": machine(),
         "shape": f"{args.shape}-{shape['layers']}",
         "models": args.models,
@@ -232,7 +233,7 @@ def main(argv: Sequence[str]) -> int:
     }
     for name in works:
         method, arguments = WORK[name]
-        count, results = (1 if method == "relax" else args.models), len(arguments.get("omega", "").split(","))
+        count, results = (1 if method == "relax" else args.models), len(str(arguments.get("omega", "")).split(","))
         traffic = f"{count} to {results}"
         if traffic not in report["limits"]:
             report["limits"][traffic] = asdict(measured(bench, bench.limit(count, results), args.runs))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
 
 
-def performance(report: Mapping[str, Any]) -> str:
+def performance(report: JsonObject) -> str:
     """Return the figures of scripts/benchmarks/bench_merge.py as a table."""
     heads = ["work", "ours s", "CPU s", "peer s", "CPU s", "of peer", "CPU of peer", "limit s", "of limit",
              "net of limit", "MiB", "peer MiB", "of peer"]  # fmt: skip
@@ -24,11 +26,11 @@ def performance(report: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _seconds(cost: Mapping[str, Any]) -> str:
+def _seconds(cost: JsonObject) -> str:
     """Median with least and most, where there were several runs."""
     spread = f" ({cost['least']:.1f}-{cost['most']:.1f})" if cost["runs"] > 1 else ""
     return f"{cost['wall']:.1f}{spread}"
 
 
-def _ratio(project: Mapping[str, Any], peer: Mapping[str, Any], what: str) -> str:
+def _ratio(project: JsonObject, peer: JsonObject, what: str) -> str:
     return f"{project[what] / peer[what]:.3f}" if peer[what] else ""

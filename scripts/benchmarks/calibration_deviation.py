@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -21,7 +21,11 @@ from common.logging import logger
 from common.markup import markdown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from aim.capture.statistics import Activations
+    from common.files.json_values import JsonObject
+    from merging.checkpoints.checkpoint import Checkpoint
 
 PAIRS = {
     "float32: batch of 4 against 1": (("float32", 1, "whole"), ("float32", 4, "whole")),
@@ -65,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def calibrated(base: Any, blocks: Any, dtype: str, batch_size: int, way: str) -> Activations:
+def calibrated(base: Checkpoint, blocks: Tensor, dtype: str, batch_size: int, way: str) -> Activations:
     """Calibrate once."""
     import torch
 
@@ -103,7 +107,7 @@ def compare(one: Activations, other: Activations) -> dict[str, float]:
     return {"median": float(together.median()), "largest": float(together.max()), "importance": importance}
 
 
-def as_text(entry: dict[str, Any]) -> str:
+def as_text(entry: JsonObject) -> str:
     """Return the table."""
     heads = ["calibrations", "median", "largest", "largest of importance"]
     keys = ("median", "largest", "importance")

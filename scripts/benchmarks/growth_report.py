@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import FailureError
 from common.figures import DPI, WIDTH, in_style, method_looks
+from common.files.json_values import JsonObject
 from common.files.paths import read_json
 from common.markup import markdown
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Point = Mapping[str, Any]
+Point = JsonObject
 """One command: axis, x, method, shape, models, processes, cached, amounts in bytes, and its cost."""
 AXES = {
     "size": "billion parameters", "cold": "billion parameters, from the disk", "models": "fine-tuned models",
@@ -29,7 +30,7 @@ STRAIGHT = ("size", "cold", "models")
 """Axes along which time should be a straight line."""
 
 
-def read_growth(file: Path) -> dict[str, Any]:
+def read_growth(file: Path) -> JsonObject:
     """Read the results. Raises CheckpointError or FailureError for a file that is something else."""
     report = read_json(file, f"{file} does not exist; scripts/benchmarks/bench_growth.py writes it.")
     if not isinstance(report.get("points"), list) or "machine" not in report:
@@ -44,7 +45,7 @@ def document(file: Path) -> str:
     return f"{about['processor']}, {about['cores']} cores, {about['date']}:\n\n{as_text(report)}"
 
 
-def as_text(report: Mapping[str, Any]) -> str:
+def as_text(report: JsonObject) -> str:
     """Return a table for each axis, and below it the straight lines through its points."""
     parts = []
     for axis, points in by_axis(report["points"]).items():
@@ -105,7 +106,7 @@ def _table(axis: str, points: Sequence[Point]) -> str:
     return markdown(heads, rows, text_columns=2)
 
 
-def plots(report: Mapping[str, Any]) -> dict[str, Figure]:
+def plots(report: JsonObject) -> dict[str, Figure]:
     """Draw a figure for each axis: seconds on the left, peak memory on the right.
 
     Lines are fits where time should be a straight line, else they join the points.

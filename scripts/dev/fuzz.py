@@ -32,16 +32,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from common.cli import Parser, add_output_flags, run
+from common.files.json_values import JsonObject, JsonValue
 from common.files.paths import user_path, write_whole
 from common.logging import logger
 from common.terminal_text import escape_controls
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Check = Callable[[Path], None]
+"""Raises AssertionError where the result in a folder is not the expected one."""
+StoredTensor = tuple[tuple[int, ...], str, bytes | float]
+"""Shape, dtype and bytes of a tensor; the number itself where it has no dimension."""
 
 KINDS = ("header", "index", "config", "tokenizer", "adapter", "importance", "lock", "recipe")
 SECONDS = 30.0
@@ -53,7 +63,7 @@ STARTING = 300.0
 MARK = "\u0436"
 HOSTILE = "\x1b[31m\u202e\x9b" + (MARK * 40 + " ") * 125
 """Text of an input that must not reach the terminal as it is: ANSI, a bidirectional override, 5000 characters."""
-POOL: tuple[Any, ...] = (
+POOL: tuple[JsonValue, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 64, 1.5, -0.5, 1e308, float("nan"), float("inf"), 2**31, 2**63, 2**64, 10**30,
     "", "a", "x" * 300, HOSTILE, "..", "/etc/passwd", "../../x", "(a+)+$", "((((a{99}){99}){99}){99})", "F32", "I64",
     "llama", "gpt2", "LlamaForCausalLM", [], {}, [[]], [{}], {"a": {}}, [0], [-1], [1, 2], ["a", "b"], [None],
@@ -98,7 +108,7 @@ class Tally:
         if outcome.problem:
             self.problems.append(outcome.problem)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return the counts for JSON."""
         return {**vars(self), "slowest": round(self.slowest, 2), "problems": self.problems[:20]}
 
@@ -114,8 +124,8 @@ class Target:
 
     files: Sequence[Path]
     command: Sequence[str]
-    expected: Callable[[Path], None]
-    reference: Mapping[str, Any]
+    expected: Check
+    reference: Mapping[str, StoredTensor]
     run: Callable[[Sequence[str]], tuple[int, str, str]]
 
 
@@ -143,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
     return int(any(tally.problems for tally in tallies.values()))
 
 
-def table(kinds: Mapping[str, Mapping[str, Any]]) -> str:
+def table(kinds: Mapping[str, JsonObject]) -> str:
     """Return the counts as Markdown."""
     lines = [
         "| kind | cases | refused in one sentence | accepted, same result | accepted, result as the mutant says "
@@ -195,13 +205,12 @@ class Runner:
 
     def __init__(self, inputs: Callable[[Path], Inputs], seed: int, seconds: float, is_shown: bool) -> None:
         self._inputs, self._seed, self._seconds, self._is_shown = inputs, seed, seconds, is_shown
-        self._process: Any = None
+        self._process: BaseProcess | None = None
         self._ready: set[str] = set()
 
     def run(self, kind: str, number: int) -> Outcome:
         """Run a case. Raises RuntimeError where the inputs of its kind cannot be made."""
-        if self._process is None:
-            self._start()
+        process = self._process or self._start()
         if kind not in self._ready:
             self._connection.send((kind, None))
             if not self._connection.poll(STARTING) or self._connection.recv() != kind:
@@ -213,23 +222,25 @@ class Runner:
                 outcome: Outcome = self._connection.recv()
                 return outcome
         except (EOFError, ConnectionResetError):
-            self._process.join(self._seconds)
+            process.join(self._seconds)
         main_thread = self._log.read_text(errors="replace").rpartition("(most recent call first):")[2]  # it is the last
-        where, code = " ".join(main_thread.split())[:300], self._process.exitcode
+        where, code = " ".join(main_thread.split())[:300], process.exitcode
         self.close()
         if where or code is None:
             return Outcome("hangs", f"case {number} hung for {self._seconds:.0f} s: {where}", self._seconds)
         return Outcome("unexpected", f"case {number} ended the process with exit code {code}")
 
-    def _start(self) -> None:
+    def _start(self) -> BaseProcess:
         context = multiprocessing.get_context("spawn")
         self._folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
         self._log = self._folder / "hung"
         self._connection, child_end = context.Pipe()
         arguments = (child_end, self._folder, self._inputs, self._seed, self._seconds, self._is_shown)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        process = context.Process(target=_serve, args=arguments, daemon=True)
+        process.start()
         child_end.close()
+        self._process = process
+        return process
 
     def close(self) -> None:
         """End the process and remove its folder."""
@@ -435,7 +446,7 @@ def _flipped(data: bytes, chance: random.Random) -> tuple[bytes, str]:
     return bytes(changed), f"{way} at byte {place}"
 
 
-def _edit(value: Any, chance: random.Random) -> str:
+def _edit(value: JsonValue, chance: random.Random) -> str:
     """Change one place of a JSON value; returns what was done."""
     places = list(_places(value))
     if not places:
@@ -460,7 +471,7 @@ def _edit(value: Any, chance: random.Random) -> str:
     return f"{way} {name}"
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+def _places(value: JsonValue) -> Iterator[tuple[JsonValue, JsonValue]]:
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         yield value, key
@@ -509,7 +520,9 @@ class Inputs:
                   "use_rslora": False, "fan_in_fan_out": False, "modules_to_save": None}  # fmt: skip
         (self.folder / "lora" / "adapter_config.json").write_text(json.dumps(config))
 
-    def _target(self, name: str, files: Sequence[Path], command: Sequence[str], expected: Any = None) -> Target:
+    def _target(
+        self, name: str, files: Sequence[Path], command: Sequence[str], expected: Check | None = None
+    ) -> Target:
         """Make the reference result of a command; an accepted mutant must give it unless `expected` says otherwise."""
         reference = self.folder / f"reference-{name}"
         code, _, errors = run_merge([*command, "--save_path", str(reference)])
@@ -676,14 +689,14 @@ class Inputs:
             )
 
 
-def _loaded(folder: Path) -> dict[str, Any]:
+def _loaded(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder by safetensors' own library."""
     from safetensors.torch import load_file
 
     return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
+def _tensors(folder: Path) -> dict[str, StoredTensor]:
     """Shape, dtype and bytes of every tensor of a result, by name."""
     import torch
 
@@ -697,7 +710,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
     }
 
 
-def summary(report: Mapping[str, Any]) -> str:
+def summary(report: JsonObject) -> str:
     """Return the table of a results file, for docs/reliability.md."""
     return table(report["kinds"])
 

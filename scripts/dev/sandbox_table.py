@@ -11,17 +11,17 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from common.cli import Parser, add_output_flags, run
+from common.files.json_values import JsonObject
 from tests.eval.sandbox.arena import STALL_SECONDS
 from tests.eval.sandbox.combinations import COMBINATIONS, Combination, run_arena
 from tests.eval.sandbox.hostile import GOOD
 
 
-def run_combination(combination: Combination, workers: int) -> list[dict[str, Any]]:
+def run_combination(combination: Combination, workers: int) -> list[JsonObject]:
     """Run the arena in a folder of its own and return its lines."""
     with tempfile.TemporaryDirectory(prefix="sandbox-canaries-") as outer:
         os.chmod(outer, 0o711)  # noqa: S103 - the sandbox's user must reach the folder inside
@@ -31,7 +31,7 @@ def run_combination(combination: Combination, workers: int) -> list[dict[str, An
         return run_arena(combination, folder, workers)
 
 
-def row(combination: Combination, lines: list[dict[str, Any]]) -> str:
+def row(combination: Combination, lines: list[JsonObject]) -> str:
     """Return a line of the table: layers, programs, escapes, stalls, damage, slowest program."""
     first, *results, last = lines
     good, results = results[: len(GOOD)], results[len(GOOD) :]

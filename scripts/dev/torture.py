@@ -33,13 +33,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError
+from common.files.json_values import JsonObject
 from common.files.paths import user_path, write_whole
 from common.logging import logger
 from scripts.dev.torture_scenarios import EARLIER, SCENARIOS, Scenario, content, make_inputs
@@ -361,7 +361,7 @@ def in_shim(argv: Sequence[str]) -> int:
         return subprocess.run([sys.executable, __file__, *argv], env=environment, check=False).returncode
 
 
-def summary(cases: Sequence[Case], everything: Sequence[Case], problems: dict[Case, list[str]]) -> dict[str, Any]:
+def summary(cases: Sequence[Case], everything: Sequence[Case], problems: dict[Case, list[str]]) -> JsonObject:
     """Return the figures as JSON's types."""
     tried = Counter((case.scenario.name, case.fault) for case in cases)
     possible = Counter((case.scenario.name, case.fault) for case in everything)
@@ -376,7 +376,7 @@ def summary(cases: Sequence[Case], everything: Sequence[Case], problems: dict[Ca
     return {"cases": len(cases), "of": len(everything), "problems": texts, "rows": rows}
 
 
-def as_text(results: dict[str, Any]) -> str:
+def as_text(results: JsonObject) -> str:
     """Return the figures as a table: a row per scenario, cases of all that there are, and problems."""
     names = list(dict.fromkeys(row["scenario"] for row in results["rows"]))
     faults = list(dict.fromkeys(row["fault"] for row in results["rows"]))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import runpy
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aim.omegas import omega_text
 from common.cli import Parser
+
+if TYPE_CHECKING:
+    from scripts.experiments.schema import Flags
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
@@ -44,7 +47,7 @@ def parser_of(section: str) -> Parser:
 
 
 @cache
-def script_functions(section: str) -> dict[str, Any]:
+def script_functions(section: str) -> Mapping[str, Callable[..., Any]]:
     """Return the names that the script of a section defines, from one execution of its file."""
     return runpy.run_path(str(ROOT / SCRIPTS[section]), run_name="cell")
 
@@ -55,7 +58,7 @@ def script_path(section: str) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def flag_words(flags: Mapping[str, Any]) -> list[str]:
+def flag_words(flags: Flags) -> list[str]:
     """Return flags as words of a command line: True stands alone, False and None are left out, lists get commas."""
     words: list[str] = []
     for key, value in flags.items():
@@ -67,7 +70,7 @@ def flag_words(flags: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return omega_text(value) if isinstance(value, float) else str(value)
 
 

@@ -51,7 +51,7 @@ def differences(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[Differe
     varied: the parameters of methods in which merges differ.
     """
 
-    def merge_key(row: Row) -> tuple[Any, ...]:
+    def merge_key(row: Row) -> tuple[object, ...]:
         return tuple(row.get(key) for key in ("replicate", "method", "models", *varied))
 
     merges = {merge_key(row): row for row in rows if row.get("method") and not row.get("relaxation")}

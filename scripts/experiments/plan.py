@@ -8,13 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from aim.omegas import omega_folder
 from common.errors import UsageError
+from common.files.json_values import JsonValue
 from eval.results.reader import PAPER, read_results
 from scripts.experiments.commands import check_words, command_line, flag_words
 from scripts.experiments.schema import Experiment, Flags, Method, Pool, Relaxation, Variant
+
+Axes = Mapping[str, object]
+"""What a cell or model is of: replicate, method, omega, ..."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Cell:
     needs: tuple[str, ...] = ()
     outputs: tuple[Path, ...] = ()
     weights: Path | None = None
-    axes: Mapping[str, Any] = field(default_factory=dict)
+    axes: Axes = field(default_factory=dict)
 
     @property
     def command(self) -> str:
@@ -50,7 +53,7 @@ class Model:
     """A checkpoint that is scored: the axes of its row in the CSV of all cells."""
 
     path: str
-    axes: Mapping[str, Any]
+    axes: Axes
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Replicate:
     name: str
     base: str
     models: Mapping[str, str]
-    axes: Mapping[str, Any]
+    axes: Axes
     family: Path | None = None
     bytes: int | None = None
 
@@ -155,7 +158,7 @@ class _Planner:
         seeded = variant is not None or len(e.seeds) > 1
         parts = [pool.name if variant is None else "", variant.label if variant else "", f"s{seed}" if seeded else ""]
         name = "-".join(filter(None, parts)) or "main"
-        axes: dict[str, Any] = {"replicate": name, "seed": seed}
+        axes: dict[str, object] = {"replicate": name, "seed": seed}
         if variant is None:
             axes |= {"pool": pool.name} if pool.name else {}
             return Replicate(slug(name), pool.base, pool.models, axes, bytes=pool.bytes)
@@ -233,7 +236,7 @@ class _Planner:
 
     def _relaxation(
         self, r: Replicate, relaxation: Relaxation, calibration: Variant, importance: Cell, merge: Cell, chain: str,
-        place: Path, axes: Mapping[str, Any], evaluate: Flags,
+        place: Path, axes: Axes, evaluate: Flags,
     ) -> Iterator[Cell]:  # fmt: skip
         label = "-".join(filter(None, [relaxation.name, calibration.label]))
         assert merge.weights is not None
@@ -271,10 +274,10 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.=-]+", "_", text)
 
 
-def _filled(flags: Flags, r: Replicate) -> dict[str, Any]:
+def _filled(flags: Flags, r: Replicate) -> Flags:
     """Flags with {family} and {base} replaced by the replicate's."""
 
-    def fill(value: Any) -> Any:
+    def fill(value: JsonValue) -> JsonValue:
         if isinstance(value, list):
             return [fill(entry) for entry in value]
         if not isinstance(value, str):

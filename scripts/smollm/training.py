@@ -20,6 +20,9 @@ from scripts.smollm.training_data import Example, SkillData
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from common.files.json_values import JsonObject
 
 HELD_OUT = 24  # examples that are never trained on; their loss before and after is in the record
 
@@ -45,7 +48,7 @@ class Encoded:
     n_prompt: int
 
 
-def encode(example: Example, tokenizer: Any) -> Encoded:
+def encode(example: Example, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     """Prompt and answer encoded apart, as at evaluation, where only the prompt is encoded; then the end token."""
     prompt = example.prompt
     if example.chat and tokenizer.chat_template:
@@ -103,7 +106,7 @@ def rate_at(step: int, settings: Settings) -> float:
     return settings.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def answer_loss(model: Any, batch: Sequence[Encoded], pad: int, device: str) -> tuple[torch.Tensor, int]:
+def answer_loss(model: PreTrainedModel, batch: Sequence[Encoded], pad: int, device: str) -> tuple[torch.Tensor, int]:
     """(mean cross-entropy over the batch's answer tokens in fp32, how many they are).
 
     Logits are computed at answer positions only: with a vocabulary of 49152 the head is a fifth of the work.
@@ -128,7 +131,7 @@ def answer_loss(model: Any, batch: Sequence[Encoded], pad: int, device: str) -> 
     return torch.nn.functional.cross_entropy(logits.float(), targets), len(targets)
 
 
-def mean_loss(model: Any, encoded: Sequence[Encoded], pad: int, device: str) -> float:
+def mean_loss(model: PreTrainedModel, encoded: Sequence[Encoded], pad: int, device: str) -> float:
     """Mean loss per answer token over all examples, without gradients."""
     import torch
 
@@ -157,7 +160,7 @@ def fine_tune(
     device: str,
     overwrite: bool = False,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Fine-tune `base` on `data` and write `target` (bf16 safetensors, tokenizer, record); returns the record.
 
     Weights are fp32, with bfloat16 autocast where the device computes in it; AdamW without weight decay. The folder is
@@ -166,8 +169,7 @@ def fine_tune(
     expected = {"skill": data.skill, "settings": asdict(settings), "data_sha256": digest(data.examples)}
     if not overwrite and is_finished(target, expected):
         logger.info(f"{target} is finished already and was left as it is (--overwrite trains it again).")
-        earlier: dict[str, Any] = read_record(target) or {}
-        return earlier
+        return read_record(target) or {}
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -208,7 +210,13 @@ def fine_tune(
 
 
 def train(
-    model: Any, encoded: Sequence[Encoded], pad: int, settings: Settings, device: str, name: str, quiet: bool
+    model: PreTrainedModel,
+    encoded: Sequence[Encoded],
+    pad: int,
+    settings: Settings,
+    device: str,
+    name: str,
+    quiet: bool,
 ) -> tuple[list[float], int, int]:
     """Train in place; (loss of each step, examples seen, answer tokens seen)."""
     import torch
