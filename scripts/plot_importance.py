@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -19,6 +19,7 @@ from aim.scaling import Scaling
 from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.figures import COLORS, DPI, WIDTH, check_figure_file, in_style, legend_rows, write_figure
+from common.files.json_values import JsonObject, JsonValue
 from common.files.paths import read_json, user_path, write_whole
 from common.logging import logger
 from common.markup import figure_text, markdown
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from aim.importance import Importance
 
-Entry = Mapping[str, Any]
+Entry = Mapping[str, JsonValue]
 """The figures of one importance file, as --results stores them."""
 MAX = "max"
 EVEN = "even"
@@ -134,7 +135,7 @@ def entry_of(
     }
 
 
-def about(importance: Importance) -> dict[str, Any]:
+def about(importance: Importance) -> JsonObject:
     """Return what an importance file was measured on: base, statistic, text."""
     from merging.output.records.card import public_name
 
@@ -154,7 +155,7 @@ def as_text(entries: Mapping[str, Entry]) -> str:
 
 def document(file: Path) -> str:
     """Return the part of a document: for each base the distribution of its first entry, then all side by side."""
-    entries = json.loads(file.read_text(encoding="utf-8"))
+    entries = read_json(file, "")
     parts = []
     for names in _by_base(entries).values():
         parts.append(distribution_text(names[0], entries[names[0]]))
@@ -184,7 +185,7 @@ def comparisons(entries: Mapping[str, Entry]) -> list[str]:
     return [comparison_table([entries[name] for name in names]) for names in _by_base(entries).values()]
 
 
-def distribution_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def distribution_table(rows: Sequence[JsonObject]) -> str:
     """Return a row per kind of layer: quantiles and mean of s, shares of channels above levels, largest to median."""
     from aim.report.distribution import LEVELS, QUANTILES
 

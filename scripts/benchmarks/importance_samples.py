@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -19,6 +19,7 @@ from aim.calibration.flags import add_calibration_flags, calibration_of
 from aim.scaling import Scaling
 from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
+from common.files.json_values import JsonObject
 from common.files.paths import user_path
 from common.logging import logger
 from common.markup import markdown
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     if not all(count.isdigit() and int(count) > 0 for count in args.counts.split(",")):
         raise UsageError(f"--counts must be whole numbers of at least 1, separated by commas, found {args.counts}.")
     counts = sorted({int(count) for count in args.counts.split(",")})
-    entry: dict[str, Any] = {}
+    entry: JsonObject = {}
     for entry in measure(args.base, calibration_of(vars(args)), counts, args.other_texts):
         if args.results:
             args.results.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
@@ -84,9 +85,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def measure(
-    base_name: str, calibration: Calibration, counts: Sequence[int], other_texts: int
-) -> Iterator[dict[str, Any]]:
+def measure(base_name: str, calibration: Calibration, counts: Sequence[int], other_texts: int) -> Iterator[JsonObject]:
     """Yield the figures after each source: all numbers of texts of the first, then one number of each other."""
     import torch
 
@@ -97,7 +96,7 @@ def measure(
     base = open_checkpoint(base_name)
     model = load_whole(base, "float32", torch.device("cpu"))
     first: Source | None = None
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     for spec in calibration.sources():
         texts = replace(
             calibration, source=spec.spec, text_field=spec.field, weights=None,
@@ -184,7 +183,7 @@ def compare(reference: Means, other: Means, scaling: Scaling) -> dict[str, float
     return {key: float(f"{float(value):.4g}") for key, value in values.items()}
 
 
-def as_text(entry: dict[str, Any]) -> str:
+def as_text(entry: JsonObject) -> str:
     """Return the table."""
     heads = ["text", "texts", "tokens", "against", "lowest cosine of s", "median change of s",
              "the same, quantile 0.99", f"change of the factor at ω = {entry['omega']:g}, 99 % of channels below",
