@@ -155,12 +155,18 @@ def as_text(entries: Mapping[str, Entry]) -> str:
 
 def document(file: Path) -> str:
     """Return the part of a document: for each base the distribution of its first entry, then all side by side."""
-    entries = read_json(file, "")
+    entries = read_json(file, f"{file} does not exist.")
     parts = []
     for names in _by_base(entries).values():
         parts.append(distribution_text(names[0], entries[names[0]]))
         parts += comparisons({name: entries[name] for name in names})
     return "\n\n".join(parts)
+
+
+def draw(file: Path) -> Figure:
+    """Return the figure of a document: the first entry of each base."""
+    entries = read_json(file, f"{file} does not exist.")
+    return plot({names[0]: entries[names[0]] for names in _by_base(entries).values()})
 
 
 def _by_base(entries: Mapping[str, Entry]) -> dict[tuple[str, ...], list[str]]:
@@ -203,19 +209,20 @@ def distribution_table(rows: Sequence[JsonObject]) -> str:
 
 
 def comparison_table(entries: Sequence[Entry]) -> str:
-    """Return the share of task vectors that AIM takes back from each kind, for entries of one base."""
-    heads = ["kind"]
-    cells: dict[str, list[str]] = {}
-    for entry in entries:
-        for label, merges in entry["taken_back"].items():
-            for merged, shares in merges.items():
-                heads.append(f"{entry['statistic']}, {label}: {merged}")
-                for kind, share in shares.items():
-                    cells.setdefault(kind, [kind, *["-"] * (len(heads) - 2)]).append(_percent(share))
-                for row in cells.values():
-                    row += ["-"] * (len(heads) - len(row))
+    """Return the share of task vectors that AIM takes back from each kind of layer, for entries of one base."""
+    rows = [
+        (f"{entry['statistic']}, {label}", merged, shares)
+        for entry in entries
+        for label, merges in entry["taken_back"].items()
+        for merged, shares in merges.items()
+    ]
+    kinds = list(dict.fromkeys(kind for *_, shares in rows for kind in shares))
+    cells = [
+        [label, merged, *(_percent(shares[kind]) if kind in shares else "-" for kind in kinds)]
+        for label, merged, shares in rows
+    ]
     heading = f"Share of a task vector's norm that AIM takes back at ω = {entries[0]['omega']:g}:"
-    return f"{heading}\n\n{markdown(heads, list(cells.values()))}"
+    return f"{heading}\n\n{markdown(['s', 'task vector', *kinds], cells, text_columns=2)}"
 
 
 def _percent(share: float) -> str:

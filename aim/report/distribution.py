@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aim.relaxer import Rule
 from aim.report.summary import InputGroup, input_groups
 from aim.scaling import Scaling
 from common.errors import CheckpointError
+from common.files.json_values import JsonObject, JsonValue
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ class Distribution:
     largest_to_median: float | None
     curve: tuple[float, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Return everything in JSON's types, rounded to `DIGITS` digits."""
         return {key: _rounded(value) for key, value in asdict(self).items()}
 
@@ -168,7 +169,7 @@ def _task_vectors(
     return task_vector, task_vector * factor
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: JsonValue) -> JsonValue:
     if isinstance(value, tuple):
         return [_rounded(entry) for entry in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

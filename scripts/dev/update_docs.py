@@ -3,8 +3,8 @@
 A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what
 `python scripts/make_tables.py ARGUMENTS` prints. Other parts are `<!-- KIND: FILE -->` to `<!-- end of KIND -->`: the
 runs of a script of scripts/benchmarks/ or scripts/dev/, the methods and their parameters (from configs/methods), the
-README's rows of results, a program's output. The README's figure is drawn from its results too. A test fails where a
-document differs from its results.
+README's rows of results, a program's output. Figures are drawn from their results too. A test fails where a document
+differs from its results.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -28,9 +29,15 @@ from scripts.benchmarks.bench_gpu import as_text as gpu
 from scripts.benchmarks.bench_tables import performance
 from scripts.benchmarks.calibration_deviation import as_text as deviation
 from scripts.benchmarks.growth_report import document as growth
+from scripts.benchmarks.importance_samples import as_text as samples
 from scripts.dev import document_tables, quickstart_figure
 from scripts.dev.fuzz import summary as fuzz
 from scripts.dev.torture import as_text as torture
+from scripts.plot_importance import document as importance
+from scripts.plot_importance import draw as importance_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DOCUMENTS = ("README.md", "REPRODUCTION.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))))
 TABLES = re.compile(r"(<!-- tables: (?P<arguments>.*?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
@@ -95,9 +102,14 @@ def _torture(file: Path) -> str:
     return torture(read_json_file(file))
 
 
+def _samples(file: Path) -> str:
+    return samples(read_json_file(file))
+
+
 RESULTS: Mapping[str, Callable[[Path], str]] = {
     "memory": memory, "calibration": calibration, "performance": _performance, "deviation": _deviation,
     "growth": growth, "gpu": _gpu, "torture": _torture, "fuzz": _fuzz,
+    "importance": importance, "samples": _samples,
     "methods": document_tables.methods, "parameters": document_tables.parameters, "results": document_tables.results,
     "output": document_tables.output,
 }  # fmt: skip
@@ -119,21 +131,27 @@ def filled(text: str) -> str:
     return TABLES.sub(lambda m: f"{m[1]}\n{tables(m['arguments'])}\n{m[3]}", text)
 
 
-def update_figure(check: bool) -> None:
-    """Draw the README's figure anew. With `check`, raise FailureError where it differs and write nothing."""
-    figure = quickstart_figure.draw(ROOT / quickstart_figure.RESULTS)
-    with tempfile.TemporaryDirectory() as scratch:
-        new_figure = Path(scratch) / quickstart_figure.FIGURE.name
-        write_figure(figure, new_figure)
-        file = ROOT / quickstart_figure.FIGURE
-        if file.is_file() and file.read_bytes() == new_figure.read_bytes():
-            return
+DRAWN: Mapping[Path, tuple[Callable[[Path], Figure], Path]] = {
+    quickstart_figure.FIGURE: (quickstart_figure.draw, quickstart_figure.RESULTS),
+    Path("docs/figures/importance_distribution.svg"): (importance_figure, Path("results/importance_distribution.json")),
+}
+"""Figure: the function that draws it, and its results."""
+
+
+def update_figures(check: bool) -> None:
+    """Draw the figures anew. With `check`, raise FailureError where one differs and write nothing."""
+    for name, (draw, results) in DRAWN.items():
+        file = ROOT / name
+        with tempfile.TemporaryDirectory() as scratch:
+            drawn = Path(scratch) / name.name
+            write_figure(draw(ROOT / results), drawn)
+            content = drawn.read_bytes()
+        if file.is_file() and file.read_bytes() == content:
+            continue
         if check:
-            raise FailureError(
-                f"{quickstart_figure.FIGURE} differs from its results; run python scripts/dev/update_docs.py."
-            )
+            raise FailureError(f"{name} differs from its results; run python scripts/dev/update_docs.py.")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(new_figure.read_bytes())
+        file.write_bytes(content)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -141,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a document differs")
     add_output_flags(parser)
     args = parser.parse_args(argv)
-    update_figure(args.check)
+    update_figures(args.check)
     for name in DOCUMENTS:
         file = ROOT / name
         before = file.read_text(encoding="utf-8")

@@ -87,8 +87,8 @@ def _renamed(result: EvalResult, columns: Mapping[str, str]) -> EvalResult:
 def models_of(plan: Plan, replicate: Replicate, results: Mapping[str, EvalResult], remark: Remark) -> Models:
     """Return a replicate's models as the tables have them; with the paper's numbers where those are asked for."""
     of_replicate = [m for m in plan.models if m.axes["replicate"] in (_name(replicate), "published")]
-    chosen = [results[key] for m in of_replicate if (key := path_label(m.path)) in results]
-    names = {s: label for model, label in replicate.labels.items() for s in (model, path_label(model))}
+    chosen = [results[key] for m in of_replicate if (key := _label(m.path)) in results]
+    names = {s: label for model, label in replicate.labels.items() for s in (model, _label(model))}
     if plan.experiment.published:
         published, labels = read_results(PAPER, remark)
         chosen = published + chosen
@@ -99,6 +99,11 @@ def models_of(plan: Plan, replicate: Replicate, results: Mapping[str, EvalResult
     return assemble(chosen, {model: label for model, label in names.items() if model in mentioned}, remark)
 
 
+def _label(reference: str) -> str:
+    """Return a folder, which may be deleted, or hub id as its result names it."""
+    return path_label(reference) if Path(reference).exists() else path_label(reference).removesuffix("@main")
+
+
 def _name(replicate: Replicate) -> str:
     return str(replicate.axes["replicate"])
 
@@ -106,7 +111,7 @@ def _name(replicate: Replicate) -> str:
 def rows_of(plan: Plan, replicate: Replicate, models: Models, remark: Remark) -> list[Row]:
     """Return a flat row for each scored model of a replicate: its axes, scores, their mean, and HV gain."""
     gains = all_gains(models, Measure(), remark).values
-    by_path = {path_label(model.path): model for model in plan.models if model.axes["replicate"] == _name(replicate)}
+    by_path = {_label(model.path): model for model in plan.models if model.axes["replicate"] == _name(replicate)}
     rows: list[Row] = []
     for row in models.rows:
         model = by_path.get(model_key(row.model))

@@ -26,8 +26,8 @@ Flags = Mapping[str, JsonValue]
 
 KEYS = {
     "title": "one line on the question that the experiment answers",
-    "base": "the base: a folder or hub id",
-    "models": "label: fine-tuned model (a folder or hub id)",
+    "base": "the base: a folder or hub id, with @REVISION to pin its commit",
+    "models": "label: fine-tuned model (a folder or hub id, with @REVISION to pin its commit)",
     "pools": "name: {base, models}; several families of models in one experiment, in place of base and models",
     "family": "flags of scripts/quickstart/family.py, which trains the models; lists are grids",
     "seeds": "seeds of `family`, and of random masks (default: 42)",

@@ -122,7 +122,7 @@ def test_script(measured, capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     entries = json.loads(results.read_text())
     assert list(entries) == ["first", "second"]
     assert list(entries["second"]["taken_back"]["quantile 0.9"]) == ["even", "merged"]
-    assert "| mean_abs, quantile 0.9: merged |" in printed
+    assert "| mean_abs, quantile 0.9 | merged " in printed
     assert as_text({"second": entries["second"]}) in printed
     assert "first: mean_abs, normalization max" in document(results)
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

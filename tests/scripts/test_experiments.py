@@ -345,6 +345,36 @@ def test_killed_and_resumed_runs_have_the_same_scores(trained: Family, jobs: str
     assert len(scores(out)) == 3 + 2
 
 
+def test_pinned_revisions(trained: Family, tmp_path: Path) -> None:
+    """Models of the hub can be pinned by @REVISION: each cell reads that commit, and the tables have their labels."""
+    cache, commits = tmp_path / "hub", {}
+    for name, source in {
+        "base": trained.base,
+        "one": trained.models["addition"],
+        "two": trained.models["strings"],
+    }.items():
+        commits[name] = f"{len(commits) + 1:040x}"
+        repo = cache / f"models--org--{name}"
+        shutil.copytree(source, repo / "snapshots" / commits[name])
+        (repo / "refs").mkdir()
+        (repo / "refs" / ("main" if name == "two" else "v1")).write_text(commits[name])
+    models = {"Code": f"org/one@{commits['one']}", "Instruction Tuned": "org/two@main"}
+    file = write(small(trained, base="org/base@v1", models=models))
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "scripts" / "run_experiment.py"), str(file), "--quiet"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = Path("experiments/small")
+    rows = list(csv.DictReader((out / "report" / "cells.csv").open()))
+    assert [row["model"] for row in rows if row["model"]] == ["Base", "Code", "Instruction Tuned"]
+    assert len(rows) == 5
+    (record,) = out.glob("models/main/merged/*/run_record.json")
+    assert {entry["commit"] for entry in json.loads(record.read_text())["inputs"]} == set(commits.values())
+    text = (out / "report" / "tables.md").read_text()
+    assert "Code + Instruction Tuned" in text
+    assert "org/" not in text
+
+
 def test_slurm_script(trained: Family, tmp_path: Path) -> None:
     """The array has one task per chain, its patterns cover all cells, and the shell accepts it."""
     file = write(small(trained, methods=["ties", "linear"], combinations="pairs"))
