@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import HeadersUnknownError, UsageError
 from common.files.json_values import JsonValue
@@ -33,6 +33,9 @@ from merging.recipe.method_registry import find_method
 from merging.tokenizers.chat_template import ChatTemplate, choose_template
 from merging.tokenizers.choice import choose_vocabulary, with_tokens
 from merging.tokenizers.token_ids import read_tokenizers, token_ids
+
+if TYPE_CHECKING:
+    from merging.methods.contract import Method
 
 
 def plan_merge(
@@ -97,7 +100,7 @@ def plan_merge(
     )
 
 
-def _load_method(name: str) -> Any:
+def _load_method(name: str) -> Method:
     """Return the method's functions; loads torch."""
     from merging.methods.contract import load_method
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from common.errors import FailureError
+from common.files.json_values import JsonValue
 from merging.output.digests import digest_of
 from merging.output.records.lock import check_inputs, check_others, check_planned, describe_input
 from merging.pipeline import execution_config, format_of
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check_lock_plan(plan: MergePlan, lock: Mapping[str, Any]) -> None:
+def check_lock_plan(plan: MergePlan, lock: Mapping[str, JsonValue]) -> None:
     """Refuse a plan that cannot repeat a lock, before anything is computed.
 
     Args:
@@ -31,7 +32,7 @@ def check_lock_plan(plan: MergePlan, lock: Mapping[str, Any]) -> None:
     check_planned(lock, plan.layout.tensors, inputs, plan.files)
 
 
-def check_lock_inputs(plan: MergePlan, lock: Mapping[str, Any]) -> None:
+def check_lock_inputs(plan: MergePlan, lock: Mapping[str, JsonValue]) -> None:
     """Refuse inputs whose bytes are not those of a lock.
 
     Args:

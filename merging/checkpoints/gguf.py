@@ -6,10 +6,10 @@ import importlib.util
 import io
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import CheckpointError, FailureError
 from common.files.json_values import JsonObject
@@ -20,9 +20,22 @@ from merging.checkpoints.storage import TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
 
 KINDS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModel")
 TOKEN_IDS = ("bos", "eos", "pad")
+
+
+class _AutoClass(Protocol):
+    """One of transformers' Auto classes."""
+
+    @property
+    def from_config(self) -> Callable[..., PreTrainedModel]:
+        """Function of a config that returns a model with random weights."""
+
+    @property
+    def from_pretrained(self) -> Callable[..., tuple[PreTrainedModel, Mapping[str, Collection[str]]]]:
+        """Function of a folder that returns a model and, asked for `output_loading_info`, the keys that differ."""
 
 
 class GgufWeights:
@@ -33,7 +46,7 @@ class GgufWeights:
     bytes per parameter stay in memory until `close`.
     """
 
-    def __init__(self, label: str, file: Path, config: Any) -> None:
+    def __init__(self, label: str, file: Path, config: PretrainedConfig) -> None:
         import torch
 
         self.label, self.file, self._config = label, file, config
@@ -140,7 +153,7 @@ def _check_whole(label: str, file: Path) -> None:
         )
 
 
-def _add_tokenizer(config: Any, file: Path, folder: Path) -> None:
+def _add_tokenizer(config: PretrainedConfig, file: Path, folder: Path) -> None:
     """Save the file's tokenizer, if it has one, and copy the ids of its special tokens into the config."""
     from gguf import GGUFReader
     from transformers import AutoTokenizer
@@ -153,18 +166,18 @@ def _add_tokenizer(config: Any, file: Path, folder: Path) -> None:
         setattr(config, f"{token}_token_id", getattr(tokenizer, f"{token}_token_id"))
 
 
-def _auto_class(config: Any) -> Any:
+def _auto_class(config: PretrainedConfig) -> _AutoClass:
     """Return the first Auto class of KINDS that has a model for the config."""
     import transformers
 
     classes = [getattr(transformers, name) for name in KINDS]
-    auto_class = next((kind for kind in classes if type(config) in kind._model_mapping), None)
+    auto_class: _AutoClass | None = next((kind for kind in classes if type(config) in kind._model_mapping), None)
     if auto_class is None:
         raise ValueError(f"no model class for {type(config).__name__}")
     return auto_class
 
 
-def _saved(model: Any) -> dict[str, Tensor]:
+def _saved(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the model's tensors under the names and shapes of save_pretrained, without tied copies."""
     from transformers.core_model_loading import revert_weight_conversion
 

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from common.errors import CheckpointError
 from common.files.bounded_reading import MAX_INDEX, UnreadableError, open_regular, parse_json, read_json
@@ -196,7 +195,7 @@ def safetensors_header(file: Path) -> dict[str, TensorInfo]:
     return {name: _info(spec, file, 8 + length) for name, spec in entries.items()}
 
 
-def _checked(header: Any) -> dict[str, JsonObject]:
+def _checked(header: JsonValue) -> dict[str, JsonObject]:
     """Return the tensor entries of a parsed header after checking their types. Raises ValueError."""
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
@@ -211,7 +210,8 @@ def _checked(header: Any) -> dict[str, JsonObject]:
         if not isinstance(spec, dict):
             raise ValueError(f"tensor {name} is {quoted(spec)} in its header, an object was expected")
         _check_spec(name, spec)
-    return header
+    entries: dict[str, JsonObject] = header
+    return entries
 
 
 def _check_spec(name: str, spec: Mapping[str, JsonValue]) -> None:

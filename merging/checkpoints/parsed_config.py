@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.files.json_values import JsonValue
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 QUANTIZATION = ("quantization_config", "compression_config")
 
@@ -25,7 +28,7 @@ class ParsedConfig:
 
     values: Mapping[str, JsonValue]
     class_keys: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    source: Any = None
+    source: PretrainedConfig | None = None
 
     @property
     def is_known(self) -> bool:
@@ -39,7 +42,7 @@ class ParsedConfig:
         return nested if isinstance(nested, Mapping) else self.values
 
     @property
-    def text_source(self) -> Any:
+    def text_source(self) -> PretrainedConfig | None:
         """transformers' config object of the language model's part."""
         return getattr(self.source, "text_config", None) or self.source
 
@@ -63,7 +66,7 @@ def parse_config(config: Mapping[str, JsonValue]) -> ParsedConfig:
         return ParsedConfig(plain)
 
 
-def _class_keys(source: Any, path: str = "") -> dict[str, frozenset[str]]:
+def _class_keys(source: PretrainedConfig, path: str = "") -> dict[str, frozenset[str]]:
     """Return {path of a part: keys that its config class defines}."""
     from transformers import PretrainedConfig
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from common.errors import CheckpointError
 from common.files.bounded_reading import UnreadableError, check_regular
@@ -253,7 +253,7 @@ def is_packed(name: str, dtype: str) -> bool:
     return bool(PACKED.search(name)) or whole_numbers or dtype.startswith(PACKED_DTYPES)
 
 
-def _odd_tensor(name: Any, tensor: Tensor) -> str | None:
+def _odd_tensor(name: object, tensor: Tensor) -> str | None:
     """Describe what keeps an unpickled tensor from being read as plain numbers on the CPU; None for a plain one."""
     import torch
 

@@ -23,7 +23,7 @@ class BaseComparison:
         self._base: Any = None
         self._row = 0
 
-    def begin(self, tensor: Any) -> None:
+    def begin(self, tensor: object) -> None:
         """Start a tensor of the plan; tensors that are copied have no base and are passed over."""
         self._row, self._base = 0, None
         if all(self._differs) or not isinstance(tensor, TensorPlan) or tensor.base is None or not tensor.is_merged:

@@ -21,7 +21,7 @@ from merging.engine.row_groups import aligned_rows, group_of
 from merging.engine.tensor_task import TensorTask, make_task
 from merging.methods.contract import select_arguments
 from merging.ops.tensor_blocks import BLOCK_ELEMENTS, TensorGroup, cut
-from merging.plan.types import Listing, Plan, TensorPlan
+from merging.plan.types import Listing, Named, Plan, TensorPlan
 
 BlocksOf: TypeAlias = Callable[[Any], Iterator[Blocks]]
 """Returns the results of a tensor of the plan, block by block."""
@@ -102,7 +102,7 @@ def with_model_statistics(plan: Plan, config: ExecutionConfig) -> ExecutionConfi
 
 @contextmanager
 def _merging(
-    tensors: Sequence[Any],
+    tensors: Sequence[Named],
     config: ExecutionConfig,
     collectors: Mapping[str, Collectors],
     blocks_of: BlocksOf | None = None,
@@ -111,7 +111,8 @@ def _merging(
     if blocks_of is not None:
         yield blocks_of
         return
-    tasks = {t.name: partial(_task, t, config, collectors.get(t.name, ())) for t in tensors if _is_computed(t)}
+    planned = [tensor for tensor in tensors if isinstance(tensor, TensorPlan)]  # all of a `Plan`
+    tasks = {t.name: partial(_task, t, config, collectors.get(t.name, ())) for t in planned if _is_computed(t)}
     with closing(make_executor(config, tasks)) as executor:
 
         def results_of(tensor: TensorPlan) -> Iterator[Blocks]:

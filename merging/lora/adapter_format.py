@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,6 +38,7 @@ from merging.tokenizers.chat_template import template_of
 
 if TYPE_CHECKING:
     from merging.engine.execution import ExecutionConfig
+    from merging.engine.loop import BlocksOf
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class AdapterFormat:
         """Return a part of the tensors that are written."""
         return replace(self.layout, tensors=self.layout.tensors[tensors.start : tensors.stop])
 
-    def blocks(self, execution: ExecutionConfig) -> Callable[[Any], Iterator[Any]]:
+    def blocks(self, execution: ExecutionConfig) -> BlocksOf:
         """Return the function that computes factors in fp64 and whole tensors as the engine does."""
         from merging.lora.tensors import Maker  # loads torch
 

@@ -6,11 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import FailureError, ProjectError, UsageError
 from common.files.json_values import JsonObject
 from merging.output.records.lock import LOCK_FILE
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -23,7 +26,7 @@ class Push:
     private: bool = False
 
     @classmethod
-    def of(cls, repo: Any, private: Any, dry_run: bool = False) -> Push | None:
+    def of(cls, repo: object, private: object, dry_run: bool = False) -> Push | None:
         """Return what --push_to_hub and --private ask for; None where nothing is pushed.
 
         dry_run: whether the name alone is checked. Raises UsageError for a name that is none, --private alone, no
@@ -110,7 +113,7 @@ def _push(result: Path, repo: str, private: bool) -> str:
     return url
 
 
-def make_repo(api: Any, repo: str, private: bool) -> str:
+def make_repo(api: HfApi, repo: str, private: bool) -> str:
     """Make a model repository where there is none and return its address.
 
     Raises FailureError where it exists, is public, and `private` is asked for.

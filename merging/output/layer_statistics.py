@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
+from common.files.json_values import JsonObject, JsonValue
 from common.markup import markdown
 from merging.checkpoints.tensor_names import in_order, layer_of
 
 
-def by_layer(tensors: Iterable[tuple[str, Mapping[str, Any]]], count: int) -> list[dict[str, Any]]:
+def by_layer(tensors: Iterable[tuple[str, Mapping[str, JsonValue]]], count: int) -> list[JsonObject]:
     """Add up the tensors' sums layer by layer; returns one row per layer, and one per tensor outside of layers.
 
     The rows are in the order of their names, layer 2 before layer 10.
@@ -19,14 +19,14 @@ def by_layer(tensors: Iterable[tuple[str, Mapping[str, Any]]], count: int) -> li
     norm), and as shares: conflicts (of the entries that any model moved), dropped (per model, of the entries that it
     moved; None where the method drops nothing), changed (of all entries).
     """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Mapping[str, JsonValue]]] = {}
     for name, sums in tensors:
         layer = layer_of(name)
         groups.setdefault(f"{layer[0]}{layer[1]}" if layer else name, []).append(sums)
     return [_row(group, groups[group], count) for group in sorted(groups, key=in_order)]
 
 
-def _row(layer: str, parts: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
+def _row(layer: str, parts: Sequence[Mapping[str, JsonValue]], count: int) -> JsonObject:
     positions = parts[0]["positions"]  # the same for all tensors of a layer
     columns = {position: i for i, position in enumerate(positions)}
     has_base = all(part["has_base"] for part in parts)
@@ -50,7 +50,7 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def as_markdown(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> str:
+def as_markdown(rows: Sequence[Mapping[str, JsonValue]], models: Sequence[str]) -> str:
     """Return the table, a sentence on what its columns are, and the layers that did not change."""
     has_base = any(row["conflicts"] is not None for row in rows)
     what = "task vector" if has_base else "weights"

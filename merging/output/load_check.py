@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 from common.errors import CheckpointError
 from common.files.bounded_reading import UnreadableError, read_text
@@ -26,6 +27,9 @@ from merging.plan.prediction import prediction_names
 from merging.plan.result_config import write_configs
 from merging.plan.types import Plan
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 SECONDS = 300.0
 """Time in which transformers builds the empty model; the largest known take about 20."""
 MAX_MODULES = 4096
@@ -38,6 +42,20 @@ AUTO_CLASSES = (
     "AutoModelForQuestionAnswering", "AutoModelForSpeechSeq2Seq", "AutoModelForPreTraining", "AutoModel",
 )  # fmt: skip
 """Auto classes in the order in which one is looked for that gives the class of a config."""
+
+
+class _Loader(Protocol):
+    """A class of transformers that loads a model."""
+
+    @property
+    def from_pretrained(self) -> Callable[..., tuple[object, Mapping[str, Collection[str]]]]:
+        """Function of a folder that returns a model and, asked for `output_loading_info`, the keys that differ."""
+
+
+class _AutoClass(_Loader, Protocol):
+    """An Auto class, which chooses the class of a model by its config."""
+
+    _model_mapping: Mapping[type, type | tuple[type, ...]]
 
 
 def check_architecture(config: Mapping[str, JsonValue], label: str, tensors: int) -> None:
@@ -158,7 +176,7 @@ def known_names(plan: Plan, template_model: Checkpoint) -> set[str]:
     return {*template_model.tensors, *names, *layers}
 
 
-def _config_class(folder: Path, config: Mapping[str, JsonValue]) -> Any:
+def _config_class(folder: Path, config: Mapping[str, JsonValue]) -> PretrainedConfig | None:
     """Return transformers' config of a folder, None where only code of the checkpoint's own makes it.
 
     Raises CheckpointError where AutoConfig does not read it.
@@ -169,7 +187,8 @@ def _config_class(folder: Path, config: Mapping[str, JsonValue]) -> Any:
         return None
     try:
         with time_limit(SECONDS, f"it is not read within {SECONDS:.0f} seconds"):
-            return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            read: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            return read
     except Exception as error:
         raise CheckpointError(
             f"The result would not load in transformers: AutoConfig refuses config.json ({foreign(str(error), 300)}); "
@@ -177,12 +196,12 @@ def _config_class(folder: Path, config: Mapping[str, JsonValue]) -> Any:
         ) from error
 
 
-def _loader(transformers: Any, config: Any, names: list[str]) -> tuple[str, Any]:
+def _loader(transformers: ModuleType, config: PretrainedConfig, names: list[str]) -> tuple[str, _Loader]:
     """Return the name of the class that a config stands for, and what loads it: an Auto class, or itself.
 
     names: its architectures. Raises CheckpointError where they contradict its model_type, or no class is found.
     """
-    autos = [getattr(transformers, name) for name in AUTO_CLASSES if hasattr(transformers, name)]
+    autos: list[_AutoClass] = [getattr(transformers, name) for name in AUTO_CLASSES if hasattr(transformers, name)]
     loaded = {auto: _classes(auto, config) for auto in autos}
     kind = getattr(config, "model_type", type(config).__name__)
     if not names:
@@ -196,7 +215,7 @@ def _loader(transformers: Any, config: Any, names: list[str]) -> tuple[str, Any]
             return name, auto
     cls = getattr(transformers, name, None)
     made_for = getattr(cls, "config_class", None)
-    if made_for is not None and isinstance(config, made_for):
+    if cls is not None and made_for is not None and isinstance(config, made_for):
         return name, cls
     if made_for is not None:
         raise CheckpointError(
@@ -210,7 +229,7 @@ def _loader(transformers: Any, config: Any, names: list[str]) -> tuple[str, Any]
     )
 
 
-def _classes(auto: Any, config: Any) -> list[Any]:
+def _classes(auto: _AutoClass, config: PretrainedConfig) -> list[type]:
     """Return the model classes that an Auto class has for a config."""
     mapping = auto._model_mapping
     if type(config) not in mapping:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from common.errors import UsageError
 from common.files.json_values import JsonObject, JsonValue
@@ -24,6 +24,7 @@ from merging.plan.types import Listing, Plan
 
 if TYPE_CHECKING:
     from merging.engine.execution import ExecutionConfig
+    from merging.engine.loop import BlocksOf
 
 
 class ResultFormat(Protocol):
@@ -61,7 +62,7 @@ class ResultFormat(Protocol):
     def slice_of(self, tensors: range) -> Listing:
         """Return a part of the tensors that are written."""
 
-    def blocks(self, execution: ExecutionConfig) -> Callable[[Any], Iterator[Any]] | None:
+    def blocks(self, execution: ExecutionConfig) -> BlocksOf | None:
         """Return the function that yields a tensor in blocks of rows; None for the engine's own."""
 
     def lock_entries(self) -> JsonObject:

@@ -92,9 +92,9 @@ class ConfigDifference:
 
     key: str
     model: str
-    value: Any
+    value: object
     template: str
-    expected: Any
+    expected: object
 
     def __str__(self) -> str:
         value, expected = quoted(self.value, 60), quoted(self.expected, 60)
@@ -240,8 +240,8 @@ def flatten(config: Mapping[str, JsonValue]) -> JsonObject:
     return dict(_flat_entries(config, ""))
 
 
-def _flat_entries(part: Mapping[str, JsonValue], path: str) -> Iterator[tuple[str, Any]]:
-    rope: dict[str, Any] = {}
+def _flat_entries(part: Mapping[str, JsonValue], path: str) -> Iterator[tuple[str, JsonValue]]:
+    rope: JsonObject = {}
     for key, value in part.items():
         if key in ROPE_KEYS:
             if value is not None:
@@ -258,7 +258,7 @@ def _flat_entries(part: Mapping[str, JsonValue], path: str) -> Iterator[tuple[st
     yield from ((f"{path}rope.{key}", value) for key, value in rope.items())
 
 
-def _rope(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _rope(value: object, path: str = "") -> Iterator[tuple[str, JsonValue]]:
     """Yield the entries of rope_parameters or rope_scaling, also where they are nested by kind of layer."""
     if not isinstance(value, Mapping):
         return
@@ -272,13 +272,13 @@ def _rope(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{path}{key}", entry
 
 
-def _canonical(key: str, value: Any) -> Any:
+def _canonical(key: str, value: JsonValue) -> JsonValue:
     if isinstance(value, str) and "act" in key:
         return ACTIVATIONS.get(value, value)
     return value
 
 
-def _labels(value: Any) -> Any:
+def _labels(value: JsonValue) -> JsonValue:
     """Return the label names of a classifier; None for transformers' default names."""
     if not isinstance(value, Mapping):
         return value
@@ -287,7 +287,7 @@ def _labels(value: Any) -> Any:
     return None if made_up else [names[i] for i in sorted(names, key=lambda i: (len(i), i))]
 
 
-def _equal(value: Any, other: Any) -> bool:
+def _equal(value: object, other: object) -> bool:
     """Return True for equal values: numbers up to float32 precision, lists by entry, absent as null."""
     if isinstance(value, bool) or isinstance(other, bool):
         return bool(value) == bool(other)

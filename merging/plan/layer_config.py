@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from common.errors import CheckpointError
 from common.files.json_values import JsonValue
@@ -95,7 +94,7 @@ def _parts(config: Mapping[str, JsonValue], stack: str, paired: bool) -> Iterato
     yield _Part(side, DEPTHS) if side in nested else _Part("", keys)
 
 
-def _is_per_layer(key: str, value: Any, depth: int) -> bool:
+def _is_per_layer(key: str, value: object, depth: int) -> bool:
     """Return True for a list (or a pattern string) with one entry per layer."""
     if isinstance(value, str):
         return len(value) == depth and key.endswith("pattern")
@@ -123,7 +122,7 @@ def _set_entries(raw: MutableMapping[str, JsonValue], part: _Part, depth: int, o
 _MISSING = object()
 
 
-def _entry(part: _Part, key: str, origin: LayerOrigin) -> Any:
+def _entry(part: _Part, key: str, origin: LayerOrigin) -> JsonValue:
     """Return a layer's entry in a list of its source model's config; _MISSING where there is none."""
     value = part.of(origin.checkpoint.parsed_config.values).get(key)
     if not isinstance(value, list | tuple | str) or origin.index >= len(value):

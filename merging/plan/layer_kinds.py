@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import CheckpointError
 from common.files.json_values import JsonValue
@@ -20,9 +20,13 @@ from merging.plan.config_meaning import BY_LAYER, DEPTHS
 from merging.plan.prediction import main_depths
 from merging.plan.types import LayerOrigin
 
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig
+
 NUMBERED = re.compile(r"(layer_?(idx|id|index|number|num)|idx|index|layer_n\w*|block_(idx|id))")
 """Attributes that hold a layer's number."""
-Attributes = Mapping[tuple[str, str], Any]
+Attributes = Mapping[tuple[str, str], object]
 """{(path of a module in the layer, attribute): value}; the module's class is the attribute "class"."""
 
 
@@ -106,7 +110,7 @@ def check_sources(origins: Mapping[str, tuple[LayerOrigin, ...]]) -> Iterator[st
 
 def _difference(
     result: LayerKinds, template_kinds: LayerKinds, sources: Sequence[tuple[LayerOrigin, LayerKinds | None]]
-) -> tuple[int, tuple[str, str], Any, Any, LayerOrigin] | None:
+) -> tuple[int, tuple[str, str], object, object, LayerOrigin] | None:
     """Return the first attribute in which a layer of the result differs from its source layer."""
     varying = template_kinds.varying() | result.varying()
     for _, kinds in sources:
@@ -151,16 +155,15 @@ def kinds_of(parsed: ParsedConfig, config: Mapping[str, JsonValue], stack: str, 
         stack: Prefix of the stack's tensor names ("model.layers.").
         depth: Number of its layers.
     """
-    if not parsed.is_known:
+    if parsed.source is None:
         return None
     try:
         import torch
-        import transformers
 
         from common.quiet_transformers import quiet_transformers
 
         with quiet_transformers(), torch.device("meta"):
-            model = _build_model(transformers, parsed.source, config)
+            model = _build_model(parsed.source, config)
         lists = [
             (name, module) for name, module in model.named_modules()
             if isinstance(module, torch.nn.ModuleList) and len(module) == depth and _fits(name, stack)
@@ -174,16 +177,19 @@ def kinds_of(parsed: ParsedConfig, config: Mapping[str, JsonValue], stack: str, 
     return LayerKinds(tuple({**_attributes(layer, depth), **entries[i]} for i, layer in enumerate(layers)))
 
 
-def _build_model(transformers: Any, source: Any, config: Mapping[str, JsonValue]) -> Any:
+def _build_model(source: PretrainedConfig, config: Mapping[str, JsonValue]) -> nn.Module:
     """Return the model of a config: of the class in `architectures`, else the causal LM, else the base model."""
+    import transformers
+
     names = config.get("architectures") or []
     named = getattr(transformers, names[0], None) if names else None
     if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
         return named(source)
     try:
-        return transformers.AutoModelForCausalLM.from_config(source, trust_remote_code=False)
+        model: nn.Module = transformers.AutoModelForCausalLM.from_config(source, trust_remote_code=False)
     except ValueError:
-        return transformers.AutoModel.from_config(source, trust_remote_code=False)
+        model = transformers.AutoModel.from_config(source, trust_remote_code=False)
+    return model
 
 
 def _fits(name: str, stack: str) -> bool:
@@ -201,9 +207,9 @@ def _fits(name: str, stack: str) -> bool:
     return name.rpartition(".")[2] == last and words(path) == words(stack) and (len(sides) == 1 or "" in sides)
 
 
-def _attributes(layer: Any, depth: int) -> dict[tuple[str, str], Any]:
+def _attributes(layer: nn.Module, depth: int) -> dict[tuple[str, str], object]:
     """Return classes, plain attributes and parameter shapes of a layer's modules, without whole-model attributes."""
-    attributes: dict[tuple[str, str], Any] = {}
+    attributes: dict[tuple[str, str], object] = {}
     for path, module in layer.named_modules():
         attributes[path, "class"] = type(module).__name__
         for key, value in vars(module).items():
@@ -215,13 +221,13 @@ def _attributes(layer: Any, depth: int) -> dict[tuple[str, str], Any]:
     return attributes
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _config_entries(parsed: ParsedConfig, depth: int) -> list[dict[tuple[str, str], Any]]:
+def _config_entries(parsed: ParsedConfig, depth: int) -> list[dict[tuple[str, str], object]]:
     """Return each layer's entries in the per-layer lists of the language model's config."""
     lists = {k: v for k, v in parsed.text.items() if isinstance(v, list) and len(v) == depth and BY_LAYER.fullmatch(k)}
     return [{("config", key): value[i] for key, value in lists.items()} for i in range(depth)]

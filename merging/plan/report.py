@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -159,7 +158,7 @@ def as_text(plan: Mapping[str, JsonValue]) -> str:
     return "\n".join(lines)
 
 
-def _as_yaml(key: str, value: Any) -> list[str]:
+def _as_yaml(key: str, value: JsonValue) -> list[str]:
     """Return a key of the recipe as YAML lines: one line, unless its value holds mappings."""
     nested = isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value))
     text = yaml.safe_dump({key: value}, default_flow_style=not nested, sort_keys=False, width=10_000).strip()

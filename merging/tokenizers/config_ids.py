@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from common.errors import CheckpointError
-from common.files.json_values import JsonObject
+from common.files.json_values import JsonObject, JsonValue
 
 DROPPED = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id",
            "unk_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")  # fmt: skip
@@ -114,7 +113,7 @@ def _holds_ids(key: str) -> bool:
     return key.endswith((*SINGLE, *(f"{ending}s" for ending in SINGLE))) or key in LISTS
 
 
-def _changed(key: str, value: Any, numbering: Numbering) -> Any:
+def _changed(key: str, value: JsonValue, numbering: Numbering) -> JsonValue:
     """Return the value of a key with the result's ids. Raises TypeError for a value that is no id."""
     if isinstance(value, dict):  # a name for each id
         named = {name: _id(number, numbering) for name, number in value.items()}
@@ -132,7 +131,7 @@ def _changed(key: str, value: Any, numbering: Numbering) -> Any:
     return [new_id for entry in value if (new_id := _id(entry, numbering)) is not None]
 
 
-def _words(value: list[Any], numbering: Numbering) -> list[Any] | None:
+def _words(value: list[JsonValue], numbering: Numbering) -> list[JsonValue] | None:
     """Return a word's ids, None where the result lacks one of them; or a list of words, None where it lacks all."""
     if all(isinstance(entry, list) for entry in value):
         return [word for entry in value if (word := _words(entry, numbering)) is not None] or None
@@ -140,13 +139,13 @@ def _words(value: list[Any], numbering: Numbering) -> list[Any] | None:
     return None if None in ids else ids
 
 
-def _id(number: Any, numbering: Numbering) -> int | None:
+def _id(number: object, numbering: Numbering) -> int | None:
     if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError
     return numbering.of(number)
 
 
-def _count_ids(value: Any) -> int:
+def _count_ids(value: object) -> int:
     """Return the number of ids in a value."""
     if isinstance(value, dict):
         value = list(value.values())

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import CheckpointError
 from common.files.bounded_reading import MAX_TOKENIZER_VALUES, parse_json
@@ -22,6 +22,9 @@ from common.processes.child_process import run_python
 from common.quiet_transformers import quiet_transformers, silent_descriptors
 from common.terminal_text import foreign
 from merging.checkpoints.model_folder import vocabulary_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CUTTING = ("single_word", "lstrip", "rstrip", "normalized", "special")
 """Attributes of an added token besides its string."""
@@ -80,7 +83,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     return Tokenizer(tokens, _inserted_ids(loaded), special_tokens, added)
 
 
-def _inserted_ids(tokenizer: Any) -> tuple[int, ...]:
+def _inserted_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the ids that a tokenizer inserts around one text, and around two."""
     ids: set[int] = set()
     with suppress(Exception):  # some tokenizers need other inputs than text

@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from common.errors import CheckpointError
 from common.files.json_values import JsonValue
@@ -140,10 +139,10 @@ def _change_settings(
             _write(file, after)
 
 
-def _without(value: Any, removed: set[str]) -> Any:
+def _without(value: JsonValue, removed: set[str]) -> JsonValue:
     """Return settings without the entries that name a removed token."""
 
-    def names_removed(value: Any) -> bool:
+    def names_removed(value: object) -> bool:
         content = value.get("content") if isinstance(value, dict) else value
         return isinstance(content, str) and content in removed
 

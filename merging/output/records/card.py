@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -99,7 +98,7 @@ def public_name(name: str) -> str:
     return name if CheckpointRef.parse(name).is_hub_id else "+".join(Path(part).name for part in name.split("+"))
 
 
-def _without_places(value: Any) -> Any:
+def _without_places(value: JsonValue) -> JsonValue:
     """A recipe with the folders in it by their last names."""
     if isinstance(value, Mapping):
         return {key: _without_places(entry) for key, entry in value.items()}

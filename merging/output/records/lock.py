@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from common.errors import CheckpointError, UsageError
 from common.files.bounded_reading import UnreadableError
@@ -171,7 +170,7 @@ def check_planned(
             )
 
 
-def _check_names(what: str, expected: Iterable[str], actual: Iterable[Any], count: bool = False) -> None:
+def _check_names(what: str, expected: Iterable[str], actual: Iterable[object], count: bool = False) -> None:
     """Raise CheckpointError where two sets of names (or their numbers) differ."""
     lock_names, plan_names = list(expected), list(actual)
     if count:

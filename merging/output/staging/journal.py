@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from common.files.atomic import naming, write_file
 from common.files.bounded_reading import UnreadableError, read_bytes
@@ -89,11 +88,11 @@ def read_lines(file: Path) -> list[JsonObject]:
     return lines
 
 
-def _is_first(line: Any) -> bool:
+def _is_first(line: object) -> bool:
     return isinstance(line, dict) and isinstance(line.get("key"), str) and isinstance(line.get("processes", 1), int)
 
 
-def _is_entry(line: Any) -> bool:
+def _is_entry(line: object) -> bool:
     return (
         isinstance(line, dict)
         and isinstance(line.get("name"), str)

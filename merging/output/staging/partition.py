@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from common.distributed import ProcessGroup
 from common.errors import CheckpointError, StoppedError
@@ -212,5 +211,5 @@ def _await(folder: Path, output: OutputConfig) -> None:
         time.sleep(0.1)
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, default=str, sort_keys=isinstance(value, Mapping)).encode()).hexdigest()
