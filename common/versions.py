@@ -22,13 +22,20 @@ UNKNOWN = "unknown"
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:
     """Return {name: version} of the project, Python and the installed ones of `packages`, dashes as underscores."""
-    by_name = {"project": VERSION, "python": platform.python_version()}
-    for package in packages:
-        try:
-            by_name[package.replace("-", "_")] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return by_name
+    installed = {package.replace("-", "_"): _version_of(package) for package in packages}
+    return {
+        "project": VERSION, "python": platform.python_version(),
+        **{name: version for name, version in installed.items() if version is not None},
+    }  # fmt: skip
+
+
+@cache
+def _version_of(package: str) -> str | None:
+    """Return the version of a package, None where it is not installed; the metadata of all packages is searched."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

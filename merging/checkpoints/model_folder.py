@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from common.errors import CheckpointError
@@ -103,8 +104,13 @@ def vocabulary_files(folder: Path, settings: bool = True) -> list[Path]:
     return _matching(folder, (*VOCABULARIES, *(SETTINGS if settings else ())))
 
 
-def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    matches = (folder / name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+    return sorted(file for file in matches if file.is_file())
 
 
 def with_tokenizer_of(folder: Path, adapter_folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shlex
@@ -17,18 +18,20 @@ from typing import Any
 import pytest
 import yaml
 
+from common.cli import run
 from common.errors import CheckpointError, FailureError, UsageError
 from common.files.paths import read_json
 from scripts.experiments import results
 from scripts.experiments.commands import SCRIPTS, parser_of
 from scripts.experiments.paired import AIM, ALL, differences, interval_half
-from scripts.experiments.plan import Plan, plan_experiment
+from scripts.experiments.plan import Cell, Plan, plan_experiment
 from scripts.experiments.results import compact, read_rows
 from scripts.experiments.schema import KEYS, MANAGED, Relaxation, read_experiment
 from scripts.experiments.slurm import chains, slurm_script
 from scripts.experiments.state import State
 from scripts.quickstart.family import Family, make_family
 from scripts.run_experiment import main
+from tests.helpers.forked import redirect, server
 from tests.scripts.test_quickstart_family import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,16 +264,13 @@ def test_collected_rows_are_divided(trained: Family, monkeypatch: pytest.MonkeyP
         compact(plan, rows, Path("rows.json"))
 
 
-def test_deleted_weights_come_back_by_their_lock(trained: Family) -> None:
+def test_deleted_weights_come_back_by_their_lock(trained: Family, run_script) -> None:
     """The lock that `keep: scores` leaves rebuilds the deleted weights, by the ordinary script."""
     file = write(small(trained, keep="scores"))
     assert main([str(file), "--quiet", "--no_report"]) == 0
     name = "main__task_arithmetic__Code-Instruction_Tuned__merge"
     lock = Path("experiments/small/cells") / name / "lock"
-    again = subprocess.run(
-        [sys.executable, ROOT / "merge.py", "--from_lock", lock, "--save_path", "again", "--quiet"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    again = run_script(ROOT / "merge.py", "--from_lock", lock, "--save_path", "again", "--quiet", cwd=Path.cwd())
     assert again.returncode == 0, again.stderr
     assert (Path("again") / "model.safetensors").is_file()
 
@@ -318,31 +318,49 @@ def test_only_runs_what_matches_and_its_needs(trained: Family) -> None:
         main([str(file), "--quiet", "--resume", "--only", "main__tyes*"])
 
 
+def runner_that_waits(marker: Path, cells: int, arguments: list[str]) -> None:
+    """Be a runner that waits, to be killed, once it has begun so many cells; its marker is there by then."""
+    begin, begun = State.begin, itertools.count(1)
+
+    def begin_and_wait(state: State, cell: Cell) -> None:
+        begin(state, cell)
+        if next(begun) == cells:
+            marker.touch()
+            time.sleep(600)
+
+    State.begin = begin_and_wait  # type: ignore[method-assign]
+    redirect(marker.parent)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.argv[1:] = arguments
+    sys.exit(run(main))
+
+
 @pytest.mark.parametrize("jobs", ["in_process", "2"])
 def test_killed_and_resumed_runs_have_the_same_scores(trained: Family, jobs: str) -> None:
     """Killed twice at different cells, with SIGKILL and SIGTERM, and resumed: the scores of a run in one go. A cell
     that outlives the killed runner is waited for, not run beside itself."""
-    file = write(small(trained, methods=["dare_ties"], keep="scores"))
-    runner = [sys.executable, str(ROOT / "scripts" / "run_experiment.py"), str(file)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    changes = {} if jobs == "in_process" else {"aim": None, "calibration": None}  # each cell is a process that starts
+    file = write(small(trained, methods=["dare_ties"], keep="scores", **changes))
     out = Path("killed")
-    command = [*runner, "--save_path", str(out), "--jobs", jobs, "--no_report"]
-    for number, cells in ((signal.SIGKILL, 1), (signal.SIGTERM, 4)):
-        child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    arguments = [str(file), "--save_path", str(out), "--jobs", jobs, "--no_report"]
+    for number, cells in ((signal.SIGKILL, 2), (signal.SIGTERM, 3)):
+        marker = Path(f"waits-{number}").resolve()
+        process = server().Process(target=runner_that_waits, args=(marker, cells, arguments))
+        process.start()
         deadline = time.monotonic() + 240
-        while child.poll() is None and time.monotonic() < deadline:
-            statuses = [json.loads(f.read_text())["state"] for f in out.glob("cells/*/status.json")]
-            if statuses.count("done") >= cells:
-                break
+        while not marker.exists():
+            assert process.is_alive(), Path("err").read_text()
+            assert time.monotonic() < deadline
             time.sleep(0.02)
-        child.send_signal(number)
-        assert child.wait() != 0
-        command = [*runner, "--save_path", str(out), "--jobs", jobs, "--no_report", "--resume"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+        os.kill(process.pid, number)  # type: ignore[arg-type]
+        process.join(60)
+        assert process.exitcode not in (0, None)
+        if "--resume" not in arguments:
+            arguments.append("--resume")
+    assert main([*arguments, "--quiet"]) == 0
     assert main([str(file), "--quiet", "--no_report", "--save_path", "whole"]) == 0
     assert scores(out) == scores(Path("whole"))
-    assert len(scores(out)) == 3 + 2
+    assert len(scores(out)) == 3 + (2 if jobs == "in_process" else 1)
 
 
 def test_pinned_revisions(trained: Family, tmp_path: Path) -> None:

@@ -159,8 +159,8 @@ def temporary_files() -> set[str]:
     return set() if root is None else {path.name for path in root[1].iterdir()}
 
 
-@pytest.mark.parametrize("kind", ["merge", "relaxation", "layerwise"])
-def test_runs_leave_nothing_in_the_process(family, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "times"), [("merge", 50), ("relaxation", 25), ("layerwise", 25)])
+def test_runs_leave_nothing_in_the_process(family, tmp_path: Path, kind: str, times: int) -> None:
     """Repeated runs in one process: no descriptor, no memory map and no temporary file more, and no growing memory."""
     importance = tmp_path / "importance"
 
@@ -175,7 +175,6 @@ def test_runs_leave_nothing_in_the_process(family, tmp_path: Path, kind: str) ->
         settings = Settings(calibration, importance, calibration_mode=way, hidden_states="disk")
         relax(str(family["a"]), str(family["base"]), AimConfig((0.5,), settings), out, None)
 
-    times = 50
     for _ in range(10):
         run()
     before, temporary_before = footprint(), temporary_files()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,7 +22,8 @@ from merging.pipeline import merge
 from merging.plan.merge_plan import OutputConfig
 from merging.recipe import make_recipe
 from tests.conftest import ROOT
-from tests.helpers.tiny import fine_tune, make_llama, weights
+from tests.helpers.forked import server
+from tests.helpers.tiny import make_llama, weights
 
 
 def recipe_of(family, **more: object):  # type: ignore[no-untyped-def]
@@ -133,22 +132,40 @@ def test_resume_refuses_another_recipe(family, tmp_path: Path, monkeypatch, caps
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_killed_run_is_resumed(tmp_path: Path) -> None:
+def merge_that_waits(marker: Path, flags: list[str]) -> None:
+    """Be a merge that waits, to be killed, when it has written five tensors; its marker is there by then."""
+    from common.cli import run
+    from merge import main
+
+    begin = ShardedWriter.begin
+
+    def begin_and_wait(writer: ShardedWriter, name: str) -> None:
+        if writer.done == 5:
+            marker.touch()
+            time.sleep(600)
+        begin(writer, name)
+
+    ShardedWriter.begin = begin_and_wait  # type: ignore[method-assign]
+    sys.argv[1:] = flags
+    sys.exit(run(main))
+
+
+def test_killed_run_is_resumed(family, tmp_path: Path, run_script) -> None:
     """SIGKILL in the middle of writing: no target; the same command with --resume ends in the bytes of a whole run."""
-    base = make_llama(tmp_path / "base", layers=12, hidden=128)
-    a = fine_tune(base, tmp_path / "a", seed=1)
-    command = [sys.executable, "merge.py", "--method", "ties", "--base_model", str(base), "--models_to_merge", str(a),
-               "--no-load_check", "--quiet"]  # fmt: skip
-    out, stage = tmp_path / "out", tmp_path / ".out.partial"
-    running = subprocess.Popen([*command, "--save_path", str(out)], cwd=ROOT)
-    journal = stage / "journal-0-0.jsonl"
-    while running.poll() is None and not (journal.exists() and len(journal.read_text().splitlines()) > 4):
+    flags = ["merge.py", "--method", "ties", "--base_model", str(family["base"]), "--models_to_merge",
+             str(family["a"]), "--no-load_check", "--quiet"]  # fmt: skip
+    out, marker = tmp_path / "out", tmp_path / "waits"
+    process = server().Process(target=merge_that_waits, args=(marker, [*flags[1:], "--save_path", str(out)]))
+    process.start()
+    while not marker.exists():
+        assert process.is_alive()
         time.sleep(0.002)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    process.kill()
+    process.join()
     assert not out.exists()
-    subprocess.run([*command, "--save_path", str(out), "--resume"], cwd=ROOT, check=True)
-    subprocess.run([*command, "--save_path", str(tmp_path / "whole" / "out")], cwd=ROOT, check=True)
+    for more in (["--save_path", out, "--resume"], ["--save_path", tmp_path / "whole" / "out"]):
+        finished = run_script(*flags, *more)
+        assert finished.returncode == 0, finished.stderr
     assert files(out) == files(tmp_path / "whole" / "out")
 
 
