@@ -1,7 +1,6 @@
 """Labels of points in a plot, placed so that none hides another, a marker, or more of a line than it must.
 
-adjustText 1.4.0 was tried instead: among 60 points it leaves 12 overlaps and covers 17 markers in 1.2 s, where this
-leaves 6 labels out, counts them, and takes 0.3 s; with 12 points both are alike.
+CONTRIBUTING.md compares this with adjustText.
 """
 
 from __future__ import annotations
