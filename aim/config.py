@@ -234,9 +234,6 @@ def _batch_size(value: object) -> int | None:
     if value is None or value == "auto":
         return None
     try:
-        count = int(str(value))
+        return int(str(value))
     except ValueError:
         raise UsageError(f"--batch_size must be a number of blocks or auto, found {quoted(value)}.") from None
-    if count < 1:
-        raise UsageError(f"--batch_size must be at least 1, found {count}.")
-    return count

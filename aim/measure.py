@@ -9,16 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from aim.calibration.config import Calibration, contradiction
 from aim.statistics import DEFAULT, check_statistic, find_statistic
 from common.distributed import SINGLE_PROCESS, ProcessGroup
-from common.errors import CalibrationError, CheckpointError, UsageError, nearest
+from common.errors import CalibrationError, CheckpointError, UsageError
+from common.files.json_types import Between, OneOf
 from common.hardware import product_dtype
 from common.logging import logger
 from common.quiet_transformers import quiet_transformers
 from common.terminal_text import foreign
+from common.typed_config import check_fields
 from common.versions import MERGING, package_versions
 from merging.checkpoints.checkpoint import FLOATS, Checkpoint
 from merging.ops.kernels.bus_errors import report_bus_errors
@@ -49,26 +51,18 @@ class Settings:
 
     calibration: Calibration
     importance_file: Path | None = None
-    calibration_dtype: str = "auto"
-    batch_size: int | None = None
+    calibration_dtype: Annotated[str, OneOf(("auto", *DTYPES))] = "auto"
+    batch_size: Annotated[int, Between(1)] | None = None
     reference: bool = False
-    calibration_mode: str = "auto"
-    hidden_states: str = "auto"
+    calibration_mode: Annotated[str, OneOf(CALIBRATION_MODES)] = "auto"
+    hidden_states: Annotated[str, OneOf(PLACES)] = "auto"
     resume: bool = False
     statistic: str = DEFAULT
 
     def check(self) -> None:
         """Raise UsageError for words that mean nothing here."""
         self.calibration.check()
-        for flag, value, choices in (
-            ("calibration_mode", self.calibration_mode, CALIBRATION_MODES),
-            ("hidden_states", self.hidden_states, PLACES),
-            ("calibration_dtype", self.calibration_dtype, ("auto", *DTYPES)),
-        ):
-            if value not in choices:
-                raise UsageError(
-                    f"--{flag} must be one of {', '.join(choices)}, found {value!r}.{nearest(value, choices)}"
-                )
+        check_fields(self)
         check_statistic(self.statistic)
         if self.reference and self.statistic != DEFAULT:
             raise UsageError(

@@ -7,15 +7,16 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from aim.calibration.packing import without_ids
 from aim.scaling import Scaling
 from common.errors import CheckpointError, UsageError
 from common.files.bounded_reading import UnreadableError
+from common.files.json_types import Between, Matching
 from common.files.json_values import JsonObject
 from common.processes.bounded_regex import check_pattern, search_foreign
-from common.terminal_text import quoted
+from common.typed_config import check_fields
 from merging.checkpoints.tensor_names import layer_of
 from merging.plan.types import Plan, TensorPlan
 
@@ -32,6 +33,9 @@ MIN_TOKENS = 64
 RELAXED, KEPT_BASE, ZERO = "relaxed", "the base's, by --keep_base", "its activation is zero everywhere"
 
 
+Pattern = Annotated[str, Matching("(?s).*", "a regular expression")]
+
+
 @dataclass(frozen=True)
 class Rule:
     """Choice of tensors to relax, among those with activations.
@@ -41,30 +45,23 @@ class Rule:
     min_tokens: an expert that fewer tokens were routed to is left as merged.
     """
 
-    include: str | None = None
-    exclude: str | None = None
-    keep_base: str | None = None
+    include: Pattern | None = None
+    exclude: Pattern | None = None
+    keep_base: Pattern | None = None
     relax_tied: bool = False
-    min_tokens: int = MIN_TOKENS
+    min_tokens: Annotated[int, Between(1)] = MIN_TOKENS
 
     def check(self, flags: Mapping[str, str] | None = None) -> None:
         """Raise UsageError for an expression that is none, or a count below 1.
 
         flags: {field: its flag} where that has another name.
         """
-        names = {name: (flags or {}).get(name, name) for name in ("include", "exclude", "keep_base", "relax_tied")}
+        check_fields(self, flags)
         for name in ("include", "exclude", "keep_base"):
-            pattern, flag = getattr(self, name), names[name]
-            if pattern is not None and not isinstance(pattern, str):
-                raise UsageError(f"--{flag} must be a regular expression, found {quoted(pattern)}.")
             try:
-                check_pattern(pattern or "", f"--{flag}")
+                check_pattern(getattr(self, name) or "", f"--{(flags or {}).get(name, name)}")
             except UnreadableError as error:
                 raise UsageError(str(error)) from None
-        if not isinstance(self.relax_tied, bool):
-            raise UsageError(f"--{names['relax_tied']} must be true or false, found {quoted(self.relax_tied)}.")
-        if not isinstance(self.min_tokens, int) or isinstance(self.min_tokens, bool) or self.min_tokens < 1:
-            raise UsageError(f"--min_tokens must be at least 1, found {quoted(self.min_tokens)}.")
 
     @property
     def too_few(self) -> str:

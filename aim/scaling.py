@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from common.errors import UsageError, nearest
-from common.terminal_text import quoted
+from common.errors import UsageError
+from common.files.json_types import Between, OneOf
+from common.typed_config import check_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,26 +40,14 @@ class Scaling:
         control_seed: Seed of a random control, which also depends on the tensor's name alone.
     """
 
-    normalization: str = "max"
-    quantile: float = QUANTILE
-    control: str | None = None
-    control_seed: int = 0
+    normalization: Annotated[str, OneOf(tuple(NORMALIZATIONS))] = "max"
+    quantile: Annotated[float, Between(0, 1, numbers=True, above=True)] = QUANTILE
+    control: Annotated[str, OneOf(tuple(CONTROLS))] | None = None
+    control_seed: Annotated[int, Between(0)] = 0
 
     def check(self) -> None:
         """Raise UsageError for unknown names, values out of bounds and settings without an effect."""
-        for flag, value, choices in (
-            ("normalization", self.normalization, tuple(NORMALIZATIONS)),
-            ("control", self.control, (None, *CONTROLS)),
-        ):
-            if value not in choices:
-                names = [name for name in choices if name]
-                raise UsageError(
-                    f"--{flag} must be one of {', '.join(names)}, found {quoted(value)}.{nearest(str(value), names)}"
-                )
-        if isinstance(self.quantile, bool) or not isinstance(self.quantile, int | float) or not 0 < self.quantile <= 1:
-            raise UsageError(f"--quantile must be above 0 and at most 1, found {quoted(self.quantile)}.")
-        if isinstance(self.control_seed, bool) or not isinstance(self.control_seed, int) or self.control_seed < 0:
-            raise UsageError(f"--control_seed must be a whole number of at least 0, found {quoted(self.control_seed)}.")
+        check_fields(self)
         if self.quantile != QUANTILE and self.normalization != "quantile":
             raise UsageError(
                 "--quantile has an effect with --normalization quantile alone; give that, or leave it out."

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from common.errors import UsageError, nearest
+from common.files.json_types import Between, OneOf
+from common.files.json_values import JsonObject
+from common.typed_config import check_fields, read_config
 from eval import model_args
 from eval.benchmarks import PRESETS, Benchmark, chosen, refuse_code
 from eval.tasks.prompts import TEMPLATES
-
-if TYPE_CHECKING:
-    from common.files.json_values import JsonObject
 
 DTYPES = ("bfloat16", "float16", "float32", "auto")
 BACKENDS = ("auto", "hf", "vllm", "openai")
 SANDBOXES = ("auto", "weak")
 PAPER_LENGTH = 4096
 DTYPE_OF: Mapping[str, str | None] = {"paper": None, "lm-eval": "auto"}
+Count = Annotated[int, Between(1)]
 EVERY = ""
 """The name in `num_fewshot` that means every task without a number of its own."""
 
@@ -39,34 +40,34 @@ class Settings:
     each prompt.
     """
 
-    preset: str = "paper"
+    preset: Annotated[str, OneOf(PRESETS)] = "paper"
     benchmarks: tuple[str, ...] = ("mmlu", "ifeval", "mbpp", "humaneval")
     math_benchmarks: tuple[str, ...] = ("math", "gsm8k")
     mmlu_pro: bool = False
     num_fewshot: Mapping[str, int] = field(default_factory=dict)
-    backend: str = "auto"
+    backend: Annotated[str, OneOf(BACKENDS)] = "auto"
     base_url: str | None = None
     model_args: JsonObject = field(default_factory=dict)
     gen_kwargs: JsonObject = field(default_factory=dict)
     system_instruction: str | None = None
     device: str = "auto"
-    n_gpu: int | None = None
-    data_parallel: int = 1
-    dtype: str | None = None
-    max_model_len: int | None = None
+    n_gpu: Annotated[int, Between(0)] | None = None
+    data_parallel: Count = 1
+    dtype: Annotated[str, OneOf(DTYPES)] | None = None
+    max_model_len: Count | None = None
     apply_chat_template: bool = False
     batch_size: str = "auto"
     data_dir: Path | None = None
     offline: bool = False
     include_path: Path | None = None
-    math_prompt_type: str = "wcot"
-    math_max_tokens: int = 1024
-    max_gen_toks: int | None = None
-    n_samples: int = 1
-    temperature: float = 0.0
+    math_prompt_type: Annotated[str, OneOf(tuple(TEMPLATES))] = "wcot"
+    math_max_tokens: Count = 1024
+    max_gen_toks: Count | None = None
+    n_samples: Count = 1
+    temperature: Annotated[float, Between(0, numbers=True)] = 0.0
     limits: Mapping[str, int] = field(default_factory=dict)
     allow_code_execution: bool = False
-    sandbox: str = "auto"
+    sandbox: Annotated[str, OneOf(SANDBOXES)] = "auto"
     seed: int = 1234
     no_cache: bool = False
     quiet: bool = False
@@ -78,18 +79,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise UsageError for the first setting that cannot be right; reads folders' names only."""
-        for name in ("max_model_len", "math_max_tokens", "max_gen_toks", "n_samples", "data_parallel"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be at least 1, not {value}.")
-        if self.n_gpu is not None and self.n_gpu < 0:
-            raise UsageError(f"--n_gpu must be 0 or more, not {self.n_gpu}.")
-        known_fields = {"dtype": DTYPES, "backend": BACKENDS, "math_prompt_type": tuple(TEMPLATES), "preset": PRESETS}
-        known_fields["sandbox"] = SANDBOXES
-        for name, values in known_fields.items():
-            value = getattr(self, name)
-            if value is not None and value not in values:
-                raise UsageError(f"--{name} is one of {', '.join(values)}, not {value!r}.{nearest(value, values)}")
+        check_fields(self)
         size = self.batch_size.removeprefix("auto:")
         if self.batch_size != "auto" and not (size.isdecimal() and int(size) > 0):
             raise UsageError(f"--batch_size is auto, auto:N or a number of at least 1, not {self.batch_size!r}.")
@@ -119,8 +109,6 @@ class Settings:
                 )
 
     def _check_samples(self, benchmarks: list[Benchmark]) -> None:
-        if self.temperature < 0:
-            raise UsageError(f"--temperature must be 0 (greedy) or more, not {self.temperature:g}.")
         if self.n_samples > 1 and self.temperature == 0:
             raise UsageError(
                 f"--n_samples {self.n_samples} needs a --temperature above 0: greedy answers are all the same."
@@ -166,15 +154,14 @@ class Settings:
         return values | {"limit": max(self.limits.values(), default=None)}
 
     @classmethod
-    def from_recorded(cls, data: JsonObject) -> Settings:
-        """Settings as a results file has them; what this version does not know is left out."""
+    def from_recorded(cls, data: JsonObject, source: str) -> Settings:
+        """Return the settings of a results file; what this version does not know is left out.
+
+        Raises UsageError for a value of another type, naming the file `source` and the key.
+        """
         known_fields = {f.name for f in fields(cls)}
         values = {k: v for k, v in data.items() if k in known_fields}
-        for name in ("benchmarks", "math_benchmarks"):
-            values[name] = tuple(values.get(name, ()))
-        for name in ("data_dir", "include_path"):
-            values[name] = Path(values[name]) if values.get(name) else None
-        return cls(**values)
+        return read_config(cls, {"benchmarks": (), "math_benchmarks": (), **values}, source, "settings")
 
 
 def parse_numbers(flag: str, value: str | None) -> dict[str, int]:

@@ -193,7 +193,7 @@ def bad(family: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[object]
         "no calibration": ([*p, *out], 1, "pass a local file with --calibration"),
         "no calibration file": ([*p, *out, "--calibration", "none.jsonl"], 2, "does not exist"),
         "aim onto full": ([*p, "--save_path", full], 2, "not empty"),
-        "batch of none": ([*p, *out, "--batch_size", "0"], 2, "--batch_size must be at least 1"),
+        "batch of none": ([*p, *out, "--batch_size", "0"], 2, "--batch_size must be a whole number from 1"),
     }  # fmt: skip
 
 

@@ -64,10 +64,7 @@ def rescore(
         changes |= {"data_dir": data_dir, "offline": True}
     if include_path is not None:
         changes["include_path"] = include_path
-    try:
-        settings = replace(Settings.from_recorded(old.settings), **changes)
-    except TypeError as error:
-        raise BadInputError(f"{source} lacks the settings of its evaluation ({error}).") from error
+    settings = replace(Settings.from_recorded(old.settings, str(source)), **changes)
     if settings.data_dir is not None and not settings.data_dir.is_dir():
         raise UsageError(f"{settings.data_dir}, where the data of {source} were, is gone: give --data_dir.")
     settings.check()

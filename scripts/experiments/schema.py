@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Annotated, Any, Literal
 
 from aim.omegas import parse_omegas
 from aim.scaling import CONTROLS, NORMALIZATIONS
 from aim.statistics import DEFAULT, statistic_names
 from common.errors import UsageError, nearest
 from common.files.bounded_reading import UnreadableError, read_yaml
-from common.files.json_values import JsonValue
+from common.files.json_types import Between, Each, ListOf, OneOf
+from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import quoted
+from common.typed_config import check_known, check_value, read_config, shape_of
 from merging.recipe.method_registry import find_method
 
-if TYPE_CHECKING:
-    from common.files.json_values import JsonObject
-
-T = TypeVar("T")
 Flags = Mapping[str, JsonValue]
 """Flags of a script by name, without dashes."""
 
@@ -45,7 +43,6 @@ KEYS = {
     "bytes": "size of one model's weights, for --dry_run where headers cannot be read; in pools for each of them",
 }
 """Keys of the YAML and their meaning, as docs/experiments.md lists them."""
-AIM_GRIDS = ("omegas", "statistics", "normalizations", "controls")
 MANAGED = {
     "merge": ("method", "base_model", "models_to_merge", "save_path", "omega", "importance", "config", "from_lock",
               "dry_run", "json", "resume", "overwrite", "help"),
@@ -56,6 +53,66 @@ MANAGED = {
     "family": ("save_path", "seed", "overwrite", "help"),
 }  # fmt: skip
 """Flags that the runner sets itself, by section."""
+
+
+Texts = Annotated[Mapping[str, str], Each(str, least=1)]
+"""Names with a text each, at least one."""
+Bytes = Annotated[float, Between(0, numbers=True, above=True)]
+
+
+@dataclass(frozen=True)
+class Document:
+    """The YAML of an experiment; `KEYS` says what its fields mean."""
+
+    title: str | None = None
+    base: str | None = None
+    models: Texts | None = None
+    pools: Annotated[Flags, Each(Any, least=1)] | None = None
+    family: Flags | None = None
+    seeds: Annotated[tuple[int, ...], ListOf(int, least=1)] = (42,)
+    deal_seeds: bool = False
+    combinations: Literal["all", "pairs", "whole"] | tuple[tuple[str, ...], ...] = "all"
+    methods: Annotated[tuple[str | Flags, ...], ListOf(OneOf((str, Each(Any))), least=1)] = ()
+    merge: Flags | None = None
+    aim: Literal["off", False] | Flags | None = None
+    calibration: Flags | None = None
+    evaluate: Flags | None = None
+    columns: Mapping[str, str] | None = None
+    published: bool = False
+    keep: Literal["all", "scores"] = "all"
+    jobs: Literal["in_process"] | Annotated[int, Between(1)] = 1
+    bytes: Bytes | None = None
+
+
+@dataclass(frozen=True)
+class PoolEntry:
+    """An entry of `pools`."""
+
+    base: str
+    models: Texts
+    bytes: Bytes | None = None
+
+
+@dataclass(frozen=True)
+class QuantileEntry:
+    """An entry of `aim.normalizations` that has a quantile."""
+
+    quantile: float
+
+
+@dataclass(frozen=True)
+class AimGrids:
+    """Keys of `aim` that are no flags: their lists give variants of AIM, and controls."""
+
+    omegas: Any = 0.4
+    statistics: Annotated[tuple[str, ...], ListOf(OneOf(tuple(statistic_names())), least=1)] = (DEFAULT,)
+    normalizations: Annotated[
+        tuple[str | QuantileEntry, ...], ListOf(OneOf((*NORMALIZATIONS, shape_of(QuantileEntry))), least=1)
+    ] = ("max",)
+    controls: Annotated[tuple[str, ...], ListOf(OneOf(tuple(CONTROLS)))] = ()
+
+
+AIM_GRIDS = tuple(entry.name for entry in fields(AimGrids))
 
 
 @dataclass(frozen=True)
@@ -176,77 +233,72 @@ def read_experiment(file: Path) -> Experiment:
         raise UsageError(f"{file}: {error}") from error
 
 
-def _experiment(document: JsonObject, name: str) -> Experiment:
-    _check_keys("", document, KEYS)
+def _experiment(content: JsonObject, name: str) -> Experiment:
+    document = read_config(Document, content)
     pools, families = _pools(document)
-    labels = {label for pool in pools for label in pool.models}
-    aim = document.get("aim", "off")
-    aim = {} if aim in ("off", False, None) else _mapping("aim", aim)
-    calibrations = _grids("calibration", document.get("calibration", {}))
-    omegas = parse_omegas(aim.get("omegas", 0.4)) if aim else ()
-    keep = _one_of("keep", document.get("keep", "all"), ("all", "scores"))
-    jobs = document.get("jobs", 1)
-    if jobs != "in_process" and (type(jobs) is not int or jobs < 1):
-        raise UsageError(f"jobs must be in_process or a number of at least 1, found {quoted(jobs)}.")
-    seeds = tuple(_list("seeds", document.get("seeds", [42])))
-    if not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UsageError(f"seeds must be different whole numbers, found {quoted(list(seeds))}.")
+    aim = document.aim or {}
+    aim = {} if isinstance(aim, str) else aim
+    grids = read_config(AimGrids, {key: aim[key] for key in AIM_GRIDS if key in aim}, where="aim")
+    if len(set(document.seeds)) < len(document.seeds):
+        raise UsageError(f"seeds must be different whole numbers, found {quoted(list(document.seeds))}.")
+    if not isinstance(document.combinations, str):
+        labels = tuple(label for pool in pools for label in pool.models)
+        check_value(document.combinations, ListOf(ListOf(OneOf(labels), least=1), least=1), where="combinations")
     return Experiment(
         name=name,
-        title=str(document.get("title", name)),
+        title=document.title or name,
         pools=pools,
         families=families,
-        seeds=seeds,
-        deal_seeds=_one_of("deal_seeds", document.get("deal_seeds", False), (True, False)),
-        combinations=_combinations(document.get("combinations", "all"), labels),
-        methods=_methods(document.get("methods")),
-        merge=_flags("merge", document.get("merge", {})),
-        omegas=omegas,
-        relaxations=_relaxations(aim) if aim else (),
+        seeds=document.seeds,
+        deal_seeds=document.deal_seeds,
+        combinations=document.combinations,
+        methods=_methods(document.methods),
+        merge=_flags("merge", document.merge),
+        omegas=parse_omegas(grids.omegas) if aim else (),
+        relaxations=_relaxations(grids) if aim else (),
         aim=_flags("aim", {key: value for key, value in aim.items() if key not in AIM_GRIDS}),
-        calibrations=calibrations,
-        evaluate=_flags("evaluate", document.get("evaluate", {})),
-        columns=_texts("columns", document.get("columns", {})),
-        published=_one_of("published", document.get("published", False), (True, False)),
-        keep=keep,
-        jobs=jobs,
+        calibrations=_grids("calibration", document.calibration),
+        evaluate=_flags("evaluate", document.evaluate),
+        columns=document.columns or {},
+        published=document.published,
+        keep=document.keep,
+        jobs=document.jobs,
     )
 
 
-def _pools(document: JsonObject) -> tuple[tuple[Pool, ...], tuple[Variant, ...]]:
+def _pools(document: Document) -> tuple[tuple[Pool, ...], tuple[Variant, ...]]:
     """Return the pools, and the variants of a family that is trained."""
-    sources = [key for key in ("models", "pools", "family") if key in document]
+    sources = [key for key in ("models", "pools", "family") if getattr(document, key) is not None]
     if len(sources) != 1:
         raise UsageError(f"give one of models (with base), pools and family, found {' and '.join(sources) or 'none'}.")
-    if sources == ["family"]:
-        if "base" in document:
-            raise UsageError("base goes with models; a family has its own.")
-        return (Pool("family", "base", FAMILY_MODELS),), _grids("family", document["family"] or {})
     if sources == ["models"]:
-        if not isinstance(document.get("base"), str):
+        if document.base is None:
             raise UsageError("base must be a folder or hub id, beside models.")
-        return (Pool("", document["base"], _texts("models", document["models"]), _size("bytes", document)),), ()
-    if "base" in document:
-        raise UsageError("base goes with models; each of the pools has its own.")
-    pools = []
-    for pool, content in _mapping("pools", document["pools"]).items():
-        entry = _mapping(f"pools.{pool}", content)
-        _check_keys(f"pools.{pool}.", entry, ("base", "models", "bytes"))
-        if not isinstance(entry.get("base"), str):
-            raise UsageError(f"pools.{pool}.base must be a folder or hub id.")
-        models = _texts(f"pools.{pool}.models", entry.get("models"))
-        pools.append(Pool(str(pool), entry["base"], models, _size(f"pools.{pool}.bytes", entry)))
-    return tuple(pools), ()
+        return (Pool("", document.base, document.models or {}, _whole(document.bytes)),), ()
+    if document.base is not None:
+        raise UsageError(
+            f"base goes with models; {'a family' if sources == ['family'] else 'each of the pools'} has its own."
+        )
+    if sources == ["family"]:
+        return (Pool("family", "base", FAMILY_MODELS),), _grids("family", document.family)
+    entries = {
+        name: read_config(PoolEntry, entry, where=f"pools.{name}") for name, entry in (document.pools or {}).items()
+    }
+    return tuple(Pool(str(name), e.base, e.models, _whole(e.bytes)) for name, e in entries.items()), ()
 
 
-def _methods(value: object) -> tuple[Method, ...]:
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
+
+
+def _methods(entries: Iterable[str | Flags]) -> tuple[Method, ...]:
     methods = []
-    for entry in _list("methods", value):
-        content = {"method": entry} if isinstance(entry, str) else dict(_mapping("methods", entry))
+    for entry in entries:
+        content = {"method": entry} if isinstance(entry, str) else dict(entry)
         if not isinstance(content.get("method"), str):
             raise UsageError(f"methods: an entry must be a name or have the key method, found {quoted(entry)}.")
         method = find_method(content.pop("method"))
-        _check_keys(f"methods.{method.name}.", content, method.parameters)
+        check_known(content, method.parameters, f"methods.{method.name}")
         for variant in _combined(content):
             methods.append(Method(method.name, variant.flags, variant.varied))
     labels = [method.label for method in methods]
@@ -256,36 +308,20 @@ def _methods(value: object) -> tuple[Method, ...]:
     return tuple(methods)
 
 
-def _relaxations(aim: JsonObject) -> tuple[Relaxation, ...]:
+def _relaxations(grids: AimGrids) -> tuple[Relaxation, ...]:
     """Return AIM with every statistic, with every normalization, and every control; each beside the first of others."""
-    statistics = [
-        _one_of("aim.statistics", s, statistic_names()) for s in _list("aim", aim.get("statistics", [DEFAULT]))
+    scales: list[tuple[str, float | None]] = [
+        ("quantile", entry.quantile) if isinstance(entry, QuantileEntry) else (entry, None)
+        for entry in grids.normalizations
     ]
-    scales: list[tuple[str, float | None]] = []
-    for entry in _list("aim.normalizations", aim.get("normalizations", ["max"])):
-        if isinstance(entry, Mapping) and entry.keys() == {"quantile"} and isinstance(entry["quantile"], int | float):
-            scales.append(("quantile", float(entry["quantile"])))
-        else:
-            scales.append((_one_of("aim.normalizations", entry, tuple(NORMALIZATIONS)), None))
-    controls = [_one_of("aim.controls", c, tuple(CONTROLS)) for c in _list("aim.controls", aim.get("controls", []))]
-    relaxations = [Relaxation(statistic, *scales[0]) for statistic in statistics]
-    relaxations += [Relaxation(statistics[0], *scale) for scale in scales]
-    relaxations += [Relaxation(statistics[0], *scales[0], control) for control in controls]
+    first = grids.statistics[0]
+    relaxations = [Relaxation(statistic, *scales[0]) for statistic in grids.statistics]
+    relaxations += [Relaxation(first, *scale) for scale in scales]
+    relaxations += [Relaxation(first, *scales[0], control) for control in grids.controls]
     return tuple(dict.fromkeys(relaxations))
 
 
-def _combinations(value: object, labels: set[str]) -> str | tuple[tuple[str, ...], ...]:
-    if isinstance(value, str):
-        return _one_of("combinations", value, ("all", "pairs", "whole"))
-    combinations = []
-    for entry in _list("combinations", value):
-        for label in _list("combinations", entry):
-            _one_of("combinations", label, tuple(labels))
-        combinations.append(tuple(entry))
-    return tuple(combinations)
-
-
-def _grids(section: str, value: object) -> tuple[Variant, ...]:
+def _grids(section: str, value: Flags | None) -> tuple[Variant, ...]:
     return tuple(_combined(_flags(section, value)))
 
 
@@ -300,9 +336,9 @@ def _combined(grid: Flags) -> Iterable[Variant]:
         yield Variant(dict(zip(lists, choice, strict=True)), varied)
 
 
-def _flags(section: str, section_flags: object) -> Flags:
+def _flags(section: str, section_flags: Flags | None) -> Flags:
     """Flags of a section's script. Raises UsageError for one that the script has not, or that the runner sets."""
-    content = _mapping(section, section_flags)
+    content = section_flags or {}
     allowed = [flag for flag in script_flags(section) if flag not in MANAGED[section]]
     grids = AIM_GRIDS if section == "aim" else ()
     for key in content:
@@ -318,50 +354,6 @@ def script_flags(section: str) -> list[str]:
     from scripts.experiments.commands import parser_of
 
     return [action.dest for action in parser_of(section)._actions if action.option_strings]
-
-
-def _check_keys(where: str, mapping: JsonObject, allowed: Iterable[str]) -> None:
-    for key in mapping:
-        if key not in allowed:
-            raise UsageError(f"there is no key {quoted(f'{where}{key}')}.{nearest(str(key), allowed)}")
-
-
-def _mapping(key: str, value: object) -> JsonObject:
-    if not isinstance(value, dict):
-        raise UsageError(f"{key} must be keys and values, found {quoted(value)}.")
-    return value
-
-
-def _texts(key: str, mapping: object) -> dict[str, str]:
-    texts = _mapping(key, mapping)
-    wrong = next((name for name, value in texts.items() if not isinstance(value, str)), None)
-    if wrong is not None or (not texts and key != "columns"):
-        raise UsageError(f"{key} must be names with a text each, found {quoted(mapping)}.")
-    return {str(name): value for name, value in texts.items()}
-
-
-def _size(key: str, mapping: JsonObject) -> int | None:
-    value = mapping.get("bytes")
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-        raise UsageError(f"{key} must be a number of bytes, found {quoted(value)}.")
-    return int(value)
-
-
-def _list(key: str, value: object) -> list[JsonValue]:
-    if not isinstance(value, list) or not value:
-        if key == "aim.controls" and value == []:
-            return []
-        raise UsageError(f"{key} must be a list, found {quoted(value)}.")
-    return value
-
-
-def _one_of(key: str, value: object, choices: Sequence[T]) -> T:
-    if value in choices:
-        return choices[choices.index(value)]
-    words = [str(k).lower() if isinstance(k, bool) else str(k) for k in choices]
-    raise UsageError(f"{key} must be one of {', '.join(words)}, found {quoted(value)}.{nearest(str(value), words)}")
 
 
 def _short(value: object) -> str:

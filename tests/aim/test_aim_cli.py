@@ -102,12 +102,12 @@ def test_mistakes(trio: dict[str, Path], family, tmp_path: Path, capsys: pytest.
         "long blocks": ([*good[:6], *out, "--block_size", "4096"], 2, "more than the 2048 positions"),
         "regex": ([*good, *out, "--exclude", "("], 2, "--exclude '(' is not a regular expression"),
         "nothing left": ([*good, *out, "--include", "nowhere"], 1, "nothing would be relaxed"),
-        "batch": ([*good, *out, "--batch_size", "0"], 2, "--batch_size must be at least 1"),
+        "batch": ([*good, *out, "--batch_size", "0"], 2, "--batch_size must be a whole number from 1"),
         "batch word": ([*good, *out, "--batch_size", "many"], 2, "a number of blocks or auto"),
         "way": ([*good, *out, "--calibration_mode", "layered"], 2, "invalid choice: 'layered'"),
         "reference by layers": ([*good, *out, "--calibration_mode", "layerwise", "--numerics", "reference"], 2,
                                 "runs the whole base"),
-        "min tokens": ([*good, *out, "--min_tokens", "0"], 2, "--min_tokens must be at least 1"),
+        "min tokens": ([*good, *out, "--min_tokens", "0"], 2, "--min_tokens must be a whole number from 1"),
     }  # fmt: skip
     for what, (arguments, code, sentence) in cases.items():
         capsys.readouterr()

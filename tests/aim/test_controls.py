@@ -302,7 +302,7 @@ def test_from_lock_repeats_a_control(fp32, settings: Settings, relaxed, run_scri
         ({"control": "unifrom"}, "--control must be one of .* Did you mean 'uniform'"),
         ({"normalization": "min"}, "--normalization must be one of max, quantile"),
         ({"quantile": 0.9}, "--quantile has an effect with --normalization quantile alone"),
-        ({"normalization": "quantile", "quantile": 0}, "--quantile must be above 0 and at most 1"),
+        ({"normalization": "quantile", "quantile": 0}, "--quantile must be a number above 0 and at most 1"),
         ({"control": "uniform", "control_seed": 2}, "--control_seed has an effect with --control permuted or random"),
         ({"statistic": "median"}, "--statistic must be one of mean_abs, mean_square, rms"),
     ],

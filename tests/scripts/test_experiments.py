@@ -157,13 +157,13 @@ def test_grids_and_relaxations(trained: Family) -> None:
 
 
 def test_seeds_of_a_family() -> None:
-    """A trained family is a cell of its own; all recipes have all seeds, or the seeds are dealt."""
+    """A trained family is a cell of its own; all recipes have all seeds, or the recipes take turns."""
     content = {"family": {"fast": True, "rate_scale": [1.0, 3.0]}, "seeds": [1, 2, 3], "methods": ["ties"]}
     names = [r.name for r in plan_of(content).replicates]
     assert names == [f"rate_scale{rate}-s{seed}" for seed in (1, 2, 3) for rate in ("1.0", "3.0")]
-    dealt = plan_of({**content, "deal_seeds": True})
-    assert [r.name for r in dealt.replicates] == ["rate_scale1.0-s1", "rate_scale3.0-s2", "rate_scale1.0-s3"]
-    assert [c.name for c in dealt.cells if c.section == "family"] == [f"{r.name}__family" for r in dealt.replicates]
+    in_turn = plan_of({**content, "deal_seeds": True})
+    assert [r.name for r in in_turn.replicates] == ["rate_scale1.0-s1", "rate_scale3.0-s2", "rate_scale1.0-s3"]
+    assert [c.name for c in in_turn.cells if c.section == "family"] == [f"{r.name}__family" for r in in_turn.replicates]
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_seeds_of_a_family() -> None:
         ({"evaluate": {"limits": 3}}, "Did you mean 'limit'"),
         ({"evaluate": {"max_gen_toks": "many"}}, "evaluate: argument --max_gen_toks: invalid int"),
         ({"keep": "none"}, "keep must be one of all, scores"),
-        ({"jobs": 0}, "jobs must be in_process or a number"),
+        ({"jobs": 0}, "jobs must be in_process or a whole number from 1"),
         ({"base": None}, "base must be a folder or hub id"),
         ({"models": None}, "give one of models"),
-        ({"combinations": [["Code", "Maths"]]}, "combinations must be one of"),
+        ({"combinations": [["Code", "Maths"]]}, "combinations[0][1] must be one of Code,"),
         ({"bytes": "big"}, "bytes must be a number"),
         ({"calibration": {"calibration": "{family}/x"}}, "{family} is of experiments that train a family"),
     ],

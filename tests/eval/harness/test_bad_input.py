@@ -272,9 +272,9 @@ HOSTILE: list[tuple[str, Callable[[Path], None], str]] = [
     ("results: deep", lambda f: _results(f, '{"a":' * 100_000), "nested more than 64 levels"),
     ("results: duplicate key", lambda f: _results(f, '{"aim": 1, "aim": 2}'), "is in it twice"),
     ("results: FIFO", lambda f: _fifo(f, "results_*.json"), "is a FIFO"),
-    ("results: odd model", lambda f: _changed(f, "model", ["m"]), "model should be text"),
-    ("results: odd settings", lambda f: _changed(f, "settings", [1]), "settings should be an object"),
-    ("results: odd lineage", lambda f: _changed(f, "lineage", {"method": 1}), "lineage.method should be text"),
+    ("results: odd model", lambda f: _changed(f, "model", ["m"]), "model must be text"),
+    ("results: odd settings", lambda f: _changed(f, "settings", [1]), "settings must be an object"),
+    ("results: odd lineage", lambda f: _changed(f, "lineage", {"method": 1}), "lineage.method must be text"),
     (
         "results: odd error",
         lambda f: _changed(f, "scores", {"a": {"metric": "m", "value": 1, "stderr": "x"}}),
@@ -286,15 +286,15 @@ HOSTILE: list[tuple[str, Callable[[Path], None], str]] = [
         "other things than numbers",
     ),
     ("samples: deep", lambda f: _samples(f, '{"a":' * 100_000), "nested more than 64 levels"),
-    ("samples: odd", lambda f: _samples(f, '{"task": 1}'), "task should be text"),
-    ("samples: a list", lambda f: _samples(f, "[]"), "should be an object"),
+    ("samples: odd", lambda f: _samples(f, '{"task": 1}'), "task must be text"),
+    ("samples: a list", lambda f: _samples(f, "[]"), "must be an object"),
     ("rescoring: FIFO", lambda f: _fifo(f, "samples_*.jsonl"), "is a FIFO"),
     ("journal: without an end", lambda f: _journal(f, "x" * (17 << 20)), "has more than"),
     ("journal: deep", lambda f: _journal(f, "[" * 100_000 + "\n"), "nested more than 64 levels"),
     ("card: bomb", lambda f: _card(f, f"---\n{BOMB}---\n"), "stands for more than"),
     ("card: duplicate key", lambda f: _card(f, "---\na: 1\na: 2\n---\n"), "the key 'a' twice"),
     ("card: without an end", lambda f: _card(f, "\n" * (2 << 20)), "bytes, and at most"),
-    ("card: odd index", lambda f: _card(f, f"---\n{ODD_INDEX}---\n"), "dataset.type should be text"),
+    ("card: odd index", lambda f: _card(f, f"---\n{ODD_INDEX}---\n"), "dataset.type must be text"),
 ]
 
 
@@ -339,8 +339,8 @@ def test_hostile_chat_templates(
     [
         ({"target_modules": "(.*.*.*.*.*.*.*.*.*)*x"}, "target_modules"),
         ({"rank_pattern": {"((((a{99}){99}){99}){99})": 2}}, "rank_pattern"),
-        ({"alpha_pattern": {"q": "x"}}, "alpha_pattern.q should be a number"),
-        ({"peft_type": 3}, "peft_type should be text"),
+        ({"alpha_pattern": {"q": "x"}}, "alpha_pattern.q must be a number"),
+        ({"peft_type": 3}, "peft_type must be text"),
     ],
 )
 def test_hostile_adapters_of_an_evaluation(change: dict[str, object], sentence: str, place: Place) -> None:

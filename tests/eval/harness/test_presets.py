@@ -175,14 +175,14 @@ def test_several_answers_give_pass_at_k(checkpoint: Path, settings: Settings, tm
     [
         ({"n_samples": 4, "benchmarks": ("mmlu",)}, "needs a --temperature above 0"),
         ({"n_samples": 4, "temperature": 1.0, "benchmarks": ("ifeval",)}, "leave out ifeval"),
-        ({"temperature": -1.0, "benchmarks": ("mmlu",)}, "must be 0"),
+        ({"temperature": -1.0, "benchmarks": ("mmlu",)}, "--temperature must be a number from 0"),
         ({"num_fewshot": {"mmlu": 5}, "benchmarks": ("ifeval",)}, "which is not evaluated"),
         ({"num_fewshot": {"gsm8k": 5}, "math_benchmarks": ("gsm8k",), "preset": "paper"}, "has no examples"),
         ({"preset": "papers"}, "Did you mean 'paper'?"),
         ({"benchmarks": ("gsm8k",), "math_benchmarks": ("gsm8k",)}, "is asked for by --benchmarks and by"),
         ({"backend": "openai", "benchmarks": ("mmlu",)}, "belong together"),
         ({"backend": "openai", "base_url": "localhost:8000", "benchmarks": ("mmlu",)}, "is not an address"),
-        ({"data_parallel": 0}, "--data_parallel must be at least 1"),
+        ({"data_parallel": 0}, "--data_parallel must be a whole number from 1"),
     ],
 )
 def test_settings_that_cannot_be_right(settings: Settings, changes: dict[str, Any], sentence: str) -> None:
