@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aim.calibration.config import Calibration
 from aim.calibration.flags import add_calibration_flags, calibration_of
@@ -19,6 +20,9 @@ from common.files.json_values import JsonObject, JsonValue
 from common.files.paths import user_path
 from common.terminal_text import quoted
 from merging.recipe import DTYPES
+
+if TYPE_CHECKING:
+    from merging.plan.merge_plan import RelaxationLineage
 
 SEED = "calibration_seed"
 CALIBRATION = {"source": "calibration", "split": "calibration_split", "weights": "calibration_weights", "seed": SEED}
@@ -70,11 +74,13 @@ class AimConfig:
                 "--numerics reference computes the original's AIM alone; leave out --normalization and --control."
             )
 
-    def label(self) -> dict[str, str]:
+    def label(self) -> RelaxationLineage:
         """Return what a lineage records besides omega: what differs from the paper's AIM."""
         statistic = self.settings.statistic
         uses_it = statistic != DEFAULT and self.scaling.control != "weight_norm"
-        return {**({"statistic": statistic} if uses_it else {}), **self.scaling.label()}
+        label: RelaxationLineage = {"statistic": statistic} if uses_it else {}
+        label.update(self.scaling.label())
+        return label
 
     @property
     def files(self) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from common.logging import logger
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.hub import local_paths
 from merging.pipeline import run
-from merging.plan.merge_plan import MergePlan, OutputConfig, RelaxationSpec, Variant
+from merging.plan.merge_plan import MergePlan, OutputConfig, RelaxationLineage, RelaxationSpec, Variant
 from merging.plan.types import Plan
 from merging.planning import plan_merge
 from merging.recipe import MergeRecipe
@@ -95,7 +95,7 @@ class _RunRelaxation:
         return tuple(self._variant(omega, omega_folder(omega) if len(omegas) > 1 else ".") for omega in omegas)
 
     def _variant(self, omega: float, folder: str) -> Variant:
-        lineage = {"omega": omega, **self.aim.label()}
+        lineage: RelaxationLineage = {"omega": omega, **self.aim.label()}
         return Variant(folder, recipe={"omega": omega}, lineage=lineage, details=lambda: self.details(omega))
 
 

@@ -12,6 +12,8 @@ from common.typed_config import check_fields
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from merging.plan.merge_plan import RelaxationLineage
+
 NORMALIZATIONS = {
     "max": "s = a / max(a), the paper's",
     "quantile": "s = min(1, a / q), q being the quantile --quantile of a",
@@ -94,9 +96,9 @@ class Scaling:
             return controls.uniform(s)
         return controls.reversed_order(s) if self.control == "reversed" else s
 
-    def label(self) -> dict[str, str]:
+    def label(self) -> RelaxationLineage:
         """Return what a lineage records besides omega: normalization and control where they are not the paper's."""
-        record: dict[str, str] = {}
+        record: RelaxationLineage = {}
         if self.normalization == "quantile":
             record["normalization"] = f"quantile {self.quantile:g}"
         if self.control:

@@ -21,7 +21,7 @@ from merging.output.load_check import check_loads, known_names
 from merging.output.preparation import prepare_files
 from merging.output.records.run_record import read_lineage, read_merge_recipe
 from merging.plan.checks import check_distinct
-from merging.plan.merge_plan import MergePlan, OutputConfig, RelaxationSpec
+from merging.plan.merge_plan import Lineage, MergePlan, OutputConfig, RelaxationSpec
 from merging.plan.planner import plan as plan_tensors
 from merging.plan.slices import Inputs
 from merging.plan.types import Plan
@@ -224,7 +224,7 @@ def _mergekit_form(
     return document, [*unsupported, *(["AIM: the result was also relaxed."] if relaxation else [])]
 
 
-def _lineage(recipe: MergeRecipe, inputs: Inputs, is_adapter: bool, is_alone: bool) -> Mapping[str, JsonValue]:
+def _lineage(recipe: MergeRecipe, inputs: Inputs, is_adapter: bool, is_alone: bool) -> Lineage:
     """Method, base, models and omega; of a run that only relaxes, those of the model that is relaxed."""
     models = [model.ref.full_name for model in inputs.models]
     if not is_alone:

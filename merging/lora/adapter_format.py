@@ -31,7 +31,7 @@ from merging.output.digests import tensor_digest
 from merging.output.preparation import PreparedFiles, prepare_files
 from merging.output.records.card import public_name
 from merging.output.records.lock import files_of
-from merging.plan.merge_plan import MergePlan, OutputConfig
+from merging.plan.merge_plan import Lineage, MergePlan, OutputConfig
 from merging.plan.result_config import make_configs
 from merging.plan.types import Listing, Plan
 from merging.tokenizers.chat_template import template_of
@@ -168,12 +168,12 @@ class AdapterFormat:
         ranks = {s.module: s.rank for s in self.layout.sums}
         return {"tensors": {"factors": ranks, "whole": list(self.layout.wholes)}}
 
-    def card_front(self, lineage: Mapping[str, JsonValue]) -> JsonObject:
+    def card_front(self, lineage: Lineage) -> JsonObject:
         """Return the base, the library and PEFT's tag."""
         base = str(self.config["base_model_name_or_path"])
         return {"base_model": [base] if CheckpointRef(base).is_hub_id else [], "library_name": "peft", "tags": ["lora"]}
 
-    def card_text(self, lineage: Mapping[str, JsonValue], method: str) -> list[str]:
+    def card_text(self, lineage: Lineage, method: str) -> list[str]:
         """Return the paragraphs on use, method, adapters, and what the user has to do."""
         base = public_name(str(self.config["base_model_name_or_path"]))
         return [

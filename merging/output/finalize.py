@@ -25,7 +25,7 @@ from merging.output.records.lock import (
 from merging.output.records.run_record import write_record
 from merging.output.result_format import ResultFormat
 from merging.output.staging.stage import Stage
-from merging.plan.merge_plan import OutputConfig, Variant
+from merging.plan.merge_plan import Lineage, OutputConfig, Variant
 from merging.plan.types import TensorPlan
 from merging.recipe.mergekit.writer import write_mergekit
 
@@ -59,7 +59,8 @@ def finalize(
         CheckpointError: where the result does not repeat the lock that it must.
     """
     plan = result.plan
-    recipe, lineage = {**plan.recipe, **variant.recipe}, {**plan.lineage, **variant.lineage}
+    recipe = {**plan.recipe, **variant.recipe}
+    lineage: Lineage = {**plan.lineage, **variant.lineage}
     files.copy_to(stage.folder)
     if plan.mergekit is not None:
         write_mergekit(stage.folder, *plan.mergekit)

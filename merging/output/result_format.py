@@ -18,7 +18,7 @@ from merging.output.preparation import PreparedFiles, prepare_files
 from merging.output.records.card import public_name
 from merging.output.records.lock import files_of
 from merging.output.writer import parse_size
-from merging.plan.merge_plan import MergePlan, OutputConfig
+from merging.plan.merge_plan import Lineage, MergePlan, OutputConfig
 from merging.plan.report import as_text, describe
 from merging.plan.types import Listing, Plan
 
@@ -74,10 +74,10 @@ class ResultFormat(Protocol):
     def record(self) -> JsonObject:
         """Return entries of the run record: the tensors, and the tokenizer where there is one."""
 
-    def card_front(self, lineage: Mapping[str, JsonValue]) -> JsonObject:
+    def card_front(self, lineage: Lineage) -> JsonObject:
         """Return the front matter of the model card that depends on the kind: parents, library, first tags."""
 
-    def card_text(self, lineage: Mapping[str, JsonValue], method: str) -> list[str]:
+    def card_text(self, lineage: Lineage, method: str) -> list[str]:
         """Return the card's paragraphs on the method (a sentence) and the inputs."""
 
     def describe(self, save_path: Path, files: PreparedFiles) -> JsonObject:
@@ -150,13 +150,13 @@ class ModelFormat:
             "tokenizer": {"from": model.vocabulary.name, "chat_template": self.plan.template.origin},
         }
 
-    def card_front(self, lineage: Mapping[str, JsonValue]) -> JsonObject:
+    def card_front(self, lineage: Lineage) -> JsonObject:
         """Return the library and the models that the hub shows as parents."""
         refs = [CheckpointRef.parse(model) for model in (lineage["base_model"], *lineage["models"]) if model]
         parents = [part.repo for ref in refs for part in (ref.alone, ref.adapter) if part and part.is_hub_id]
         return {"base_model": parents, "library_name": "transformers", "tags": []}
 
-    def card_text(self, lineage: Mapping[str, JsonValue], method: str) -> list[str]:
+    def card_text(self, lineage: Lineage, method: str) -> list[str]:
         """Return the paragraphs on method, base, models and how their weights were read."""
         inputs = {str(checkpoint.ref.alone): checkpoint.reading for checkpoint in self.plan.inputs.all}
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from common.device import check_device
 from common.distributed import SINGLE_PROCESS, ProcessGroup
@@ -48,6 +48,23 @@ class OutputConfig:
         return self.load_check and self.process_group.is_main
 
 
+class RelaxationLineage(TypedDict, total=False):
+    """The part of a lineage that a relaxation adds: omega, and what differs from the paper's AIM."""
+
+    omega: float | None
+    statistic: str
+    normalization: str
+    control: str
+
+
+class Lineage(RelaxationLineage):
+    """Origin of a result in its run record and model card: method (None: not merged here), base, models and omega."""
+
+    method: str | None
+    base_model: str | None
+    models: list[str]
+
+
 @dataclass(frozen=True)
 class Variant:
     """One of several results of a plan: its folder in the output, and what differs in it.
@@ -57,7 +74,7 @@ class Variant:
 
     folder: str = "."
     recipe: Mapping[str, JsonValue] = field(default_factory=dict)
-    lineage: Mapping[str, JsonValue] = field(default_factory=dict)
+    lineage: RelaxationLineage = field(default_factory=RelaxationLineage)
     details: Callable[[], Mapping[str, JsonValue]] = dict
 
 
@@ -110,7 +127,7 @@ class MergePlan:
     template: ChatTemplate
     recipe: Mapping[str, JsonValue]
     sources: Mapping[str, str]
-    lineage: Mapping[str, JsonValue]
+    lineage: Lineage
     notes: tuple[str, ...]
     implementation: Callable[[], Any]
     seed: int = 42

@@ -11,6 +11,7 @@ from common.files.json_values import JsonValue
 from common.versions import project_line
 from merging.checkpoints.hub import CheckpointRef
 from merging.checkpoints.licenses import Licenses
+from merging.plan.merge_plan import Lineage
 from merging.recipe.method_registry import all_methods
 
 TAGS = ("merge",)
@@ -21,7 +22,7 @@ AIM_PAPER = "arXiv:2502.02421"
 def write_card(
     folder: Path,
     title: str,
-    lineage: Mapping[str, JsonValue],
+    lineage: Lineage,
     front: Mapping[str, JsonValue],
     text: Sequence[str],
     recipe: Mapping[str, JsonValue],
@@ -63,12 +64,12 @@ def write_card(
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _tags(lineage: Mapping[str, JsonValue]) -> tuple[str, ...]:
+def _tags(lineage: Lineage) -> tuple[str, ...]:
     """The tags: AIM's only where AIM was applied."""
     return TAGS if lineage["omega"] is None or lineage.get("control") else (*TAGS, AIM_TAG)
 
 
-def describe_method(lineage: Mapping[str, JsonValue]) -> str:
+def describe_method(lineage: Lineage) -> str:
     """Return the sentence on the method of the merge, with its own paper, and on AIM where it was applied."""
     name, omega = lineage["method"], lineage["omega"]
     spec = next((m for m in all_methods().values() if name in (m.name, *m.aliases)), None)
@@ -76,7 +77,7 @@ def describe_method(lineage: Mapping[str, JsonValue]) -> str:
     if omega is None:
         return f"{merged or 'Merged with an unknown method'}."
     digits = f"{omega:g}" if float(f"{omega:g}") == omega else repr(omega)
-    with_ = "".join(f", {key} {lineage[key]}" for key in ("statistic", "normalization") if key in lineage)
+    with_ = "".join(f", {key} {value}" for key, value in lineage.items() if key in ("statistic", "normalization"))
     by = f"by AIM ({AIM_PAPER})"
     if lineage.get("control"):
         by = f"by the control {lineage['control']} of an experiment, not by AIM,"

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 from common.errors import CheckpointError, UsageError
 from common.files.bounded_reading import UnreadableError
@@ -73,21 +74,45 @@ def files_of(checkpoint: Checkpoint) -> list[Path]:
     return [*checkpoint.files, *(file for file in configs if file.is_file()), *tokenizer_files(checkpoint.folder)]
 
 
+class FileRecord(TypedDict):
+    """Size and digest of an input's file; the digest is None where it was not computed."""
+
+    bytes: int
+    digest: str | None
+
+
+class InputRecord(TypedDict):
+    """An input in a lock: name, exact name (absolute folder or id with commit), commit of the hub, and its files."""
+
+    name: str
+    exact: str
+    commit: str | None
+    files: dict[str, FileRecord]
+
+
+class TensorRecord(TypedDict):
+    """A finished tensor in a lock."""
+
+    shape: list[int]
+    dtype: str
+    digest: str
+
+
 def describe_input(
     checkpoint: Checkpoint, digests: Mapping[Path, str | None], among: Sequence[Path] | None = None
-) -> JsonObject:
+) -> InputRecord:
     """Return name, exact name (absolute folder or id with commit), commit, and {file: size and digest} of an input.
 
     among: the files that count; None for all that the result depends on.
     """
-    files = {
+    files: dict[str, FileRecord] = {
         file.name: {"bytes": file.stat().st_size, "digest": digests.get(file)}
         for file in (files_of(checkpoint) if among is None else among)
     }
     return {"name": checkpoint.name, "exact": checkpoint.exact_name, "commit": checkpoint.commit, "files": files}
 
 
-def tensors_of(plan: Listing, journal: Sequence[Mapping[str, JsonValue]]) -> dict[str, JsonObject]:
+def tensors_of(plan: Listing, journal: Sequence[Mapping[str, JsonValue]]) -> dict[str, TensorRecord]:
     """Return {name: shape, dtype, digest} of the finished tensors of a plan."""
     return {
         tensor.name: {"shape": list(tensor.shape), "dtype": tensor.dtype, "digest": entry["digest"]}
@@ -135,7 +160,7 @@ def _check_recipe(lock: Mapping[str, JsonValue], source: str) -> None:
 def check_planned(
     lock: Mapping[str, JsonValue],
     tensors: Sequence[Named],
-    inputs: Sequence[Mapping[str, JsonValue]],
+    inputs: Sequence[InputRecord],
     other_inputs: Iterable[str],
 ) -> None:
     """Compare a plan with the lock that it should repeat, before anything is computed.
@@ -202,12 +227,12 @@ def pinned(recipe: MergeRecipe, lock: Mapping[str, JsonValue]) -> MergeRecipe:
     )
 
 
-def check_inputs(lock: Mapping[str, JsonValue], actual: Sequence[Mapping[str, JsonValue]]) -> None:
+def check_inputs(lock: Mapping[str, JsonValue], actual: Sequence[InputRecord]) -> None:
     """Raise CheckpointError naming the first input file that is not the lock's."""
     _check_names("input", [entry["name"] for entry in lock["inputs"]], range(len(actual)), count=True)
     for entry, now in zip(lock["inputs"], actual, strict=True):
         for name, file in entry["files"].items():
-            digest = now["files"].get(name, {}).get("digest")
+            digest = now["files"][name]["digest"] if name in now["files"] else None
             if digest != file["digest"]:
                 raise CheckpointError(
                     f"{now['name']}: {name} is not the file of the lock ({_start(digest)}, expected "
@@ -222,7 +247,7 @@ def check_others(lock: Mapping[str, JsonValue], actual: Mapping[str, str | None]
             raise CheckpointError(f"The {name} file is not that of the lock (its digest differs); get that one.")
 
 
-def check_tensors(lock: Mapping[str, JsonValue], actual: Mapping[str, Mapping[str, JsonValue]]) -> None:
+def check_tensors(lock: Mapping[str, JsonValue], actual: Mapping[str, TensorRecord]) -> None:
     """Raise CheckpointError naming the first tensor that is not the lock's."""
     for name in {**lock["tensors"], **actual}:
         expected, now = lock["tensors"].get(name), actual.get(name)
@@ -233,7 +258,7 @@ def check_tensors(lock: Mapping[str, JsonValue], actual: Mapping[str, Mapping[st
             )
 
 
-def _describe(tensor: Mapping[str, JsonValue] | None) -> str:
+def _describe(tensor: TensorRecord | None) -> str:
     return "none" if tensor is None else f"{tensor['dtype']} {tensor['shape']} {_start(tensor['digest'])}"
 
 

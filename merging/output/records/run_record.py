@@ -15,6 +15,7 @@ from common.files.paths import read_json
 from common.versions import MERGING, versions
 from merging.checkpoints.checkpoint import Checkpoint
 from merging.output.staging.output_path import RECORD
+from merging.plan.merge_plan import Lineage
 
 RELAXATION_KEYS = ("statistic", "normalization", "control")
 """Keys of a lineage that say how a relaxation differs from the paper's AIM; absent where it does not."""
@@ -25,7 +26,7 @@ LINEAGE = Fields(
 """Types of the lineage in a run record."""
 
 
-def write_record(folder: Path, lineage: Mapping[str, JsonValue], details: Mapping[str, JsonValue]) -> None:
+def write_record(folder: Path, lineage: Lineage, details: Mapping[str, JsonValue]) -> None:
     """Write the run record: what was made of what, with every effective parameter."""
     record = {
         "lineage": dict(lineage),
@@ -36,24 +37,26 @@ def write_record(folder: Path, lineage: Mapping[str, JsonValue], details: Mappin
     (folder / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def read_lineage(checkpoint: Checkpoint) -> JsonObject:
+def read_lineage(checkpoint: Checkpoint) -> Lineage:
     """Return the lineage in a checkpoint's run record, or that of a checkpoint that was not merged here.
 
     Raises CheckpointError for a run record that lacks it.
     """
     folder = checkpoint.parts[-1].folder if len(checkpoint.parts) > 1 else checkpoint.folder  # an adapter has its own
     file = folder / RECORD
-    unmerged: JsonObject = {"method": None, "base_model": None, "models": [], "omega": None}
+    unmerged: Lineage = {"method": None, "base_model": None, "models": [], "omega": None}
     if not file.is_file():
         return unmerged
-    lineage = read_json(file, "").get("lineage")
+    record = read_json(file, "")
+    lineage = record.get("lineage")
     if not isinstance(lineage, dict) or lineage.keys() - set(RELAXATION_KEYS) != unmerged.keys():
         raise CheckpointError(f"{file} is not a run record of merge.py or performAIM.py; remove it to go on without.")
     try:
         check_shape(lineage, LINEAGE, str(file), "lineage")
     except UnreadableError as error:
         raise CheckpointError(f"{str(error).rstrip('.')}; remove it to go on without.") from error
-    return lineage
+    checked: Lineage = record["lineage"]
+    return checked
 
 
 def read_merge_recipe(checkpoint: Checkpoint) -> JsonObject | None:
