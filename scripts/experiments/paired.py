@@ -8,19 +8,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from common.figures import COLORS, DPI, WIDTH, in_style, write_figure
+from common.figures import COLORS, DPI, WIDTH, in_style, legend_rows, write_figure
 from common.files.paths import write_whole
 from common.markup import markdown
 from eval.stats.gains import HV
 from scripts.experiments.plan import Plan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 AIM = "AIM"
 ALL = "all methods"
 QUANTITIES = ("mean", HV)
 LEAST_REPLICATES = 3
+MINUS_MERGE = " minus merge"
+LEGEND_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -150,30 +156,46 @@ def _bold(text: str, d: Difference) -> str:
 
 
 def draw_curves(pairs: Sequence[Difference], file: Path) -> Path:
-    """Draw what each relaxation changes against omega, with the intervals over replicates."""
+    """Draw what each relaxation changes against omega, with the intervals over replicates.
+
+    A row of panels for AIM and its variants, and one for AIM and its controls.
+    """
+    write_figure(curves(pairs), file)
+    return file
+
+
+def curves(pairs: Sequence[Difference]) -> Figure:
+    """Return the figure of `draw_curves`."""
     from matplotlib.figure import Figure
 
-    chosen = [d for d in pairs if d.method == ALL and d.what.endswith(" minus merge")]
-    names = list(dict.fromkeys(d.what.removesuffix(" minus merge") for d in chosen))
+    chosen = [d for d in pairs if d.method == ALL and d.what.endswith(MINUS_MERGE)]
+    names = list(dict.fromkeys(d.what.removesuffix(MINUS_MERGE) for d in chosen))
+    variants = [name for name in names if name.startswith(AIM)]
+    controls = [name for name in names if name not in variants]
+    rows = [row for row in (variants, [AIM, *controls] if controls else []) if row]
     with in_style():
-        figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")
-        axes = figure.subplots(1, len(QUANTITIES), squeeze=False)[0]
-        for ax, quantity in zip(axes, QUANTITIES, strict=True):
-            for at, name in enumerate(names):
-                lines = sorted(
-                    (d for d in chosen if d.quantity == quantity and d.what == f"{name} minus merge"),
-                    key=lambda d: d.omega,
-                )
-                shift = 0.012 * (at - len(names) / 2)
-                ax.errorbar(
-                    [d.omega + shift for d in lines], [d.value for d in lines], [d.high - d.value for d in lines],
-                    label=name, color=COLORS[at % len(COLORS)], lw=1.4 if name == AIM else 0.9, marker="o", ms=3,
-                    ls="-" if at < len(COLORS) else "--", capsize=2, elinewidth=0.7,
-                )  # fmt: skip
-            ax.axhline(0, color="#6e6e6e", lw=0.8)
-            ax.set_xlabel("omega")
-            ax.set_title("mean score: change (points)" if quantity == "mean" else "HV gain: change")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4)
-    write_figure(figure, file)
-    return file
+        height = sum(2.2 + legend_rows(row, LEGEND_COLUMNS) for row in rows) + 0.2
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, row in zip(parts, rows, strict=True):
+            axes = part.subplots(1, len(QUANTITIES), squeeze=False)[0]
+            for ax, quantity in zip(axes, QUANTITIES, strict=True):
+                of_quantity = [d for d in chosen if d.quantity == quantity]
+                _draw_panel(ax, {name: [d for d in of_quantity if d.what == name + MINUS_MERGE] for name in row})
+                ax.set_xlabel("ω")
+                ax.set_ylabel("change of the mean score (points)" if quantity == "mean" else "change of the HV gain")
+            part.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=LEGEND_COLUMNS)
+    return figure
+
+
+def _draw_panel(ax: Axes, lines: Mapping[str, Sequence[Difference]]) -> None:
+    """Draw a line for each relaxation, its intervals beside those of the others."""
+    for at, (name, differences_of_line) in enumerate(lines.items()):
+        points = sorted(differences_of_line, key=lambda d: d.omega)
+        shift = 0.014 * (at - (len(lines) - 1) / 2)
+        ax.errorbar(
+            [d.omega + shift for d in points], [d.value for d in points], [d.high - d.value for d in points],
+            label=name, color=COLORS[at % len(COLORS)], lw=1.6 if name == AIM else 0.8, marker="o",
+            ms=3.5 if name == AIM else 2.5, ls="-" if at < len(COLORS) else "--", capsize=1.5, elinewidth=0.6,
+        )  # fmt: skip
+    ax.axhline(0, color="#6e6e6e", lw=0.8)

@@ -23,7 +23,7 @@ from common.errors import CheckpointError, FailureError, UsageError
 from common.files.paths import read_json
 from scripts.experiments import results
 from scripts.experiments.commands import SCRIPTS, parser_of
-from scripts.experiments.paired import AIM, ALL, differences, interval_half
+from scripts.experiments.paired import AIM, ALL, curves, differences, interval_half
 from scripts.experiments.plan import Cell, Plan, plan_experiment
 from scripts.experiments.results import compact, read_rows
 from scripts.experiments.schema import KEYS, MANAGED, Relaxation, read_experiment
@@ -470,6 +470,27 @@ def test_each_file_runs_whole_on_a_miniature(file: Path, trained: Family, tmp_pa
 
 
 # --- differences over replicates
+
+
+def test_curves_by_kind_of_relaxation() -> None:
+    """AIM stands beside its variants in one row of panels, and beside the controls in the other; without controls there
+    is one row. Each line goes through the differences."""
+    rows: list[dict[str, Any]] = []
+    for seed in range(3):
+        common = {"replicate": f"s{seed}", "method": "ties", "models": "A + B", "mean": 50.0, "HV Gain": 0.5}
+        rows.append(common)
+        for number, name in enumerate((AIM, "AIM-rms", "uniform")):
+            rows += [
+                {**common, "relaxation": name, "omega": omega, "mean": 50.0 + number + omega} for omega in (0.0, 0.4)
+            ]
+    figure = curves(differences(rows))
+    assert len(figure.subfigs) == 2
+    labels = [[c.get_label() for c in part.axes[0].containers] for part in figure.subfigs]
+    assert labels == [["AIM", "AIM-rms"], ["AIM", "uniform"]]
+    line = figure.subfigs[1].axes[0].containers[1].lines[0]
+    assert list(line.get_ydata()) == pytest.approx([2.0, 2.4])
+    alone = curves(differences([row for row in rows if row.get("relaxation") != "uniform"]))
+    assert len(alone.subfigs) == 1
 
 
 def test_paired_differences_by_hand() -> None:
