@@ -2,6 +2,7 @@
 
     python scripts/dev/torture.py --results results/torture.json        every operation of every scenario: hours
     python scripts/dev/torture.py --sample 60                           that many of them
+    python scripts/dev/torture.py --sample 500 --skip 60 --seconds 3600 --results FILE     the next ones, into one file
 
 Each case is a run of a script in a process of its own, forked from one that has imported torch. A library that is
 loaded before the C library's functions (LD_PRELOAD, scripts/dev/fault_shim.c, compiled by cc) counts the operations on
@@ -283,11 +284,24 @@ def main(argv: Sequence[str]) -> int:
     """Run the cases, print a table, write the results; 1 where there is a problem."""
     parser = Parser(prog="scripts/dev/torture.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sample", type=int, metavar="N", help="number of cases, chosen by --seed (default: all)")
+    parser.add_argument(
+        "--skip",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the first N of the sample, which an earlier run tried",
+    )
+    parser.add_argument("--seconds", type=float, metavar="S", help="begin no case after S seconds (default: no limit)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of cases")
     parser.add_argument(
         "--scenario", action="append", metavar="NAME", help="run only this scenario; may be repeated (default: all)"
     )
-    parser.add_argument("--results", type=user_path, metavar="FILE", help="also write the figures to this JSON file")
+    parser.add_argument(
+        "--results",
+        type=user_path,
+        metavar="FILE",
+        help="also write the figures to this JSON file, with --skip add them to those in it",
+    )
     add_output_flags(parser)
     args = parser.parse_args(argv)
     if "fault_shim" not in os.environ.get("LD_PRELOAD", ""):
@@ -314,14 +328,19 @@ def main(argv: Sequence[str]) -> int:
         chosen = [s for s in SCENARIOS if args.scenario is None or s.name in args.scenario]
         references = {scenario.name: torture.reference(scenario) for scenario in chosen}
         everything = [case for s in chosen for case in cases_of(s, references[s.name])]
-        cases = everything if args.sample is None else sample(everything, args.sample, random.Random(args.seed))
+        sampled = everything if args.sample is None else sample(everything, args.sample, random.Random(args.seed))
+        cases: list[Case] = []
         failed_cases = {}
-        for i, case in enumerate(cases):
+        started = time.monotonic()
+        for i, case in enumerate(sampled[args.skip :]):
+            if args.seconds is not None and time.monotonic() - started > args.seconds:
+                break
+            cases.append(case)
             if problems := torture.problems(case, references[case.scenario.name]):
                 failed_cases[case] = problems
                 logger.warning(f"{case.scenario.name}, {case.fault} {case.number}: {'; '.join(problems)}")
             if not args.quiet and i % 100 == 99:
-                logger.warning(f"{i + 1} of {len(cases)} cases, {len(failed_cases)} with problems")
+                logger.warning(f"{i + 1} of {len(sampled) - args.skip} cases, {len(failed_cases)} with problems")
         if digest(torture.inputs) != torture.inputs_digest:
             raise FailureError("An input was changed.")
     finally:
@@ -329,6 +348,8 @@ def main(argv: Sequence[str]) -> int:
     results = summary(cases, everything, failed_cases)
     print(as_text(results))
     if args.results:
+        if args.skip:
+            results = added(json.loads(args.results.read_text(encoding="utf-8")), results)
         write_whole(args.results, (json.dumps(results, indent=1) + "\n").encode())
     return 1 if failed_cases else 0
 
@@ -374,6 +395,25 @@ def summary(cases: Sequence[Case], everything: Sequence[Case], problems: dict[Ca
         f"{c.scenario.name}, {c.fault} {c.number}: {'; '.join(texts_of_case)}" for c, texts_of_case in problems.items()
     ]
     return {"cases": len(cases), "of": len(everything), "problems": texts, "rows": rows}
+
+
+def added(earlier: JsonObject, later: JsonObject) -> JsonObject:
+    """Return the figures of two runs that tried different cases of the same ones.
+
+    Raises FailureError where the runs have other numbers of operations now.
+    """
+    rows = []
+    before = {(row["scenario"], row["fault"]): row for row in earlier["rows"]}
+    for row in later["rows"]:
+        other = before.get((row["scenario"], row["fault"]), {"of": None})
+        if other["of"] != row["of"]:
+            raise FailureError(
+                f"{row['scenario']}, {row['fault']}: {row['of']} cases now, {other['of']} in the file; leave out "
+                "--skip."
+            )
+        rows.append(row | {key: row[key] + other[key] for key in ("cases", "problems")})
+    problems = [*earlier["problems"], *later["problems"]]
+    return {"cases": sum(row["cases"] for row in rows), "of": later["of"], "problems": problems, "rows": rows}
 
 
 def as_text(results: JsonObject) -> str:
