@@ -272,7 +272,7 @@ def load_importance(file: Path, base: Checkpoint, reference: bool, statistic: st
     from aim.importance import Importance, fingerprint
 
     if not file.is_file():
-        raise UsageError(f"--importance {file} is a folder; give a file.")
+        raise UsageError(f"--importance {file} is a folder or a device; give a regular file, or a new name.")
     result = Importance.load(file)
     result.check_base(fingerprint(base), base.name, file)
     wanted = "reference" if reference else "float32"

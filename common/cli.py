@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import gc
 import os
 import re
@@ -14,13 +15,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from common.errors import DISK_FULL, ProjectError, UsageError, nearest
+from common.errors import DISK_FULL, FailureError, ProjectError, UsageError, nearest
 from common.files.bounded_reading import UnreadableError
 from common.files.json_values import JsonObject, JsonValue
 from common.logging import message_level
 from common.processes.interrupts import Terminated, handle_stop_signals, ignore_stop_signals
 from common.processes.standard_streams import protect_standard_streams
 from common.terminal_text import foreign, message_line
+
+WRITING = (*DISK_FULL, errno.EFBIG, errno.EROFS)
+"""Errors of writing alone."""
 
 
 class Formatter(argparse.HelpFormatter):
@@ -181,11 +185,13 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
+        _check_current_folder()
         with message_level("--quiet" in arguments):
-            return main(arguments) or 0
+            code = main(arguments) or 0
+        _flush_stdout()
+        return code
     except BrokenPipeError:
-        with suppress(OSError, ValueError):  # the rest of the buffer must not raise again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 1
     except (Exception, KeyboardInterrupt) as error:
         if debug:
@@ -199,6 +205,36 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     finally:
         if argv is None:
             ignore_stop_signals()
+            try:
+                sys.stdout.flush()
+            except (OSError, ValueError):
+                _drop_stdout()
+
+
+def _check_current_folder() -> None:
+    """Raise UsageError where the current folder no longer exists, which breaks relative paths and child processes."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("The current folder was removed; change to a folder that exists and start again.") from None
+
+
+def _flush_stdout() -> None:
+    """Write what stdout has buffered. Raises FailureError where that fails, BrokenPipeError where the reader ended."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise FailureError(
+            f"Standard output cannot be written ({error.strerror}); what was printed is lost."
+        ) from error
+
+
+def _drop_stdout() -> None:
+    """Lead stdout to /dev/null: the rest of its buffer must not raise again at the interpreter's exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def unsupported_platform(platform: str) -> str | None:
@@ -218,8 +254,12 @@ def tune_gc() -> None:
 
 
 def _path(error: OSError) -> str:
-    """Return the file of an error, whose name may be a stranger's text."""
-    return foreign(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename), 300)
+    """Return the file of an error, whose name may be a stranger's text.
+
+    Of two files, as of a copy on a full disk, the second is the one that is written.
+    """
+    name = error.filename if error.filename2 is None or error.errno not in WRITING else error.filename2
+    return foreign(os.fsdecode(name) if isinstance(name, bytes) else str(name), 300)
 
 
 def explain(error: BaseException) -> tuple[str, int]:

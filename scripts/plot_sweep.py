@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.cli import Parser, add_output_flags, run
 from common.errors import UsageError
 from common.figures import DPI, MARKERS, WIDTH, check_figure_file, in_style, legend_rows, ordered_colors, write_figure
+from common.files.json_types import Fields, ListOf, Maybe, check_shape
 from common.files.json_values import JsonObject
 from common.files.paths import read_json, user_path
 from common.logging import logger
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 Sweep = Mapping[float, Sequence[JsonObject]]
 """{omega: its layer statistics, one row per layer}."""
+
+
+ROW = Fields({"layer": str, "merged": float, "norms": ListOf(Maybe(float))})
+SWEPT = Fields({"lineage": Fields({"omega": Maybe(float)}), "inputs": Any}, {"layer_statistics": Maybe(ListOf(ROW))})
+"""Types in a run record that are read here."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,6 +58,7 @@ def read_sweep(outputs: Sequence[Path]) -> Sweep:
     origin = None
     for folder in folders:
         record = read_json(folder / RECORD, f"{folder} is no output of merge.py or performAIM.py: it has no {RECORD}.")
+        check_shape(record, SWEPT, str(folder / RECORD))
         omega, rows = record["lineage"]["omega"], record.get("layer_statistics")
         if omega is None or not rows:
             raise UsageError(f"{folder} has no layer statistics of an omega; make it with --omega and --layer_stats.")
@@ -59,6 +66,9 @@ def read_sweep(outputs: Sequence[Path]) -> Sweep:
         origin = origin or of
         if of != origin:
             raise UsageError(f"{folder} is of another merge than {folders[0]}; a plot shows one.")
+        first = next(iter(sweep.values()), rows)
+        if [row["layer"] for row in rows] != [row["layer"] for row in first]:
+            raise UsageError(f"{folder} has other layers than {folders[0]}; a plot shows those of one model.")
         if omega in sweep:
             raise UsageError(f"{folder} has omega {omega:g}, which is there already.")
         sweep[omega] = rows
@@ -81,7 +91,7 @@ def merged_norm(row: JsonObject) -> float:
     """The norm of the merged task vector before it was relaxed: performAIM.py's one model is the merge."""
     if len(row["norms"]) != 1:
         raise UsageError("A plot of a sweep needs the outputs of performAIM.py, whose one model is the merge.")
-    result: float = row["norms"][0]
+    result: float = row["norms"][0] or 0.0
     return result
 
 

@@ -21,6 +21,7 @@ from common.errors import FailureError, ProjectError
 from common.files.json_values import JsonObject
 from common.files.paths import read_json, user_path
 from common.logging import logger
+from common.terminal_text import message_line
 from merging.checkpoints.headers import header_of
 from merging.checkpoints.storage import StoredWeights, TensorInfo
 from merging.output.digests import tensor_digest
@@ -71,7 +72,7 @@ def check(args: Namespace) -> int:
 def bad(wrong: Sequence[str], what: str) -> bool:
     """Print what is wrong, if anything is, and say whether."""
     for sentence in wrong:
-        print(sentence)
+        print(message_line(sentence))
     if wrong:
         print(f"BAD: {len(wrong)} {what}.")
     return bool(wrong)

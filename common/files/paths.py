@@ -47,6 +47,6 @@ def known_digest(file: Path) -> str | None:
 
 
 def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with file.open("rb") as stream:
+    """Return the SHA-256 of a regular file. Raises UnreadableError for a FIFO, device, socket or folder."""
+    with bounded_reading.open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

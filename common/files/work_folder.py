@@ -146,8 +146,13 @@ def _check_owned(path: Path, info: os.stat_result, purpose: str) -> None:
         time.sleep(PAUSE)
     else:
         raise UsageError(f"{path} is a folder that this program did not make: {advice}")
-    if hasattr(os, "geteuid") and os.geteuid() and info.st_uid != os.geteuid() and info.st_mode & stat.S_IWOTH:
-        raise UsageError(f"{path} is another user's and anybody may write there: {advice}")
+    if hasattr(os, "geteuid") and info.st_uid != os.geteuid():
+        above = os.stat(path.parent)
+        is_shared = (
+            above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH
+        )  # as /tmp: others may have put it there
+        if is_shared or (os.geteuid() and info.st_mode & stat.S_IWOTH):
+            raise UsageError(f"{path} is another user's in a place where anybody may write: {advice}")
 
 
 def remove(path: Path) -> None:

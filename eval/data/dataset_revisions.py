@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import BadInputError
 from common.files.bounded_reading import UnreadableError, read_json, read_yaml
+from common.files.json_types import Each, Fields, check_shape
 from common.files.paths import file_digest
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 FILE = Path(__file__).resolve().parents[2] / "configs" / "benchmark_data.yaml"
 MANIFEST = "benchmarks.json"
 FORMAT = "benchmark_data"
+LIST = Fields({"sets": Each(Fields({"revision": str, "files": Each(str)}))})
+"""Types in a manifest."""
 SCHEMA = 1
 
 
@@ -93,13 +96,12 @@ def check_manifest(folder: Path, hub: Path, names: Sequence[str]) -> None:
         return
     try:
         data = read_json(path)
+        check_shape(data, LIST, str(path))
         sets = {name: (entry["revision"], dict(entry["files"])) for name, entry in data["sets"].items()}
     except UnreadableError as error:
         raise BadInputError(str(error)) from error
     except OSError as error:
         raise BadInputError(f"{path} cannot be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInputError(f"{path} is not a manifest of scripts/fetch_benchmarks.py ({error!r}).") from error
     if data.get("schema") != SCHEMA:
         raise BadInputError(
             f"{path} has schema {data.get('schema')!r}, and this version reads {SCHEMA}: fetch the folder again."

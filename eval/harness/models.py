@@ -86,7 +86,8 @@ def describe(
     if settings.backend == "openai":
         assert isinstance(model, str)  # resolve_device refuses loaded models
         card = Server(str(settings.base_url)).check(model)
-        served_length = card["max_model_len"] if isinstance(card.get("max_model_len"), int) else None
+        length_on_card = card.get("max_model_len")
+        served_length = length_on_card if type(length_on_card) is int and length_on_card > 0 else None
         check_length(served_length, settings.max_model_len, model)
         length = usable_length(served_length, settings.max_model_len, settings.preset)
         return EvaluatedModel(model, name or model, None, {}, length)

@@ -120,7 +120,8 @@ class StoredWeights:
         info = self.tensors[name]
         file = info.file
         if not file.exists():
-            raise CheckpointError(f"Tensor {name} cannot be read: {file} is missing (only headers were fetched).")
+            reason = "was removed during the run" if file in self._states else "is missing (only headers were fetched)"
+            raise CheckpointError(f"Tensor {name} cannot be read: {file} {reason}.")
         if file in self._states:
             check_unchanged({file: self._states[file]})  # a mapped file that is cut short ends the process
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from common.files.bounded_reading import UnreadableError, open_regular
 from common.files.file_state import FileState, check_unchanged, states_of
 from common.hardware import usable_cores
 from merging.checkpoints.storage import map_file
@@ -51,11 +52,11 @@ class Digest:
 def digest_of(file: Path, offset: int = 0, size: int | None = None, stop: threading.Event | None = None) -> str | None:
     """Return the digest of `size` bytes of a file from `offset` (None: to its end).
 
-    None where the file is shorter or does not exist, or where `stop` was set meanwhile.
+    None where the file is shorter, does not exist or is no regular file, or where `stop` was set meanwhile.
     """
     digest, remaining = Digest(), size
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             stream.seek(offset)
             while (remaining is None or remaining > 0) and not (stop and stop.is_set()):
                 chunk = stream.read(CHUNK if remaining is None else min(CHUNK, remaining))
@@ -63,7 +64,7 @@ def digest_of(file: Path, offset: int = 0, size: int | None = None, stop: thread
                     break
                 digest.update(chunk)
                 remaining = None if remaining is None else remaining - len(chunk)
-    except FileNotFoundError:
+    except (FileNotFoundError, UnreadableError):
         return None
     return None if remaining or (stop and stop.is_set()) else digest.text()
 

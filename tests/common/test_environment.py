@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aim.calibration.packing import _encoded
-from common.cli import run, unsupported_platform
+from common.cli import explain, run, unsupported_platform
 from common.distributed import launcher_ranks
 from common.errors import CalibrationError, UsageError
 from common.files.cache_folder import cache_folder
@@ -197,6 +198,77 @@ def test_a_contradicting_launcher(
     shown = capsys.readouterr().err
     assert sentence in shown
     assert len(shown.splitlines()) == 1
+
+
+def test_a_removed_current_folder_is_named(tmp_path: Path) -> None:
+    """A run in a folder that was removed is refused by name: relative paths and child processes would fail in it."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); os.rmdir({str(gone)!r})\n"
+    code += "from common.cli import run; sys.exit(run(lambda _: print('ran'), []))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=gone, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: The current folder was removed; change to a folder that exists and start again.\n"
+
+
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+@needs_dev_full
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_a_sentence(unbuffered: str) -> None:
+    """What was printed to a full disk is lost: the exit code and one sentence say so, whoever buffers it."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    code += "from common.cli import run; sys.exit(run(lambda _: print('a table')))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(("error: Standard output cannot be written (No space", "error: No space left on"))
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_full_disk_of_a_copy_is_that_of_the_copy() -> None:
+    """The error of a copy names both of its files: a full disk is the target's, a broken one the source's."""
+    for number, name in ((errno.ENOSPC, "copy"), (errno.EFBIG, "copy"), (errno.EROFS, "copy"), (errno.EIO, "source")):
+        sentence, code = explain(OSError(number, os.strerror(number), "source", None, "copy"))
+        assert code == 1
+        assert sentence.endswith(f" {name}.")
+
+
+@pytest.mark.parametrize("module", ["merge", "performAIM", "evaluate_model", "scripts.verify", "scripts.compare"])
+@pytest.mark.parametrize(("platform", "code"), [("win32", 2), ("cygwin", 2), ("darwin", 0)])
+def test_programs_start_or_are_refused_by_name(module: str, platform: str, code: int) -> None:
+    """On Windows a program imports, and ends with one sentence; on macOS, where modules and functions that only Linux
+    has are missing, it starts."""
+    missing = ["spwd", "ossaudiodev", *(["fcntl", "resource", "pwd", "grp", "termios"] if platform == "win32" else [])]
+    program = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import ctypes, importlib, os, select, signal
+for name in {missing}: sys.modules[name] = None
+for name in ("pidfd_open", "memfd_create", "sched_getaffinity", "posix_fallocate", "posix_fadvise", "pipe2",
+             "listxattr", "setxattr", "getxattr", "sendfile", "unshare", "setns", "waitid"):
+    if hasattr(os, name): delattr(os, name)
+if {platform!r} == "win32":
+    for name in ("geteuid", "register_at_fork", "fork", "getuid", "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY"):
+        if hasattr(os, name): delattr(os, name)
+    for name in ("SIGHUP", "SIGALRM", "setitimer"):
+        if hasattr(signal, name): delattr(signal, name)
+sys.platform = {platform!r}
+program = importlib.import_module({module!r})
+sys.argv = ["program", "--help"]
+from common.cli import run
+sys.exit(run(program.main))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == code, done.stderr[-2000:]
+    if code:
+        assert done.stderr.startswith("error: Windows is not supported")
+        assert done.stderr.count("\n") == 1
+    else:
+        assert done.stdout.startswith("usage: ")
 
 
 def test_platforms() -> None:

@@ -136,6 +136,18 @@ def test_a_fetched_folder_is_evaluated_and_checked(
     assert fetch(hub, folder, "--benchmarks", "gsm8k").returncode == 0
     assert file.read_bytes() == whole
     assert evaluate(checkpoint, folder, tmp_path / "out", "--benchmarks", "") == 0
+    for odd in (
+        "[]",
+        "3",
+        '{"sets": 3}',
+        '{"sets": {"openai/gsm8k": []}}',
+        '{"sets": {"x": {"revision": 3, "files": {}}}}',
+        '{"sets": {"x": {"revision": "r", "files": {"f": 3}}}}',
+        "[" * 100_000,
+    ):
+        (folder / MANIFEST).write_text(odd)
+        with pytest.raises(BadInputError, match=MANIFEST):
+            check_manifest(folder, folder / "hub", ["openai/gsm8k"])
     (folder / MANIFEST).write_text('{"schema": 99, "sets": {}}')
     with pytest.raises(BadInputError, match="schema 99"):
         check_manifest(folder, folder / "hub", ["openai/gsm8k"])

@@ -5,25 +5,40 @@ A server needs no tokenizer for generations; log-likelihoods need it, to know wh
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.api_models import JsonChatStr
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
 from common.errors import BadInputError, EvaluationError, first_line
+from common.files.bounded_reading import LimitError
+from common.files.json_types import Fields
+from common.processes.execution_limits import time_limit
 from eval.harness.backends.answering import Arguments, LMBackend, arguments_of, settings_of
+from eval.harness.backends.server_answers import (
+    CHAT,
+    CHUNK,
+    GENERATED,
+    SCORED,
+    BoundedSession,
+    ServerRefusal,
+    check_logprobs,
+    check_status,
+    joined,
+    parsed,
+    refusals,
+)
 from eval.harness.corrections.encoding import CorrectedEncoding, TokenRequest, check_choice_lengths
 from eval.harness.corrections.sampling import settings_without_seed
-from eval.harness.server import Server
+from eval.harness.server import MAX_PATH, Server
 from eval.request_types import Facts, Request
 from eval.settings import Settings
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse, ClientSession
+    from aiohttp import ClientSession
     from lm_eval.api.instance import Instance
 
     from common.files.json_values import JsonObject
@@ -37,54 +52,19 @@ FEW_STOPS = 4
 """OpenAI's own servers take no more stop strings; the text is cut at the others here."""
 
 
-PASSING = (408, 425, 429)
-"""Statuses below 500 that another attempt may not get."""
-
-
-class RefusedRequest(BaseException):
-    """A status that another attempt would get again. Not an Exception: lm-eval repeats a request after each of those.
-
-    Never leaves this module: `adapt` is asked about it as an error of the server.
-    """
-
-    def __init__(self, status: int, answer: str) -> None:
-        super().__init__(f"{status}: {' '.join(answer.split())[:300]}")
-        self.status = status
-
-
-class _Session:
-    """An aiohttp session whose `post` raises RefusedRequest for lasting refusals."""
-
-    def __init__(self, session: ClientSession) -> None:
-        self._session = session
-
-    @asynccontextmanager
-    async def post(self, *arguments: Any, **options: Any) -> AsyncIterator[ClientResponse]:
-        """Send a request; the answer's status is below 400, or another attempt may succeed."""
-        async with self._session.post(*arguments, **options) as response:
-            if _is_lasting(response.status):
-                raise RefusedRequest(response.status, await response.text())
-            yield response
-
-
-def _is_lasting(status: int) -> bool:
-    return 400 <= status < 500 and status not in PASSING
-
-
-class ServerRefusal(Exception):
-    """A request that the server refused for good, with its status and words."""
-
-    def __init__(self, refusal: RefusedRequest) -> None:
-        super().__init__(str(refusal))
-        self.status = refusal.status
-
-
 class _Served:
     """Base class of served models, completions and chat."""
 
     base_url: str
     max_length: int
     tokenized_requests: bool
+    timeout: float
+    verify_certificate: bool
+    header: dict[str, str]
+    eos_string: str | None
+    _seed: int
+    create_message: Any
+    _create_payload: Any
     _fewer_stops = False
     _most_stops = 0
     _last = Facts()
@@ -133,33 +113,57 @@ class _Served:
             "to continue."
         ) from error
 
-    def model_call(self, messages: Prompts, **options: object) -> JsonObject | None:
-        """Ask as lm-eval does for one request at a time, without a second attempt after a lasting refusal."""
+    def model_call(
+        self, messages: Prompts, *, generate: bool = True, gen_kwargs: JsonObject | None = None, **options: object
+    ) -> JsonObject:
+        """Ask as lm-eval does for one request at a time, within limits, without a second attempt after a refusal."""
+        payload = self._create_payload(
+            self.create_message(messages),
+            generate=generate,
+            gen_kwargs=copy.deepcopy(gen_kwargs),
+            seed=self._seed,
+            eos=self.eos_string,
+            **options,
+        )
+        return parsed(self._posted(payload), self._shape(generate))
+
+    def _posted(self, payload: JsonObject) -> bytes:
+        """Return the answer to a request.
+
+        Raises:
+            requests.RequestException, LimitError: Another attempt may succeed.
+            RefusedRequest, UnusableAnswer: None would.
+        """
         import requests
 
-        try:
-            reply: JsonObject | None = super().model_call(messages, **options)  # type: ignore[misc]
-            return reply
-        except requests.HTTPError as error:
-            if error.response is None or not _is_lasting(error.response.status_code):
-                raise
-            raise RefusedRequest(error.response.status_code, error.response.text) from error
+        with (
+            time_limit(self.timeout, f"no complete answer within {self.timeout} s"),
+            requests.post(
+                self.base_url,
+                json=payload,
+                headers=self.header,
+                verify=self.verify_certificate,
+                timeout=self.timeout,
+                stream=True,
+                allow_redirects=False,
+            ) as response,
+        ):
+            content = joined(response.iter_content(CHUNK))
+            check_status(response.status_code, content, response.headers.get("Location"))
+            response.raise_for_status()
+            return content
 
     async def amodel_call(
-        self, session: ClientSession, *arguments: object, **options: object
+        self, session: ClientSession, *arguments: object, generate: bool = True, **options: object
     ) -> list[str] | list[tuple[float, bool]] | None:
-        """Ask as lm-eval does for several requests at a time, without a second attempt after a lasting refusal."""
+        """Ask as lm-eval does for several requests at a time, within limits, without a second attempt."""
         answers: list[str] | list[tuple[float, bool]] | None
-        answers = await super().amodel_call(_Session(session), *arguments, **options)  # type: ignore[misc]
+        bounded = BoundedSession(session, self._shape(generate))
+        answers = await super().amodel_call(bounded, *arguments, generate=generate, **options)  # type: ignore[misc]
         return answers
 
-    @contextmanager
-    def refusals(self) -> Iterator[None]:
-        """Raise ServerRefusal for a RefusedRequest, once lm-eval can no longer repeat it."""
-        try:
-            yield
-        except RefusedRequest as refusal:
-            raise ServerRefusal(refusal) from refusal
+    def _shape(self, generate: bool) -> Fields:
+        return GENERATED if generate else SCORED
 
     def _payload(self, payload: JsonObject, prompt: str) -> JsonObject:
         """Return a payload with the stop strings and the seed that this prompt gets."""
@@ -240,7 +244,7 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
             for r in requests:
                 ids = self.tok_encode(r.args[0])
                 self._texts[tuple(ids[-(self.max_length - most) :])] = r.args[0]
-        with self.refusals():
+        with refusals(self.base_url):
             return list(super().generate_until(requests, disable_tqdm=disable_tqdm))
 
     def parse_generations(self, outputs: JsonObject | list[JsonObject], **kwargs: object) -> list[str]:  # type: ignore[override]
@@ -272,9 +276,24 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
             tuple(key) for key, a, b in requests if key is not None and len(a) + len(b) > self.max_length
         }
         if not self._is_probed and requests:
-            self._probe([*requests[0][1], *requests[0][2]][-self.max_length :])
-        with self.refusals():
+            with refusals(self.base_url):
+                self._probe([*requests[0][1], *requests[0][2]][-self.max_length :])
+        with refusals(self.base_url):
             return list(super()._loglikelihood_tokens(requests, **kwargs))
+
+    def parse_logprobs(  # type: ignore[override]
+        self,
+        outputs: JsonObject | list[JsonObject],
+        tokens: list[list[int]] | None = None,
+        ctxlens: list[int] | None = None,
+        **kwargs: object,
+    ) -> list[tuple[float, bool]]:
+        """Return the sums of log-likelihoods, each of as many tokens as its choice has."""
+        for output in outputs if isinstance(outputs, list) else [outputs]:
+            choices = sorted(output["choices"], key=lambda choice: choice["index"])
+            for choice, ids, start in zip(choices, tokens or [], ctxlens or [], strict=True):
+                check_logprobs(choice, len(ids), start)
+        return list(LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **kwargs))
 
     def _probe(self, ids: list[int]) -> None:
         """Raise EvaluationError where the server gives no log-likelihoods of prompts."""
@@ -282,20 +301,15 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
 
         body = super()._create_payload(self.create_message([ids]), generate=False)
         try:
-            answer = requests.post(
-                self.base_url, json=body, headers=self.header, timeout=self.timeout, verify=self.verify_certificate
-            )
-            if not answer.ok:
-                return  # lm-eval asks again
-            logprobs = answer.json()["choices"][0].get("logprobs")
-        except (requests.RequestException, ValueError, LookupError):
-            return
+            logprobs = parsed(self._posted(body), SCORED)["choices"][0].get("logprobs")
+        except (requests.RequestException, LimitError):
+            return  # lm-eval asks again
         if not logprobs or not logprobs.get("token_logprobs") or not logprobs.get("top_logprobs"):
             raise EvaluationError(
                 f"The server at {self.base_url} gives no log-likelihoods of prompts (echo with logprobs): leave out "
                 "benchmarks of multiple choice, or use --backend hf."
             )
-        count = len(logprobs["token_logprobs"])
+        count = len(logprobs["token_logprobs"]) if isinstance(logprobs["token_logprobs"], list) else 0
         if count != len(ids) + 1:
             raise EvaluationError(
                 f"The server at {self.base_url} splits a prompt into {count - 1} tokens, the tokenizer into "
@@ -306,6 +320,9 @@ class CompletionsModel(CorrectedEncoding, _Served, LocalCompletionsAPI):  # type
 
 class ChatModel(_Served, LocalChatCompletion):  # type: ignore[misc]
     """Chats that the server renders; it gives no log-likelihoods of them."""
+
+    def _shape(self, generate: bool) -> Fields:
+        return CHAT
 
     def _prompt(self, context: str) -> JsonChatStr:
         return JsonChatStr(context)
@@ -323,7 +340,7 @@ class ChatModel(_Served, LocalChatCompletion):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate as lm-eval does."""
-        with self.refusals():
+        with refusals(self.base_url):
             return list(super().generate_until(requests, disable_tqdm=disable_tqdm))
 
     def parse_generations(self, outputs: JsonObject | list[JsonObject], **kwargs: object) -> list[str]:  # type: ignore[override]
@@ -389,8 +406,9 @@ def make(name: str, length: int, settings: Settings) -> LMBackend:
 def _served_folder(settings: Settings, name: str) -> str | None:
     """Return the folder that the server says its model is from, where it is on this machine."""
     root = (Server(str(settings.base_url)).models() or {}).get(name, {}).get("root")
-    is_folder = isinstance(root, str) and (Path(root) / "tokenizer_config.json").is_file()
-    return root if is_folder else None
+    if not isinstance(root, str) or len(root) > MAX_PATH:
+        return None
+    return root if os.path.isfile(os.path.join(root, "tokenizer_config.json")) else None
 
 
 def messages_as_json(chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:  # noqa: ARG001 - lm-eval passes it by name

@@ -232,6 +232,25 @@ def test_a_foreign_stage_is_not_touched(family, tmp_path: Path, kind: str) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to give a folder away")
+@pytest.mark.parametrize(("mode", "is_refused"), [(0o1777, True), (0o755, False)])
+def test_a_stage_of_another_user_in_a_shared_folder_is_refused(tmp_path: Path, mode: int, is_refused: bool) -> None:
+    """In a place like /tmp somebody else's work folder is a trap, by root as well; elsewhere (a file system that maps
+    all users to one) it counts as this program's."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    with claimed(shared / ".out.partial", "x"):
+        (shared / ".out.partial" / "precious").write_text("precious")
+    os.chown(shared / ".out.partial", 12345, 12345)
+    if is_refused:
+        with pytest.raises(UsageError, match="is another user's in a place where anybody may write"):
+            claim(shared / ".out.partial", "x")
+    else:
+        claim(shared / ".out.partial", "x").lock.release()
+    assert (shared / ".out.partial" / "precious").read_text() == "precious"
+
+
 def test_a_lock_counts_by_inode(tmp_path: Path) -> None:
     """A lock file that was removed and made again is another lock: who holds the old one holds nothing."""
     first = Lock.acquire(tmp_path / "lock")
