@@ -6,6 +6,7 @@ Exit code 0: everything matches the lock. 1: something is not. 3: it could not b
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import sys
@@ -113,7 +114,7 @@ def missing_files(folder: Path) -> tuple[list[str], set[str]]:
     """
     try:
         entries = read_json(folder / INDEX, "")["weight_map"].items()
-        missing = {name: file for name, file in entries if not (folder / file).is_file()}
+        missing = {name: file for name, file in entries if not os.path.isfile(folder / file)}
     except (ProjectError, KeyError, AttributeError, TypeError):
         return [], set()
     lost_tensors = Counter(missing.values())
