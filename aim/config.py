@@ -123,7 +123,6 @@ def add_aim_flags(
         omega: default of --omega as the help prints it; None for a script without --omega.
         title: of the first group.
     """
-    rule = Rule()
     group = parser.add_argument_group(title)
     if omega is not None:
         group.add_argument(
@@ -145,7 +144,7 @@ def add_aim_flags(
         "--min_tokens",
         type=int,
         metavar="N",
-        help=f"leave experts as merged that fewer calibration tokens were routed to (default: {rule.min_tokens})",
+        help=f"leave experts as merged that fewer calibration tokens were routed to (default: {Rule.min_tokens})",
     )
     group = parser.add_argument_group("importance of the base")
     group.add_argument(

@@ -22,7 +22,7 @@ from merging.plan.merge_plan import MergePlan, OutputConfig, RelaxationLineage, 
 from merging.plan.types import Plan
 from merging.planning import plan_merge
 from merging.recipe import MergeRecipe
-from merging.recipe.options import DEFAULTS, PlanOptions
+from merging.recipe.merge_recipe import DEFAULTS, PlanOptions
 from merging.recipe.schedules import OutputSlice, ParameterSchedule
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from merging.output.records.lock import pinned
 from merging.plan.merge_plan import MergePlan, OutputConfig
 from merging.planning import plan_merge
 from merging.recipe import make_recipe
-from merging.recipe.options import PLAN_KEYS, PlanOptions
+from merging.recipe.merge_recipe import PLAN_KEYS, PlanOptions
 
 OTHER_VERSION = "Repeat the lock with the version that wrote it, or rename the key in it as CHANGELOG.md says."
 RELAXATION_KEYS = (

@@ -27,6 +27,7 @@ from merging.output.finalize import finalize
 from merging.output.preparation import PreparedFiles
 from merging.output.records.run_record import write_record
 from merging.output.result_format import ModelFormat, ResultFormat
+from merging.output.staging.journal import Stage
 from merging.output.staging.output_path import check_target, check_untouched
 from merging.output.staging.partition import (
     check_ranks_agree,
@@ -37,7 +38,7 @@ from merging.output.staging.partition import (
     rank_files,
     rank_slice,
 )
-from merging.output.staging.stage import Stage, recover, written_bytes
+from merging.output.staging.stage import recover, written_bytes
 from merging.output.writer import ShardedWriter, parse_size
 from merging.plan.checks import check_space
 from merging.plan.merge_plan import MergePlan, OutputConfig, RelaxationSpec

@@ -179,7 +179,7 @@ def _plan_tensors(
     owner = rest[0] if is_alone and token_ids(template.folder) is None else template
     vocabulary = choose_vocabulary(recipe.tokenizer, owner, [] if is_alone else rest, recipe.pad_to_multiple_of)
     vocabulary = with_tokens(vocabulary, recipe.tokens, inputs.all)
-    exclusion = Exclusion.of(recipe.exclude, recipe.exclude_from, inputs)
+    exclusion = Exclusion.of(recipe.exclude, recipe.exclude_from, inputs) if recipe.exclude is not None else None
     dtype = None if is_adapter else recipe.stored_dtype
     model = plan_tensors(inputs, recipe.output_slices, dtype, vocabulary, exclusion, recipe.options)
     for tensor in model.tensors:

@@ -17,7 +17,7 @@ from merging.checkpoints.hub import local_paths
 from merging.plan.merge_plan import MergePlan
 from merging.recipe import DTYPES, read_config
 from merging.recipe.flags import add_look_flags, add_plan_flags, add_run_flags
-from merging.recipe.options import PLAN_KEYS, PlanOptions
+from merging.recipe.merge_recipe import PLAN_KEYS, PlanOptions
 
 ABOUT = "Relax a merged checkpoint towards its base where the base's activations are large (AIM, arXiv:2502.02421)."
 DEFAULTS = {"omega": "0.4", "numerics": "float32"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,6 @@ class Checkpoint:
         weights: Tensors by name.
         config: Content of config.json.
         parts: The model, and the adapter if there is one.
-        places: Local path of each part.
         reading: Notes on dequantized weights.
         states: Size, time and inode of each file when it was opened.
     """
@@ -58,7 +58,6 @@ class Checkpoint:
     weights: Weights
     config: Mapping[str, JsonValue]
     parts: tuple[Part, ...]
-    places: tuple[Path, ...]
     reading: tuple[str, ...] = ()
     states: Mapping[Path, FileState] = field(default_factory=dict, compare=False)
 
@@ -86,7 +85,12 @@ class Checkpoint:
     @property
     def place(self) -> Path:
         """Local path of the model: the folder or .gguf file that the user named, or a folder of the hub's cache."""
-        return self.places[0]
+        return self.parts[0].place
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Local path of each part."""
+        return tuple(part.place for part in self.parts)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -114,6 +118,15 @@ class Checkpoint:
     def ties_embeddings(self) -> bool:
         """True where the output head shares the input embedding, by the config or else by the stored tensors."""
         return ties_embeddings(self.config, self.tensors)
+
+    @cached_property
+    def main_dtype(self) -> str:
+        """Floating-point dtype of most bytes of the tensors; float32 where there are no such tensors."""
+        sizes: Counter[str] = Counter()
+        for info in self.tensors.values():
+            if info.dtype in FLOATS:
+                sizes[info.dtype] += tensor_bytes(info.shape, info.dtype)
+        return sizes.most_common(1)[0][0] if sizes else "float32"
 
     @cached_property
     def parsed_config(self) -> ParsedConfig:
@@ -158,18 +171,6 @@ class Checkpoint:
         return rows if isinstance(rows, torch.Tensor) else rows[slice(None)]
 
 
-@dataclass(frozen=True)
-class _Located:
-    """A reference whose configs and other small files are local and checked; its weights may be absent."""
-
-    ref: CheckpointRef
-    parts: tuple[Part, ...]
-    places: tuple[Path, ...]
-    gguf: Path | None
-    config: Mapping[str, JsonValue]
-    adapter_config: Mapping[str, JsonValue]
-
-
 def open_all(names: Sequence[str], headers_only: bool = False, adapters_only: bool = False) -> list[Checkpoint]:
     """Open several checkpoints; all are located and checked before any weights are downloaded.
 
@@ -184,10 +185,12 @@ def open_all(names: Sequence[str], headers_only: bool = False, adapters_only: bo
     """
     from merging.checkpoints.download import fetch
 
-    located = [_find(CheckpointRef.parse(name)) for name in names]
+    refs = [CheckpointRef.parse(name) for name in names]
+    parts_by_model = [_find_parts(ref) for ref in refs]
     if not headers_only:
-        fetch([part for one in located for part in one.parts if part.is_adapter or not adapters_only])
-    return [_open(one, headers_only, headers_only or adapters_only) for one in located]
+        fetch([part for parts in parts_by_model for part in parts if part.is_adapter or not adapters_only])
+    base_headers_only = headers_only or adapters_only
+    return [_open(ref, parts, headers_only, base_headers_only) for ref, parts in zip(refs, parts_by_model, strict=True)]
 
 
 def open_checkpoint(text: str) -> Checkpoint:
@@ -195,27 +198,34 @@ def open_checkpoint(text: str) -> Checkpoint:
     return open_all([text])[0]
 
 
-def _find(ref: CheckpointRef) -> _Located:
+def _find_parts(ref: CheckpointRef) -> tuple[Part, ...]:
+    """Return the model and the adapter of a reference; their small files are local then, their weights may be absent.
+
+    Raises as `open_all` does.
+    """
+    model = _find_model(ref.alone)
+    if ref.adapter is None:
+        return (model,)
+    folder = locate(ref.adapter)
+    check_folder(folder)
+    missing = f"{ref.adapter} is not an adapter (it has no adapter_config.json); separate models by commas."
+    config = read_json(folder / "adapter_config.json", missing)
+    check_adapter(str(ref.adapter), config)
+    return model, Part(ref.adapter, folder, folder, config, is_adapter=True)
+
+
+def _find_model(ref: CheckpointRef) -> Part:
     place = locate(ref)
-    base = Part(ref.alone, place.parent if place.is_file() else place)
-    gguf = _gguf_of(base, place)
-    config: Mapping[str, JsonValue] = {}
+    part = Part(ref, place.parent if place.is_file() else place, place, {})
     if not place.is_file():
         check_folder(place)
-    if gguf is None:
-        beside = place / "adapter_config.json"
-        if beside.is_file() and not (place / "config.json").is_file():
-            trained = read_json(beside, "").get("base_model_name_or_path")
-            raise UsageError(f"{ref.alone} is an adapter; give it with its base ({trained}) as BASE+{ref.alone}.")
-        config = read_json(place / "config.json", _no_config(base))
-    if ref.adapter is None:
-        return _Located(ref, (base,), (place,), gguf, config, {})
-    home = locate(ref.adapter)
-    check_folder(home)
-    missing = f"{ref.adapter} is not an adapter (it has no adapter_config.json); separate models by commas."
-    adapter_config = read_json(home / "adapter_config.json", missing)
-    check_adapter(str(ref.adapter), adapter_config)
-    return _Located(ref, (base, Part(ref.adapter, home, True)), (place, home), gguf, config, adapter_config)
+    if (gguf := _gguf_of(part)) is not None:
+        return replace(part, gguf=gguf)
+    adapter_config = place / "adapter_config.json"
+    if adapter_config.is_file() and not (place / "config.json").is_file():
+        trained = read_json(adapter_config, "").get("base_model_name_or_path")
+        raise UsageError(f"{ref} is an adapter; give it with its base ({trained}) as BASE+{ref}.")
+    return replace(part, config=read_json(place / "config.json", _no_config(part)))
 
 
 def _no_config(base: Part) -> str:
@@ -227,41 +237,40 @@ def _no_config(base: Part) -> str:
     return f"{base.ref} has no config.json; it is not a model folder{hint}."
 
 
-def _gguf_of(base: Part, place: Path) -> Path | None:
-    """Return the .gguf file of a reference; None where the weights are in other formats."""
-    if base.ref.file:
-        return place / base.ref.file
-    if place.is_file() or base.ref.is_hub_id:
+def _gguf_of(part: Part) -> Path | None:
+    """Return the .gguf file of a model; None where the weights are in other formats."""
+    place = part.place
+    if part.ref.file:
+        return place / part.ref.file
+    if place.is_file() or part.ref.is_hub_id:
         return place if place.is_file() else None
     names = [file.name for file in place.iterdir()]
     alone = [name for name in names if name.endswith(".gguf")]
-    return place / alone[0] if len(alone) == 1 and not base.layout(names).files else None
+    return place / alone[0] if len(alone) == 1 and not part.layout(names).files else None
 
 
-def _open(located: _Located, headers_only: bool, base_headers_only: bool) -> Checkpoint:
-    base, label = located.parts[0], str(located.ref.alone)
+def _open(ref: CheckpointRef, parts: tuple[Part, ...], headers_only: bool, base_headers_only: bool) -> Checkpoint:
+    base, label = parts[0], str(ref.alone)
     weights: Weights
-    config, folder = located.config, base.folder
+    config, folder = base.config, base.folder
     note: str | None = None
-    if located.gguf is not None:
-        if base_headers_only and not located.gguf.exists():
+    if base.gguf is not None:
+        if base_headers_only and not base.gguf.exists():
             raise HeadersUnknownError(f"{label}: the tensors of a .gguf file are unknown before it is downloaded.")
         from merging.checkpoints.gguf import open_gguf
 
-        weights, config, folder = open_gguf(label, located.gguf)
+        weights, config, folder = open_gguf(label, base.gguf)
     else:
         weights, config, note = dequantized(label, config, _stored(base, base_headers_only))
-    if len(located.parts) > 1:
-        adapter = located.parts[1]
+    for adapter in parts[1:]:
         names, ties = (label, str(adapter.ref)), ties_embeddings(config, weights.tensors)
         file = adapter.folder / "adapter_config.json"
-        adapter_weights = _stored(adapter, headers_only)
-        weights = adapt(names, weights, ties, adapter_weights, located.adapter_config, file, config)
+        weights = adapt(names, weights, ties, _stored(adapter, headers_only), adapter.config, file, config)
         config, folder = with_changes(config, weights.config_changes), with_tokenizer_of(folder, adapter.folder)
     reading = () if note is None else (note,)
-    small = [file for part in located.parts for file in (part.folder / "config.json", *tokenizer_files(part.folder))]
+    small = [file for part in parts for file in (part.folder / "config.json", *tokenizer_files(part.folder))]
     states = states_of([*weights.files, *small])
-    return Checkpoint(located.ref, folder, weights, config, located.parts, located.places, reading, states)
+    return Checkpoint(ref, folder, weights, config, parts, reading, states)
 
 
 def _stored(part: Part, headers_only: bool) -> StoredWeights:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.errors import UsageError
+from common.files.json_values import JsonValue
 from merging.checkpoints.headers import ADAPTER_FILES, Layout, adapter_layout, layout_of
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -117,10 +118,22 @@ def _likelihood(sides: tuple[str, str]) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """A model without its adapter, or an adapter, with the local folder of its small files."""
+    """A model without its adapter, or an adapter, whose small files are local and checked.
+
+    Attributes:
+        ref: Its reference.
+        folder: Folder of its small files.
+        place: The folder or .gguf file that the user named, or a folder of the hub's cache.
+        config: Content of config.json, empty for a .gguf file; of adapter_config.json for an adapter.
+        gguf: The .gguf file that holds the weights; None where they are in other formats.
+        is_adapter: True for an adapter.
+    """
 
     ref: CheckpointRef
     folder: Path
+    place: Path
+    config: Mapping[str, JsonValue] = field(compare=False)
+    gguf: Path | None = None
     is_adapter: bool = False
 
     def layout(self, names: Sequence[str]) -> Layout:

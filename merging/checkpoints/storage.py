@@ -41,6 +41,9 @@ PACKED = re.compile(
 )
 """Names that quantizers (GPTQ, AWQ, bitsandbytes, fp8, MXFP4) give to packed numbers and their scales."""
 
+_MAPS: OrderedDict[Path, tuple[FileState | None, mmap.mmap]] = OrderedDict()
+"""Memory maps by file, the least recently used first; each holds a file descriptor."""
+_MAPS_LOCK = threading.Lock()
 PACKED_DTYPES = ("F8", "F6", "F4", "U32", "float8", "float4", "uint32")
 
 
@@ -126,7 +129,7 @@ class StoredWeights:
             check_unchanged({file: self._states[file]})  # a mapped file that is cut short ends the process
         try:
             if file.suffix == ".safetensors":
-                return tensor_in(_MAPS.get(file), info)
+                return tensor_in(memory_map(file), info)
             with self._opening:
                 if file not in self._pickled:
                     self._pickled[file] = load_pickled(file)
@@ -137,34 +140,26 @@ class StoredWeights:
     def close(self) -> None:
         """Release the memory maps."""
         self._pickled.clear()
-        _MAPS.drop(info.file for info in self.tensors.values())
+        release_maps(info.file for info in self.tensors.values())
 
 
-class _Maps:
-    """Least-recently-used cache of memory maps by file; each map holds a file descriptor."""
+def memory_map(file: Path) -> mmap.mmap:
+    """Return a memory map of the file's present content, which is shared. Raises OSError, ValueError."""
+    state = state_of(file)
+    with _MAPS_LOCK:
+        if file not in _MAPS or _MAPS[file][0] != state:
+            _MAPS[file] = state, map_file(file)
+        _MAPS.move_to_end(file)
+        while len(_MAPS) > most_maps():
+            _MAPS.popitem(last=False)  # unmapped once the last tensor in it is freed
+        return _MAPS[file][1]
 
-    def __init__(self) -> None:
-        self._maps: OrderedDict[Path, tuple[FileState | None, mmap.mmap]] = OrderedDict()
-        self._using = threading.Lock()
 
-    def get(self, file: Path) -> mmap.mmap:
-        """Return the map of the file's present content. Raises OSError, ValueError."""
-        state = state_of(file)
-        with self._using:
-            if file in self._maps and self._maps[file][0] == state:
-                self._maps.move_to_end(file)
-                return self._maps[file][1]
-            self._maps[file] = state, map_file(file)
-            self._maps.move_to_end(file)
-            while len(self._maps) > most_maps():
-                self._maps.popitem(last=False)  # unmapped once the last tensor in it is freed
-            return self._maps[file][1]
-
-    def drop(self, files: Iterable[Path]) -> None:
-        """Release the maps of some files."""
-        with self._using:
-            for file in files:
-                self._maps.pop(file, None)
+def release_maps(files: Iterable[Path]) -> None:
+    """Release the memory maps of some files."""
+    with _MAPS_LOCK:
+        for file in files:
+            _MAPS.pop(file, None)
 
 
 @cache
@@ -176,9 +171,6 @@ def most_maps() -> int:
         return 256
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 256 if soft == resource.RLIM_INFINITY else max(8, min(256, soft // 4))
-
-
-_MAPS = _Maps()
 
 
 def map_file(file: Path) -> mmap.mmap:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from common.threads import in_order, threads
-from merging.engine.execution import ExecutionConfig
+from merging.engine.execution import ExecutionConfig, TensorTask
 from merging.engine.finite_check import FiniteBlocks
 from merging.engine.prefetch import PendingTask, prefetch, stream_through_device
-from merging.engine.tensor_task import TensorTask
 from merging.methods.contract import LAYOUT, select_arguments
 from merging.ops.kernels.kernels import KINDS, MAX_MODELS, Kernels, kernels
 from merging.ops.tensor_blocks import Block

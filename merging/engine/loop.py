@@ -14,11 +14,10 @@ from tqdm import tqdm
 from common.distributed import SINGLE_PROCESS, ProcessGroup
 from common.logging import hides_progress
 from merging.engine.base_comparison import BaseComparison
-from merging.engine.execution import Collector, ExecutionConfig, Writer
+from merging.engine.execution import Collector, ExecutionConfig, TensorTask, Writer, make_task
 from merging.engine.executors import Blocks, make_executor
 from merging.engine.finite_check import FiniteBlocks, FiniteCheck, name_nan_input, sources_of
 from merging.engine.row_groups import aligned_rows, group_of
-from merging.engine.tensor_task import TensorTask, make_task
 from merging.methods.contract import select_arguments
 from merging.ops.tensor_blocks import BLOCK_ELEMENTS, TensorGroup, cut
 from merging.plan.types import Listing, Named, Plan, TensorPlan

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merging.engine.device_pipeline import pipeline
-from merging.engine.tensor_task import TensorTask
+from merging.engine.execution import TensorTask
 from merging.ops.tensor_blocks import Block
 
 PendingTask: TypeAlias = Callable[[], TensorTask]

@@ -12,11 +12,10 @@ from merging.methods.contract import Method
 from merging.ops.block_arguments import ArgumentsByBlock, BlockArguments
 from merging.ops.consensus import add_to, disjoint_sum, majority_sign, trimmed
 from merging.ops.kernel_spec import WeightedSum
-from merging.ops.magnitudes import Magnitudes
 from merging.ops.model_scope import ModelScope, model_scope, thresholds_in
 from merging.ops.order_statistics import Threshold
 from merging.ops.reference import task_arithmetic_reference
-from merging.ops.selection import select
+from merging.ops.selection import Magnitudes, select
 from merging.ops.sparse.dropping import l1_factor
 from merging.ops.sparse.sparsify import trim_thresholds
 from merging.ops.tensor_blocks import Block, TensorGroup

@@ -13,9 +13,8 @@ import torch
 
 from common.errors import CheckpointError, UsageError
 from merging.ops.consensus import majority_sign
-from merging.ops.magnitudes import Magnitudes
 from merging.ops.order_statistics import LOWER_BINS, UPPER_BINS, Threshold, locate, value_of
-from merging.ops.selection import equal_entries, inside_bins, running, upper_histograms
+from merging.ops.selection import Magnitudes, equal_entries, inside_bins, running, upper_histograms
 from merging.ops.sparse.sparsify import kept_count
 from merging.ops.tensor_blocks import TensorGroup
 

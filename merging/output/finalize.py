@@ -24,7 +24,7 @@ from merging.output.records.lock import (
 )
 from merging.output.records.run_record import write_record
 from merging.output.result_format import ResultFormat
-from merging.output.staging.stage import Stage
+from merging.output.staging.journal import Stage
 from merging.plan.merge_plan import Lineage, OutputConfig, Variant
 from merging.plan.types import TensorPlan
 from merging.recipe.mergekit.writer import write_mergekit
@@ -80,7 +80,7 @@ def finalize(
         merge_recipe=plan.merge_recipe,
     )
     write_lock(stage.folder, _lock(result, output, recipe, stage, digests, device))
-    nonfinite = {entry["name"]: entry["nonfinite"] for entry in stage.journal.entries if "nonfinite" in entry}
+    nonfinite = {entry["name"]: entry["nonfinite"] for entry in stage.entries if "nonfinite" in entry}
     sentences = [f"Tensor {name}: {count} entries are not finite." for name, count in nonfinite.items()]
     record = result.record()
     equals_base = _equals_base(result, stage)
@@ -107,13 +107,13 @@ def _equals_base(result: ResultFormat, stage: Stage) -> bool:
     """True where every merged tensor of a model has the base's values."""
     tensors = result.plan.layout.tensors
     has_base = any(isinstance(t, TensorPlan) and t.is_merged and t.base is not None for t in tensors)
-    return has_base and not any(CHANGED in entry for entry in stage.journal.entries)
+    return has_base and not any(CHANGED in entry for entry in stage.entries)
 
 
 def _layer_rows(result: ResultFormat, stage: Stage) -> list[JsonObject]:
     """The statistics per layer of the merged tensors."""
     merged = {tensor.name for tensor in result.plan.model.tensors if tensor.is_merged}
-    entries = ((entry["name"], entry["layer_statistics"]) for entry in stage.journal.entries if entry["name"] in merged)
+    entries = ((entry["name"], entry["layer_statistics"]) for entry in stage.entries if entry["name"] in merged)
     return by_layer(entries, len(result.plan.inputs.models))
 
 
@@ -134,7 +134,7 @@ def _lock(
     plan, expected = result.plan, output.expected
     inputs = [describe_input(one, digests, result.input_files(one)) for one in plan.inputs.distinct]
     files = {name: digests.get(file) for name, file in plan.files.items()}
-    tensors = tensors_of(plan.layout, stage.journal.entries)
+    tensors = tensors_of(plan.layout, stage.entries)
     if expected is not None:
         check_inputs(expected, inputs)
         check_others(expected, files)

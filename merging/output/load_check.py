@@ -36,6 +36,7 @@ MAX_MODULES = 4096
 """The largest number of layers, blocks or experts in a config, unless the checkpoint has more tensors."""
 COUNTS = ("layers", "blocks", "depth", "depths", "experts", "stages")
 NAME = Matching(r"[\w.\-/]{1,100}", "a name of letters, digits, - and _")
+ARCHITECTURES = ListOf(NAME)
 AUTO_CLASSES = (
     "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMultimodalLM", "AutoModelForImageTextToText",
     "AutoModelForMaskedLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification",
@@ -79,7 +80,7 @@ def check_architecture(config: Mapping[str, JsonValue], label: str, tensors: int
                 f"{source} has no model_type, by which transformers' Auto classes choose the class; add it."
             )
         if config.get("architectures") is not None:
-            check_shape(config["architectures"], ListOf(NAME), source, "architectures")
+            check_shape(config["architectures"], ARCHITECTURES, source, "architectures")
     except UnreadableError as error:
         raise CheckpointError(str(error)) from error
     for where, count in _counts(config):

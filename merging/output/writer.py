@@ -18,7 +18,7 @@ from common.files.atomic import naming
 from common.files.json_values import JsonValue
 from merging.output.digests import Digest, block_bytes, digest_of
 from merging.output.shards import Place, lay_out
-from merging.output.staging.journal import Journal
+from merging.output.staging.journal import Stage
 from merging.plan.types import Named
 
 if TYPE_CHECKING:
@@ -59,15 +59,19 @@ class ShardedWriter:
     """
 
     def __init__(
-        self, folder: Path, tensors: Sequence[Named], max_shard_bytes: float, journal: Journal, stem: str = "model",
+        self,
+        stage: Stage,
+        tensors: Sequence[Named],
+        max_shard_bytes: float,
+        stem: str = "model",
         part: range | None = None,
-    ) -> None:  # fmt: skip
-        self.folder, self.journal = folder, journal
+    ) -> None:
+        self.folder, self._stage = stage.folder, stage
         self.shards, self._shared = lay_out(tensors, max_shard_bytes, stem), part is not None
         self._places = self.shards.places if part is None else self.shards.places[part.start : part.stop]
         self._ends = list(accumulate((place.size for place in self._places), initial=0))
         self._stream: BinaryIO | None = None
-        self._file = folder
+        self._file = stage.folder
         self._shard = -1
         self._current: BinaryIO
         self._digest, self._written = Digest(), 0
@@ -88,7 +92,7 @@ class ShardedWriter:
     def rewind(self, done: int) -> None:
         """Go on as if only the first `done` tensors were written."""
         self._next = min(self._next, done)
-        self.journal.keep(self._next)
+        self._stage.keep(self._next)
 
     def begin(self, name: str) -> None:
         """Start the next tensor of the plan. Raises CheckpointError where it is not the one that was planned."""
@@ -125,7 +129,7 @@ class ShardedWriter:
         with naming(self._file):
             self._current.flush()
         self._next, self._written = self._next + 1, 0
-        self.journal.add({"name": place.name, "digest": self._digest.text(), **metadata})
+        self._stage.add({"name": place.name, "digest": self._digest.text(), **metadata})
 
     def close(self) -> None:
         """Finish the last shard and write the index (the first process does where several write).
@@ -136,7 +140,7 @@ class ShardedWriter:
             raise CheckpointError(f"Tensor {self._places[self._next].name} was planned and never written.")
         self._let_go()
         self._sending.result()
-        self.journal.close()
+        self._stage.close()
         if not self._shared:
             self.shards.write_index(self.folder)
 
@@ -148,7 +152,7 @@ class ShardedWriter:
             with suppress(OSError):
                 self._stream.close()
             self._stream = None
-        self.journal.close()
+        self._stage.close()
 
     def _send(self, stream: BinaryIO) -> None:
         """Start to flush a file to the disk, also where it is closed meanwhile.
@@ -164,14 +168,14 @@ class ShardedWriter:
     def _verified(self) -> int:
         """Count the tensors that an interrupted run finished; what its journal has after them is dropped."""
         done = 0
-        for shard in {place.shard for place, _ in zip(self._places, self.journal.entries, strict=False)}:
+        for shard in {place.shard for place, _ in zip(self._places, self._stage.entries, strict=False)}:
             _forget(self.folder / self.shards.names[shard])
-        for entry, place in zip(self.journal.entries, self._places, strict=False):
+        for entry, place in zip(self._stage.entries, self._places, strict=False):
             file = self.folder / self.shards.names[place.shard]
             if entry["name"] != place.name or digest_of(file, place.offset, place.size) != entry["digest"]:
                 break
             done += 1
-        self.journal.keep(done)
+        self._stage.keep(done)
         self._repair(done)
         return done
 

@@ -101,45 +101,37 @@ class ConfigDifference:
         return f"{foreign(self.key, 60)} is {value} in {self.model} and {expected} in {self.template}"
 
 
-@dataclass(frozen=True)
-class ConfigComparison:
-    """Differences of the inputs' configs from the template model's.
+def note_differences(
+    conflicts: Sequence[ConfigDifference], lengths: Sequence[ConfigDifference], allowed: bool
+) -> list[str]:
+    """Return a note for each kind of difference that `compare_configs` returns.
 
-    Attributes:
+    Args:
         conflicts: Keys that change the function of the weights.
-        lengths: Keys for the maximum sequence length, and keys that transformers does not read.
+        lengths: Other keys.
+        allowed: Report conflicts instead of raising.
+
+    Raises:
+        CheckpointError: There are conflicts and they are not allowed.
     """
-
-    conflicts: tuple[ConfigDifference, ...]
-    lengths: tuple[ConfigDifference, ...]
-
-    def check(self, allowed: bool) -> list[str]:
-        """Return a note for each kind of difference.
-
-        Args:
-            allowed: Report conflicts instead of raising.
-
-        Raises:
-            CheckpointError: There are conflicts and they are not allowed.
-        """
-        if self.conflicts and not allowed:
-            raise CheckpointError(
-                f"The configs differ in keys that change the function of the weights: {_listed(self.conflicts)}; "
-                "merge models of one architecture and setting, correct config.json where it is wrong, or add "
-                "--allow_config_mismatch."
-            )
-        notes = []
-        for title, differences in (
-            (
-                "Configs differ in keys that change the function of the weights (allowed by --allow_config_mismatch)",
-                self.conflicts,
-            ),
-            ("Configs differ without effect on the function of the weights", self.lengths),
-        ):
-            if differences:
-                template = differences[0].template
-                notes.append(f"{title}: {_listed(differences)}; the result has the value of {template}.")
-        return notes
+    if conflicts and not allowed:
+        raise CheckpointError(
+            f"The configs differ in keys that change the function of the weights: {_listed(conflicts)}; "
+            "merge models of one architecture and setting, correct config.json where it is wrong, or add "
+            "--allow_config_mismatch."
+        )
+    notes = []
+    for title, differences in (
+        (
+            "Configs differ in keys that change the function of the weights (allowed by --allow_config_mismatch)",
+            conflicts,
+        ),
+        ("Configs differ without effect on the function of the weights", lengths),
+    ):
+        if differences:
+            template = differences[0].template
+            notes.append(f"{title}: {_listed(differences)}; the result has the value of {template}.")
+    return notes
 
 
 def _listed(differences: Sequence[ConfigDifference]) -> str:
@@ -153,7 +145,7 @@ def _listed(differences: Sequence[ConfigDifference]) -> str:
 
 def compare_configs(
     template: Checkpoint, models: Iterable[Checkpoint], by_layer: bool = True, ignored: Collection[str] = ()
-) -> ConfigComparison:
+) -> tuple[list[ConfigDifference], list[ConfigDifference]]:
     """Compare each model's config with the template model's.
 
     Args:
@@ -162,6 +154,10 @@ def compare_configs(
         by_layer: Also compare the keys that define the kind of each layer; False for recipes with slices, whose layers
             `merging.plan.layer_kinds` compares one by one.
         ignored: Keys of tensors that are not merged.
+
+    Returns:
+        Keys that change the function of the weights; keys for the maximum sequence length, and those that transformers
+        does not read.
     """
     conflicts: list[ConfigDifference] = []
     lengths: list[ConfigDifference] = []
@@ -175,7 +171,7 @@ def compare_configs(
                 conflicts.append(difference)
             elif kind == "length":
                 lengths.append(difference)
-    return ConfigComparison(tuple(conflicts), tuple(lengths))
+    return conflicts, lengths
 
 
 def _differences(template: Checkpoint, other: Checkpoint) -> Iterator[tuple[ConfigDifference, str]]:

@@ -10,15 +10,15 @@ from merging.checkpoints.checkpoint import Checkpoint
 from merging.checkpoints.storage import CODES, FLOATS, TensorInfo
 from merging.checkpoints.tensor_names import is_computed, layer_of, role_of, transposed_names
 from merging.plan.checks import check_config
-from merging.plan.config_meaning import compare_configs
-from merging.plan.dtypes import WideTensors
+from merging.plan.config_meaning import compare_configs, note_differences
+from merging.plan.dtypes import wider_dtype
 from merging.plan.layer_kinds import check_sources
 from merging.plan.prediction import main_depths, prediction_names
 from merging.plan.slices import Inputs, Slot, slots_of
 from merging.plan.tied_weights import Heads, heads_of
 from merging.plan.types import LayerOrigin, Plan, Source, TensorPlan, source_of
 from merging.plan.unmerged_tensors import HEAD_KEYS, Exclusion, ExtraTensors
-from merging.recipe.options import DEFAULTS, PlanOptions
+from merging.recipe.merge_recipe import DEFAULTS, PlanOptions
 from merging.recipe.schedules import OutputSlice
 from merging.tokenizers.choice import extra_rows
 from merging.tokenizers.token_ids import read_tokenizer
@@ -65,10 +65,10 @@ def plan(
     planner.check_chosen_rows([tensor for tensor in tensors if tensor is not None])
     planner.raise_problems()
     planner.notes += [*planner.wide_note(), *planner.extra.notes(inputs.template_model.name)]
-    comparison = compare_configs(
+    conflicts, lengths = compare_configs(
         inputs.template_model, inputs.all[1:], by_layer=not sliced, ignored=HEAD_KEYS if exclusion else ()
     )
-    planner.notes += comparison.check(options.allow_config_mismatch)
+    planner.notes += note_differences(conflicts, lengths, options.allow_config_mismatch)
     origins = _layer_origins(inputs, slots)
     for sentence in check_sources(origins):
         if not options.allow_config_mismatch:
@@ -139,7 +139,7 @@ class _Planner:
     ) -> None:
         self.inputs, self.dtype, self.vocabulary, self.heads = inputs, dtype, vocabulary, heads
         self.options, self.exclusion = options, exclusion
-        self._wide, self._kept_wide = WideTensors(inputs.all), dict[str, list[str]]()
+        self._kept_wide: dict[str, list[str]] = {}
         self.extra = ExtraTensors(options, inputs.all)
         self.problems: list[str] = []
         self.notes: list[str] = []
@@ -253,7 +253,7 @@ class _Planner:
         pairs = [(source.checkpoint, source.name) for source in sources]
         dtype = self.dtype or stored
         if self.options.keep_wide:
-            wide = self._wide.dtype_of(pairs, dtype)
+            wide = wider_dtype(pairs, dtype)
             if wide != dtype:
                 self._kept_wide.setdefault(wide, []).append(name)
             dtype = wide

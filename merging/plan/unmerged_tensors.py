@@ -14,7 +14,7 @@ from merging.checkpoints.text_part import is_text_part
 from merging.plan.prediction import prediction_names
 from merging.plan.slices import Inputs, Slot
 from merging.plan.tied_weights import Heads
-from merging.recipe.options import PlanOptions
+from merging.recipe.merge_recipe import PlanOptions
 
 HEAD_KEYS = ("architectures", "id2label", "label2id", "num_labels", "problem_type", "classifier_dropout",
              "classifier_activation", "classifier_bias", "summary_type")  # fmt: skip
@@ -29,8 +29,8 @@ class Exclusion:
     owner: Checkpoint
 
     @classmethod
-    def of(cls, pattern: str | None, owner: str, inputs: Inputs) -> Exclusion | None:
-        """Return the rule of a recipe; None where it excludes nothing.
+    def of(cls, pattern: str, owner: str, inputs: Inputs) -> Exclusion:
+        """Return the rule of a recipe.
 
         Args:
             pattern: A regular expression, searched in each tensor's name.
@@ -40,8 +40,6 @@ class Exclusion:
         Raises:
             UsageError: `owner` is not among the inputs.
         """
-        if pattern is None:
-            return None
         if owner == "base":
             return cls(pattern, inputs.template_model)
         named = next((c for c in inputs.all if owner in (c.name, c.ref.path)), None)

@@ -11,8 +11,8 @@ from common.errors import UsageError
 from common.files.json_values import JsonObject
 from common.files.paths import user_path
 from common.terminal_text import quoted
+from merging.recipe.merge_recipe import EXTRA_TENSORS
 from merging.recipe.method_registry import MergeMethod, Parameter, all_methods
-from merging.recipe.options import EXTRA_TENSORS
 from merging.recipe.schedules import DTYPES
 
 RUN_KEYS = {

@@ -58,19 +58,6 @@ class InMergekit:
 
 
 @dataclass(frozen=True)
-class MethodInMergekit:
-    """A method that mergekit 0.1.5 has too.
-
-    base_counts: its base is one of the models. random: it draws from random numbers of its own. idle: parameters that
-    have no effect.
-    """
-
-    base_counts: bool = False
-    random: bool = False
-    idle: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Parameter:
     """One parameter of a method: its type, default and where the default comes from."""
 
@@ -150,6 +137,8 @@ class MergeMethod:
 
     `base` is "required", "optional" (the method works on task vectors where it is given), or "template" (gives only
     tokenizer and config). `has_reference`: the original program had it, so --numerics reference can repeat it.
+    `in_mergekit`: mergekit 0.1.5 has it, too; there its base is one of the models (`mergekit_counts_base`), it draws
+    from other random numbers (`mergekit_is_random`), and some parameters have no effect (`mergekit_idle`).
     `whole_matrix`: the most memory of a method that does not work by block, in fp32 copies of a matrix (out, in) and
     in matrices (in, in).
     """
@@ -164,7 +153,10 @@ class MergeMethod:
     has_reference: bool
     aliases: tuple[str, ...]
     parameters: Mapping[str, Parameter]
-    mergekit: MethodInMergekit | None = None
+    in_mergekit: bool = False
+    mergekit_counts_base: bool = False
+    mergekit_is_random: bool = False
+    mergekit_idle: tuple[str, ...] = ()
     whole_matrix: tuple[int, int] = (0, 0)
 
 
@@ -185,6 +177,8 @@ def find_method(name: str) -> MergeMethod:
 
 def _read_method(path: Path) -> MergeMethod:
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    mergekit = data.get("mergekit", False)
+    details = mergekit if isinstance(mergekit, Mapping) else {}
     parameters = {
         name: Parameter(
             name=name,
@@ -212,7 +206,10 @@ def _read_method(path: Path) -> MergeMethod:
         has_reference=data.get("reference", True),
         aliases=tuple(data.get("aliases", ())),
         parameters=parameters,
-        mergekit=_method_in_mergekit(data.get("mergekit")),
+        in_mergekit=bool(mergekit),
+        mergekit_counts_base=details.get("base_counts", False),
+        mergekit_is_random=details.get("random", False),
+        mergekit_idle=tuple(details.get("idle", ())),
         whole_matrix=tuple(data.get("whole_matrix", (0, 0))),
     )
 
@@ -224,15 +221,4 @@ def _in_mergekit(name: str, facts: Mapping[str, JsonValue]) -> InMergekit:
         values={str(word).lower(): choice for word, choice in facts.get("values", {}).items()},
         always=facts.get("always"),
         per_model=facts.get("per_model", False),
-    )
-
-
-def _method_in_mergekit(facts: Mapping[str, JsonValue] | bool | None) -> MethodInMergekit | None:
-    if not facts:
-        return None
-    details = {} if facts is True else facts
-    return MethodInMergekit(
-        base_counts=details.get("base_counts", False),
-        random=details.get("random", False),
-        idle=tuple(details.get("idle", ())),
     )

@@ -11,12 +11,11 @@ from common.files.bounded_reading import UnreadableError, read_yaml
 from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import quoted
 from merging.recipe.checks import check
-from merging.recipe.merge_recipe import MergeRecipe
+from merging.recipe.merge_recipe import Draft, MergeRecipe, PlanOptions
 from merging.recipe.mergekit import writer
 from merging.recipe.mergekit.other_programs import refuse_other_programs, several_recipes
-from merging.recipe.mergekit.reader import Draft, is_mergekit, read_mergekit
+from merging.recipe.mergekit.reader import is_mergekit, read_mergekit
 from merging.recipe.method_registry import MergeMethod, Parameter, find_method
-from merging.recipe.options import PlanOptions
 from merging.recipe.schedules import DTYPES, RECIPE_KEYS, OutputSlice, ParameterSchedule, ParameterSetting
 
 BUILT_IN_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")

@@ -15,9 +15,8 @@ from aim.pipeline import merged_alone
 from aim.relax import relax_tensor
 from common.files.json_values import JsonObject
 from merging.engine.device_pipeline import block_elements_for
-from merging.engine.execution import ExecutionConfig
+from merging.engine.execution import ExecutionConfig, TensorTask, make_task
 from merging.engine.executors import make_executor
-from merging.engine.tensor_task import TensorTask, make_task
 from merging.methods.contract import Method, load_method
 from merging.ops.kernels.kernels import Kernels, kernels
 from merging.ops.tensor_blocks import TensorGroup

@@ -8,9 +8,8 @@ from functools import partial
 
 import torch
 
-from merging.engine.execution import ExecutionConfig
+from merging.engine.execution import ExecutionConfig, make_task
 from merging.engine.executors import Blocks, make_executor
-from merging.engine.tensor_task import make_task
 from merging.ops.tensor_blocks import TensorGroup
 
 

@@ -16,7 +16,7 @@ from merging.checkpoints.quantized.converter import Converter, QuantizedTensor, 
 from merging.checkpoints.quantized.fp4 import Fp4, Mxfp4Experts
 from merging.checkpoints.quantized.fp8 import Fp8
 from merging.checkpoints.quantized.grouped_int import Awq, CompressedInt, Gptq
-from merging.checkpoints.storage import StoredWeights, TensorInfo, is_packed
+from merging.checkpoints.storage import FLOATS, StoredWeights, TensorInfo, is_packed
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +145,22 @@ def dequantized(
     quantization = next((config[key] for key in CONFIG_KEYS if config.get(key)), None)
     settings = quantization if isinstance(quantization, Mapping) else {}
     plain = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    may_be_quantized = any(
+        info.dtype not in FLOATS or is_packed(name, info.dtype) for name, info in stored.tensors.items()
+    )
+    weights = _quantized_weights(label, settings, stored) if may_be_quantized else {}
+    if not weights:
+        _refuse_packed(label, settings, stored.tensors)
+        return stored, plain if quantization else dict(config), _left_over(label, config) if quantization else None
+    weights_in_fp32 = DequantizedWeights(label, stored, weights)
+    _refuse_packed(label, settings, {n: i for n, i in weights_in_fp32.tensors.items() if n not in weights})
+    return weights_in_fp32, plain, weights_in_fp32.note()
+
+
+def _quantized_weights(
+    label: str, settings: Mapping[str, JsonValue], stored: StoredWeights
+) -> dict[str, tuple[Converter, QuantizedTensor]]:
+    """Return the quantized weights by name, with their format. Raises CheckpointError where they are broken."""
     view = StoredTensors(label, stored.tensors, settings, stored.rows)
     weights: dict[str, tuple[Converter, QuantizedTensor]] = {}
     for converter in CONVERTERS:
@@ -156,12 +172,7 @@ def dequantized(
                     "unquantized checkpoint."
                 )
             weights[tensor.name] = converter, tensor
-    if not weights:
-        _refuse_packed(label, settings, stored.tensors)
-        return stored, plain if quantization else dict(config), _left_over(label, config) if quantization else None
-    weights_in_fp32 = DequantizedWeights(label, stored, weights)
-    _refuse_packed(label, settings, {n: i for n, i in weights_in_fp32.tensors.items() if n not in weights})
-    return weights_in_fp32, plain, weights_in_fp32.note()
+    return weights
 
 
 def _left_over(label: str, config: Mapping[str, JsonValue]) -> str:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from merging.ops.block_arguments import BlockArguments
-from merging.ops.magnitudes import Magnitudes
-from merging.ops.selection import Values, select, share, spread, top_thresholds
+from merging.ops.selection import Magnitudes, Values, select, share, spread, top_thresholds
 from merging.ops.sparse.dropping import Masks, l1_factor
 from merging.ops.tensor_blocks import Block, TensorGroup
 

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merging.ops.magnitudes import Magnitudes
 from merging.ops.order_statistics import Threshold
-from merging.ops.selection import select, share, top_thresholds
+from merging.ops.selection import Magnitudes, select, share, top_thresholds
 from merging.ops.tensor_blocks import Block, TensorGroup
 
 

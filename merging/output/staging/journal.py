@@ -1,4 +1,4 @@
-"""The finished tensors of a run, one JSON line each, so that an interrupted run is resumed after the last of them."""
+"""Stage of a result: its folder, and the journal of its finished tensors, after the last of which a run is resumed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def journal_name(part: int, rank: int = 0) -> str:
     return f"journal-{part}-{rank}.jsonl"
 
 
-class Journal:
-    """The finished tensors of one result, in the order of the plan; the first line of the file is the run's key.
+class Stage:
+    """A folder that will be a result, and the journal of its finished tensors, one JSON line each.
 
-    Where several ranks make a result, each has a journal of its own part. Lines are appended; every other change
-    replaces the file.
+    The lines are in the order of the plan; the first line of the file is the run's key. Where several ranks make a
+    result, each has a journal of its own part. Lines are appended; every other change replaces the file.
     """
 
-    def __init__(self, file: Path, key: str, processes: int = 1) -> None:
-        self.file = file
+    def __init__(self, folder: Path, file: Path, key: str, processes: int = 1) -> None:
+        self.folder, self.file = folder, file
         self._first: JsonObject = {"key": key} | ({"processes": processes} if processes > 1 else {})
         self._handle: int | None = None
         lines = read_lines(file)
@@ -57,7 +57,7 @@ class Journal:
             self._replace([self._first, *self.entries])
 
     def close(self) -> None:
-        """Close the file; a later entry opens it again."""
+        """Close the journal; a later entry opens it again."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

@@ -18,9 +18,10 @@ from merging.output.digests import InputDigests, digest_of
 from merging.output.records.lock import read_lock
 from merging.output.result_format import ResultFormat
 from merging.output.shards import Shards, lay_out
+from merging.output.staging.journal import Stage
 from merging.output.staging.output_path import RECORD
 from merging.output.staging.publication_check import check_files, check_small_files, check_tensors
-from merging.output.staging.stage import Stage, finished, result_folders, staged, stages_for, work_folder_of
+from merging.output.staging.stage import finished, result_folders, staged, stages_for, work_folder_of
 from merging.output.writer import ShardedWriter
 from merging.plan.merge_plan import OutputConfig
 
@@ -120,7 +121,7 @@ def open_writers(result: ResultFormat, output: OutputConfig, stages: Sequence[St
     """Return a writer of this rank's slice for each result, all of them after the same tensor."""
     size, tensors = result.shard_size(output), result.plan.layout.tensors
     part = rank_slice(result, output.process_group) if output.process_group.world_size > 1 else None
-    writers = [ShardedWriter(stage.folder, tensors, size, stage.journal, result.stem, part) for stage in stages]
+    writers = [ShardedWriter(stage, tensors, size, result.stem, part) for stage in stages]
     done = min(writer.done for writer in writers)
     for writer in writers:
         writer.rewind(done)
@@ -146,16 +147,16 @@ def gather_digests(
     process_group.barrier()
     for stage in stages:
         part = rank_slice(result, process_group)
-        check_tensors(stage.folder, _shards(result, output), stage.journal.entries, part)
+        check_tensors(stage.folder, _shards(result, output), stage.entries, part)
     gathered = process_group.gather(
-        {"entries": [stage.journal.entries for stage in stages], "digests": [of_rank.get(file) for file in files]}
+        {"entries": [stage.entries for stage in stages], "digests": [of_rank.get(file) for file in files]}
     )
     if gathered is None:
         return of_rank
     shards = _shards(result, output)
     for i, stage in enumerate(stages):
         parts = [entry["entries"][i] for entry in gathered]
-        stage.journal.hold(list(chain(*parts)))
+        stage.hold(list(chain(*parts)))
         _check_borders(stage, shards, [len(part) for part in parts])
         shards.seal(stage.folder)
         shards.write_index(stage.folder)
@@ -171,7 +172,7 @@ def check_result(result: ResultFormat, output: OutputConfig, stage: Stage) -> No
     shards = _shards(result, output)
     check_files(stage.folder, shards)
     if output.process_group.world_size == 1:
-        check_tensors(stage.folder, shards, stage.journal.entries)
+        check_tensors(stage.folder, shards, stage.entries)
     lock = read_lock(stage.folder)
     check_small_files(stage.folder, lock["files"], (RECORD, "README.md"))
 
@@ -183,7 +184,7 @@ def _check_borders(stage: Stage, shards: Shards, counts: Sequence[int]) -> None:
         before, after = shards.places[start - 1], shards.places[start]
         for i in (start - 1, start) if before.shard == after.shard else ():
             place, file = shards.places[i], stage.folder / shards.names[before.shard]
-            if digest_of(file, place.offset, place.size) != stage.journal.entries[i]["digest"]:
+            if digest_of(file, place.offset, place.size) != stage.entries[i]["digest"]:
                 raise CheckpointError(
                     f"Tensor {place.name} in {file.name} is not as it was written: two ranks write that file, and "
                     "the file system of --save_path does not keep them apart; write to another, or use one process."

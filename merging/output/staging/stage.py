@@ -14,7 +14,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import FailureError, InterruptedWorkError, ProjectError, StoppedError, UsageError, causes
@@ -23,7 +22,7 @@ from common.files.bounded_reading import read_json
 from common.files.work_folder import WorkFolder, claim, claimed, is_work_folder, remove
 from common.logging import logger, message_level
 from common.processes.interrupts import deferred
-from merging.output.staging.journal import NAMES, Journal, journal_name, read_lines
+from merging.output.staging.journal import NAMES, Stage, journal_name, read_lines
 from merging.output.staging.output_path import check_target
 
 RESULT, REPLACED, PUBLISHING = "result", "replaced", "publishing.json"
@@ -32,14 +31,6 @@ TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 class UnpublishedError(InterruptedWorkError):
     """A complete result that could not take its place, and stays in its work folder."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A folder that will be a result, and the journal of the tensors in it."""
-
-    folder: Path
-    journal: Journal
 
 
 def work_folder_of(save_path: Path) -> Path:
@@ -58,7 +49,7 @@ def stages_for(save_path: Path, parts: Sequence[str], key: str, rank: int, proce
     work = work_folder_of(save_path)
     folders = result_folders(save_path, parts)
     names = [journal_name(i, rank) for i in range(len(parts))]
-    return [Stage(f, Journal(work / name, key, processes)) for f, name in zip(folders, names, strict=True)]
+    return [Stage(folder, work / name, key, processes) for folder, name in zip(folders, names, strict=True)]
 
 
 @contextmanager
@@ -92,11 +83,11 @@ def staged(
             _publish(work, target, overwrite, before)
         except BaseException as error:
             for stage in stages:
-                stage.journal.close()
+                stage.close()
             _keep_or_discard(work, parts, error)
             raise
         for stage in stages:
-            stage.journal.close()
+            stage.close()
         _remove_rest(work)
 
 

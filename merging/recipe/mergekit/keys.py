@@ -40,7 +40,7 @@ def parameter_names() -> frozenset[str]:
     names = set(LEGACY)
     for method in all_methods().values():
         names |= {parameter.mergekit.name or parameter.name for parameter in method.parameters.values()}
-        names |= set(method.mergekit.idle) if method.mergekit else set()
+        names |= set(method.mergekit_idle)
     return frozenset(names)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from common.errors import UsageError, nearest
 from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import quoted
+from merging.recipe.merge_recipe import Draft
 from merging.recipe.mergekit.keys import check_keys, places_of_parameters
 from merging.recipe.mergekit.sources import LAYOUTS, Group, Source, read_groups
 from merging.recipe.mergekit.values import as_mapping, model_name, plain, with_revision, written_name
@@ -28,18 +29,6 @@ KEYS = (
 )  # fmt: skip
 PROJECT_KEYS = ("numerics", "seed", "exclude", "exclude_from", "allow_config_mismatch", "extra_tensors")
 """Keys of this project that are allowed next to mergekit's."""
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A parsed recipe whose general settings are not checked yet."""
-
-    method: MergeMethod
-    models: tuple[str, ...]
-    output_slices: tuple[OutputSlice, ...]
-    sources: Mapping[str, str]
-    settings: Mapping[str, JsonValue]
-    notes: tuple[str, ...] = ()
 
 
 def is_mergekit(config: Mapping[str, JsonValue]) -> bool:
@@ -127,7 +116,7 @@ def _general(
     notes: list[str],
 ) -> JsonObject:
     """Return the general settings of flags and file, by this project's names."""
-    settings = {"dtype": "auto"} if method.mergekit else {}
+    settings = {"dtype": "auto"} if method.in_mergekit else {}
     settings |= {key: config[key] for key in (*PROJECT_KEYS, "chat_template") if config.get(key) is not None}
     for key in ("dtype", "out_dtype"):
         if config.get(key) is not None:
@@ -160,7 +149,7 @@ def _seed(
     """Return `random_seed` as `seed`; mergekit reads it only on its command line."""
     if config.get("random_seed") is None:
         return {}
-    if method.mergekit is None or not method.mergekit.random:
+    if not method.mergekit_is_random:
         notes.append(f"random_seed has no effect: {method.name} draws no random numbers.")
     elif "seed" in flags or config.get("seed") is not None:
         notes.append("random_seed has no effect: seed is given too.")
@@ -201,7 +190,7 @@ def _tokenizer(value: object, notes: list[str]) -> JsonObject:
 
 def _with_base(group: Group, method: MergeMethod, base: str) -> Group:
     """Return the group with the base among its models, as in mergekit for methods without a base."""
-    counts = method.mergekit is not None and method.mergekit.base_counts
+    counts = method.mergekit_counts_base
     if not counts or group.is_slice or any(source.model == base for source in group.sources):
         return group
     if "weights" in method.parameters and not any("weights" in scope for scope in group.scopes):
@@ -218,7 +207,7 @@ def _contributors(group: Group, method: MergeMethod, base: str | None, notes: li
     In a slice that lists the base several times, the first entry is the base and the others are merged into it. Empty
     where only the base is listed: its tensors are copied.
     """
-    counts = method.mergekit is not None and method.mergekit.base_counts
+    counts = method.mergekit_counts_base
     if counts and method.base == "template":
         silent = [s for s in group.sources if s.model == base and _schedule("weights", s, group).constant == 0]
         return tuple(source for source in group.sources if source not in silent or len(group.sources) == 1)
@@ -298,7 +287,7 @@ def _origin(parameter: Parameter) -> str:
 
 def _idle(method: MergeMethod, groups: Sequence[Group], base: str | None) -> Iterator[str]:
     """Yield a note for each entry of the base with parameters, which have no effect."""
-    counts = method.mergekit is not None and method.mergekit.base_counts
+    counts = method.mergekit_counts_base
     for source in (source for group in groups for source in group.sources):
         if source.model == base and source.scope and not counts:
             yield (f"{source.where}.parameters have no effect: {base} is the base, which the others are compared with.")
@@ -314,5 +303,5 @@ def _defaults(method: MergeMethod, lacking: Iterable[Parameter], sources: Mappin
                 f"{name} is {where}: {default}, as in mergekit; without a file the default is "
                 f"{plain(parameter.default)} ({parameter.source})."
             )
-        elif parameter.name == "weights" and method.mergekit is not None:
+        elif parameter.name == "weights" and method.in_mergekit:
             yield f"weight is {where}: {plain(parameter.default)} here; mergekit 0.1.5 requires it."

@@ -124,7 +124,7 @@ def read_scope(method: MergeMethod, value: object, where: str, notes: list[str],
         UsageError: A value has the wrong type, a parameter is misspelled, or a key belongs to another level.
     """
     by_key = {written_name(parameter): parameter for parameter in method.parameters.values()}
-    idle = method.mergekit.idle if method.mergekit else ()
+    idle = method.mergekit_idle
     scope: dict[str, tuple[Rule, ...]] = {}
     for key, setting in as_mapping(value, where).items():
         at = inside(where, key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -26,7 +25,7 @@ def as_mergekit(recipe: MergeRecipe) -> tuple[JsonObject, list[str]]:
     method = find_method(recipe.method)
     compute = "bfloat16" if recipe.numerics == "reference" else "float32"
     base = recipe.base_model if _has_base(recipe, method) else None
-    document = _document(recipe, method, _ParameterWriter(method, strict=True), base)
+    document = _document(recipe, method, base, strict=True)
     document["dtype"] = compute
     if recipe.dtype == "auto":
         del document["dtype"]  # mergekit then keeps the models' dtype and computes in it
@@ -43,7 +42,7 @@ def lossless(recipe: MergeRecipe) -> JsonObject:
     """Return a recipe in mergekit's form with this project's keys, so that reading it gives an equal recipe."""
     method = find_method(recipe.method)
     return {
-        **_document(recipe, method, _ParameterWriter(method, strict=False), recipe.base_model),
+        **_document(recipe, method, recipe.base_model, strict=False),
         **({"dtype": recipe.dtype} if recipe.has_dtype or recipe.dtype == "auto" else {}),
         **_tokenizer(recipe),
         "chat_template": recipe.chat_template,
@@ -91,60 +90,60 @@ def _list(dumper: _Dumper, data: list[JsonValue]) -> yaml.SequenceNode:
 _Dumper.add_representer(list, _list)
 
 
-@dataclass(frozen=True)
-class _ParameterWriter:
-    """Writer of a method's parameters; strict: only names and values that mergekit has."""
-
-    method: MergeMethod
-    strict: bool
-
-    def parameters(self) -> dict[str, Parameter]:
-        """Return {key: parameter} of the parameters that can be written."""
-        listed = self.method.parameters.values()
-        return {written_name(p): p for p in listed if p.mergekit.name is not None or not self.strict}
-
-    def yaml_value(self, parameter: Parameter, schedule: ParameterSchedule) -> JsonValue:
-        """Return a schedule as YAML: a value, a gradient over layers, or a list of filters with values."""
-        written: list[JsonObject] = []
-        for part, values in schedule.rules:
-            writer = [self._value(parameter, value) for value in values]
-            value = writer if len(writer) > 1 else writer[0]
-            written.append({"value": value} if part is None else {"filter": part, "value": value})
-        return written[0]["value"] if len(written) == 1 and "filter" not in written[0] else written
-
-    def _value(self, parameter: Parameter, value: ParameterValue) -> JsonValue:
-        by_word: dict[ParameterValue, bool] = {word: flag == "true" for flag, word in parameter.mergekit.values.items()}
-        return by_word.get(value, parameter.mergekit.default if by_word and self.strict else value)
+def _written_parameters(method: MergeMethod, strict: bool) -> dict[str, Parameter]:
+    """Return {key: parameter} of a method; strict: only those that mergekit has."""
+    listed = method.parameters.values()
+    return {written_name(p): p for p in listed if p.mergekit.name is not None or not strict}
 
 
-def _document(recipe: MergeRecipe, method: MergeMethod, writer: _ParameterWriter, base: str | None) -> JsonObject:
-    """Return method, models and parameters; parameters that are equal everywhere go to the top level."""
+def _yaml_value(parameter: Parameter, schedule: ParameterSchedule, strict: bool) -> JsonValue:
+    """Return a schedule as YAML: a value, a gradient over layers, or a list of filters with values.
+
+    strict: only values that mergekit has.
+    """
+    by_word: dict[ParameterValue, bool] = {word: flag == "true" for flag, word in parameter.mergekit.values.items()}
+    written: list[JsonObject] = []
+    for part, values in schedule.rules:
+        words = [by_word.get(value, parameter.mergekit.default if by_word and strict else value) for value in values]
+        value = words if len(words) > 1 else words[0]
+        written.append({"value": value} if part is None else {"filter": part, "value": value})
+    return written[0]["value"] if len(written) == 1 and "filter" not in written[0] else written
+
+
+def _document(recipe: MergeRecipe, method: MergeMethod, base: str | None, strict: bool) -> JsonObject:
+    """Return method, models and parameters; parameters that are equal everywhere go to the top level.
+
+    strict: only names and values that mergekit has.
+    """
     shared: JsonObject = {}
-    for key, parameter in writer.parameters().items():
+    written = _written_parameters(method, strict)
+    for key, parameter in written.items():
         schedules = {
             schedule for output_slice in recipe.output_slices for schedule in output_slice.schedules(parameter.name)
         }
         if len(schedules) == 1:
-            shared[key] = writer.yaml_value(parameter, schedules.pop())
-    local = {key: p for key, p in writer.parameters().items() if key not in shared}
+            shared[key] = _yaml_value(parameter, schedules.pop(), strict)
+    local = {key: p for key, p in written.items() if key not in shared}
     return {
         "merge_method": recipe.method,
         **({"base_model": _model(base)} if base is not None else {}),
-        **_layout(recipe, method, writer, local, base),
+        **_layout(recipe, method, local, base, strict),
         **({"parameters": shared} if shared else {}),
     }
 
 
 def _layout(
-    recipe: MergeRecipe, method: MergeMethod, writer: _ParameterWriter, local: Mapping[str, Parameter], base: str | None
+    recipe: MergeRecipe, method: MergeMethod, local: Mapping[str, Parameter], base: str | None, strict: bool
 ) -> JsonObject:
     """Return `models`, `slices` or `modules` with the parameters of `local`."""
     parts: dict[str | None, JsonObject] = {}
     for output_slice in recipe.output_slices:
         slice_parameters = {
-            key: writer.yaml_value(p, output_slice.schedules(p.name)[0]) for key, p in local.items() if not p.per_model
-        }  # fmt: skip
-        entries = _entries(recipe, method, writer, local, base, output_slice)
+            key: _yaml_value(p, output_slice.schedules(p.name)[0], strict)
+            for key, p in local.items()
+            if not p.per_model
+        }
+        entries = _entries(recipe, method, local, base, output_slice, strict)
         part = parts.setdefault(output_slice.module, {})
         if output_slice.layers is None:
             part |= {"models": entries, **({"parameters": slice_parameters} if slice_parameters else {})}
@@ -158,16 +157,16 @@ def _layout(
 def _entries(
     recipe: MergeRecipe,
     method: MergeMethod,
-    writer: _ParameterWriter,
     local: Mapping[str, Parameter],
     base: str | None,
     output_slice: OutputSlice,
+    strict: bool,
 ) -> list[JsonObject]:
     """Return the models of an output slice, with the base where mergekit needs it."""
     entries: list[JsonObject] = []
     for i, position in enumerate(output_slice.models):
         parameters = {
-            key: writer.yaml_value(p, output_slice.schedules(p.name)[i]) for key, p in local.items() if p.per_model
+            key: _yaml_value(p, output_slice.schedules(p.name)[i], strict) for key, p in local.items() if p.per_model
         }
         entries.append(
             {
@@ -191,7 +190,7 @@ def _entries(
 def _has_base(recipe: MergeRecipe, method: MergeMethod) -> bool:
     """Return True where mergekit's base_model does not add the base to the models."""
     whole = any(output_slice.layers is None for output_slice in recipe.output_slices)
-    counts = method.mergekit is not None and method.mergekit.base_counts
+    counts = method.mergekit_counts_base
     return recipe.base_model in recipe.models or not (counts and whole) or "weights" in method.parameters
 
 
@@ -209,7 +208,7 @@ def _template_of_mergekit(recipe: MergeRecipe) -> bool:
 
 
 def _inexpressible(recipe: MergeRecipe, method: MergeMethod, base: str | None) -> Iterator[str]:
-    if method.mergekit is None:
+    if not method.in_mergekit:
         yield f"mergekit has no method {method.name}."
     if base != recipe.base_model:
         yield (
@@ -229,7 +228,7 @@ def _inexpressible(recipe: MergeRecipe, method: MergeMethod, base: str | None) -
                     f"{parameter.name} {value}: mergekit has only {' and '.join(mergekit.values.values())}; "
                     f"{plain(mergekit.default)} is written."
                 )
-    if method.mergekit is not None and method.mergekit.random:
+    if method.mergekit_is_random:
         yield f"seed {recipe.seed}: mergekit draws its masks from other random numbers."
     if recipe.exclude is not None:
         yield f"exclude {recipe.exclude}: mergekit merges every tensor; here those are {recipe.exclude_from}'s."

@@ -22,10 +22,9 @@ from merging.engine import device_pipeline
 from merging.engine.base_comparison import CHANGED
 from merging.engine.collector import StatisticsCollector
 from merging.engine.device_pipeline import CopyStream, pipeline, to_device_async, wait
-from merging.engine.execution import ExecutionConfig
+from merging.engine.execution import ExecutionConfig, TensorTask, make_task
 from merging.engine.loop import run
 from merging.engine.prefetch import stream_through_device
-from merging.engine.tensor_task import TensorTask, make_task
 from merging.methods.contract import load_method
 from merging.ops.tensor_blocks import Block, TensorGroup
 from merging.pipeline import execution_config

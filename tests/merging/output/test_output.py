@@ -174,7 +174,7 @@ def test_two_writers_of_one_folder(family, tmp_path: Path) -> None:
     from merging.output.staging.stage import staged
 
     with staged(tmp_path / "out", False, "key") as (stage,):
-        stage.journal.add({"name": "x", "digest": "y"})
+        stage.add({"name": "x", "digest": "y"})
         with pytest.raises(FailureError, match=r"Another process \(number \d+ on .*\) is writing"):
             merge(recipe_of(family), OutputConfig(tmp_path / "out"))
 

@@ -21,7 +21,7 @@ from common.files import atomic, locks
 from common.files.locks import HeldError, Lock
 from common.files.work_folder import MARK, claim, claimed, is_work_folder
 from merging.output.staging import publication_check, stage
-from merging.output.staging.journal import Journal, read_lines
+from merging.output.staging.journal import Stage, read_lines
 from merging.output.staging.stage import replacing, staged
 from merging.pipeline import merge
 from merging.plan import checks
@@ -461,11 +461,11 @@ def test_a_journal_ends_where_it_is_no_journal(tmp_path: Path) -> None:
         file.write_text(f'{good}{odd}\n{{"name": "c", "digest": "3"}}\n')
         assert [line.get("name") for line in read_lines(file)] == [None, "a"]
     inode = file.stat().st_ino
-    journal = Journal(file, "k")
+    stage = Stage(tmp_path, file, "k")
     assert file.stat().st_ino != inode
     assert file.read_text() == good
-    journal.add({"name": "b", "digest": "2"})
-    journal.close()
+    stage.add({"name": "b", "digest": "2"})
+    stage.close()
     assert len(read_lines(file)) == 3
 
 
@@ -569,7 +569,7 @@ from merging.output.staging.stage import staged
 def main(argv):
     print(new_folder("x"), flush=True)
     with staged(Path({str(tmp_path / "out")!r}), False, "key") as (stage,):
-        stage.journal.add({{"name": "a", "digest": "b"}})
+        stage.add({{"name": "a", "digest": "b"}})
         print("ready", flush=True)
         time.sleep(60)
 

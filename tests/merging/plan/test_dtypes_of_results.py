@@ -55,7 +55,7 @@ def test_wide_tensors_keep_their_dtype(pair, tmp_path: Path) -> None:
 def test_wide_in_one_input_alone(pair, tmp_path: Path) -> None:
     """A tensor that one input stores in float32 and the other in bfloat16 has the result's dtype."""
     narrow = make_llama(tmp_path / "base", hidden=16, layers=1)
-    plan = plan_merge(recipe_of({**pair, "base": narrow}), OutputConfig(tmp_path / "out")).plan
+    plan = plan_merge(recipe_of({**pair, "base": narrow}), OutputConfig(tmp_path / "out")).model
     assert {tensor.dtype for tensor in plan.tensors} == {"bfloat16"}
 
 

@@ -22,7 +22,7 @@ from tests.helpers.mergekit_examples import EXAMPLES, MODULES, MODULES_OF_SLICES
 from tests.helpers.tiny import make_llama, weights
 
 ALL = {**EXAMPLES, "modules": MODULES, "modules of slices": MODULES_OF_SLICES}
-MERGEKIT_METHODS = [name for name, method in all_methods().items() if method.mergekit]
+MERGEKIT_METHODS = [name for name, method in all_methods().items() if method.in_mergekit]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,7 +88,7 @@ def compare(recipe: MergeRecipe, document: dict[str, Any], names: list[str], sam
         task = tasks[name]
         seen.add(name)
         contributors = [recipe.models[i] for i in output_slice.models]
-        counted = method.mergekit.base_counts
+        counted = method.mergekit_counts_base
         theirs = [str(m) for m in task.model_order if counted or m != task.base_model]
         # a base that is averaged with weight 0 gives only tokenizer and config
         theirs = [m for m in theirs if m in contributors or m != recipe.base_model]
@@ -164,9 +164,9 @@ def test_facts_about_mergekit() -> None:
     for theirs in registered_methods():
         method = find_method(theirs.spec.name)
         ours = {p.mergekit.name: p for p in method.parameters.values() if p.mergekit.name}
-        listed = {*ours, *method.mergekit.idle}
+        listed = {*ours, *method.mergekit_idle}
         assert {p.name for p in theirs.spec.parameters} == listed, method.name
-        assert method.mergekit.base_counts == (theirs.spec.contract.base == BasePolicy.IGNORED)
+        assert method.mergekit_counts_base == (theirs.spec.contract.base == BasePolicy.IGNORED)
         for spec in theirs.spec.parameters:
             if spec.name not in ours:
                 continue
@@ -229,7 +229,7 @@ def test_flat_recipes_in_mergekit_s_form(method: str) -> None:
     }
     if not lost:
         assert again == recipe
-    assert (find_method(method).mergekit is None) == any("no method" in sentence for sentence in unsaid)
+    assert (not find_method(method).in_mergekit) == any("no method" in sentence for sentence in unsaid)
 
 
 @pytest.mark.parametrize("name", ALL)
