@@ -194,7 +194,9 @@ def test_types_of_the_architecture_exist() -> None:
     """Every type that docs/architecture.md names is a class of the code."""
     named = set(re.findall(r"`([A-Z]\w+[a-z])`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")))
     code = "\n".join(
-        file.read_text(encoding="utf-8") for room in ("merging", "aim") for file in (ROOT / room).rglob("*.py")
+        file.read_text(encoding="utf-8")
+        for room in ("common", "merging", "aim")
+        for file in (ROOT / room).rglob("*.py")
     )
     assert named
     assert {name for name in named if not re.search(rf"^class {name}\b", code, re.MULTILINE)} == set()
