@@ -241,8 +241,8 @@ def test_the_full_disk_of_a_copy_is_that_of_the_copy() -> None:
 @pytest.mark.parametrize("module", ["merge", "performAIM", "evaluate_model", "scripts.verify", "scripts.compare"])
 @pytest.mark.parametrize(("platform", "code"), [("win32", 2), ("cygwin", 2), ("darwin", 0)])
 def test_programs_start_or_are_refused_by_name(module: str, platform: str, code: int) -> None:
-    """On Windows a program imports, and ends with one sentence; on macOS, where modules and functions that only Linux
-    has are missing, it starts."""
+    """On Windows a program imports, and ends with one sentence; on macOS, where functions that only Linux has are
+    missing, it prints its help."""
     missing = ["spwd", "ossaudiodev", *(["fcntl", "resource", "pwd", "grp", "termios"] if platform == "win32" else [])]
     program = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})

@@ -26,7 +26,7 @@ GOOD = {"index": 0, "text": "fine", "finish_reason": "stop"}
 
 @dataclass
 class Hostile:
-    """A server that sends what it is told to.
+    """A server that sends what it is state to.
 
     status, headers: of every answer; body: the content, or a function that writes it; requests: paths and headers of
     all requests so far.
@@ -49,31 +49,31 @@ class Hostile:
 @pytest.fixture
 def hostile() -> Iterator[Hostile]:
     """A hostile server on the loopback."""
-    told = Hostile()
+    state = Hostile()
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
             """Print nothing."""
 
         def do_GET(self) -> None:
-            told.requests.append((self.path, dict(self.headers)))
+            state.requests.append((self.path, dict(self.headers)))
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(told.status)
+            self.send_response(state.status)
             self.send_header("Content-Type", "application/json")
-            for name, value in told.headers.items():
+            for name, value in state.headers.items():
                 self.send_header(name, value)
             self.end_headers()
             with suppress(OSError):  # the client has had enough
-                told.body(self.wfile) if callable(told.body) else self.wfile.write(told.body)  # type: ignore[arg-type]
+                state.body(self.wfile) if callable(state.body) else self.wfile.write(state.body)  # type: ignore[arg-type]
 
         def do_POST(self) -> None:
             self.do_GET()
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.daemon_threads = True
-    told.url = f"http://127.0.0.1:{running.server_port}/v1"
+    state.url = f"http://127.0.0.1:{running.server_port}/v1"
     threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield told
+    yield state
     running.shutdown()
     running.server_close()
 
@@ -270,11 +270,11 @@ def test_log_likelihoods_of_odd_types_are_refused(hostile: Hostile, checkpoint: 
     values, best = [None, *[-1.0] * (count - 1)], [None, *[{"a": -1.0}] * (count - 1)]
     good = {"token_logprobs": values, "top_logprobs": best}
 
-    def asked(logprobs: object) -> object:
+    def score_of(logprobs: object) -> object:
         hostile.sends({"choices": [{"index": 0, "text": "", "logprobs": logprobs}]})
         return answer(hostile, at_once, is_scored=True, tokenizer=str(checkpoint))
 
-    total = asked(good)
+    total = score_of(good)
     assert isinstance(total, tuple)
     assert total[1] is True
     for odd in (
@@ -284,5 +284,5 @@ def test_log_likelihoods_of_odd_types_are_refused(hostile: Hostile, checkpoint: 
         {"top_logprobs": "x" * count},
     ):  # fmt: skip
         with pytest.raises(EvaluationError, match=r"cannot be used|splits a prompt") as refused:
-            asked(good | odd)
+            score_of(good | odd)
         check_sentence(str(refused.value))
