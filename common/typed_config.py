@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
-def read_config(kind: type[Config], document: object, source: str = "", where: str = "") -> Config:
+def read_mapping(kind: type[Config], document: object, source: str = "", where: str = "") -> Config:
     """Return the dataclass of a mapping whose keys are its fields.
 
     Args:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from common.errors import UsageError, nearest
 from common.files.json_types import Between, OneOf
 from common.files.json_values import JsonObject
-from common.typed_config import check_fields, read_config
+from common.typed_config import check_fields, read_mapping
 from eval import model_args
 from eval.benchmarks import PRESETS, Benchmark, chosen, refuse_code
 from eval.tasks.prompts import TEMPLATES
@@ -161,7 +161,7 @@ class Settings:
         """
         known_fields = {f.name for f in fields(cls)}
         values = {k: v for k, v in data.items() if k in known_fields}
-        return read_config(cls, {"benchmarks": (), "math_benchmarks": (), **values}, source, "settings")
+        return read_mapping(cls, {"benchmarks": (), "math_benchmarks": (), **values}, source, "settings")
 
 
 def parse_numbers(flag: str, value: str | None) -> dict[str, int]:

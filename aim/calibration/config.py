@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
 from common.errors import UsageError
+from common.files.json_types import Between
 from common.files.json_values import JsonObject
+from common.typed_config import check_fields
 
 PILE = "mit-han-lab/pile-val-backup"
 FILES = (".jsonl", ".json", ".parquet", ".txt")
@@ -67,9 +70,9 @@ class Calibration:
     """
 
     source: str | tuple[str, ...] = "pile"
-    n_samples: int = 256
-    block_size: int = 512
-    seed: int = 42
+    n_samples: Annotated[int, Between(1, MOST_SAMPLES)] = 256
+    block_size: Annotated[int, Between(1, MOST_TOKENS)] = 512
+    seed: Annotated[int, Between(0)] = 42
     text_field: str = "text"
     split: str | None = None
     weights: tuple[float, ...] | None = None
@@ -105,12 +108,7 @@ class Calibration:
 
     def check(self) -> None:
         """Raise UsageError for counts and weights that cannot be, or sources that are nothing here or on a hub."""
-        if self.n_samples < 1 or self.block_size < 1:
-            raise UsageError("--n_samples and --block_size must be at least 1.")
-        if self.n_samples > MOST_SAMPLES or self.block_size > MOST_TOKENS:
-            raise UsageError(f"--n_samples is at most {MOST_SAMPLES} and --block_size at most {MOST_TOKENS}.")
-        if self.seed < 0:
-            raise UsageError(f"--seed of the calibration must be 0 or more, found {self.seed}.")
+        check_fields(self, {**FLAGS, "seed": "seed of the calibration"})  # two flags: --seed, --calibration_seed
         for name in self.names:
             _check_source(name)
         twice = next((name for i, name in enumerate(self.names) if name in self.names[:i]), None)

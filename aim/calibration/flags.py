@@ -64,8 +64,6 @@ def _value(key: str, value: JsonValue) -> Any:
         if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
             raise UsageError(f"{key} must be a name, or a list of names, found {quoted(value)}.")
         return tuple(listed) if key == "calibration" and len(listed) > 1 else ",".join(listed)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f"{key} must be a whole number, found {quoted(value)}.")
     return value
 
 

@@ -154,10 +154,10 @@ def _task_vectors(
     from aim.relax import along_rows
 
     if name not in merged.tensors or merged.tensors[name].shape != base.tensors[name].shape:
-        found = list(merged.tensors[name].shape) if name in merged.tensors else "no such tensor"
+        merged_shape = list(merged.tensors[name].shape) if name in merged.tensors else "no such tensor"
         raise CheckpointError(
-            f"{merged.name}: tensor {name}: {found}, and {base.name} has {list(base.tensors[name].shape)}; give a "
-            "merge of this base."
+            f"{merged.name}: tensor {name}: {merged_shape}, and {base.name} has {list(base.tensors[name].shape)}; give "
+            "a merge of this base."
         )
     task_vector = merged.read(name).float() - base.read(name).float()
     s = scaling.importance(name, importance.activations[name]).clone()

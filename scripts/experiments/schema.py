@@ -16,7 +16,7 @@ from common.files.bounded_reading import UnreadableError, read_yaml
 from common.files.json_types import Between, Each, ListOf, OneOf
 from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import quoted
-from common.typed_config import check_known, check_value, read_config, shape_of
+from common.typed_config import check_known, check_value, read_mapping, shape_of
 from merging.recipe.method_registry import find_method
 
 Flags = Mapping[str, JsonValue]
@@ -234,11 +234,11 @@ def read_experiment(file: Path) -> Experiment:
 
 
 def _experiment(content: JsonObject, name: str) -> Experiment:
-    document = read_config(Document, content)
+    document = read_mapping(Document, content)
     pools, families = _pools(document)
     aim = document.aim or {}
     aim = {} if isinstance(aim, str) else aim
-    grids = read_config(AimGrids, {key: aim[key] for key in AIM_GRIDS if key in aim}, where="aim")
+    grids = read_mapping(AimGrids, {key: aim[key] for key in AIM_GRIDS if key in aim}, where="aim")
     if len(set(document.seeds)) < len(document.seeds):
         raise UsageError(f"seeds must be different whole numbers, found {quoted(list(document.seeds))}.")
     if not isinstance(document.combinations, str):
@@ -282,7 +282,7 @@ def _pools(document: Document) -> tuple[tuple[Pool, ...], tuple[Variant, ...]]:
     if sources == ["family"]:
         return (Pool("family", "base", FAMILY_MODELS),), _grids("family", document.family)
     entries = {
-        name: read_config(PoolEntry, entry, where=f"pools.{name}") for name, entry in (document.pools or {}).items()
+        name: read_mapping(PoolEntry, entry, where=f"pools.{name}") for name, entry in (document.pools or {}).items()
     }
     return tuple(Pool(str(name), e.base, e.models, _whole(e.bytes)) for name, e in entries.items()), ()
 

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import UsageError
 from common.files.json_types import Between, Each, ListOf, Matching, OneOf
-from common.typed_config import check_fields, read_config
+from common.typed_config import check_fields, read_mapping
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def test_values_get_the_types_of_their_annotations() -> None:
         "model": "m", "part": {"weight": 2}, "folder": "~/x", "seeds": [1, 2], "share": 1, "jobs": "in_process",
         "entries": ["a", {"weight": 3, "name": "b"}], "limits": {"mmlu": 5, 3: 1}, "rest": [{"any": "thing"}],
     }  # fmt: skip
-    assert read_config(Example, document) == Example(
+    assert read_mapping(Example, document) == Example(
         "m", Part(2.0), Path.home() / "x", (1, 2), 1.0, "all", "in_process", ("a", Part(3.0, "b")), {"mmlu": 5, "3": 1},
         rest=[{"any": "thing"}],
     )  # fmt: skip
-    assert type(read_config(Example, document).share) is float
-    assert read_config(Example, {"model": "m"}) == Example("m")
+    assert type(read_mapping(Example, document).share) is float
+    assert read_mapping(Example, {"model": "m"}) == Example("m")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_values_get_the_types_of_their_annotations() -> None:
 def test_an_error_names_file_key_expected_and_found(document: object, sentence: str) -> None:
     """Each mistake is one sentence; an unknown key or word also names the nearest one."""
     with pytest.raises(UsageError) as caught:
-        read_config(Example, document, "f.yaml")
+        read_mapping(Example, document, "f.yaml")
     assert str(caught.value) == sentence
 
 
