@@ -11,8 +11,9 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from common.files.json_values import JsonObject, JsonValue
 from common.terminal_text import foreign, quoted
@@ -69,7 +70,7 @@ def check_regular(file: Path) -> os.stat_result:
     return status
 
 
-def open_regular(file: Path) -> BinaryIO:
+def open_regular(file: Path) -> BufferedReader:
     """Open a regular file to read it, never waiting for one that is none.
 
     Raises UnreadableError for a FIFO, device, socket or folder, OSError where it cannot be opened.
