@@ -26,6 +26,8 @@ from merging.output.staging.journal import NAMES, Stage, journal_name, read_line
 from merging.output.staging.output_path import check_target
 
 RESULT, REPLACED, PUBLISHING = "result", "replaced", "publishing.json"
+MAX_NAME = 255
+"""Bytes of a file's name on the usual file systems."""
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -34,9 +36,13 @@ class UnpublishedError(InterruptedWorkError):
 
 
 def work_folder_of(save_path: Path) -> Path:
-    """Return the folder in which what will be `save_path` is made."""
+    """Return the folder in which what will be `save_path` is made. Raises UsageError for a name too long for it."""
     target = save_path.resolve()
-    return target.with_name(f".{target.name}.partial")
+    name = f".{target.name}.partial"
+    if (size := len(os.fsencode(name))) > MAX_NAME:
+        most = MAX_NAME - size + len(os.fsencode(target.name))
+        raise UsageError(f"--save_path {save_path}: a name of at most {most} bytes is needed; give a shorter one.")
+    return target.with_name(name)
 
 
 def result_folders(save_path: Path, parts: Sequence[str]) -> list[Path]:

@@ -251,6 +251,16 @@ def test_a_stage_of_another_user_in_a_shared_folder_is_refused(tmp_path: Path, m
     assert (shared / ".out.partial" / "precious").read_text() == "precious"
 
 
+@pytest.mark.parametrize("letter", ["n", "é"])
+def test_a_name_without_room_for_the_stage_is_refused(tmp_path: Path, letter: str) -> None:
+    """The longest name of a result is the one whose stage still has a name; a longer one is refused by its length."""
+    longest = letter * (246 // len(letter.encode()))
+    with claimed(stage.work_folder_of(tmp_path / longest), "x") as work:
+        work.remove()
+    with pytest.raises(UsageError, match="a name of at most 246 bytes is needed"):
+        stage.work_folder_of(tmp_path / (longest + "n"))
+
+
 def test_a_lock_counts_by_inode(tmp_path: Path) -> None:
     """A lock file that was removed and made again is another lock: who holds the old one holds nothing."""
     first = Lock.acquire(tmp_path / "lock")
