@@ -37,7 +37,7 @@ def make_parser() -> Parser:
     parser.add_argument("--jobs", metavar="N|in_process", help="cells at a time, or all in this process")
     parser.add_argument("--slurm", type=user_path, metavar="FILE", help="write a Slurm array script and run nothing")
     parser.add_argument("--status", action="store_true", help="print the progress and run nothing")
-    parser.add_argument("--no_report", action="store_true", help="write no tables and figures at the end")
+    parser.add_argument("--no_report", action="store_true", help="write no tables of scores at the end")
     parser.add_argument("--collect", type=user_path, metavar="FILE.json", help="also write all rows as compact JSON")
     add_output_flags(parser)
     return parser
@@ -70,8 +70,8 @@ def main(argv: Sequence[str]) -> int:
     for note in plan.notes:
         logger.info(note)
     failed = runner.run(names, jobs, visible_gpus())
-    if not args.no_report:
-        report(plan, state, args.collect)
+    if args.collect is not None or not args.no_report:
+        report(plan, state, args.collect, with_tables=not args.no_report)
     if failed:
         raise FailureError(f"{failed} cells failed or were skipped; --status lists them, --resume runs them once more.")
     return 0
@@ -110,8 +110,8 @@ def jobs_of(value: str | None, plan: Plan) -> int | str:
     return value if value == "in_process" else int(value)
 
 
-def report(plan: Plan, state: State, collect: Path | None) -> None:
-    """Write tables, figures and the CSV of all cells, and print their paths."""
+def report(plan: Plan, state: State, collect: Path | None, with_tables: bool) -> None:
+    """Write the CSV of all cells and the differences, with_tables: also tables and figures, and print their paths."""
     from scripts.experiments.results import compact, write_results
 
     remarks: set[str] = set()
@@ -121,7 +121,7 @@ def report(plan: Plan, state: State, collect: Path | None) -> None:
             logger.info(sentence)
         remarks.add(sentence)
 
-    files, rows = write_results(plan, state, remark)
+    files, rows = write_results(plan, state, remark, with_tables)
     for file in files:
         print(file)
     if collect is not None:

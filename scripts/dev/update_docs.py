@@ -3,8 +3,8 @@
 A table stands between `<!-- tables: ARGUMENTS -->` and `<!-- end of tables -->`; it is what
 `python scripts/make_tables.py ARGUMENTS` prints. Other parts are `<!-- KIND: FILE -->` to `<!-- end of KIND -->`: the
 runs of a script of scripts/benchmarks/ or scripts/dev/, the methods and their parameters (from configs/methods), the
-README's rows of results, a program's output. Figures are drawn from their results too. A test fails where a document
-differs from its results.
+README's rows of results, a program's output, an experiment's differences. Figures are drawn from their results too. A
+test fails where a document differs from its results.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from scripts.benchmarks.importance_samples import as_text as samples
 from scripts.dev import document_tables, quickstart_figure
 from scripts.dev.fuzz import summary as fuzz
 from scripts.dev.torture import as_text as torture
+from scripts.experiments import document_tables as experiment_tables
 from scripts.plot_importance import document as importance
 from scripts.plot_importance import draw as importance_figure
 
@@ -111,7 +112,7 @@ RESULTS: Mapping[str, Callable[[Path], str]] = {
     "growth": growth, "gpu": _gpu, "torture": _torture, "fuzz": _fuzz,
     "importance": importance, "samples": _samples,
     "methods": document_tables.methods, "parameters": document_tables.parameters, "results": document_tables.results,
-    "output": document_tables.output,
+    "output": document_tables.output, "controls": experiment_tables.controls,
 }  # fmt: skip
 SINGLE = ("methods", "parameters", "results", "output")
 """Kinds of a single table or block."""
@@ -133,6 +134,7 @@ def filled(text: str) -> str:
 
 DRAWN: Mapping[Path, tuple[Callable[[Path], Figure], Path]] = {
     quickstart_figure.FIGURE: (quickstart_figure.draw, quickstart_figure.RESULTS),
+    Path("docs/figures/controls.svg"): (experiment_tables.curves_of_results, Path("results/controls.json")),
     Path("docs/figures/importance_distribution.svg"): (importance_figure, Path("results/importance_distribution.json")),
 }
 """Figure: the function that draws it, and its results."""

@@ -156,9 +156,10 @@ def _bold(text: str, d: Difference) -> str:
 
 
 def draw_curves(pairs: Sequence[Difference], file: Path) -> Path:
-    """Draw what each relaxation changes against omega, with the intervals over replicates.
+    """Draw the differences over omega, with their intervals over replicates.
 
-    A row of panels for AIM and its variants, and one for AIM and its controls.
+    A row of panels for AIM and its variants and one for AIM and its controls, each minus the merge; then one for AIM
+    minus each control.
     """
     write_figure(curves(pairs), file)
     return file
@@ -168,34 +169,40 @@ def curves(pairs: Sequence[Difference]) -> Figure:
     """Return the figure of `draw_curves`."""
     from matplotlib.figure import Figure
 
-    chosen = [d for d in pairs if d.method == ALL and d.what.endswith(MINUS_MERGE)]
-    names = list(dict.fromkeys(d.what.removesuffix(MINUS_MERGE) for d in chosen))
-    variants = [name for name in names if name.startswith(AIM)]
-    controls = [name for name in names if name not in variants]
-    rows = [row for row in (variants, [AIM, *controls] if controls else []) if row]
+    chosen = [d for d in pairs if d.method == ALL]
+    names = [d.what.removesuffix(MINUS_MERGE) for d in chosen if d.what.endswith(MINUS_MERGE)]
+    variants = list(dict.fromkeys(name for name in names if name.startswith(AIM)))
+    controls = list(dict.fromkeys(name for name in names if not name.startswith(AIM)))
+    # Each row of panels: its y labels, and the color and the difference of each line.
+    changes = ("change of the mean score (points)", "change of the HV gain")
+    rows = [(changes, {name: (at, name + MINUS_MERGE) for at, name in enumerate(variants)})]
+    if controls:
+        of_controls = {name: (at, name + MINUS_MERGE) for at, name in enumerate([AIM, *controls])}
+        aim_minus = {name: (at, f"{AIM} minus {name}") for at, name in enumerate(controls, start=1)}
+        rows = [*(rows if len(variants) > 1 else []), (changes, of_controls)]
+        rows.append((("AIM minus control: mean score (points)", "AIM minus control: HV gain"), aim_minus))
     with in_style():
-        height = sum(2.2 + legend_rows(row, LEGEND_COLUMNS) for row in rows) + 0.2
+        height = sum(2.2 + legend_rows(list(lines), LEGEND_COLUMNS) for _, lines in rows) + 0.2
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
         parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-        for part, row in zip(parts, rows, strict=True):
+        for part, (y_labels, lines) in zip(parts, rows, strict=True):
             axes = part.subplots(1, len(QUANTITIES), squeeze=False)[0]
-            for ax, quantity in zip(axes, QUANTITIES, strict=True):
-                of_quantity = [d for d in chosen if d.quantity == quantity]
-                _draw_panel(ax, {name: [d for d in of_quantity if d.what == name + MINUS_MERGE] for name in row})
+            for ax, quantity, y_label in zip(axes, QUANTITIES, y_labels, strict=True):
+                _draw_panel(ax, lines, [d for d in chosen if d.quantity == quantity])
                 ax.set_xlabel("ω")
-                ax.set_ylabel("change of the mean score (points)" if quantity == "mean" else "change of the HV gain")
+                ax.set_ylabel(y_label)
             part.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=LEGEND_COLUMNS)
     return figure
 
 
-def _draw_panel(ax: Axes, lines: Mapping[str, Sequence[Difference]]) -> None:
-    """Draw a line for each relaxation, its intervals beside those of the others."""
-    for at, (name, differences_of_line) in enumerate(lines.items()):
-        points = sorted(differences_of_line, key=lambda d: d.omega)
-        shift = 0.014 * (at - (len(lines) - 1) / 2)
+def _draw_panel(ax: Axes, lines: Mapping[str, tuple[int, str]], differences_of_panel: Sequence[Difference]) -> None:
+    """Draw a line for each difference, its intervals next to those of the others."""
+    for place, (label, (color, what)) in enumerate(lines.items()):
+        points = sorted((d for d in differences_of_panel if d.what == what), key=lambda d: d.omega)
+        shift = 0.014 * (place - (len(lines) - 1) / 2)
         ax.errorbar(
             [d.omega + shift for d in points], [d.value for d in points], [d.high - d.value for d in points],
-            label=name, color=COLORS[at % len(COLORS)], lw=1.6 if name == AIM else 0.8, marker="o",
-            ms=3.5 if name == AIM else 2.5, ls="-" if at < len(COLORS) else "--", capsize=1.5, elinewidth=0.6,
+            label=label, color=COLORS[color % len(COLORS)], lw=1.6 if label == AIM else 0.8, marker="o",
+            ms=3.5 if label == AIM else 2.5, ls="-" if color < len(COLORS) else "--", capsize=1.5, elinewidth=0.6,
         )  # fmt: skip
     ax.axhline(0, color="#6e6e6e", lw=0.8)

@@ -38,8 +38,15 @@ MEAN = "mean"
 """Column of the CSV: the mean of the scores that are percentages of which more is better."""
 
 
-def write_results(plan: Plan, state: State, remark: Remark) -> tuple[list[Path], list[Row]]:
+def write_results(plan: Plan, state: State, remark: Remark, with_tables: bool) -> tuple[list[Path], list[Row]]:
     """Write tables, figures and the CSV of all scored cells into `report/`.
+
+    Args:
+        plan: The plan of the experiment.
+        state: Its state.
+        remark: Prints a sentence for the user.
+        with_tables: False for the CSV and the differences over replicates alone. The tables bootstrap an interval of
+            the HV gain of every model, which takes seconds a model.
 
     Returns:
         The files that a reader starts with, and the rows of the CSV.
@@ -57,6 +64,8 @@ def write_results(plan: Plan, state: State, remark: Remark) -> tuple[list[Path],
         if not models.rows:
             continue
         rows += rows_of(plan, replicate, models, remark)
+        if not with_tables:
+            continue
         folder = out / replicate.name if several else out
         files += write_tables(plan, models, results, folder, remark, with_figures=not several)
     write_whole(out / "cells.csv", to_csv_text(rows).encode())

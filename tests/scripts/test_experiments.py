@@ -473,8 +473,8 @@ def test_each_file_runs_whole_on_a_miniature(file: Path, trained: Family, tmp_pa
 
 
 def test_curves_by_kind_of_relaxation() -> None:
-    """AIM stands beside its variants in one row of panels, and beside the controls in the other; without controls there
-    is one row. Each line goes through the differences."""
+    """AIM and its variants have a row of panels, AIM and the controls another, and AIM minus each control a third;
+    without controls there is one row. Each line goes through the differences."""
     rows: list[dict[str, Any]] = []
     for seed in range(3):
         common = {"replicate": f"s{seed}", "method": "ties", "models": "A + B", "mean": 50.0, "HV Gain": 0.5}
@@ -484,11 +484,13 @@ def test_curves_by_kind_of_relaxation() -> None:
                 {**common, "relaxation": name, "omega": omega, "mean": 50.0 + number + omega} for omega in (0.0, 0.4)
             ]
     figure = curves(differences(rows))
-    assert len(figure.subfigs) == 2
+    assert len(figure.subfigs) == 3
     labels = [[c.get_label() for c in part.axes[0].containers] for part in figure.subfigs]
-    assert labels == [["AIM", "AIM-rms"], ["AIM", "uniform"]]
+    assert labels == [["AIM", "AIM-rms"], ["AIM", "uniform"], ["uniform"]]
     line = figure.subfigs[1].axes[0].containers[1].lines[0]
     assert list(line.get_ydata()) == pytest.approx([2.0, 2.4])
+    line = figure.subfigs[2].axes[0].containers[0].lines[0]
+    assert list(line.get_ydata()) == pytest.approx([-2.0, -2.0])
     alone = curves(differences([row for row in rows if row.get("relaxation") != "uniform"]))
     assert len(alone.subfigs) == 1
 
