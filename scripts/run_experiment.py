@@ -37,7 +37,11 @@ def make_parser() -> Parser:
     parser.add_argument("--jobs", metavar="N|in_process", help="cells at a time, or all in this process")
     parser.add_argument("--slurm", type=user_path, metavar="FILE", help="write a Slurm array script and run nothing")
     parser.add_argument("--status", action="store_true", help="print the progress and run nothing")
-    parser.add_argument("--no_report", action="store_true", help="write no tables of scores at the end")
+    parser.add_argument(
+        "--no_report",
+        action="store_true",
+        help="write no tables at the end; with --collect, the rows and summary.md alone",
+    )
     parser.add_argument("--collect", type=user_path, metavar="FILE.json", help="also write all rows as compact JSON")
     add_output_flags(parser)
     return parser

@@ -11,8 +11,13 @@ from eval.results.rows import Models
 from eval.stats.comparison import compare
 from eval.stats.gains import Measure, all_gains
 from merging.recipe.method_registry import MergeMethod, Parameter, all_methods
+from scripts.experiments.document_tables import MERGE, OMEGA
+from scripts.experiments.paired import ALL, differences
+from scripts.experiments.results import read_rows
 
 BASE = {"required": "required", "optional": "optional", "template": "tokenizer and config"}
+SAMPLED_TEXTS = 64
+"""Calibration texts of the README's row on their number."""
 LONG_LINE = 120
 """Longer lines of a program's output are notes and paths, which a document leaves out."""
 
@@ -75,8 +80,8 @@ def output(file: Path) -> str:
 def results(folder: Path) -> str:
     """Return the six rows of results in the README, from the files of results/."""
     rows = [
-        _published(folder), _quickstart(folder), _real_model(folder),
-        _speed(folder), _memory(folder), _calibration(folder),
+        _published(folder), _controls(folder), _real_model(folder),
+        _samples(folder), _speed(folder), _calibration(folder),
     ]  # fmt: skip
     return markdown(["question", "measured", "details"], rows)
 
@@ -108,12 +113,31 @@ def _published(folder: Path) -> list[str]:
     ]
 
 
-def _quickstart(folder: Path) -> list[str]:
-    pairs = list(gain_pairs(load([folder / "quickstart.json"], {}, lambda _: None)))
+def _controls(folder: Path) -> list[str]:
+    pairs = {
+        pair.what: pair
+        for pair in differences(read_rows(folder / "controls.json"))
+        if (pair.method, pair.omega, pair.quantity) == (ALL, OMEGA, "mean")
+    }
+    lead = pairs["AIM minus uniform"]
     return [
-        "Does AIM help on the quickstart's tiny models?",
-        f"{_raised(pairs)}; it acts as a shrinkage towards the base",
-        "[Quickstart results](docs/quickstart_results.md)",
+        "Is AIM more than a shrinkage of the task vectors?",
+        f"by {lead.value:.1f} points ({lead.low:.1f} to {lead.high:.1f}) of {pairs[MERGE].value:.1f} that it adds to a "
+        f"merge of tiny models; a uniform factor adds {pairs['uniform minus merge'].value:.1f} ({lead.replicates} "
+        "families)",
+        "[Reproduction](REPRODUCTION.md#is-aim-more-than-a-shrinkage-of-the-task-vectors)",
+    ]
+
+
+def _samples(folder: Path) -> list[str]:
+    rows = read_json_file(folder / "importance_samples.json")["rows"]
+    docstrings = next(row for row in rows if row["source"] == row["against"] and row["texts"] == SAMPLED_TEXTS)
+    others = [row["max"]["median"] for row in rows if row["source"] != row["against"]]
+    return [
+        f"Are {SAMPLED_TEXTS} calibration texts enough, and does other text do (SmolLM2-135M)?",
+        f"importance changes by {docstrings['max']['median']:.1%} in the median against other docstrings, by "
+        f"{min(others):.0%} to {max(others):.0%} with another kind of text",
+        "[Reproduction](REPRODUCTION.md#how-many-calibration-texts-are-enough-and-does-other-text-do)",
     ]
 
 
@@ -140,16 +164,6 @@ def _speed(folder: Path) -> list[str]:
         "How fast is a merge of three 1.1B models on 2 cores?",
         f"{share[least]:.2f} ({least}) to {share[most]:.2f} ({most}) of the time of mergekit 0.1.5 or the original",
         "[Performance](docs/performance.md)",
-    ]
-
-
-def _memory(folder: Path) -> list[str]:
-    run = read_json_file(folder / "memory.json")[0]
-    peaks = run["peak_mib"].values()
-    return [
-        "How much memory does such a merge need?",
-        f"{min(peaks)} to {max(peaks)} MiB besides torch; it does not grow with the model",
-        "[Performance](docs/performance.md#memory)",
     ]
 
 

@@ -203,6 +203,6 @@ def _draw_panel(ax: Axes, lines: Mapping[str, tuple[int, str]], differences_of_p
         ax.errorbar(
             [d.omega + shift for d in points], [d.value for d in points], [d.high - d.value for d in points],
             label=label, color=COLORS[color % len(COLORS)], lw=1.6 if label == AIM else 0.8, marker="o",
-            ms=3.5 if label == AIM else 2.5, ls="-" if color < len(COLORS) else "--", capsize=1.5, elinewidth=0.6,
+            ms=3.5 if label == AIM else 2.5, ls="-" if color < len(COLORS) else "--", elinewidth=0.6,
         )  # fmt: skip
     ax.axhline(0, color="#6e6e6e", lw=0.8)
