@@ -41,8 +41,9 @@ def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(prog="scripts/plot_importance.py", description=__doc__)
     parser.add_argument("files", nargs="+", type=user_path, metavar="FILE", help="importance files")
-    parser.add_argument("--names", metavar="A,B", help="a name for each file (default: the file's)")
-    parser.add_argument(
+    group = parser.add_argument_group("importance files")
+    group.add_argument("--names", metavar="A,B", help="a name for each file (default: the file's)")
+    group.add_argument(
         "--normalizations", default=MAX, metavar="max,X", help="max, and quantiles in (0, 1] (default: max)"
     )
     group = parser.add_argument_group("share of a task vector")

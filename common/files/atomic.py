@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -17,6 +18,8 @@ from common.files.locks import HeldError, Lock
 
 PARTIAL = ".aim-partial"
 """End of the name of a file that is being written."""
+MOMENT = 1.0
+"""Seconds to wait for the lock of such a file: `remove_leftovers` of another process holds it for a moment."""
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 EXCHANGE, AT_FDCWD = 2, -100
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EBADF)
@@ -48,10 +51,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
         raise FailureError(f"{path} is a folder; a file name was expected.")
     remove_leftovers(path.parent)
     partial = path.with_name(f".{path.name}{PARTIAL}")
-    try:
-        lock = Lock.acquire(partial)
-    except HeldError as error:
-        raise FailureError(f"{path} is being written by {error.holder}; wait for it.") from None
+    lock = _lock_partial(path, partial)
     try:
         with naming(path):
             with partial.open("wb") as stream:
@@ -65,6 +65,18 @@ def written(path: Path) -> Iterator[BinaryIO]:
             if lock.file != partial:  # no flock here: the lock is a file of its own
                 partial.unlink(missing_ok=True)
             lock.release(remove=True)
+
+
+def _lock_partial(path: Path, partial: Path) -> Lock:
+    """Lock the file that becomes `path`. Raises FailureError where another process holds it for longer than a moment."""
+    deadline = time.monotonic() + MOMENT
+    while True:
+        try:
+            return Lock.acquire(partial)
+        except HeldError as error:
+            if time.monotonic() >= deadline:
+                raise FailureError(f"{path} is being written by {error.holder}; wait for it.") from None
+            time.sleep(0.01)
 
 
 def write_file(path: Path, content: bytes) -> None:

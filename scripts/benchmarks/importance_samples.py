@@ -68,9 +68,10 @@ def main(argv: Sequence[str]) -> int:
     """Run the base over every block of every source, compare, print."""
     parser = Parser(prog="scripts/benchmarks/importance_samples.py", description=__doc__)
     parser.add_argument("base", help="base model: a folder or hub id")
-    parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="numbers of texts (default: %(default)s)")
-    parser.add_argument("--other_texts", type=int, default=64, help="texts of the other sources (default: %(default)s)")
-    parser.add_argument("--results", type=user_path, metavar="FILE", help="also write the figures to this JSON file")
+    group = parser.add_argument_group("benchmark")
+    group.add_argument("--counts", default=",".join(map(str, COUNTS)), help="numbers of texts (default: %(default)s)")
+    group.add_argument("--other_texts", type=int, default=64, help="texts of the other sources (default: %(default)s)")
+    group.add_argument("--results", type=user_path, metavar="FILE", help="also write the figures to this JSON file")
     add_calibration_flags(parser)
     add_output_flags(parser)
     args = parser.parse_args(argv)
