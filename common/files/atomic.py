@@ -68,7 +68,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
 
 
 def _lock_partial(path: Path, partial: Path) -> Lock:
-    """Lock the file that becomes `path`. Raises FailureError where another process holds it for longer than a moment."""
+    """Lock the file that becomes `path`. Raises FailureError where another process holds it longer."""
     deadline = time.monotonic() + MOMENT
     while True:
         try:
