@@ -81,8 +81,9 @@ def table(sweep: Sweep) -> str:
     rows = []
     for i, row in enumerate(first):
         whole = merged_norm(row)
-        left = [rows_of[i]["merged"] / whole if whole else None for rows_of in sweep.values()]
-        rows.append([row["layer"], f"{whole:.4g}", *("-" if part is None else f"{100 * part:.1f} %" for part in left)])
+        shares = [rows_of[i]["merged"] / whole if whole else None for rows_of in sweep.values()]
+        cells = ["-" if share is None else f"{100 * share:.1f} %" for share in shares]
+        rows.append([row["layer"], f"{whole:.4g}", *cells])
     heads = ["layer", "norm of the merge", *(f"omega {omega:g}" for omega in sweep)]
     return markdown(heads, rows)
 

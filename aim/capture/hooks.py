@@ -128,10 +128,10 @@ class _Products(TorchFunctionMode):
         args: Sequence[object] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        seen = _PRODUCTS.get(func)
-        if seen is not None:
+        observe = _PRODUCTS.get(func)
+        if observe is not None:
             with torch._C.DisableTorchFunction():
-                seen(self, args, kwargs or {})
+                observe(self, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
     def linear(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:

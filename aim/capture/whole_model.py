@@ -156,10 +156,10 @@ def calibrate(
             while done < total:
                 process_group.check_ranks()
                 half, take = takes(halves, done, size.size)
-                batch, taken = size.run(take, attempt)
+                batch, block_numbers = size.run(take, attempt)
                 sums.add(batch, half)
-                done += len(taken)
-                bar.update(len(taken))
+                done += len(block_numbers)
+                bar.update(len(block_numbers))
                 if progress:
                     progress.save(sums, {"blocks": done})
             if progress:

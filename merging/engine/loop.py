@@ -110,8 +110,8 @@ def _merging(
     if blocks_of is not None:
         yield blocks_of
         return
-    planned = [tensor for tensor in tensors if isinstance(tensor, TensorPlan)]  # all of a `Plan`
-    tasks = {t.name: partial(_task, t, config, collectors.get(t.name, ())) for t in planned if _is_computed(t)}
+    plans = [tensor for tensor in tensors if isinstance(tensor, TensorPlan)]  # all of a `Plan`
+    tasks = {t.name: partial(_task, t, config, collectors.get(t.name, ())) for t in plans if _is_computed(t)}
     with closing(make_executor(config, tasks)) as executor:
 
         def results_of(tensor: TensorPlan) -> Iterator[Blocks]:

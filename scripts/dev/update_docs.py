@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from common.cli import Parser, add_output_flags, run
 from common.errors import FailureError
 from common.figures import write_figure
+from common.files.json_values import JsonValue
 from eval.results.result import read_json_file
 from scripts.benchmarks.bench_gpu import as_text as gpu
 from scripts.benchmarks.bench_tables import performance
@@ -87,30 +88,16 @@ def _performance(file: Path) -> str:
     return f"{runs}, {about['date']}:\n\n{performance(report)}"
 
 
-def _gpu(file: Path) -> str:
-    return gpu(read_json_file(file))
-
-
-def _fuzz(file: Path) -> str:
-    return fuzz(read_json_file(file))
-
-
-def _deviation(file: Path) -> str:
-    return deviation(read_json_file(file))
-
-
-def _torture(file: Path) -> str:
-    return torture(read_json_file(file))
-
-
-def _samples(file: Path) -> str:
-    return samples(read_json_file(file))
+def _of_json(as_text: Callable[[JsonValue], str]) -> Callable[[Path], str]:
+    """Return the function of a results file whose text `as_text` makes of its content."""
+    return lambda file: as_text(read_json_file(file))
 
 
 RESULTS: Mapping[str, Callable[[Path], str]] = {
-    "memory": memory, "calibration": calibration, "performance": _performance, "deviation": _deviation,
-    "growth": growth, "gpu": _gpu, "torture": _torture, "fuzz": _fuzz,
-    "importance": importance, "samples": _samples,
+    "memory": memory, "calibration": calibration, "performance": _performance,
+    "deviation": _of_json(deviation),
+    "growth": growth, "gpu": _of_json(gpu), "torture": _of_json(torture), "fuzz": _of_json(fuzz),
+    "importance": importance, "samples": _of_json(samples),
     "methods": document_tables.methods, "parameters": document_tables.parameters, "results": document_tables.results,
     "output": document_tables.output, "controls": experiment_tables.controls,
 }  # fmt: skip

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.markup import markdown
 from eval.stats.gains import HV
-from scripts.experiments.paired import AIM, ALL, Difference, curves, differences
+from scripts.experiments.paired import AIM, ALL, MINUS_MERGE, Difference, Row, curves, differences
 from scripts.experiments.results import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Row = Mapping[str, Any]
 OMEGA = 0.4
 """The paper's omega, at which methods and recipes are compared."""
 UNITS = {"mean": "mean score, percentage points", HV: "HV gain"}
-MERGE = "AIM minus merge"
+MERGE = f"{AIM}{MINUS_MERGE}"
 
 
 def curves_of_results(file: Path) -> Figure:

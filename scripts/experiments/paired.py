@@ -120,7 +120,8 @@ def write_summary(plan: Plan, rows: Sequence[Row], out: Path) -> list[Path]:
         return []
     write_whole(out / "differences.json", (json.dumps([vars(d) for d in pairs], indent=0) + "\n").encode())
     write_whole(out / "summary.md", summary(plan, pairs).encode())
-    return [out / "summary.md", draw_curves(pairs, out / "curves.png")]
+    write_figure(curves(pairs), out / "curves.png")
+    return [out / "summary.md", out / "curves.png"]
 
 
 def summary(plan: Plan, pairs: Sequence[Difference]) -> str:
@@ -155,18 +156,12 @@ def _bold(text: str, d: Difference) -> str:
     return f"**{text}**" if d.is_significant else text
 
 
-def draw_curves(pairs: Sequence[Difference], file: Path) -> Path:
+def curves(pairs: Sequence[Difference]) -> Figure:
     """Draw the differences over omega, with their intervals over replicates.
 
     A row of panels for AIM and its variants and one for AIM and its controls, each minus the merge; then one for AIM
     minus each control.
     """
-    write_figure(curves(pairs), file)
-    return file
-
-
-def curves(pairs: Sequence[Difference]) -> Figure:
-    """Return the figure of `draw_curves`."""
     from matplotlib.figure import Figure
 
     chosen = [d for d in pairs if d.method == ALL]

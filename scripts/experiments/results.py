@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from common.errors import UsageError
 from common.files.paths import read_json, write_whole
@@ -25,12 +25,11 @@ from eval.results.result import EvalResult
 from eval.results.rows import Models, assemble, model_key
 from eval.results.samples import answers_of, sample_files
 from eval.stats.gains import HV, Measure, all_gains
-from scripts.experiments.paired import write_summary
+from scripts.experiments.paired import Row, write_summary
 from scripts.experiments.plan import Plan, Replicate
 from scripts.experiments.state import State
 
 T = TypeVar("T")
-Row = Mapping[str, Any]
 Remark = Callable[[str], None]
 MOST_BYTES = 1 << 20
 """Size of a file of collected rows at most."""

@@ -115,16 +115,16 @@ def answer_loss(model: PreTrainedModel, batch: Sequence[Encoded], pad: int, devi
 
     width = max(len(e.ids) for e in batch)
     ids = torch.full((len(batch), width), pad)
-    seen = torch.zeros((len(batch), width), dtype=torch.long)
+    attention_mask = torch.zeros((len(batch), width), dtype=torch.long)
     chosen = torch.zeros((len(batch), width), dtype=torch.bool)
     for row, e in enumerate(batch):
         ids[row, : len(e.ids)] = torch.tensor(e.ids)
-        seen[row, : len(e.ids)] = 1
+        attention_mask[row, : len(e.ids)] = 1
         chosen[row, e.n_prompt : len(e.ids)] = True
-    ids, seen, chosen = ids.to(device), seen.to(device), chosen.to(device)
+    ids, attention_mask, chosen = ids.to(device), attention_mask.to(device), chosen.to(device)
     kind = device.partition(":")[0]
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=product_dtype(kind) == "bfloat16"):
-        hidden = model.get_decoder()(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
+        hidden = model.get_decoder()(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         # The position before a token predicts it.
         logits = model.get_output_embeddings()(hidden[:, :-1][chosen[:, 1:]])
     targets = ids[:, 1:][chosen[:, 1:]]

@@ -185,10 +185,10 @@ def check_planned(
                     "the version that the lock names."
                 )
     _check_names("other input", lock["other_inputs"], other_inputs)
-    planned = {tensor.name: tensor for tensor in tensors}
-    _check_names("tensor", lock["tensors"], planned)
+    plans = {tensor.name: tensor for tensor in tensors}
+    _check_names("tensor", lock["tensors"], plans)
     for name, entry in lock["tensors"].items():
-        actual = f"{planned[name].dtype} {list(planned[name].shape)}"
+        actual = f"{plans[name].dtype} {list(plans[name].shape)}"
         if actual != f"{entry['dtype']} {entry['shape']}":
             raise CheckpointError(
                 f"Tensor {name} does not repeat the lock's ({actual}, expected {entry['dtype']} {entry['shape']})."
